@@ -1,0 +1,293 @@
+"""Every key of a config file: its type, unit, default and meaning.
+
+A config is one flat JSON object. `load_config` checks it as a whole and reports every mistake at
+once. The class below is also the source of `configs/schema.json`, which editors use to complete
+and check keys; `python config.py` writes that file anew.
+"""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from errors import UserError
+
+SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
+
+# The sets of clips, and how their keys begin in a config file.
+SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Config(BaseModel):
+    """The settings of one run. Paths are relative to the folder that the command is run in."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    # --- the run -----------------------------------------------------------------------------
+    model_name: str = Field(
+        min_length=1,
+        pattern=r"^[^/\\]+$",
+        description="Name of the run; its folder is <output_dir>/<model_name>.",
+    )
+    output_dir: str = Field("trainings/", description="Folder that holds the run folders.")
+    checkpoint: str | None = Field(
+        None,
+        description="Checkpoint that --resume loads; null takes the run folder's last one.",
+    )
+    pretrained: str | None = Field(
+        None, description="Checkpoint whose weights a new run starts from; null starts afresh."
+    )
+    new_head: bool = Field(
+        False,
+        description="With `pretrained`: start the last layer afresh; its classes may then differ.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all that is drawn at random.")
+    num_epochs: int = Field(
+        -1,
+        ge=-1,
+        description="Passes over the training clips; -1: until the learning rate has come down "
+        "to last_lr, or until stopped.",
+    )
+    print_freq: PositiveInt = Field(
+        100, description="Steps between two progress lines when the output is no terminal."
+    )
+
+    # --- the data ----------------------------------------------------------------------------
+    train_data_folder: str = Field(description="Folder with one folder of frames per clip.")
+    train_data_csv: str = Field(description="Training clips, a line each: id;label.")
+    val_data_folder: str = Field(description="As train_data_folder, for validation.")
+    val_data_csv: str = Field(description="As train_data_csv, for validation.")
+    test_data_folder: str | None = Field(None, description="As train_data_folder, for --test_only.")
+    test_data_csv: str | None = Field(None, description="Test clips without labels, an id a line.")
+    labels_csv: str = Field(description="Class names, one a line; line number = class index.")
+    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Number of classes; null: as many as labels_csv has lines."
+    )
+    num_workers: int = Field(4, ge=0, description="Processes that read frames; 0: the main one.")
+    max_frame_pixels: PositiveInt = Field(
+        16_000_000, description="Frames with more pixels than this are refused before decoding."
+    )
+
+    # --- from frames to clips ----------------------------------------------------------------
+    clip_size: PositiveInt = Field(18, description="Frames in a clip (T).")
+    step_size: PositiveInt = Field(2, description="Every step_size-th frame is taken (window).")
+    nclips: PositiveInt = Field(
+        1, description="Clips per video in evaluation; their scores are averaged."
+    )
+    sampling: Literal["window", "segments"] = Field(
+        "window",
+        description="window: clip_size frames, step_size apart, from a random start; "
+        "segments: one frame from each of clip_size equal parts of the video.",
+    )
+    frame_height: PositiveInt | None = Field(
+        100, description="Frames are scaled to this height (pixels); null: left as they are."
+    )
+    crop_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = (
+        Field(84, description="Centre crop in pixels: one side, or [height, width].")
+    )
+    affine_degrees: float = Field(
+        10.0, ge=0, le=180, description="Training clips are turned by up to +- this many degrees."
+    )
+    affine_translate: Fraction = Field(
+        0.15, description="... and shifted by up to +- this fraction of width and height."
+    )
+    mean: Colour = Field(
+        [0.485, 0.456, 0.406], description="Subtracted from RGB in 0..1 (default: ImageNet's)."
+    )
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = Field(
+        [0.229, 0.224, 0.225], description="RGB is then divided by this (default: ImageNet's)."
+    )
+
+    # --- the network -------------------------------------------------------------------------
+    model: Literal["conv3d"] = Field("conv3d", description="conv3d: the tutorial's 3D ConvNet.")
+    block_widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
+        [32, 64, 124, 256],
+        description="Channels of each block; blocks beyond the list repeat its last entry.",
+    )
+    head_widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
+        [512, 512, 256], description="Channels of the last convolution, then of each hidden layer."
+    )
+    dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
+
+    # --- the training ------------------------------------------------------------------------
+    batch_size: PositiveInt = Field(100, description="Clips per training step.")
+    lr: PositiveFloat = Field(0.001, description="Learning rate at the start (after warm-up).")
+    last_lr: float = Field(
+        1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
+    )
+    momentum: Fraction = Field(0.9, description="Adam's beta1: the share of the past gradient.")
+    weight_decay: float = Field(1e-5, ge=0, description="L2 penalty on the weights.")
+    amsgrad: bool = Field(True, description="Adam's AMSGrad variant (Reddi et al., 2018).")
+    schedule: Literal["plateau", "cosine", "constant"] = Field(
+        "plateau",
+        description="plateau: lowered when the validation loss stops falling; cosine: half a "
+        "cosine from lr to last_lr over num_epochs; constant: lr throughout.",
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="Epochs in which the learning rate rises linearly from 0 to lr."
+    )
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="The plateau schedule multiplies the learning rate by this."
+    )
+    plateau_patience: int = Field(
+        10, ge=0, description="... after more than this many epochs without a lower loss."
+    )
+
+    @model_validator(mode="after")
+    def _check_combinations(self):
+        problems = []
+        if self.num_epochs == 0:
+            problems.append("num_epochs: found 0; expected -1 or at least 1")
+        if self.schedule == "cosine" and self.num_epochs == -1:
+            problems.append("num_epochs: found -1; a cosine schedule needs to know its end")
+        if 0 < self.num_epochs <= self.warmup_epochs:
+            problems.append(f"warmup_epochs: expected less than num_epochs ({self.num_epochs})")
+        if self.last_lr > self.lr:
+            problems.append(f"last_lr: found {self.last_lr}; expected at most lr ({self.lr})")
+        if self.new_head and not self.pretrained:
+            problems.append("new_head: found true; it goes with `pretrained`, which is null")
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        if isinstance(self.crop_size, int):
+            return self.crop_size, self.crop_size
+        return tuple(self.crop_size)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.output_dir) / self.model_name
+
+    def set_paths(self, set_name: str) -> tuple[str | None, str | None]:
+        """Folder and CSV of the set `train`, `validation` or `test`."""
+        prefix = SET_PREFIXES[set_name]
+        return getattr(self, f"{prefix}_data_folder"), getattr(self, f"{prefix}_data_csv")
+
+
+def load_config(path, overrides=(), sets=()) -> Config:
+    """Reads the JSON file `path`, applies `overrides` and checks everything at once.
+
+    overrides: strings `key=value`; the value is JSON, or a plain string if it is not.
+    sets: those of `train`, `validation`, `test` whose folder and CSV must exist.
+    Raises UserError with one line per problem: key, what was found, what is expected.
+    """
+    values = _read_json_object(path)
+    values.pop("$schema", None)
+    for override in overrides:
+        key, value = _parse_override(override)
+        values[key] = value
+    # Configs in circulation write "no checkpoint" in either way.
+    if values.get("checkpoint") == "":
+        values["checkpoint"] = None
+    problems = _missing_paths(values, sets)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()] + problems
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, with the `$schema` key that editors look for."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["$schema"] = {"type": "string", "description": "Path of this schema."}
+    return schema
+
+
+def _read_json_object(path) -> dict[str, Any]:
+    def refuse_duplicates(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise UserError(f"{path}: {', '.join(twice)}: given twice; keep one of them")
+        return dict(pairs)
+
+    def refuse_constant(name):
+        raise UserError(f"{path}: {name} is no JSON number")
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: config cannot be read ({error}); check --config") from None
+    try:
+        values = json.loads(
+            text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
+        )
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object {{...}}, found {type(values).__name__}")
+    return values
+
+
+def _parse_override(override):
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override}: expected key=value, for example --set lr=0.01")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
+
+
+def _missing_paths(values, sets) -> list[str]:
+    problems = []
+    keys = [("labels_csv", Path.is_file, "file")] if sets else []
+    for set_name in sets:
+        prefix = SET_PREFIXES[set_name]
+        keys.append((f"{prefix}_data_folder", Path.is_dir, "folder"))
+        keys.append((f"{prefix}_data_csv", Path.is_file, "file"))
+    for key, exists, kind in keys:
+        value = values.get(key)
+        if isinstance(value, str) and not exists(Path(value)):
+            problems.append(f"{key}: no such {kind}: {value!r}; correct the path")
+        elif value is None and key.startswith("test_"):
+            problems.append(f"{key}: missing; a test run needs it")
+    return problems
+
+
+def _describe(problem) -> str:
+    """One line for one of pydantic's errors: key, what was found, what is expected."""
+    key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Config.model_fields, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else "remove it"
+        return f"{key}: unknown key (found {_shorten(problem['input'])}); {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; {Config.model_fields[key].description}"
+    if problem["type"] == "value_error" and not key:
+        return str(problem["ctx"]["error"])
+    expected = problem["msg"].removeprefix("Input should be ")
+    return f"{key}: found {_shorten(problem['input'])}; expected {expected}"
+
+
+def _shorten(value) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def main() -> int:
+    SCHEMA_FILE.write_text(json.dumps(json_schema(), indent=2) + "\n")
+    print(f"wrote {SCHEMA_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Annotations -> clips -> batches.
+
+Whatever is random here is a function of (seed, epoch, clip), never of a stored generator: the
+same clip looks the same in the same epoch, in any worker, and after a resume.
+Shapes: N clips in a batch, K windows a video (`nclips`), T frames, H, W pixels, C = 3 colours.
+"""
+
+import os
+import signal
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from annotations import Annotations, read_annotations, read_labels
+from config import Config
+from errors import UserError
+from frames import FrameError, list_frames, read_frame
+from transforms import eval_transform, train_transform
+
+
+class ClipKey(NamedTuple):
+    """What the sampler hands to a worker: which clip, and in which epoch."""
+
+    epoch: int
+    index: int
+
+
+class Batch(NamedTuple):
+    clips: torch.Tensor  # uint8 [N, K, T, H, W, C]; K = 1 in training
+    labels: torch.Tensor  # int64 [N]; -1 where the set has none
+    indices: torch.Tensor  # int64 [N], positions in the CSV
+
+
+# --- clips -------------------------------------------------------------------------------------
+
+
+def sample_window(num_frames, clip_size, step_size, rng=None, num_windows=1) -> np.ndarray:
+    """Frame positions [K, T]: `clip_size` frames, `step_size` apart; the last frame pads.
+
+    With `rng`, one window from a start drawn among all that fit, the last included. Without,
+    `num_windows` evenly spread ones; a single one lies in the middle.
+    """
+    span = (clip_size - 1) * step_size + 1
+    last_start = max(0, num_frames - span)
+    if rng is not None:
+        starts = np.array([rng.integers(last_start, endpoint=True)])
+    elif num_windows == 1:
+        starts = np.array([last_start // 2])
+    else:
+        starts = np.linspace(0, last_start, num_windows).round().astype(int)
+    positions = starts[:, None] + np.arange(clip_size) * step_size
+    return np.minimum(positions, num_frames - 1)
+
+
+def sample_segments(num_frames, clip_size, rng=None, num_windows=1) -> np.ndarray:
+    """Frame positions [K, T]: one frame from each of `clip_size` equal parts of the video.
+
+    With `rng`, a random frame of each part; without, the k-th of `num_windows` evenly spread
+    places in each part (the middle for a single one). (Wang et al., arXiv 1608.00859)
+    """
+    if rng is not None:
+        places = rng.random((1, clip_size))
+    else:
+        places = (np.arange(num_windows)[:, None] + 0.5) / num_windows
+    positions = (np.arange(clip_size) + places) * num_frames / clip_size
+    return positions.astype(int)
+
+
+class VideoFolder(Dataset):
+    """The clips of one set, read from folders of frames.
+
+    An item is (clip uint8 [K, T, H, W, C], label, index), or a FrameError *as a value* if the clip
+    cannot be read: raised inside a worker it would reach the user wrapped in a traceback.
+    """
+
+    def __init__(self, annotations: Annotations, config: Config, training: bool):
+        self.annotations = annotations
+        self.config = config
+        self.training = training
+
+    def __len__(self):
+        return len(self.annotations)
+
+    def __getitem__(self, key: ClipKey):
+        try:
+            clip = self.read_clip(key)
+        except FrameError as error:
+            return error
+        return clip, int(self.annotations.labels[key.index]), key.index
+
+    def read_clip(self, key: ClipKey) -> np.ndarray:
+        """uint8 [K, T, H, W, C]; raises FrameError with the path that cannot be used."""
+        config = self.config
+        folder = self.annotations.clip_path(key.index)
+        names = list_frames(folder)
+        rng = np.random.default_rng([config.seed, *key]) if self.training else None
+        positions = self.sample(len(names), rng)
+        # Padding and overlapping windows name a frame more than once; it is decoded once.
+        frames = {
+            position: read_frame(os.path.join(folder, names[position]), config.max_frame_pixels)
+            for position in np.unique(positions)
+        }
+        windows = [[frames[position] for position in window] for window in positions]
+        size = {"frame_height": config.frame_height, "crop": config.crop}
+        if not self.training:
+            return np.stack([eval_transform(window, **size) for window in windows])
+        movement = {"degrees": config.affine_degrees, "translate": config.affine_translate}
+        return train_transform(windows[0], rng, **size, **movement)[None]
+
+    def sample(self, num_frames, rng) -> np.ndarray:
+        config = self.config
+        num_windows = 1 if self.training else config.nclips
+        if config.sampling == "segments":
+            return sample_segments(num_frames, config.clip_size, rng, num_windows)
+        return sample_window(num_frames, config.clip_size, config.step_size, rng, num_windows)
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+class TrainBatches:
+    """Batches of clip keys in an order drawn from (seed, epoch).
+
+    Set `epoch` before each pass. A last batch of one clip is left out, since BatchNorm needs two;
+    the order changes with the epoch, so no clip is left out for good.
+    """
+
+    def __init__(self, num_clips, batch_size, seed):
+        self.num_clips, self.batch_size, self.seed = num_clips, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self):
+        full, rest = divmod(self.num_clips, self.batch_size)
+        return full + (rest > 1 or (rest == 1 and self.batch_size == 1))
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
+        for step in range(len(self)):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [ClipKey(self.epoch, int(index)) for index in indices]
+
+
+class EvalBatches:
+    """Batches of clip keys in CSV order, each clip once."""
+
+    def __init__(self, num_clips, batch_size):
+        self.num_clips, self.batch_size = num_clips, batch_size
+
+    def __len__(self):
+        return -(-self.num_clips // self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, self.num_clips, self.batch_size):
+            stop = min(start + self.batch_size, self.num_clips)
+            yield [ClipKey(0, index) for index in range(start, stop)]
+
+
+def collate(items) -> Batch | FrameError:
+    """Puts the items of a batch into one; the first FrameError among them stands for all."""
+    for item in items:
+        if isinstance(item, FrameError):
+            return item
+    clips, labels, indices = zip(*items, strict=True)
+    return Batch(torch.from_numpy(np.stack(clips)), torch.tensor(labels), torch.tensor(indices))
+
+
+def build_loader(annotations, config: Config, training: bool, device) -> DataLoader:
+    """A loader of `Batch`es; read them through `batches_of`, which raises what workers report."""
+    if training:
+        if len(annotations) < 2:
+            raise UserError("train_data_csv: one clip is not enough; BatchNorm needs two or more")
+        batches = TrainBatches(len(annotations), config.batch_size, config.seed)
+    else:
+        batches = EvalBatches(len(annotations), max(1, config.batch_size // config.nclips))
+    return DataLoader(
+        VideoFolder(annotations, config, training),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_main_process,
+        # The loader draws its base seed from this one instead of from the global generator,
+        # whose state dropout depends on.
+        generator=torch.Generator(),
+    )
+
+
+def batches_of(loader):
+    """Iterates over a loader's batches; raises FrameError with the path of a clip gone bad."""
+    for batch in loader:
+        if isinstance(batch, FrameError):
+            raise batch
+        yield batch
+
+
+def _leave_signals_to_the_main_process(_worker):
+    # Ctrl-C goes to the whole process group; a worker that dies of it breaks the running step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def read_class_names(config: Config) -> list[str]:
+    """The labels file's names; raises UserError if `num_classes` says another number."""
+    names = read_labels(config.labels_csv)
+    if config.num_classes not in (None, len(names)):
+        raise UserError(
+            f"num_classes: found {config.num_classes}, but {config.labels_csv} names "
+            f"{len(names)} classes; make them equal, or leave the key out"
+        )
+    return names
+
+
+def read_set(config: Config, set_name, class_names) -> Annotations:
+    """Annotations of `train`, `validation` or `test`; what was left out is printed."""
+    folder, csv_path = config.set_paths(set_name)
+    annotations = read_annotations(csv_path, folder, None if set_name == "test" else class_names)
+    left_out = ""
+    if annotations.num_dropped:
+        left_out = f", {annotations.num_dropped:,} left out: label not in {config.labels_csv}"
+    print(f"{set_name}: {len(annotations):,} clips in {folder}{left_out}")
+    return annotations
