@@ -1,0 +1,31 @@
+# `make demo`: install, draw the built-in data set, train, evaluate. `make test`: install, test.
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test install clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+demo: install
+	$(RUN) demo_data.py --output data/demo
+	$(RUN) train.py --config configs/quickstart.json --overwrite True
+	$(RUN) train.py --eval_only True --resume True --config configs/quickstart.json
+	@echo
+	@echo "Next:"
+	@echo "  $(VENV)/bin/tensorboard --logdir trainings     the curves, at http://localhost:6006"
+	@echo "  $(RUN) train.py --test_only True --resume True --config configs/quickstart.json"
+	@echo "                                             predictions for clips without labels"
+	@echo "  $(RUN) train.py --config configs/config.json   the tutorial's recipe, on Jester"
+
+test: install
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+clean:
+	rm -rf $(VENV) data/demo trainings/quickstart

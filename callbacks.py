@@ -1,0 +1,130 @@
+"""What happens around the loop: progress, history, curves."""
+
+import csv
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
+from tqdm import tqdm
+
+from config import Config
+from evaluation import draw_confusion_matrix
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+class Progress:
+    """How far an epoch is: a bar in a terminal, a plain line every `print_freq` steps elsewhere."""
+
+    SECONDS_BETWEEN_UPDATES = 0.5
+
+    def __init__(self, epoch: int, config: Config, num_steps: int):
+        of_all = f"/{config.num_epochs}" if config.num_epochs > 0 else ""
+        self.title = f"epoch {epoch + 1}{of_all}"
+        self.print_freq, self.num_steps = config.print_freq, num_steps
+        self.bar = tqdm(total=num_steps, desc=self.title, leave=False, disable=None)
+        self.start = self.shown = time.perf_counter()
+        self.num_clips = 0
+
+    def update(self, step: int, num_clips: int, metrics, rate: float):
+        """After each step; reading the metrics waits for the GPU, so it is not done each time."""
+        self.num_clips += num_clips
+        self.bar.update(1)
+        now = time.perf_counter()
+        if not self.bar.disable and now - self.shown > self.SECONDS_BETWEEN_UPDATES:
+            self.shown = now
+            self.bar.set_postfix_str(self._figures(metrics, rate, now))
+        elif self.bar.disable and (step + 1) % self.print_freq == 0:
+            seconds_left = (now - self.start) / (step + 1) * (self.num_steps - step - 1)
+            left = tqdm.format_interval(seconds_left)
+            print(f"{self.title}  step {step + 1}/{self.num_steps}  "
+                  f"{self._figures(metrics, rate, now)}  {left} left", flush=True)
+
+    def _figures(self, metrics, rate, now):
+        averages = metrics.averages()
+        speed = self.num_clips / (now - self.start)
+        return (f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
+                f"lr {rate:.2e}  {speed:.1f} clips/s")
+
+    def close(self):
+        self.bar.close()
+
+
+# --- history -----------------------------------------------------------------------------------
+
+
+def write_history(path, history: list[dict]) -> None:
+    """The whole history as CSV, one row an epoch; a resumed run writes the same rows again."""
+    partial = Path(f"{path}.partial")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(partial, path)
+
+
+# --- TensorBoard -------------------------------------------------------------------------------
+
+
+class TensorBoardLog:
+    """Curves and pictures; `train` and `validation` are two folders, so that they share charts.
+
+    `sizes` says how long the event files are; a checkpoint keeps it, and a resumed run cuts the
+    files back to it. So steps logged after the checkpoint are neither doubled nor missing.
+    """
+
+    def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
+        self.folder = folder
+        _cut_back(folder, sizes or {})
+        self.writers = {}
+        for name in ("train", "validation"):
+            # Event files are named by the second; a number keeps quick restarts apart.
+            suffix = f".{len(list((folder / name).glob('*')))}"
+            self.writers[name] = SummaryWriter(str(folder / name), filename_suffix=suffix)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each event file, with all that was logged so far in it."""
+        for writer in self.writers.values():
+            writer.flush()
+        return {str(path.relative_to(self.folder)): path.stat().st_size
+                for path in sorted(self.folder.glob("*/*"))}
+
+    def hyperparameters(self, config: Config, metric_names):
+        values = {key: value if isinstance(value, bool | int | float | str) else str(value)
+                  for key, value in config.model_dump().items()}
+        for summary in hparams(values, dict.fromkeys(metric_names, 0.0)):
+            self.writers["validation"].file_writer.add_summary(summary)
+
+    def input_strip(self, clip, epoch):
+        """The frames of one clip side by side, as the network sees them. uint8 [T, H, W, C]."""
+        strip = np.concatenate(list(clip), axis=1)
+        self.writers["train"].add_image("input", strip, epoch, dataformats="HWC")
+
+    def epoch(self, row: dict):
+        """Curves of one row of the history."""
+        epoch = row["epoch"]
+        for name, value in row.items():
+            if name.startswith("val_"):
+                self.writers["validation"].add_scalar(name.removeprefix("val_"), value, epoch)
+            elif name != "epoch":
+                self.writers["train"].add_scalar(name, value, epoch)
+
+    def confusion_matrix(self, matrix, class_names, epoch):
+        figure = draw_confusion_matrix(matrix, class_names)
+        self.writers["validation"].add_figure("confusion_matrix", figure, epoch)
+
+    def close(self):
+        for writer in self.writers.values():
+            writer.close()
+
+
+def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
+    for path in folder.glob("*/*"):
+        size = sizes.get(str(path.relative_to(folder)))
+        if size is None:
+            path.unlink()
+        else:
+            os.truncate(path, min(size, path.stat().st_size))

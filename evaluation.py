@@ -1,0 +1,132 @@
+"""Scores of a network on a set of clips, and what is written and printed about them.
+
+Shapes: N clips, K windows a clip (`nclips`).
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from data_loader import batches_of
+from utils import to_network_input, top_k_correct, top_k_for
+
+
+@torch.inference_mode()
+def compute_logits(model, loader, device, title="evaluation") -> torch.Tensor:
+    """Logits float32 [N, classes] of every clip of the loader's set, in CSV order, on the CPU.
+
+    Several windows of a clip are averaged as probabilities; their logarithm serves as logits.
+    """
+    data_set = loader.dataset
+    config = data_set.config
+    model.eval()
+    logits_of_batches = []
+    for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=None):
+        windows = batch.clips.flatten(0, 1)  # [N * K, T, H, W, C]
+        logits = model(to_network_input(windows, device, config.mean, config.std)).float()
+        if config.nclips > 1:
+            probabilities = logits.softmax(1).view(len(batch.indices), config.nclips, -1)
+            logits = probabilities.mean(1).log()
+        logits_of_batches.append(logits)
+    return torch.cat(logits_of_batches).cpu()
+
+
+def score(logits, labels) -> dict[str, float]:
+    """Mean loss, top-1 and top-k in percent. logits: [N, classes]; labels: int64 [N]."""
+    k = top_k_for(logits.shape[1])
+    return {
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "top1": 100 * top_k_correct(logits, labels, 1).double().mean().item(),
+        f"top{k}": 100 * top_k_correct(logits, labels, k).double().mean().item(),
+    }
+
+
+def confusion_matrix(logits, labels) -> np.ndarray:
+    """Counts [true class, predicted class]."""
+    num_classes = logits.shape[1]
+    pairs = labels.numpy() * num_classes + logits.argmax(1).numpy()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+# --- printed -----------------------------------------------------------------------------------
+
+
+def format_scores(scores: dict[str, float]) -> str:
+    """`loss 0.123   top-1 95.00 %   top-5 100.00 %`"""
+    accuracies = [f"{name.replace('top', 'top-')} {value:.2f} %"
+                  for name, value in scores.items() if name != "loss"]
+    return "   ".join([f"loss {scores['loss']:.4f}", *accuracies])
+
+
+def print_report(matrix, class_names, num_pairs=10) -> None:
+    """Per-class accuracy, and the classes that are most often taken for another."""
+    width = max(map(len, class_names))
+    print("\nper-class accuracy")
+    for name, row, right in zip(class_names, matrix, np.diag(matrix), strict=True):
+        share = f"{100 * right / row.sum():6.2f} %" if row.sum() else "     - %"
+        print(f"  {name:<{width}}  {share}   {right} of {row.sum()}")
+    mistakes = matrix - np.diag(np.diag(matrix))
+    pairs = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
+    print("\nmost confused" if mistakes.any() else "\nno clip was taken for another class")
+    for true, predicted in zip(*np.unravel_index(pairs, mistakes.shape), strict=True):
+        if mistakes[true, predicted]:
+            print(f"  {class_names[true]:<{width}} taken for {class_names[predicted]:<{width}} "
+                  f"{mistakes[true, predicted]:>5} times")
+
+
+# --- written -----------------------------------------------------------------------------------
+
+
+def write_predictions(path, annotations, logits, class_names) -> None:
+    """A CSV row per clip: id, label (if there are labels), predicted, confidence, top k, scores."""
+    k = top_k_for(len(class_names))
+    scores, classes = logits.softmax(1).topk(k, dim=1)
+    has_labels = bool((annotations.labels >= 0).all())
+    top_columns = [f"{kind}{rank}" for rank in range(1, k + 1) for kind in ("top", "score")]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        label_column = ["label"] if has_labels else []
+        writer.writerow(["id", *label_column, "predicted", "confidence", *top_columns])
+        for index, clip_id in enumerate(annotations.ids):
+            names = [class_names[i] for i in classes[index].tolist()]
+            values = [f"{value:.6f}" for value in scores[index].tolist()]
+            label = [class_names[annotations.labels[index]]] if has_labels else []
+            top = [cell for pair in zip(names, values, strict=True) for cell in pair]
+            writer.writerow([clip_id, *label, names[0], values[0], *top])
+
+
+def write_submission(path, annotations, logits, class_names) -> None:
+    """`id;label` lines with the predicted label, as the Jester challenge takes them."""
+    predicted = logits.argmax(1).tolist()
+    lines = [f"{clip_id};{class_names[index]}\n"
+             for clip_id, index in zip(annotations.ids, predicted, strict=True)]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def write_logits(path, annotations, logits, class_names) -> None:
+    """ids, logits, labels and classes; `numpy.load` opens the file without pickle."""
+    np.savez_compressed(path, ids=annotations.ids, logits=logits.numpy(),
+                        labels=annotations.labels, classes=np.array(class_names))
+
+
+def draw_confusion_matrix(matrix, class_names) -> Figure:
+    """A figure of the matrix, each row in percent of its true class."""
+    num_classes = len(class_names)
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = 3 + 0.32 * num_classes
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(num_classes), class_names, rotation=90)
+    axes.set_yticks(range(num_classes), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="share of each true class, %")
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if percent[row, column] > 50 else "black"
+        axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center",
+                  color=colour, fontsize=7)
+    return figure

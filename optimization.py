@@ -1,0 +1,63 @@
+"""The optimizer, and the learning rate as a function of where training stands."""
+
+import math
+
+import torch
+
+from config import Config
+
+# A validation loss counts as lower if it is by this fraction (as in PyTorch's scheduler).
+PLATEAU_THRESHOLD = 1e-4
+
+
+def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
+    """Adam, by default with AMSGrad (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ)."""
+    return torch.optim.Adam(
+        parameters,
+        lr=config.lr,
+        betas=(config.momentum, 0.999),
+        weight_decay=config.weight_decay,
+        amsgrad=config.amsgrad,
+    )
+
+
+def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:
+    """The learning rate of a step.
+
+    epochs_done: epochs that are finished once the step is, with the fraction of the running one.
+    validation_losses: one per finished epoch; the plateau schedule is computed from them anew, so
+    that nothing about it needs to be stored.
+    """
+    if epochs_done < config.warmup_epochs:
+        return config.lr * epochs_done / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (epochs_done - config.warmup_epochs) / (config.num_epochs - config.warmup_epochs)
+        return config.last_lr + (config.lr - config.last_lr) * (1 + math.cos(math.pi * share)) / 2
+    if config.schedule == "plateau":
+        return plateau_learning_rate(config, validation_losses)
+    return config.lr
+
+
+def plateau_learning_rate(config: Config, validation_losses) -> float:
+    """`lr`, times `plateau_factor` for each time the loss had not fallen for too many epochs."""
+    rate, best, epochs_without_progress = config.lr, math.inf, 0
+    for loss in validation_losses:
+        if loss < best * (1 - PLATEAU_THRESHOLD):
+            best, epochs_without_progress = loss, 0
+        else:
+            epochs_without_progress += 1
+        if epochs_without_progress > config.plateau_patience:
+            rate, epochs_without_progress = rate * config.plateau_factor, 0
+    return max(rate, config.last_lr)
+
+
+def training_is_over(config: Config, epochs_done: int, validation_losses) -> str | None:
+    """Why training ends after `epochs_done` epochs, or None if it goes on."""
+    if epochs_done == config.num_epochs:
+        return f"{epochs_done} epochs are done"
+    if config.schedule == "plateau":
+        rate = plateau_learning_rate(config, validation_losses)
+        # Repeated multiplication misses last_lr by a rounding error.
+        if rate <= config.last_lr * (1 + 1e-9) and rate < config.lr:
+            return f"the learning rate has come down to last_lr ({config.last_lr:g})"
+    return None
