@@ -92,7 +92,7 @@ def read_rows(csv_path, with_labels) -> list[tuple[int, str, str | None]]:
             return _read_rows_with_header(csv_path, lines, header, with_labels)
         return _read_rows_without_header(csv_path, lines, with_labels)
     except csv.Error as error:
-        raise UserError(f"{csv_path}: not a CSV file ({error})") from None
+        raise UserError(f"{csv_path}: not a CSV file ({error}); write it anew") from None
 
 
 def _read_rows_without_header(csv_path, lines, with_labels):
@@ -103,12 +103,12 @@ def _read_rows_without_header(csv_path, lines, with_labels):
             continue
         if with_labels and len(fields) != 2:
             raise UserError(
-                f"{csv_path}: line {number}: expected id;label, found {lines[number - 1]!r}; "
+                f"{csv_path}: line {number}: expected id;label, found {lines[number - 1][:80]!r}; "
                 "separate the two with one semicolon, or use a header with video_id,label"
             )
         if "," in fields[0]:
             raise UserError(
-                f"{csv_path}: line {number}: found a comma in the id {fields[0]!r}; separate "
+                f"{csv_path}: line {number}: found a comma in the id {fields[0][:80]!r}; separate "
                 "with semicolons, or use a header with video_id"
             )
         rows.append((number, fields[0], fields[1] if with_labels else None))
@@ -117,20 +117,28 @@ def _read_rows_without_header(csv_path, lines, with_labels):
 
 def _read_rows_with_header(csv_path, lines, header, with_labels):
     if with_labels and "label" not in header:
-        raise UserError(f"{csv_path}: line 1: the header has video_id but no label column")
+        raise UserError(
+            f"{csv_path}: line 1: the header has video_id but no label column; add the labels"
+        )
     rows = []
     reader = csv.DictReader(lines[1:], fieldnames=header)
     for row in reader:
         number, label = reader.line_num + 1, row.get("label")
         if row["video_id"] is None or (with_labels and label is None):
-            raise UserError(f"{csv_path}: line {number}: has fewer columns than the header")
+            raise UserError(
+                f"{csv_path}: line {number}: has fewer columns than the header; complete the line"
+            )
         rows.append((number, row["video_id"].strip(), label.strip() if with_labels else None))
     return rows
 
 
+def is_folder_name(clip_id: str) -> bool:
+    """Whether an id, joined to the data folder, names a folder right below it."""
+    return clip_id not in ("", ".", "..") and not set("/\\\0") & set(clip_id)
+
+
 def _check_ids(csv_path, ids):
-    # An id is joined to the data folder; it must not lead out of it.
-    outside = [i for i in ids if i in ("", ".", "..") or "/" in i or "\\" in i or "\0" in i]
+    outside = [clip_id for clip_id in ids if not is_folder_name(clip_id)]
     if outside:
         raise UserError(
             f"{csv_path}: {len(outside)} ids that are no plain folder names: "
@@ -146,8 +154,11 @@ def _check_ids(csv_path, ids):
 
 def _check_folders(csv_path, folder, ids):
     # One scan of the root, instead of asking the file system for each of 100,000 ids.
-    with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.is_dir()}
+    try:
+        with os.scandir(folder) as entries:
+            present = {entry.name for entry in entries if _is_folder(entry)}
+    except OSError as error:
+        raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if clip_id not in present]
     if missing:
         raise UserError(
@@ -156,9 +167,14 @@ def _check_folders(csv_path, folder, ids):
         )
 
 
+def _is_folder(entry) -> bool:
+    # is_dir() of a scanned entry costs nothing, but raises on a link that leads in a circle.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
 def _nothing_left(csv_path, rows) -> str:
     if not rows:
-        return f"{csv_path}: no clips: the file is empty"
+        return f"{csv_path}: no clips: the file is empty; add a line for each clip"
     labels = sorted({label for _, _, label in rows})
     return (
         f"{csv_path}: no clip left: none of its labels ({first_few(labels, 5)}) is in labels_csv; "

@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from config import Config
@@ -62,11 +65,28 @@ def write_history(path, history: list[dict]) -> None:
     with open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
         writer.writeheader()
-        writer.writerows(history)
+        for row in history:
+            writer.writerow({name: f"{value:.8g}" for name, value in row.items()})
     os.replace(partial, path)
 
 
 # --- TensorBoard -------------------------------------------------------------------------------
+
+
+class EventFile:
+    """One TensorBoard event file, written in the calling thread.
+
+    tensorboardX's SummaryWriter hands events to a thread and cannot say when they are written;
+    here a checkpoint must know how long the file is with all that came before it.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Event files are named by the second; a number keeps quick restarts apart.
+        self.writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+
+    def add(self, content: Summary, epoch: int):
+        self.writer.write_event(Event(summary=content, step=epoch, wall_time=time.time()))
 
 
 class TensorBoardLog:
@@ -79,46 +99,43 @@ class TensorBoardLog:
     def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
         self.folder = folder
         _cut_back(folder, sizes or {})
-        self.writers = {}
-        for name in ("train", "validation"):
-            # Event files are named by the second; a number keeps quick restarts apart.
-            suffix = f".{len(list((folder / name).glob('*')))}"
-            self.writers[name] = SummaryWriter(str(folder / name), filename_suffix=suffix)
+        self.train = EventFile(folder / "train")
+        self.validation = EventFile(folder / "validation")
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each event file, with all that was logged so far in it."""
-        for writer in self.writers.values():
-            writer.flush()
+        self.train.writer.flush()
+        self.validation.writer.flush()
         return {str(path.relative_to(self.folder)): path.stat().st_size
                 for path in sorted(self.folder.glob("*/*"))}
 
     def hyperparameters(self, config: Config, metric_names):
         values = {key: value if isinstance(value, bool | int | float | str) else str(value)
                   for key, value in config.model_dump().items()}
-        for summary in hparams(values, dict.fromkeys(metric_names, 0.0)):
-            self.writers["validation"].file_writer.add_summary(summary)
+        for content in summary.hparams(values, dict.fromkeys(metric_names, 0.0)):
+            self.validation.add(content, 0)
 
-    def input_strip(self, clip, epoch):
+    def input_strip(self, clip, epoch: int):
         """The frames of one clip side by side, as the network sees them. uint8 [T, H, W, C]."""
         strip = np.concatenate(list(clip), axis=1)
-        self.writers["train"].add_image("input", strip, epoch, dataformats="HWC")
+        self.train.add(summary.image("input", strip, dataformats="HWC"), epoch)
 
     def epoch(self, row: dict):
         """Curves of one row of the history."""
-        epoch = row["epoch"]
         for name, value in row.items():
-            if name.startswith("val_"):
-                self.writers["validation"].add_scalar(name.removeprefix("val_"), value, epoch)
-            elif name != "epoch":
-                self.writers["train"].add_scalar(name, value, epoch)
+            file = self.validation if name.startswith("val_") else self.train
+            if name != "epoch":
+                file.add(summary.scalar(name.removeprefix("val_"), value), row["epoch"])
 
-    def confusion_matrix(self, matrix, class_names, epoch):
-        figure = draw_confusion_matrix(matrix, class_names)
-        self.writers["validation"].add_figure("confusion_matrix", figure, epoch)
+    def confusion_matrix(self, matrix, class_names, epoch: int):
+        canvas = FigureCanvasAgg(draw_confusion_matrix(matrix, class_names))
+        canvas.draw()
+        picture = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        self.validation.add(summary.image("confusion_matrix", picture, dataformats="HWC"), epoch)
 
     def close(self):
-        for writer in self.writers.values():
-            writer.close()
+        self.train.writer.close()
+        self.validation.writer.close()
 
 
 def _cut_back(folder: Path, sizes: dict[str, int]) -> None:

@@ -5,8 +5,11 @@ A checkpoint is a dict with at least `epoch` (epochs finished), `arch`, `state_d
 `config`, `optimizer`, `history` and `tensorboard`.
 """
 
+import json
+import math
 import os
 import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +18,9 @@ import torch
 from errors import UserError, first_few
 
 PLAIN_TYPES = (str, int, float, bool, type(None), torch.Tensor, torch.nn.Parameter, torch.Size)
+
+# int64 is that of the counters of batches.
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
 PUBLISHED_NAMES = {
@@ -50,32 +56,111 @@ def load_checkpoint(path) -> dict:
     Raises UserError if it is missing, damaged, or holds anything but plain data: pickled objects
     are never built, so that a file from a stranger cannot run code.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; correct the path, or start without --resume")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about kinds of tensor that are refused below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"{path}: no checkpoint, damaged, or with more in it than plain data, which is not "
             f"loaded because it could run code ({type(error).__name__}: {reason})"
         ) from None
-    strange = _first_strange_type(checkpoint)
+    try:
+        strange = _first_strange_type(checkpoint)
+    except RecursionError:
+        strange = "lists that are nested too deep"
     if strange:
         raise UserError(f"{path}: holds {strange}; only plain data is loaded")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: no checkpoint of a network: it has no state_dict")
+        raise UserError(
+            f"{path}: no checkpoint of a network: it has no state_dict; choose another file"
+        )
+    problems = [f"{key}: found {' '.join(repr(checkpoint[key]).split())[:60]}; expected {expected}"
+                for key, (fits, expected) in KEYS.items()
+                if key in checkpoint and not fits(checkpoint[key])]
+    if problems:
+        raise UserError(f"{path}: damaged checkpoint: {first_few(problems)}; take an earlier one")
     return checkpoint
 
 
 def _first_strange_type(value) -> str | None:
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
+    elif isinstance(value, torch.Tensor) and not _is_dense(value):
+        return "a sparse or quantized tensor, or one without data"
     elif type(value) in PLAIN_TYPES:
         return None
     elif type(value) not in (list, tuple, OrderedDict):
         return f"an object of type {type(value).__name__}"
     return next(filter(None, map(_first_strange_type, value)), None)
+
+
+def _is_dense(tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not (
+        tensor.is_quantized
+    )
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value) -> bool:
+    # Published checkpoints hold their best score as a tensor.
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_network(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value) and all(
+        isinstance(weights, torch.Tensor) for weights in value.values()
+    )
+
+
+def _is_class_list(value) -> bool:
+    is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return is_list and len(set(value)) == len(value)
+
+
+def _is_history(value) -> bool:
+    # A loss may be infinite or NaN: a run that diverged can be looked at, too.
+    return isinstance(value, list) and all(
+        isinstance(row, dict) and {"epoch", "val_loss"} <= set(row)
+        and all(isinstance(name, str) for name in row)
+        and all(type(figure) in (int, float) for figure in row.values())
+        for row in value
+    )
+
+
+def _is_config(value) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:  # a tensor
+        return False
+    return isinstance(value, dict)
+
+
+def _is_log(value) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and _is_count(size) for name, size in value.items()
+    )
+
+
+# What the keys hold where they are there.
+KEYS = {
+    "epoch": (_is_count, "a number of epochs"),
+    "state_dict": (_is_network, "tensors by their names"),
+    "best_prec1": (_is_finite, "a percentage"),
+    "classes": (_is_class_list, "class names, each once"),
+    "history": (_is_history, "a row of figures an epoch, with epoch and val_loss"),
+    "config": (_is_config, "the settings of a config file"),
+    "optimizer": (lambda value: isinstance(value, dict), "an optimizer's state"),
+    "tensorboard": (_is_log, "the size of each event file"),
+}
 
 
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
@@ -116,6 +201,13 @@ def load_weights(model, weights, path, except_for=()) -> None:
             "the checkpoint was trained with"
         )
     taken = {name: value for name, value in weights.items() if name not in skipped}
+    unusable = [f"{name} ({value.dtype})" for name, value in taken.items()
+                if value.dtype not in WEIGHT_TYPES or not value.isfinite().all()]
+    if unusable:
+        raise UserError(
+            f"{path}: weights that are NaN, infinite or of an unusual type: "
+            f"{first_few(unusable, 3)}; take an earlier checkpoint"
+        )
     model.load_state_dict(taken, strict=False)
 
 
@@ -147,7 +239,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
 def _check_class_count(checkpoint, class_names, path, labels_csv):
     """For published checkpoints, which hold no names: the last layer's size must fit at least."""
     last_layer = network_weights(checkpoint).get("classifier.weight")
-    if last_layer is not None and len(last_layer) != len(class_names):
+    if last_layer is not None and last_layer.ndim and len(last_layer) != len(class_names):
         raise UserError(
             f"{path}: has {len(last_layer)} classes, {labels_csv} names {len(class_names)}; use "
             'the labels it was trained with, or "pretrained" with "new_head": true'

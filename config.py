@@ -7,6 +7,7 @@ and check keys; `python config.py` writes that file anew.
 
 import difflib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,9 @@ SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
 SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+# What no memory and no counter can hold is refused here, as it would be refused far later.
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Size = Annotated[int, Field(ge=1, le=2**16)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
 
@@ -36,10 +39,12 @@ class Config(BaseModel):
     # --- the run -----------------------------------------------------------------------------
     model_name: str = Field(
         min_length=1,
-        pattern=r"^[^/\\]+$",
+        pattern=r"^[^/\\\x00]+$",
         description="Name of the run; its folder is <output_dir>/<model_name>.",
     )
-    output_dir: str = Field("trainings/", description="Folder that holds the run folders.")
+    output_dir: str = Field(
+        "trainings/", pattern=r"^[^\x00]*$", description="Folder that holds the run folders."
+    )
     checkpoint: str | None = Field(
         None,
         description="Checkpoint that --resume loads; null takes the run folder's last one.",
@@ -55,6 +60,7 @@ class Config(BaseModel):
     num_epochs: int = Field(
         -1,
         ge=-1,
+        le=2**31 - 1,
         description="Passes over the training clips; -1: until the learning rate has come down "
         "to last_lr, or until stopped.",
     )
@@ -73,15 +79,17 @@ class Config(BaseModel):
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Number of classes; null: as many as labels_csv has lines."
     )
-    num_workers: int = Field(4, ge=0, description="Processes that read frames; 0: the main one.")
+    num_workers: int = Field(
+        4, ge=0, le=1024, description="Processes that read frames; 0: the main one."
+    )
     max_frame_pixels: PositiveInt = Field(
         16_000_000, description="Frames with more pixels than this are refused before decoding."
     )
 
     # --- from frames to clips ----------------------------------------------------------------
-    clip_size: PositiveInt = Field(18, description="Frames in a clip (T).")
-    step_size: PositiveInt = Field(2, description="Every step_size-th frame is taken (window).")
-    nclips: PositiveInt = Field(
+    clip_size: Size = Field(18, description="Frames in a clip (T).")
+    step_size: Size = Field(2, description="Every step_size-th frame is taken (window).")
+    nclips: Size = Field(
         1, description="Clips per video in evaluation; their scores are averaged."
     )
     sampling: Literal["window", "segments"] = Field(
@@ -89,11 +97,11 @@ class Config(BaseModel):
         description="window: clip_size frames, step_size apart, from a random start; "
         "segments: one frame from each of clip_size equal parts of the video.",
     )
-    frame_height: PositiveInt | None = Field(
+    frame_height: Size | None = Field(
         100, description="Frames are scaled to this height (pixels); null: left as they are."
     )
-    crop_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = (
-        Field(84, description="Centre crop in pixels: one side, or [height, width].")
+    crop_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
+        84, description="Centre crop in pixels: one side, or [height, width]."
     )
     affine_degrees: float = Field(
         10.0, ge=0, le=180, description="Training clips are turned by up to +- this many degrees."
@@ -110,17 +118,17 @@ class Config(BaseModel):
 
     # --- the network -------------------------------------------------------------------------
     model: Literal["conv3d"] = Field("conv3d", description="conv3d: the tutorial's 3D ConvNet.")
-    block_widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
+    block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
         description="Channels of each block; blocks beyond the list repeat its last entry.",
     )
-    head_widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
+    head_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [512, 512, 256], description="Channels of the last convolution, then of each hidden layer."
     )
     dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
 
     # --- the training ------------------------------------------------------------------------
-    batch_size: PositiveInt = Field(100, description="Clips per training step.")
+    batch_size: Size = Field(100, description="Clips per training step.")
     lr: PositiveFloat = Field(0.001, description="Learning rate at the start (after warm-up).")
     last_lr: float = Field(
         1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
@@ -140,12 +148,14 @@ class Config(BaseModel):
         0.1, description="The plateau schedule multiplies the learning rate by this."
     )
     plateau_patience: int = Field(
-        10, ge=0, description="... after more than this many epochs without a lower loss."
+        10, ge=0, le=2**31 - 1, description="... after more than this many epochs without a lower loss."
     )
 
     @model_validator(mode="after")
     def _check_combinations(self):
         problems = []
+        if self.model_name in (".", ".."):
+            problems.append(f"model_name: found {self.model_name!r}; expected a folder's name")
         if self.num_epochs == 0:
             problems.append("num_epochs: found 0; expected -1 or at least 1")
         if self.schedule == "cosine" and self.num_epochs == -1:
@@ -157,7 +167,7 @@ class Config(BaseModel):
         if self.new_head and not self.pretrained:
             problems.append("new_head: found true; it goes with `pretrained`, which is null")
         if problems:
-            raise ValueError("\n  ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -196,7 +206,8 @@ def load_config(path, overrides=(), sets=()) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()] + problems
+        found = [problem for problem in error.errors() if not _is_other_alternative(problem)]
+        problems = "\n".join(map(_describe, found)).split("\n") + problems
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -230,7 +241,9 @@ def _read_json_object(path) -> dict[str, Any]:
         values = json.loads(
             text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
         )
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: thousands of digits, too
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object {{...}}, found {type(values).__name__}")
@@ -243,29 +256,40 @@ def _parse_override(override):
         raise UserError(f"--set {override}: expected key=value, for example --set lr=0.01")
     try:
         return key, json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key, text
 
 
 def _missing_paths(values, sets) -> list[str]:
     problems = []
-    keys = [("labels_csv", Path.is_file, "file")] if sets else []
+    keys = [("labels_csv", os.path.isfile, "file")] if sets else []
     for set_name in sets:
         prefix = SET_PREFIXES[set_name]
-        keys.append((f"{prefix}_data_folder", Path.is_dir, "folder"))
-        keys.append((f"{prefix}_data_csv", Path.is_file, "file"))
+        keys.append((f"{prefix}_data_folder", os.path.isdir, "folder"))
+        keys.append((f"{prefix}_data_csv", os.path.isfile, "file"))
     for key, exists, kind in keys:
         value = values.get(key)
-        if isinstance(value, str) and not exists(Path(value)):
+        if isinstance(value, str) and not exists(value):
             problems.append(f"{key}: no such {kind}: {value!r}; correct the path")
         elif value is None and key.startswith("test_"):
             problems.append(f"{key}: missing; a test run needs it")
     return problems
 
 
+def _is_other_alternative(problem) -> bool:
+    """Whether pydantic tried a value as the other of a key's two types (a number or a list)."""
+    is_list = isinstance(problem["input"], list)
+    is_alternative = len(problem["loc"]) == 2 and isinstance(problem["loc"][1], str)
+    return is_alternative and problem["type"] == ("int_type" if is_list else "list_type")
+
+
 def _describe(problem) -> str:
-    """One line for one of pydantic's errors: key, what was found, what is expected."""
-    key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    """One line for one of pydantic's errors: key, what was found, what is expected.
+
+    Keys that do not go together are one error of pydantic's, but a line each.
+    """
+    names, positions = problem["loc"][:1], [p for p in problem["loc"][1:] if isinstance(p, int)]
+    key = ".".join(map(str, [*names, *positions]))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, Config.model_fields, n=1)
         hint = f'did you mean "{near[0]}"?' if near else "remove it"
@@ -274,8 +298,8 @@ def _describe(problem) -> str:
         return f"{key}: missing; {Config.model_fields[key].description}"
     if problem["type"] == "value_error" and not key:
         return str(problem["ctx"]["error"])
-    expected = problem["msg"].removeprefix("Input should be ")
-    return f"{key}: found {_shorten(problem['input'])}; expected {expected}"
+    expected = problem["msg"].replace("Input should be", "expected")
+    return f"{key}: found {_shorten(problem['input'])}; {expected}"
 
 
 def _shorten(value) -> str:

@@ -36,14 +36,24 @@ class Batch(NamedTuple):
 # --- clips -------------------------------------------------------------------------------------
 
 
+def frames_needed(config: Config) -> int:
+    """Frames that a video must have so that nothing is padded or repeated."""
+    if config.sampling == "segments":
+        return config.clip_size
+    return window_span(config.clip_size, config.step_size)
+
+
+def window_span(clip_size, step_size) -> int:
+    return (clip_size - 1) * step_size + 1
+
+
 def sample_window(num_frames, clip_size, step_size, rng=None, num_windows=1) -> np.ndarray:
     """Frame positions [K, T]: `clip_size` frames, `step_size` apart; the last frame pads.
 
     With `rng`, one window from a start drawn among all that fit, the last included. Without,
     `num_windows` evenly spread ones; a single one lies in the middle.
     """
-    span = (clip_size - 1) * step_size + 1
-    last_start = max(0, num_frames - span)
+    last_start = max(0, num_frames - window_span(clip_size, step_size))
     if rng is not None:
         starts = np.array([rng.integers(last_start, endpoint=True)])
     elif num_windows == 1:
@@ -171,6 +181,8 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
     if training:
         if len(annotations) < 2:
             raise UserError("train_data_csv: one clip is not enough; BatchNorm needs two or more")
+        if config.batch_size == 1 and len(config.head_widths) > 1:
+            raise UserError("batch_size: one clip is not enough; BatchNorm needs two or more")
         batches = TrainBatches(len(annotations), config.batch_size, config.seed)
     else:
         batches = EvalBatches(len(annotations), max(1, config.batch_size // config.nclips))
@@ -192,7 +204,7 @@ def batches_of(loader):
     """Iterates over a loader's batches; raises FrameError with the path of a clip gone bad."""
     for batch in loader:
         if isinstance(batch, FrameError):
-            raise batch
+            raise FrameError(*batch.args)  # a new one: `batch` in its own traceback is a circle
         yield batch
 
 

@@ -6,7 +6,6 @@ A frame that cannot be decoded without doubt is an error, never a grey or trunca
 import io
 import os
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,26 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 _EXIF_SEARCH_BYTES = 4096
 # The formats behind FRAME_SUFFIXES; Pillow tries no other.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Its own limit on pixels would call a large picture damaged; `_check_size` names the key instead.
+Image.MAX_IMAGE_PIXELS = None
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _DIGITS = re.compile(r"(\d+)")
 
 
 class FrameError(UserError):
     """A clip folder or a frame that cannot be used; the text begins with its path."""
+
+
+class OversizedFrame(FrameError):
+    """A frame that declares more pixels than `max_frame_pixels`."""
 
 
 def natural_key(name: str):
@@ -64,7 +78,10 @@ def read_frame(path, max_pixels: int) -> np.ndarray:
     Raises FrameError with the path if the file is missing, no picture, or damaged.
     """
     try:
-        data = Path(path).read_bytes()
+        # Without blocking, so that a named pipe called 00001.jpg is an error instead of a halt.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise FrameError(f"{path}: frame cannot be read ({error.strerror})") from None
     try:
@@ -77,36 +94,47 @@ def decode_frame(data: bytes, max_pixels: int) -> np.ndarray:
     """As `read_frame`, from the bytes of the file; the FrameError has no path."""
     if not data:
         raise FrameError("file is empty (0 bytes); extract the frame again")
-    if data.startswith(_JPEG_MAGIC) and b"Exif\0\0" not in data[:_EXIF_SEARCH_BYTES]:
-        return _decode_jpeg(data, max_pixels)
-    return _decode_with_pillow(data, max_pixels)
+    if not data.startswith(_JPEG_MAGIC):
+        return _decode_with_pillow(data, max_pixels)
+    frame = _decode_jpeg(data, max_pixels)
+    if b"Exif\0\0" in data[:_EXIF_SEARCH_BYTES]:
+        return _turn_upright(frame, data)
+    return frame
 
 
 def _decode_jpeg(data, max_pixels):
     # simplejpeg is the fastest decoder that treats libjpeg's warnings about damaged data as
-    # errors; it has no CMYK, and no EXIF orientation, so those go the slower way.
+    # errors; Pillow passes over most of them.
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, max_pixels)
         if colour_space in ("CMYK", "YCCK"):
-            return _decode_with_pillow(data, max_pixels)
+            simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+            return _decode_with_pillow(data, max_pixels)  # knows the ways of inverted CMYK
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except FrameError:
-        raise
     except ValueError as error:
+        if isinstance(error, FrameError):
+            raise
         raise FrameError(f"damaged JPEG ({error}); extract the frame again") from None
+
+
+def _turn_upright(frame, data):
+    """Turns a decoded JPEG as its EXIF orientation says. (EXIF 2.3, tag 0x0112)"""
+    try:
+        orientation = Image.open(io.BytesIO(data), formats=["JPEG"]).getexif().get(0x0112)
+    except Exception:  # a broken EXIF block says nothing about the picture
+        return frame
+    if orientation not in _TURNS:
+        return frame
+    return np.array(Image.fromarray(frame).transpose(_TURNS[orientation]))
 
 
 def _decode_with_pillow(data, max_pixels):
     try:
-        with warnings.catch_warnings():
-            # Pillow's own, far higher limit only warns; ours follows at once.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         _check_size(picture.height, picture.width, max_pixels)
-        picture = ImageOps.exif_transpose(picture)
-        return np.array(picture.convert("RGB"))
-    except FrameError:
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except OversizedFrame:
         raise
     except Image.UnidentifiedImageError:
         raise FrameError("not a picture that can be read; extract the frame again") from None
@@ -116,7 +144,7 @@ def _decode_with_pillow(data, max_pixels):
 
 def _check_size(height, width, max_pixels):
     if height * width > max_pixels:
-        raise FrameError(
+        raise OversizedFrame(
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "
             "shrink the frame or raise the key"
         )

@@ -5,6 +5,7 @@ import math
 import torch
 
 from config import Config
+from errors import UserError, first_few
 
 # A validation loss counts as lower if it is by this fraction (as in PyTorch's scheduler).
 PLATEAU_THRESHOLD = 1e-4
@@ -19,6 +20,44 @@ def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
         weight_decay=config.weight_decay,
         amsgrad=config.amsgrad,
     )
+
+
+def load_optimizer_state(optimizer, saved: dict, path) -> None:
+    """Puts the saved running means back; the settings (lr, betas ...) stay those of the config.
+
+    PyTorch itself compares little more than the number of parameters. Raises UserError if the
+    state is of another network or optimizer.
+    """
+    own, states = optimizer.state_dict(), saved.get("state")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    problems = _differences(states, parameters, optimizer.defaults["amsgrad"])
+    if problems:
+        raise UserError(
+            f"{path}: optimizer state of another network or optimizer: {first_few(problems, 3)}; "
+            "resume with the config it was trained with, or start a new run with `pretrained`"
+        )
+    optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
+
+
+def _differences(states, parameters, amsgrad) -> list[str]:
+    """What of Adam's state is missing, or does not fit the parameters."""
+    if not isinstance(states, dict) or set(states) != set(range(len(parameters))):
+        return [f"it is not that of {len(parameters)} parameters"]
+    means = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
+    shapes = [{"step": ()} | dict.fromkeys(means, tuple(p.shape)) for p in parameters]
+    return [
+        f"{name} of parameter {index} is missing or does not fit"
+        for index, expected in enumerate(shapes)
+        for name, shape in expected.items()
+        if not isinstance(states[index], dict) or not _fits(states[index].get(name), name, shape)
+    ]
+
+
+def _fits(value, name, shape) -> bool:
+    if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
+        return False
+    smallest = -math.inf if name == "exp_avg" else 0  # squares and counts are never negative
+    return bool((value.isfinite() & (value >= smallest)).all())
 
 
 def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:
@@ -53,7 +92,7 @@ def plateau_learning_rate(config: Config, validation_losses) -> float:
 
 def training_is_over(config: Config, epochs_done: int, validation_losses) -> str | None:
     """Why training ends after `epochs_done` epochs, or None if it goes on."""
-    if epochs_done == config.num_epochs:
+    if 0 < config.num_epochs <= epochs_done:  # a resumed run may be beyond it already
         return f"{epochs_done} epochs are done"
     if config.schedule == "plateau":
         rate = plateau_learning_rate(config, validation_losses)

@@ -1,6 +1,7 @@
 """A run: what training moves, its folder, and how both are started, saved and resumed."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from checkpoint import (
 from config import Config
 from errors import UserError
 from model import build_model
-from optimization import build_optimizer
+from optimization import build_optimizer, load_optimizer_state
 
 LAST_CHECKPOINT = "checkpoint.pth.tar"
 BEST_CHECKPOINT = "model_best.pth.tar"
@@ -69,9 +70,13 @@ def load_pretrained(run: Run) -> None:
     print(f"weights from {config.pretrained}{fresh}")
 
 
+def checkpoint_path(config: Config) -> str | Path:
+    return config.checkpoint or config.run_folder / LAST_CHECKPOINT
+
+
 def load_run_weights(run: Run) -> dict:
     """Loads the network of the run's checkpoint. Returns the checkpoint."""
-    path = run.config.checkpoint or run.config.run_folder / LAST_CHECKPOINT
+    path = checkpoint_path(run.config)
     checkpoint = load_checkpoint(path)
     check_classes(checkpoint, run.class_names, path, run.config.labels_csv)
     load_weights(run.model, network_weights(checkpoint), path)
@@ -89,7 +94,7 @@ def resume_run(run: Run) -> dict:
     run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
     run.history = checkpoint.get("history", [])
     if "optimizer" in checkpoint:
-        run.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer_state(run.optimizer, checkpoint["optimizer"], checkpoint_path(run.config))
     else:
         print("the checkpoint holds no optimizer state; the optimizer starts afresh")
     _print_config_changes(checkpoint.get("config", {}), run.config)
@@ -131,20 +136,20 @@ def prepare_run_folder(config: Config, resume: bool, overwrite: bool) -> Path:
     the folder cannot be written.
     """
     folder = config.run_folder
-    found = [name for name in (*RUN_FILES, LOG_FOLDER) if (folder / name).exists()]
+    found = [name for name in (*RUN_FILES, LOG_FOLDER) if os.path.lexists(folder / name)]
     if found and not (resume or overwrite):
         raise UserError(
             f"{folder}: holds a run already ({', '.join(found)}); go on with it by --resume True, "
             "choose another model_name, or delete it by --overwrite True"
         )
+    make_run_folder(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if overwrite and not resume:
             for name in RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
-        (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
         _append_versions(folder / "versions.json")
+        (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
@@ -152,9 +157,26 @@ def prepare_run_folder(config: Config, resume: bool, overwrite: bool) -> Path:
     return folder
 
 
+def make_run_folder(config: Config) -> Path:
+    """Makes the folder for what a command writes; raises UserError if that cannot be done."""
+    try:
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{config.run_folder}: run folder cannot be written ({error.strerror}); change "
+            "output_dir"
+        ) from None
+    return config.run_folder
+
+
 def _append_versions(path) -> None:
     """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
-    starts = json.loads(path.read_text()) if path.exists() else []
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except (ValueError, RecursionError):
+        starts = None
+    if not isinstance(starts, list):
+        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     starts.append({"started": started, "command": sys.argv, **versions()})
     path.write_text(json.dumps(starts, indent=2) + "\n")

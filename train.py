@@ -12,7 +12,7 @@ from callbacks import Progress, TensorBoardLog, write_history
 from config import Config, load_config
 from data_doctor import check_data
 from data_loader import batches_of, build_loader, read_class_names, read_set
-from errors import UserError
+from errors import UserError, message_for_user
 from model import describe
 from optimization import learning_rate, training_is_over
 from run import (
@@ -20,6 +20,7 @@ from run import (
     Run,
     load_pretrained,
     load_run_weights,
+    make_run_folder,
     prepare_run_folder,
     resume_run,
     save_run,
@@ -74,11 +75,12 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
 
         run.history.append(row)
         run.epoch += 1
-        is_best = scores["top1"] > run.best_top1
+        is_best = run.epoch == 1 or scores["top1"] > run.best_top1
         run.best_top1 = max(scores["top1"], run.best_top1)
         log.epoch(row)
-        matrix = evaluation.confusion_matrix(logits, labels)
-        log.confusion_matrix(matrix, run.class_names, run.epoch)
+        if is_best:
+            matrix = evaluation.confusion_matrix(logits, labels)
+            log.confusion_matrix(matrix, run.class_names, run.epoch)
         write_history(folder / "history.csv", run.history)
         save_run(run, log.sizes(), is_best)
         print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(row_scores(row))}   "
@@ -122,9 +124,9 @@ def run_evaluation(config: Config, device, set_name: str) -> None:
     annotations = read_set(config, set_name, class_names)
     run = start_run(config, class_names, device)
     load_run_weights(run)
+    folder = make_run_folder(config)  # before the work: results that find no place are lost
     loader = build_loader(annotations, config, False, device)
     logits = evaluation.compute_logits(run.model, loader, device, set_name)
-    folder = config.run_folder
     prefix = "test_" if set_name == "test" else ""
     evaluation.write_predictions(
         folder / f"{prefix}predictions.csv", annotations, logits, class_names
@@ -196,12 +198,15 @@ def main(arguments=None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     try:
         return run_command(parse_arguments(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from annotations import read_annotations, read_labels
+from errors import UserError
+
+NAMES = ["Swiping Left", "Swiping Right", "No gesture"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for clip_id in ("1", "2", "10", "33"):
+        (tmp_path / "clips" / clip_id).mkdir(parents=True)
+    return tmp_path / "clips"
+
+
+def read(tmp_path, folder, text, class_names=NAMES):
+    (tmp_path / "set.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_annotations(tmp_path / "set.csv", folder, class_names)
+
+
+JESTER = "10;Swiping Right\n2;Swiping Left\n33;Swiping Right\n"
+WITH_HEADER = (
+    "video_id,label,frames,label_id,shape,format\n"
+    '10,Swiping Right,37,5,"(100, 176)",jpg\n2,Swiping Left,36,4,x,jpg\n33,Swiping Right,1,5,x,j\n'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [JESTER, WITH_HEADER, JESTER.replace("\n", "\r\n"), "\ufeff" + JESTER, "\n" + JESTER + "\n\n",
+     JESTER.replace(";", " ; "), "\ufeff" + WITH_HEADER.replace("\n", "\r\n\r\n")],
+    ids=["jester", "header", "windows", "bom", "blank lines", "spaces", "header, bom, windows"],
+)  # fmt: skip
+def test_layouts_and_line_ends(tmp_path, folder, text):
+    annotations = read(tmp_path, folder, text)
+    assert annotations.ids.tolist() == ["10", "2", "33"]
+    assert annotations.labels.tolist() == [1, 0, 1]
+    assert annotations.clip_path(1) == f"{folder}/2"
+
+
+def test_rows_with_other_labels_are_left_out_and_counted(tmp_path, folder):
+    annotations = read(tmp_path, folder, JESTER + "7;Drumming\n8;Drumming\n")
+    assert len(annotations) == 3 and annotations.num_dropped == 2
+
+
+@pytest.mark.parametrize("text", ["10\n2\n", "video_id\n10\n2\n", "10;Swiping Left\n2;\n"])
+def test_test_sets_have_no_labels(tmp_path, folder, text):
+    annotations = read(tmp_path, folder, text, class_names=None)
+    assert annotations.ids.tolist() == ["10", "2"] and (annotations.labels == -1).all()
+
+
+def test_missing_folders_are_counted_and_the_first_ten_named(tmp_path, folder):
+    rows = "".join(f"{number};No gesture\n" for number in range(1, 16))
+    with pytest.raises(UserError, match=r"12 of 15 clips have no folder .*: 3, 4, .*13 and 2 more"):
+        read(tmp_path, folder, rows)
+
+
+def test_labels(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("\ufeffA b\r\nC\r\n\r\n".encode())
+    assert read_labels(tmp_path / "labels.csv") == ["A b", "C"]
+
+
+def test_a_hundred_thousand_rows_are_two_arrays(tmp_path, folder):
+    rows = "".join(f"{number};No gesture\n" for number in range(100_000, 200_000))
+    (tmp_path / "set.csv").write_text(rows)
+    with pytest.raises(UserError, match="100,000 of 100,000 clips"):
+        read_annotations(tmp_path / "set.csv", folder, NAMES)
+    annotations = read(tmp_path, folder, JESTER)
+    assert annotations.ids.dtype.kind == "U" and annotations.labels.dtype == np.int64

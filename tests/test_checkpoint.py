@@ -1,0 +1,122 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from published import PublishedNetwork
+from torch import nn
+
+from checkpoint import (
+    check_classes,
+    load_checkpoint,
+    load_weights,
+    network_weights,
+    save_checkpoint,
+)
+from errors import UserError
+from model import ConvColumn
+
+NAMES = [f"class {number}" for number in range(27)]
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published network in evaluation mode, with running statistics that are not trivial."""
+    torch.manual_seed(0)
+    network = PublishedNetwork(27)
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(4, 3, 18, 84, 84))
+    return network.eval()
+
+
+def our_network():
+    return ConvColumn(27, (18, 84, 84), [32, 64, 124, 256], [512, 512, 256], 0.15).eval()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_published_checkpoints_give_the_same_logits(published, tmp_path, parallel, zip_format):
+    network = nn.DataParallel(published) if parallel else published
+    checkpoint = {"epoch": 225, "arch": "ConvColumn", "state_dict": network.state_dict(),
+                  "best_prec1": torch.tensor(85.08)}
+    path = tmp_path / "published.pth.tar"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=zip_format)
+    model = our_network()
+    load_weights(model, network_weights(load_checkpoint(path)), path)
+    clips = torch.randn(2, 3, 18, 84, 84)
+    with torch.no_grad():
+        assert (model(clips) - published(clips)).abs().max() < 1e-5
+
+
+def test_checkpoints_from_before_batch_counters_load(published):
+    weights = {name: value for name, value in published.state_dict().items()
+               if "num_batches_tracked" not in name}
+    load_weights(our_network(), network_weights({"state_dict": weights}), "old.pth.tar")
+
+
+def test_class_count_of_published_checkpoints_is_checked(published, capsys):
+    checkpoint = {"state_dict": published.state_dict()}
+    check_classes(checkpoint, NAMES, "x.pth.tar", "labels.csv")
+    assert "holds no class names" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"has 27 classes, labels\.csv names 26"):
+        check_classes(checkpoint, NAMES[:26], "x.pth.tar", "labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (["a", "b", "x"], "only in the checkpoint: x; only in l.csv: c"),
+        (["a", "b"], "knows 2 classes, l.csv names 3; only in the checkpoint: none; .* l.csv: c"),
+        (["a", "c", "b"], "another order: class 1 is 'c' there, 'b' in l.csv"),
+    ],
+)
+def test_other_classes_are_refused_with_the_difference(known, message):
+    with pytest.raises(UserError, match=message):
+        check_classes({"classes": known}, ["a", "b", "c"], "x.pth.tar", "l.csv")
+
+
+def test_weights_of_another_network_name_the_first_difference():
+    model = our_network()
+    weights = model.state_dict()
+    weights["blocks.0.0.weight"] = weights["blocks.0.0.weight"][:5]
+    with pytest.raises(UserError, match=r"blocks\.0\.0\.weight is \[5, 3, 2, 3, 3\]"):
+        load_weights(model, weights, "x.pth.tar")
+
+
+class CreatesFile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("as_torch_file", [True, False])
+def test_hostile_checkpoints_run_nothing(tmp_path, as_torch_file):
+    path, trap = tmp_path / "hostile.pth.tar", tmp_path / "created"
+    content = {"state_dict": {}, "epoch": CreatesFile(trap)}
+    if as_torch_file:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    trap.unlink(missing_ok=True)
+    with pytest.raises(UserError, match="could run code"):
+        load_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_only_plain_data_is_accepted(tmp_path):
+    path = tmp_path / "strange.pth.tar"
+    torch.save({"state_dict": {}, "device": torch.device("cpu")}, path)
+    with pytest.raises(UserError, match="object of type device"):
+        load_checkpoint(path)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    save_checkpoint({"state_dict": {}, "epoch": 1}, path)
+    before = copy.copy(path.read_bytes())
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"state_dict": {}, "epoch": lambda: 2}, path)
+    assert path.read_bytes() == before and load_checkpoint(path)["epoch"] == 1

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+from conftest import write_clip
+
+from annotations import read_annotations
+from config import Config
+from data_loader import (
+    ClipKey,
+    EvalBatches,
+    TrainBatches,
+    VideoFolder,
+    batches_of,
+    build_loader,
+    sample_segments,
+    sample_window,
+)
+from frames import FrameError
+
+CPU = torch.device("cpu")
+
+
+def draws(num_frames, clip_size=18, step_size=2, repeats=300):
+    rng = np.random.default_rng(0)
+    return np.concatenate(
+        [sample_window(num_frames, clip_size, step_size, rng) for _ in range(repeats)]
+    )
+
+
+def test_window_in_the_middle():
+    assert sample_window(36, 18, 2).tolist() == [list(range(0, 36, 2))]
+    assert sample_window(41, 18, 2).tolist() == [list(range(3, 38, 2))]
+
+
+def test_short_clips_are_padded_with_their_last_frame():
+    assert sample_window(5, 4, 2).tolist() == [[0, 2, 4, 4]]
+    assert draws(12).tolist() == [[0, 2, 4, 6, 8, 10] + [11] * 12] * 300
+
+
+def test_jitter_counts_the_last_start_too():
+    starts = draws(40)[:, 0]
+    assert set(starts.tolist()) == {0, 1, 2, 3, 4, 5}
+    assert draws(40)[:, -1].max() == 39
+
+
+def test_several_windows_spread_over_the_video():
+    windows = sample_window(20, 4, 2, num_windows=3)
+    assert windows.tolist() == [[0, 2, 4, 6], [6, 8, 10, 12], [13, 15, 17, 19]]
+    assert sample_window(3, 4, 2, num_windows=2).tolist() == [[0, 2, 2, 2]] * 2
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 8, 37, 70])
+def test_segments_take_one_frame_from_each_part(num_frames):
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([sample_segments(num_frames, 8, rng) for _ in range(200)])
+    edges = np.arange(9) * num_frames / 8
+    assert (drawn >= np.floor(edges[:-1])).all() and (drawn <= edges[1:]).all()
+    assert drawn.max() == num_frames - 1 and (np.diff(drawn) >= 0).all()
+    middle = sample_segments(num_frames, 8, num_windows=2)
+    assert middle.shape == (2, 8) and middle.max() < num_frames
+
+
+def test_train_batches_are_a_function_of_seed_and_epoch():
+    batches = TrainBatches(10, 4, seed=1)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(key.index for batch in first for key in batch) == list(range(10))
+    assert list(batches) == first
+    batches.epoch = 1
+    assert [key.index for key in next(iter(batches))] != [key.index for key in first[0]]
+    assert {key.epoch for batch in batches for key in batch} == {1}
+
+
+def test_a_last_batch_of_one_clip_is_left_out():
+    assert [len(batch) for batch in TrainBatches(9, 4, 0)] == [4, 4]
+    assert len(TrainBatches(9, 4, 0)) == 2
+
+
+def test_eval_batches_hold_each_clip_once_in_order():
+    indices = [key.index for batch in EvalBatches(9, 4) for key in batch]
+    assert indices == list(range(9)) and len(EvalBatches(9, 4)) == 3
+
+
+def all_clips(settings, training, **changes):
+    config = Config(**settings | changes)
+    annotations = read_annotations(config.train_data_csv, config.train_data_folder,
+                                   ["Left", "Right", "Still"])
+    loader = build_loader(annotations, config, training, CPU)
+    batches = list(batches_of(loader))
+    return torch.cat([batch.clips for batch in batches]), batches
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_workers_change_nothing(settings, training):
+    alone, _ = all_clips(settings, training)
+    shared, _ = all_clips(settings, training, num_workers=2)
+    assert torch.equal(alone, shared)
+
+
+def test_augmentation_changes_with_epoch_and_seed_only(settings):
+    config = Config(**settings)
+    annotations = read_annotations(config.train_data_csv, config.train_data_folder,
+                                   ["Left", "Right", "Still"])
+    data_set = VideoFolder(annotations, config, training=True)
+    clip = data_set.read_clip(ClipKey(0, 3))
+    data_set.read_clip(ClipKey(0, 5))
+    assert (clip == data_set.read_clip(ClipKey(0, 3))).all()
+    assert (clip != data_set.read_clip(ClipKey(1, 3))).any()
+
+
+def test_several_windows_in_evaluation(settings):
+    clips, batches = all_clips(settings, False, nclips=2)
+    assert clips.shape == (14, 2, 4, 20, 20, 3) and clips.dtype == torch.uint8
+    assert len(batches[0].indices) == 2  # batch_size counts windows
+
+
+def test_frames_of_different_sizes_load_together(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    for clip_id, shape in (("1", (24, 32)), ("2", (48, 90)), ("3", (10, 10))):
+        frames = rng.integers(0, 255, (4, *shape, 3), np.uint8)
+        write_clip(tmp_path / "clips" / clip_id, frames)
+    (tmp_path / "set.csv").write_text("1;Left\n2;Right\n3;Left\n")
+    clips, _ = all_clips(settings, False, train_data_folder=str(tmp_path / "clips"),
+                         train_data_csv=str(tmp_path / "set.csv"))
+    assert clips.shape == (3, 1, 4, 20, 20, 3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_frame_is_named(settings, tmp_path, num_workers):
+    write_clip(tmp_path / "clips" / "1", np.zeros((4, 24, 32, 3), np.uint8))
+    write_clip(tmp_path / "clips" / "2", np.zeros((4, 24, 32, 3), np.uint8))
+    (tmp_path / "clips" / "2" / "00003.jpg").write_bytes(b"")
+    (tmp_path / "set.csv").write_text("1;Left\n2;Right\n")
+    with pytest.raises(FrameError, match=r"2/00003\.jpg: file is empty"):
+        all_clips(settings, True, train_data_folder=str(tmp_path / "clips"), step_size=1,
+                  train_data_csv=str(tmp_path / "set.csv"), num_workers=num_workers)
