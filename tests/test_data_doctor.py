@@ -20,7 +20,8 @@ from PIL import Image
 
 import data_doctor
 from config import Config
-from data_doctor import KINDS, check_data
+from data_doctor import check_data
+from data_report import KINDS
 from errors import UserError
 
 CLIPS = {
