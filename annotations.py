@@ -27,6 +27,10 @@ class Annotations:
     def __len__(self):
         return len(self.ids)
 
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels >= 0).all())
+
     def clip_path(self, index) -> str:
         return os.path.join(self.folder, str(self.ids[index]))
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+import processes
 from config import Config
 from evaluation import draw_confusion_matrix
 
@@ -24,26 +26,28 @@ class Progress:
 
     SECONDS_BETWEEN_UPDATES = 0.5
 
-    def __init__(self, epoch: int, config: Config, num_steps: int):
+    def __init__(self, epoch: int, first_step: int, num_steps: int, config: Config):
         of_all = f"/{config.num_epochs}" if config.num_epochs > 0 else ""
         self.title = f"epoch {epoch + 1}{of_all}"
-        self.print_freq, self.num_steps = config.print_freq, num_steps
-        self.bar = tqdm(total=num_steps, desc=self.title, leave=False, disable=None)
+        self.print_freq, self.first_step, self.num_steps = config.print_freq, first_step, num_steps
+        silent = None if processes.is_main() else True  # None: where there is no terminal
+        self.bar = tqdm(total=num_steps, initial=first_step, desc=self.title, leave=False,
+                        disable=silent)
         self.start = self.shown = time.perf_counter()
         self.num_clips = 0
 
     def update(self, step: int, num_clips: int, metrics, rate: float):
-        """After each step; reading the metrics waits for the GPU, so it is not done each time."""
+        """Once `step` steps are done; reading the metrics waits for the GPU, so not each time."""
         self.num_clips += num_clips
         self.bar.update(1)
         now = time.perf_counter()
         if not self.bar.disable and now - self.shown > self.SECONDS_BETWEEN_UPDATES:
             self.shown = now
             self.bar.set_postfix_str(self._figures(metrics, rate, now))
-        elif self.bar.disable and (step + 1) % self.print_freq == 0:
-            seconds_left = (now - self.start) / (step + 1) * (self.num_steps - step - 1)
+        elif self.bar.disable and step % self.print_freq == 0:
+            seconds_left = (now - self.start) / (step - self.first_step) * (self.num_steps - step)
             left = tqdm.format_interval(seconds_left)
-            print(f"{self.title}  step {step + 1}/{self.num_steps}  "
+            print(f"{self.title}  step {step}/{self.num_steps}  "
                   f"{self._figures(metrics, rate, now)}  {left} left", flush=True)
 
     def _figures(self, metrics, rate, now):
@@ -61,6 +65,8 @@ class Progress:
 
 def write_history(path, history: list[dict]) -> None:
     """The whole history as CSV, one row an epoch; a resumed run writes the same rows again."""
+    if not history:
+        return
     partial = Path(f"{path}.partial")
     with open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
@@ -134,8 +140,16 @@ class TensorBoardLog:
         self.validation.add(summary.image("confusion_matrix", picture, dataformats="HWC"), epoch)
 
     def close(self):
-        self.train.writer.close()
-        self.validation.writer.close()
+        for file in (self.train, self.validation):
+            with suppress(OSError):  # a full disk was reported where it mattered
+                file.writer.close()
+
+
+class SilentLog:
+    """What processes other than the main one log to: it takes every call and does nothing."""
+
+    def __getattr__(self, _name):
+        return lambda *_arguments: {}
 
 
 def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
@@ -145,3 +159,20 @@ def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
             path.unlink()
         else:
             os.truncate(path, min(size, path.stat().st_size))
+
+
+# --- checkpoints within an epoch ---------------------------------------------------------------
+
+
+class CheckpointTimer:
+    """Says when a checkpoint is due: `minutes` after the last one."""
+
+    def __init__(self, minutes: float):
+        self.seconds = 60 * minutes
+        self.saved = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.saved >= self.seconds
+
+    def restart(self) -> None:
+        self.saved = time.monotonic()

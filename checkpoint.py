@@ -1,19 +1,21 @@
 """Checkpoints: saved whole or not at all, loaded as plain data, whoever made them.
 
-A checkpoint is a dict with at least `epoch` (epochs finished), `arch`, `state_dict` and
-`best_prec1`, the keys that checkpoints of this family have always had. Ours add `classes`,
-`config`, `optimizer`, `history` and `tensorboard`.
+A checkpoint is a dict with at least `state_dict`, and `epoch` (epochs finished), `arch` and
+`best_prec1`, the keys that checkpoints of this family have always had. `Contents` lists what ours
+add.
 """
 
-import json
-import math
 import os
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import UserError, first_few
 
@@ -21,6 +23,33 @@ PLAIN_TYPES = (str, int, float, bool, type(None), torch.Tensor, torch.nn.Paramet
 
 # int64 is that of the counters of batches.
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint that is missing, or that was not written to its end, or changed since."""
+
+
+class Contents(BaseModel):
+    """What a checkpoint holds; published ones have the first four keys only."""
+
+    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
+
+    state_dict: dict[str, torch.Tensor]
+    epoch: Count = 0  # epochs finished
+    arch: str = ""
+    best_prec1: Annotated[float, Field(allow_inf_nan=False)] = 0.0  # percent
+    step: Count = 0  # steps finished in the running epoch
+    seconds: float = 0.0  # that they took
+    classes: list[str] | None = None
+    config: dict[str, bool | int | float | str | list | None] = {}
+    optimizer: dict | None = None
+    metrics: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    history: list[dict[str, int | float]] = []
+    bad_clips: list[dict[str, int | str]] = []
+    tensorboard: dict[str, Count] = {}  # bytes of each event file
+
 
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
 PUBLISHED_NAMES = {
@@ -33,8 +62,12 @@ PUBLISHED_NAMES = {
 }
 
 
-def save_checkpoint(checkpoint: dict, path) -> None:
-    """Writes `checkpoint` to `path` so that the file there is always a whole one."""
+def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
+    """Writes `checkpoint` to `path` so that the file there is always a whole one.
+
+    The one that was there before is kept as `previous_path`. Raises UserError if the new one
+    cannot be written; the old one is then untouched.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -42,31 +75,43 @@ def save_checkpoint(checkpoint: dict, path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous_path and path.exists():
+            os.replace(path, previous_path)
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # PyTorch's for a full disk is a RuntimeError
+        with suppress(OSError):
+            partial.unlink()
         raise UserError(
-            f"{path}: checkpoint cannot be written ({error}); the one before is untouched"
+            f"{path}: checkpoint cannot be written ({_first_line(error)}); the one before is "
+            "whole; make room or set output_dir to another disk, then --resume True"
         ) from None
+
+
+def _flush_folder(folder) -> None:
+    """Makes the renaming itself survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path) -> dict:
     """The checkpoint at `path`, its tensors on the CPU.
 
-    Raises UserError if it is missing, damaged, or holds anything but plain data: pickled objects
-    are never built, so that a file from a stranger cannot run code.
+    Raises UserError if it holds anything but plain data: pickled objects are never built, so that
+    a file from a stranger cannot run code. DamagedCheckpointError if it is missing or not whole.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such checkpoint; correct the path, or start without --resume")
+    _check_whole(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"{path}: no checkpoint, damaged, or with more in it than plain data, which is not "
-            f"loaded because it could run code ({type(error).__name__}: {reason})"
+            f"loaded because it could run code ({type(error).__name__}: {_first_line(error)})"
         ) from None
     try:
         strange = _first_strange_type(checkpoint)
@@ -74,16 +119,50 @@ def load_checkpoint(path) -> dict:
         strange = "lists that are nested too deep"
     if strange:
         raise UserError(f"{path}: holds {strange}; only plain data is loaded")
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path}: no checkpoint of a network: it has no state_dict; choose another file"
         )
-    problems = [f"{key}: found {' '.join(repr(checkpoint[key]).split())[:60]}; expected {expected}"
-                for key, (fits, expected) in KEYS.items()
-                if key in checkpoint and not fits(checkpoint[key])]
-    if problems:
-        raise UserError(f"{path}: damaged checkpoint: {first_few(problems)}; take an earlier one")
-    return checkpoint
+    return _checked_contents(checkpoint, path)
+
+
+def _check_whole(path) -> None:
+    """Compares the checksums that a checkpoint's zip file holds; older kinds have none."""
+    if not os.path.isfile(path):
+        raise DamagedCheckpointError(
+            f"{path}: no such checkpoint; correct the path, or start without --resume"
+        )
+    problem = "it is empty" if os.path.getsize(path) == 0 else None
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                spoilt = archive.testzip()
+            problem = f"the checksum of {spoilt} is wrong" if spoilt else None
+        except Exception as error:  # zipfile raises many kinds for a damaged file
+            problem = _first_line(error)
+    elif Path(path).read_bytes()[:4] == b"PK\x03\x04":
+        problem = "its end is missing"
+    if problem:
+        raise DamagedCheckpointError(f"{path}: damaged checkpoint: {problem}; take an earlier one")
+
+
+def _checked_contents(checkpoint, path) -> dict:
+    best = checkpoint.get("best_prec1")
+    if isinstance(best, torch.Tensor) and best.numel() == 1:  # as in published checkpoints
+        checkpoint["best_prec1"] = best.item()
+    try:
+        contents = Contents.model_validate(dict(checkpoint))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+                    for problem in error.errors()]
+        raise UserError(
+            f"{path}: damaged checkpoint: {first_few(problems, 3)}; take an earlier one"
+        ) from None
+    return {name: getattr(contents, name) for name in contents.model_fields_set}
+
+
+def _first_line(error) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 def _first_strange_type(value) -> str | None:
@@ -99,68 +178,8 @@ def _first_strange_type(value) -> str | None:
 
 
 def _is_dense(tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not (
-        tensor.is_quantized
-    )
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_finite(value) -> bool:
-    # Published checkpoints hold their best score as a tensor.
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_network(value) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value) and all(
-        isinstance(weights, torch.Tensor) for weights in value.values()
-    )
-
-
-def _is_class_list(value) -> bool:
-    is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return is_list and len(set(value)) == len(value)
-
-
-def _is_history(value) -> bool:
-    # A loss may be infinite or NaN: a run that diverged can be looked at, too.
-    return isinstance(value, list) and all(
-        isinstance(row, dict) and {"epoch", "val_loss"} <= set(row)
-        and all(isinstance(name, str) for name in row)
-        and all(type(figure) in (int, float) for figure in row.values())
-        for row in value
-    )
-
-
-def _is_config(value) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:  # a tensor
-        return False
-    return isinstance(value, dict)
-
-
-def _is_log(value) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and _is_count(size) for name, size in value.items()
-    )
-
-
-# What the keys hold where they are there.
-KEYS = {
-    "epoch": (_is_count, "a number of epochs"),
-    "state_dict": (_is_network, "tensors by their names"),
-    "best_prec1": (_is_finite, "a percentage"),
-    "classes": (_is_class_list, "class names, each once"),
-    "history": (_is_history, "a row of figures an epoch, with epoch and val_loss"),
-    "config": (_is_config, "the settings of a config file"),
-    "optimizer": (lambda value: isinstance(value, dict), "an optimizer's state"),
-    "tensorboard": (_is_log, "the size of each event file"),
-}
+    is_plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return is_plain and tensor.device.type == "cpu"
 
 
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
@@ -178,12 +197,12 @@ def our_name(name: str) -> str:
     return f"blocks.{int(block[1]) - 1}.{rest}" if block else name
 
 
-def load_weights(model, weights, path, except_for=()) -> None:
-    """Copies `weights` into `model`; the layers named in `except_for` keep their own.
+def load_weights(model, checkpoint: dict, path, except_for=()) -> None:
+    """Copies the weights of `checkpoint` into `model`; layers in `except_for` keep their own.
 
     Raises UserError that names the first differences if the weights are of another network.
     """
-    own = model.state_dict()
+    own, weights = model.state_dict(), network_weights(checkpoint)
     skipped = {name for name in own if name.startswith(tuple(except_for))} if except_for else set()
     # Counters of batches came with PyTorch 0.4.1; older checkpoints lack them, evaluation too.
     optional = {name for name in own if name.endswith("num_batches_tracked")}

@@ -67,6 +67,14 @@ class Config(BaseModel):
     print_freq: PositiveInt = Field(
         100, description="Steps between two progress lines when the output is no terminal."
     )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="Minutes between two checkpoints within an epoch; 0: after each step.",
+    )
+    deterministic: bool = Field(
+        False, description="On a GPU, only operations that repeat exactly; slower."
+    )
 
     # --- the data ----------------------------------------------------------------------------
     train_data_folder: str = Field(description="Folder with one folder of frames per clip.")
@@ -84,6 +92,14 @@ class Config(BaseModel):
     )
     max_frame_pixels: PositiveInt = Field(
         16_000_000, description="Frames with more pixels than this are refused before decoding."
+    )
+    on_bad_clip: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What to do when a clip cannot be read: stop the run, or skip the clip, "
+        "count it and list it in bad_clips.csv.",
+    )
+    max_bad_share: Fraction = Field(
+        0.01, description="With skip: the run stops if more than this share of a set is bad."
     )
 
     # --- from frames to clips ----------------------------------------------------------------
@@ -128,7 +144,16 @@ class Config(BaseModel):
     dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
 
     # --- the training ------------------------------------------------------------------------
-    batch_size: Size = Field(100, description="Clips per training step.")
+    batch_size: Size = Field(100, description="Clips per training step, over all processes.")
+    accumulate_steps: Size = Field(
+        1, description="Parts that a batch is computed in, for batches that memory cannot hold."
+    )
+    sync_batchnorm: bool = Field(
+        False, description="BatchNorm over the clips of all processes, not each one's own."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format of convolutions and products; the weights are fp32."
+    )
     lr: PositiveFloat = Field(0.001, description="Learning rate at the start (after warm-up).")
     last_lr: float = Field(
         1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
@@ -148,7 +173,10 @@ class Config(BaseModel):
         0.1, description="The plateau schedule multiplies the learning rate by this."
     )
     plateau_patience: int = Field(
-        10, ge=0, le=2**31 - 1, description="... after more than this many epochs without a lower loss."
+        10,
+        ge=0,
+        le=2**31 - 1,
+        description="... after more than this many epochs without a lower loss.",
     )
 
     @model_validator(mode="after")
@@ -164,6 +192,11 @@ class Config(BaseModel):
             problems.append(f"warmup_epochs: expected less than num_epochs ({self.num_epochs})")
         if self.last_lr > self.lr:
             problems.append(f"last_lr: found {self.last_lr}; expected at most lr ({self.lr})")
+        if self.batch_size < 2 * self.accumulate_steps:
+            problems.append(
+                f"accumulate_steps: found {self.accumulate_steps}; BatchNorm needs two clips a "
+                f"part, which batch_size ({self.batch_size}) has not"
+            )
         if self.new_head and not self.pretrained:
             problems.append("new_head: found true; it goes with `pretrained`, which is null")
         if problems:

@@ -33,7 +33,7 @@ from errors import UserError, first_few
 from frames import (
     JPEG_SUFFIXES,
     FrameError,
-    OversizedFrame,
+    OversizedFrameError,
     decode_frame,
     list_frames,
     natural_key,
@@ -337,7 +337,7 @@ def _check_frame(folder, frame, max_pixels, result) -> bytes:
     except OSError as error:
         result.add("unreadable frame", error.strerror or str(error), frame)
     except FrameError as error:
-        oversized = isinstance(error, OversizedFrame)
+        oversized = isinstance(error, OversizedFrameError)
         result.add("oversized frame" if oversized else "damaged frame", str(error), frame)
     return data
 

@@ -6,13 +6,15 @@ Shapes: N clips in a batch, K windows a video (`nclips`), T frames, H, W pixels,
 """
 
 import os
-import signal
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import processes
+import stopping
 from annotations import Annotations, read_annotations, read_labels
 from config import Config
 from errors import UserError
@@ -27,10 +29,18 @@ class ClipKey(NamedTuple):
     index: int
 
 
+class BadClip(NamedTuple):
+    """A clip that could not be read, and why."""
+
+    index: int
+    reason: str
+
+
 class Batch(NamedTuple):
     clips: torch.Tensor  # uint8 [N, K, T, H, W, C]; K = 1 in training
     labels: torch.Tensor  # int64 [N]; -1 where the set has none
     indices: torch.Tensor  # int64 [N], positions in the CSV
+    bad: list[BadClip]  # clips that are missing from the batch
 
 
 # --- clips -------------------------------------------------------------------------------------
@@ -81,8 +91,8 @@ def sample_segments(num_frames, clip_size, rng=None, num_windows=1) -> np.ndarra
 class VideoFolder(Dataset):
     """The clips of one set, read from folders of frames.
 
-    An item is (clip uint8 [K, T, H, W, C], label, index), or a FrameError *as a value* if the clip
-    cannot be read: raised inside a worker it would reach the user wrapped in a traceback.
+    An item is (clip uint8 [K, T, H, W, C], label, index), or a BadClip if it cannot be read: an
+    error raised inside a worker would reach the user wrapped in a traceback.
     """
 
     def __init__(self, annotations: Annotations, config: Config, training: bool):
@@ -97,7 +107,7 @@ class VideoFolder(Dataset):
         try:
             clip = self.read_clip(key)
         except FrameError as error:
-            return error
+            return BadClip(key.index, str(error))
         return clip, int(self.annotations.labels[key.index]), key.index
 
     def read_clip(self, key: ClipKey) -> np.ndarray:
@@ -131,59 +141,67 @@ class VideoFolder(Dataset):
 
 
 class TrainBatches:
-    """Batches of clip keys in an order drawn from (seed, epoch).
+    """This process's part of each batch, in an order drawn from (seed, epoch).
 
-    Set `epoch` before each pass. A last batch of one clip is left out, since BatchNorm needs two;
-    the order changes with the epoch, so no clip is left out for good.
+    Call `start_at` before each pass. A last batch with fewer than two clips a process is left
+    out, since BatchNorm needs two; the order changes with the epoch, so no clip always is.
     """
 
     def __init__(self, num_clips, batch_size, seed):
         self.num_clips, self.batch_size, self.seed = num_clips, batch_size, seed
-        self.epoch = 0
+        self.epoch = self.first_step = 0
+
+    def start_at(self, epoch: int, step: int) -> None:
+        self.epoch, self.first_step = epoch, step
 
     def __len__(self):
+        """Steps of a whole epoch."""
         full, rest = divmod(self.num_clips, self.batch_size)
-        return full + (rest > 1 or (rest == 1 and self.batch_size == 1))
+        return full + (rest >= 2 * processes.world_size())
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
-        for step in range(len(self)):
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        for step in range(self.first_step, len(self)):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [ClipKey(self.epoch, int(index)) for index in indices]
+            own = indices[processes.rank() :: processes.world_size()]
+            yield [ClipKey(epoch, int(index)) for index in own]
 
 
 class EvalBatches:
-    """Batches of clip keys in CSV order, each clip once."""
+    """Batches of clip keys in CSV order, each clip once; the processes take them in turn.
+
+    A batch holds the same clips for any number of processes, so that its figures are the same.
+    A process that comes out one batch short gets an empty one: all have equally many.
+    """
 
     def __init__(self, num_clips, batch_size):
         self.num_clips, self.batch_size = num_clips, batch_size
 
     def __len__(self):
-        return -(-self.num_clips // self.batch_size)
+        return -(-self.num_clips // (self.batch_size * processes.world_size()))
 
     def __iter__(self):
-        for start in range(0, self.num_clips, self.batch_size):
+        for turn in range(len(self)):
+            start = self.batch_size * (turn * processes.world_size() + processes.rank())
             stop = min(start + self.batch_size, self.num_clips)
             yield [ClipKey(0, index) for index in range(start, stop)]
 
 
-def collate(items) -> Batch | FrameError:
-    """Puts the items of a batch into one; the first FrameError among them stands for all."""
-    for item in items:
-        if isinstance(item, FrameError):
-            return item
-    clips, labels, indices = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(clips)), torch.tensor(labels), torch.tensor(indices))
+def collate(items) -> Batch:
+    """Puts the items of a batch into one; clips that could not be read are kept apart."""
+    bad = [item for item in items if isinstance(item, BadClip)]
+    good = [item for item in items if not isinstance(item, BadClip)]
+    clips, labels, indices = zip(*good, strict=True) if good else ([], [], [])
+    clips = torch.from_numpy(np.stack(clips)) if good else torch.empty(0, dtype=torch.uint8)
+    return Batch(clips, torch.tensor(labels).long(), torch.tensor(indices).long(), bad)
 
 
 def build_loader(annotations, config: Config, training: bool, device) -> DataLoader:
-    """A loader of `Batch`es; read them through `batches_of`, which raises what workers report."""
+    """A loader of `Batch`es; read them through `batches_of`."""
     if training:
-        if len(annotations) < 2:
-            raise UserError("train_data_csv: one clip is not enough; BatchNorm needs two or more")
-        if config.batch_size == 1 and len(config.head_widths) > 1:
-            raise UserError("batch_size: one clip is not enough; BatchNorm needs two or more")
         batches = TrainBatches(len(annotations), config.batch_size, config.seed)
+        _check_batch_size(config, batches)
     else:
         batches = EvalBatches(len(annotations), max(1, config.batch_size // config.nclips))
     return DataLoader(
@@ -193,24 +211,38 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=stopping.ignore_in_worker,
         # The loader draws its base seed from this one instead of from the global generator,
         # whose state dropout depends on.
         generator=torch.Generator(),
     )
 
 
+def _check_batch_size(config, batches):
+    least = 2 * processes.world_size() * config.accumulate_steps
+    if config.batch_size < least:
+        raise UserError(
+            f"batch_size: found {config.batch_size}; {processes.world_size()} processes need at "
+            f"least {least}, since BatchNorm needs two clips in each part"
+        )
+    if not len(batches):
+        raise UserError(
+            f"train_data_csv: {batches.num_clips} clips are not enough; BatchNorm needs "
+            f"{2 * processes.world_size()} or more"
+        )
+
+
 def batches_of(loader):
-    """Iterates over a loader's batches; raises FrameError with the path of a clip gone bad."""
-    for batch in loader:
-        if isinstance(batch, FrameError):
-            raise FrameError(*batch.args)  # a new one: `batch` in its own traceback is a circle
+    """Iterates over a loader's batches; a signal does not wait for a slow one."""
+    iterator = None
+    while True:
+        # Several processes must stop at the same step, so each looks only between steps.
+        with nullcontext() if processes.world_size() > 1 else stopping.at_once():
+            iterator = iterator or iter(loader)
+            batch = next(iterator, None)
+        if batch is None:
+            return
         yield batch
-
-
-def _leave_signals_to_the_main_process(_worker):
-    # Ctrl-C goes to the whole process group; a worker that dies of it breaks the running step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_class_names(config: Config) -> list[str]:

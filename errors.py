@@ -1,5 +1,12 @@
 """The one exception for mistakes that the user can put right."""
 
+import errno
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
+# What gloo and NCCL say when a process that they wait for is gone.
+_LOST_PROCESS_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
+                       "ncclRemoteError", "Timed out waiting", "Connect timeout")
+
 
 class UserError(ValueError):
     """A mistake in the input: a config key, a file, a flag, a checkpoint.
@@ -21,12 +28,15 @@ def message_for_user(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, OSError) and error.filename:
-        reason = "see that the disk is not full, and that you may write there"
-        return f"{error.filename}: cannot be written or read ({error.strerror}); {reason}"
+    if isinstance(error, OSError) and (error.filename or error.errno in _DISK_ERRORS):
+        return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
+                "see that the disk is not full, and that you may write there; a checkpoint that "
+                "was there before is whole")
     # PyTorch has classes of its own for these only in part.
     if "DataLoader worker" in text:
         return f"{text.splitlines()[0]}; if memory is short, lower num_workers or batch_size"
     if isinstance(error, MemoryError) or "out of memory" in text or "tried to allocate" in text:
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
+    if any(sign in text for sign in _LOST_PROCESS_SIGNS):
+        return "another process of this run has ended; see its message; --resume auto goes on"
     return None

@@ -12,32 +12,49 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import processes
 from data_loader import batches_of
-from utils import to_network_input, top_k_correct, top_k_for
+from utils import autocast, to_network_input, top_k_correct, top_k_for
 
 
 @torch.inference_mode()
-def compute_logits(model, loader, device, title="evaluation") -> torch.Tensor:
+def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor:
     """Logits float32 [N, classes] of every clip of the loader's set, in CSV order, on the CPU.
 
     Several windows of a clip are averaged as probabilities; their logarithm serves as logits.
+    note_bad_clips: called with each batch; clips that it lets pass have NaN for logits.
+    With several processes each computes its part, and all get the whole.
     """
     data_set = loader.dataset
     config = data_set.config
+    processes.copy_buffers_from_main(model)
     model.eval()
-    logits_of_batches = []
-    for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=None):
-        windows = batch.clips.flatten(0, 1)  # [N * K, T, H, W, C]
-        logits = model(to_network_input(windows, device, config.mean, config.std)).float()
-        if config.nclips > 1:
-            probabilities = logits.softmax(1).view(len(batch.indices), config.nclips, -1)
-            logits = probabilities.mean(1).log()
-        logits_of_batches.append(logits)
-    return torch.cat(logits_of_batches).cpu()
+    logits = None
+    silent = None if processes.is_main() else True
+    for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):
+        processes.stop_together()
+        note_bad_clips(batch)
+        if len(batch.indices):
+            windows = to_network_input(batch.clips.flatten(0, 1), device, config.mean, config.std)
+            with autocast(device, config.precision):
+                outputs = model(windows).float()  # [N * K, classes]
+            if config.nclips > 1:
+                probabilities = outputs.softmax(1).view(len(batch.indices), config.nclips, -1)
+                outputs = probabilities.mean(1).log()
+            if logits is None:
+                logits = torch.zeros(len(data_set), outputs.shape[1], device=device)
+            logits[batch.indices.to(device)] = outputs
+        for bad in batch.bad:
+            logits[bad.index] = torch.nan
+    return processes.total(logits.cpu())
 
 
 def score(logits, labels) -> dict[str, float]:
-    """Mean loss, top-1 and top-k in percent. logits: [N, classes]; labels: int64 [N]."""
+    """Mean loss, top-1 and top-k in percent. logits: [N, classes]; labels: int64 [N].
+
+    Clips without logits (NaN) do not count.
+    """
+    logits, labels = _with_logits(logits, labels)
     k = top_k_for(logits.shape[1])
     return {
         "loss": F.cross_entropy(logits.double(), labels).item(),
@@ -47,10 +64,16 @@ def score(logits, labels) -> dict[str, float]:
 
 
 def confusion_matrix(logits, labels) -> np.ndarray:
-    """Counts [true class, predicted class]."""
+    """Counts [true class, predicted class] of the clips that have logits."""
+    logits, labels = _with_logits(logits, labels)
     num_classes = logits.shape[1]
     pairs = labels.numpy() * num_classes + logits.argmax(1).numpy()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _with_logits(logits, labels):
+    known = ~logits[:, 0].isnan()
+    return logits[known], labels[known]
 
 
 # --- printed -----------------------------------------------------------------------------------
@@ -82,11 +105,28 @@ def print_report(matrix, class_names, num_pairs=10) -> None:
 # --- written -----------------------------------------------------------------------------------
 
 
+def write_results(folder, annotations, logits, class_names) -> None:
+    """All files about a set of clips, and, where it has labels, the report and the scores."""
+    contents = (annotations, logits, class_names)
+    if not annotations.has_labels:
+        write_predictions(folder / "test_predictions.csv", *contents)
+        write_submission(folder / "test_submission.csv", *contents)
+        print(f"{len(annotations):,} clips predicted; no labels, so no accuracy")
+        return
+    labels = torch.from_numpy(annotations.labels)
+    matrix = confusion_matrix(logits, labels)
+    write_predictions(folder / "predictions.csv", *contents)
+    write_logits(folder / "logits.npz", *contents)
+    draw_confusion_matrix(matrix, class_names).savefig(folder / "confusion_matrix.png")
+    print_report(matrix, class_names)
+    print("\n" + format_scores(score(logits, labels)))
+
+
 def write_predictions(path, annotations, logits, class_names) -> None:
     """A CSV row per clip: id, label (if there are labels), predicted, confidence, top k, scores."""
     k = top_k_for(len(class_names))
     scores, classes = logits.softmax(1).topk(k, dim=1)
-    has_labels = bool((annotations.labels >= 0).all())
+    has_labels = annotations.has_labels
     top_columns = [f"{kind}{rank}" for rank in range(1, k + 1) for kind in ("top", "score")]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -95,16 +135,20 @@ def write_predictions(path, annotations, logits, class_names) -> None:
         for index, clip_id in enumerate(annotations.ids):
             names = [class_names[i] for i in classes[index].tolist()]
             values = [f"{value:.6f}" for value in scores[index].tolist()]
+            if logits[index].isnan().any():  # skipped, since it could not be read
+                names, values = [""] * k, [""] * k
             label = [class_names[annotations.labels[index]]] if has_labels else []
             top = [cell for pair in zip(names, values, strict=True) for cell in pair]
             writer.writerow([clip_id, *label, names[0], values[0], *top])
 
 
 def write_submission(path, annotations, logits, class_names) -> None:
-    """`id;label` lines with the predicted label, as the Jester challenge takes them."""
-    predicted = logits.argmax(1).tolist()
-    lines = [f"{clip_id};{class_names[index]}\n"
-             for clip_id, index in zip(annotations.ids, predicted, strict=True)]
+    """`id;label` lines with the predicted label, as the Jester challenge takes them.
+
+    Clips that could not be read are left out.
+    """
+    lines = [f"{clip_id};{class_names[row.argmax()]}\n"
+             for clip_id, row in zip(annotations.ids, logits, strict=True) if not row.isnan().any()]
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 

@@ -6,7 +6,6 @@ A frame that cannot be decoded without doubt is an error, never a grey or trunca
 import io
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -40,7 +39,7 @@ class FrameError(UserError):
     """A clip folder or a frame that cannot be used; the text begins with its path."""
 
 
-class OversizedFrame(FrameError):
+class OversizedFrameError(FrameError):
     """A frame that declares more pixels than `max_frame_pixels`."""
 
 
@@ -134,7 +133,7 @@ def _decode_with_pillow(data, max_pixels):
         picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         _check_size(picture.height, picture.width, max_pixels)
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except OversizedFrame:
+    except OversizedFrameError:
         raise
     except Image.UnidentifiedImageError:
         raise FrameError("not a picture that can be read; extract the frame again") from None
@@ -144,7 +143,7 @@ def _decode_with_pillow(data, max_pixels):
 
 def _check_size(height, width, max_pixels):
     if height * width > max_pixels:
-        raise OversizedFrame(
+        raise OversizedFrameError(
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "
             "shrink the frame or raise the key"
         )

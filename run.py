@@ -14,23 +14,30 @@ import cv2
 import numpy as np
 import torch
 
+import processes
+from bad_clips import BadClips
 from checkpoint import (
+    DamagedCheckpointError,
     check_classes,
     load_checkpoint,
     load_weights,
-    network_weights,
     save_checkpoint,
 )
 from config import Config
 from errors import UserError
 from model import build_model
 from optimization import build_optimizer, load_optimizer_state
+from utils import TrainingMetrics
 
 LAST_CHECKPOINT = "checkpoint.pth.tar"
+PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
 BEST_CHECKPOINT = "model_best.pth.tar"
 LOG_FOLDER = "tensorboard"
 # What training writes, and all that --overwrite removes.
-RUN_FILES = (LAST_CHECKPOINT, BEST_CHECKPOINT, "history.csv", "config.json", "versions.json")
+RUN_FILES = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, "history.csv", "bad_clips.csv",
+             "config.json", "versions.json")
+# What must not change between two steps of one epoch.
+EPOCH_KEYS = ("batch_size", "seed", "train_data_csv", "labels_csv")
 
 
 @dataclass
@@ -41,8 +48,13 @@ class Run:
     class_names: list[str]
     device: torch.device
     model: torch.nn.Module
+    network: torch.nn.Module  # the model, spread over the processes if there are several
     optimizer: torch.optim.Optimizer
+    metrics: TrainingMetrics  # of the running epoch
+    bad_clips: BadClips
     epoch: int = 0  # epochs finished
+    step: int = 0  # steps finished in the running epoch
+    seconds: float = 0.0  # that these steps took
     best_top1: float = 0.0  # percent, on the validation set
     history: list[dict] = field(default_factory=list)  # a row an epoch
 
@@ -50,101 +62,161 @@ class Run:
     def validation_losses(self) -> list[float]:
         return [row["val_loss"] for row in self.history]
 
+    def start_epoch(self) -> None:
+        self.step, self.seconds = 0, 0.0
+        self.metrics = TrainingMetrics(len(self.class_names))
 
-def start_run(config: Config, class_names, device) -> Run:
-    """A run at its beginning: weights drawn from the seed, or `pretrained` ones."""
+
+def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
+    """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved."""
     torch.manual_seed(config.seed)
     model = build_model(config, len(class_names)).to(device, memory_format=torch.channels_last_3d)
-    return Run(config, class_names, device, model, build_optimizer(config, model.parameters()))
+    if checkpoint is None and config.pretrained:
+        take_pretrained(model, config, class_names)
+    if config.sync_batchnorm:
+        model = processes.synchronise_batchnorm(model, device)
+    optimizer = build_optimizer(config, model.parameters())
+    metrics = TrainingMetrics(len(class_names))
+    run = Run(config, class_names, device, model, model, optimizer, metrics, BadClips(config))
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    run.network = processes.parallel(model, device)
+    return run
 
 
-def load_pretrained(run: Run) -> None:
+def take_pretrained(model, config: Config, class_names) -> None:
     """Takes the weights of `pretrained`; with `new_head` the last layer keeps its fresh ones."""
-    config = run.config
-    checkpoint = load_checkpoint(config.pretrained)
-    except_for = ["classifier."] if config.new_head else []
+    path = config.pretrained
+    checkpoint = processes.from_main(load_checkpoint, path)
     if not config.new_head:
-        check_classes(checkpoint, run.class_names, config.pretrained, config.labels_csv)
-    load_weights(run.model, network_weights(checkpoint), config.pretrained, except_for)
-    fresh = ", but for a new last layer" if config.new_head else ""
-    print(f"weights from {config.pretrained}{fresh}")
+        check_classes(checkpoint, class_names, path, config.labels_csv)
+    load_weights(model, checkpoint, path, except_for=["classifier."] if config.new_head else [])
+    print(f"weights from {path}{', but for a new last layer' if config.new_head else ''}")
 
 
-def checkpoint_path(config: Config) -> str | Path:
-    return config.checkpoint or config.run_folder / LAST_CHECKPOINT
+# --- saving ------------------------------------------------------------------------------------
 
 
-def load_run_weights(run: Run) -> dict:
-    """Loads the network of the run's checkpoint. Returns the checkpoint."""
-    path = checkpoint_path(run.config)
-    checkpoint = load_checkpoint(path)
-    check_classes(checkpoint, run.class_names, path, run.config.labels_csv)
-    load_weights(run.model, network_weights(checkpoint), path)
-    print(f"checkpoint {path}: {checkpoint.get('epoch', 'unknown')} epochs")
-    return checkpoint
+def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None:
+    """Writes the last checkpoint, and the best one if this is it. Called after all has moved.
 
-
-def resume_run(run: Run) -> dict:
-    """Brings `run` to where its checkpoint was saved. Returns the checkpoint.
-
-    A published checkpoint has no optimizer and no history; those start afresh, which is said.
+    Every process has to call this; the main one writes. The checkpoint before stays beside it.
     """
-    checkpoint = load_run_weights(run)
-    run.epoch = checkpoint.get("epoch", 0)
-    run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
-    run.history = checkpoint.get("history", [])
-    if "optimizer" in checkpoint:
-        load_optimizer_state(run.optimizer, checkpoint["optimizer"], checkpoint_path(run.config))
-    else:
-        print("the checkpoint holds no optimizer state; the optimizer starts afresh")
-    _print_config_changes(checkpoint.get("config", {}), run.config)
-    return checkpoint
-
-
-def _print_config_changes(saved: dict, config: Config) -> None:
-    for key, value in config.model_dump().items():
-        if key in saved and saved[key] != value and key != "checkpoint":
-            print(f"changed since the checkpoint: {key}: {saved[key]} -> {value}")
-
-
-def save_run(run: Run, log_sizes: dict[str, int], is_best: bool) -> None:
-    """Writes the last checkpoint, and the best one if this is it. Called after all has moved."""
+    metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
+    if not processes.is_main():
+        return
     checkpoint = {
         "epoch": run.epoch,
+        "step": run.step,
+        "seconds": run.seconds,
         "arch": run.config.model,
         "state_dict": run.model.state_dict(),
         "best_prec1": run.best_top1,
         "optimizer": run.optimizer.state_dict(),
+        "metrics": metrics,
         "history": run.history,
+        "bad_clips": bad_clips,
         "classes": run.class_names,
         "config": run.config.model_dump(),
         "tensorboard": log_sizes,
     }
     folder = run.config.run_folder
+    run.bad_clips.write(folder / "bad_clips.csv")
     if is_best:
         save_checkpoint(checkpoint, folder / BEST_CHECKPOINT)
-    save_checkpoint(checkpoint, folder / LAST_CHECKPOINT)
+    save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT)
+
+
+# --- resuming ----------------------------------------------------------------------------------
+
+
+def has_own_checkpoint(config: Config) -> bool:
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return any((config.run_folder / name).exists() for name in names)
+
+
+def continues_run_folder(config: Config) -> bool:
+    """Whether the checkpoint to resume from is one of the run folder's own."""
+    if config.checkpoint is None:
+        return True
+    return Path(config.checkpoint).resolve().parent == config.run_folder.resolve()
+
+
+def load_for(config: Config, class_names) -> dict:
+    """The checkpoint that `config` resumes from: `checkpoint`, or the run folder's last one.
+
+    If the last one is damaged, the one before it serves. Raises UserError if there is none, or if
+    it knows other classes than `class_names`.
+    """
+    path = Path(config.checkpoint or config.run_folder / LAST_CHECKPOINT)
+    before = config.run_folder / PREVIOUS_CHECKPOINT
+    try:
+        checkpoint = load_checkpoint(path)
+    except DamagedCheckpointError as error:
+        if config.checkpoint or not before.exists():
+            raise
+        print(f"warning: {error}\nwarning: going on from the one before, {before}",
+              file=sys.stderr)
+        path, checkpoint = before, load_checkpoint(before)
+    check_classes(checkpoint, class_names, path, config.labels_csv)
+    step = f", {checkpoint['step']} steps" if checkpoint.get("step") else ""
+    print(f"checkpoint {path}: {checkpoint.get('epoch', 'unknown')} epochs{step}")
+    return checkpoint | {"path": str(path)}
+
+
+def restore(run: Run, checkpoint: dict) -> None:
+    """Brings `run` to where `checkpoint` was saved.
+
+    A published checkpoint has no optimizer and no history; those start afresh, which is said.
+    """
+    path = checkpoint["path"]
+    load_weights(run.model, checkpoint, path)
+    run.epoch, run.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+    run.seconds = checkpoint.get("seconds", 0.0)
+    run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
+    run.history = checkpoint.get("history", [])
+    run.metrics.load_state(checkpoint.get("metrics", {}))
+    run.bad_clips.rows = checkpoint.get("bad_clips", [])
+    if "optimizer" in checkpoint:
+        load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
+    else:
+        print("the checkpoint holds no optimizer state; the optimizer starts afresh")
+    _say_what_changed(run, checkpoint.get("config", {}))
+
+
+def _say_what_changed(run: Run, saved: dict) -> None:
+    changed = [key for key, value in run.config.model_dump().items()
+               if key in saved and saved[key] != value and key != "checkpoint"]
+    for key in changed:
+        print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(run.config, key)}")
+    fixed = [key for key in changed if key in EPOCH_KEYS]
+    if run.step and fixed:
+        raise processes.SharedError(
+            f"{', '.join(fixed)}: the checkpoint stands in the middle of epoch {run.epoch + 1}, "
+            "which must be finished as it was begun; change them between two epochs"
+        )
 
 
 # --- the run folder ----------------------------------------------------------------------------
 
 
-def prepare_run_folder(config: Config, resume: bool, overwrite: bool) -> Path:
+def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool) -> None:
     """Makes the run folder and writes `config.json` and `versions.json` into it.
 
-    Raises UserError if a run is there already, unless it is resumed or may be overwritten, or if
-    the folder cannot be written.
+    goes_on: the run in it, if any, is the one that is resumed. Raises UserError if another run is
+    there already and may not be overwritten, or if the folder cannot be written.
     """
     folder = config.run_folder
     found = [name for name in (*RUN_FILES, LOG_FOLDER) if os.path.lexists(folder / name)]
-    if found and not (resume or overwrite):
+    if found and not (goes_on or overwrite):
         raise UserError(
-            f"{folder}: holds a run already ({', '.join(found)}); go on with it by --resume True, "
-            "choose another model_name, or delete it by --overwrite True"
+            f"{folder}: holds a run already ({', '.join(found)}); go on with it by --resume True "
+            "and a checkpoint of its own, choose another model_name, or delete it by "
+            "--overwrite True"
         )
     make_run_folder(config)
     try:
-        if overwrite and not resume:
+        if not goes_on:
             for name in RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
@@ -154,7 +226,6 @@ def prepare_run_folder(config: Config, resume: bool, overwrite: bool) -> Path:
         raise UserError(
             f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
         ) from None
-    return folder
 
 
 def make_run_folder(config: Config) -> Path:

@@ -1,115 +1,215 @@
 """Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
 
-import argparse
+import stopping
+
+if __name__ == "__main__":
+    stopping.install()  # before the imports below, which take seconds
+
+import signal
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 
 import evaluation
-from callbacks import Progress, TensorBoardLog, write_history
+import processes
+from callbacks import CheckpointTimer, Progress, SilentLog, TensorBoardLog, write_history
+from command_line import parse_arguments
 from config import Config, load_config
 from data_doctor import check_data
 from data_loader import batches_of, build_loader, read_class_names, read_set
-from errors import UserError, message_for_user
+from errors import first_few, message_for_user
+from frames import FrameError
 from model import describe
 from optimization import learning_rate, training_is_over
 from run import (
     LOG_FOLDER,
     Run,
-    load_pretrained,
-    load_run_weights,
+    continues_run_folder,
+    has_own_checkpoint,
+    load_for,
     make_run_folder,
     prepare_run_folder,
-    resume_run,
     save_run,
     start_run,
     versions,
 )
-from utils import TrainingMetrics, choose_device, seed_step, to_network_input
+from utils import (
+    autocast,
+    choose_device,
+    gpu_numbers,
+    make_deterministic,
+    seed_step,
+    to_network_input,
+)
 
-
-def train_epoch(run: Run, loader, log: TensorBoardLog) -> dict[str, float]:
-    """One pass over the training clips. Returns loss, top-1, top-k, learning rate and speed."""
-    config, num_steps = run.config, len(loader)
-    loader.batch_sampler.epoch = run.epoch
-    metrics = TrainingMetrics(len(run.class_names))
-    progress = Progress(run.epoch, config, num_steps)
-    start = time.perf_counter()
-    run.model.train()
-    for step, batch in enumerate(batches_of(loader)):
-        seed_step(config.seed, run.epoch, step)
-        rate = learning_rate(config, run.epoch + (step + 1) / num_steps, run.validation_losses)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        clips = batch.clips[:, 0]  # [N, T, H, W, C]
-        labels = batch.labels.to(run.device, non_blocking=True)
-        if run.epoch == 0 and step == 0:
-            log.input_strip(clips[0].numpy(), epoch=0)
-
-        logits = run.model(to_network_input(clips, run.device, config.mean, config.std))
-        loss = F.cross_entropy(logits, labels)
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-
-        metrics.update(loss, logits, labels)
-        progress.update(step, len(labels), metrics, rate)
-    progress.close()
-    averages = metrics.averages()  # waits for the GPU, so the time below is honest
-    seconds = time.perf_counter() - start
-    speed = progress.num_clips / seconds
-    return averages | {"learning_rate": rate, "seconds": seconds, "clips_per_second": speed}
+# --- the loop ----------------------------------------------------------------------------------
 
 
 def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> None:
-    """Epochs of training and validation until the config says that it is over."""
-    folder = run.config.run_folder
-    labels = torch.from_numpy(validation_loader.dataset.annotations.labels)
-    while not (reason := training_is_over(run.config, run.epoch, run.validation_losses)):
-        row = {"epoch": run.epoch + 1} | train_epoch(run, train_loader, log)
-        logits = evaluation.compute_logits(run.model, validation_loader, run.device, "validation")
-        scores = evaluation.score(logits, labels)
-        row |= {f"val_{name}": value for name, value in scores.items()}
+    """Epochs of training and validation until the config says that it is over.
 
-        run.history.append(row)
-        run.epoch += 1
-        is_best = run.epoch == 1 or scores["top1"] > run.best_top1
-        run.best_top1 = max(scores["top1"], run.best_top1)
-        log.epoch(row)
-        if is_best:
-            matrix = evaluation.confusion_matrix(logits, labels)
-            log.confusion_matrix(matrix, run.class_names, run.epoch)
-        write_history(folder / "history.csv", run.history)
-        save_run(run, log.sizes(), is_best)
-        print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(row_scores(row))}   "
-              f"validation: {evaluation.format_scores(scores)}   lr {row['learning_rate']:.1e}   "
-              f"{row['clips_per_second']:.1f} clips/s{'   best' if is_best else ''}", flush=True)
-    print(f"training is over: {reason}; best validation top-1 {run.best_top1:.2f} % in {folder}")
+    Raises Stopped, with everything saved, after SIGTERM or Ctrl-C.
+    """
+    timer = CheckpointTimer(run.config.checkpoint_minutes)
+    with stopping.deferred():
+        try:
+            while not (reason := training_is_over(run.config, run.epoch, run.validation_losses)):
+                train_epoch(run, train_loader, log, timer)
+                logits = validate(run, validation_loader)
+                finish_epoch(run, logits, validation_loader.dataset.annotations, log)
+                timer.restart()
+        except stopping.Stopped as stopped:
+            save_run(run, log.sizes())
+            print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
+                  f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
+            raise
+    print(f"training is over: {reason}; best validation top-1 {run.best_top1:.2f} % in "
+          f"{run.config.run_folder}")
 
 
-def row_scores(row):
-    return {name: value for name, value in row.items() if name == "loss" or name.startswith("top")}
+def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -> None:
+    """The steps of an epoch that are still to be done."""
+    config, num_steps = run.config, len(loader)
+    annotations = loader.dataset.annotations
+    loader.batch_sampler.start_at(run.epoch, run.step)
+    progress = Progress(run.epoch, run.step, num_steps, config)
+    run.network.train()
+    start = time.perf_counter()
+    for batch in batches_of(loader):
+        run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
+        if run.epoch == 0 and run.step == 0 and len(batch.clips):
+            log.input_strip(batch.clips[0, 0].numpy(), 0)
+        rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        seed_step(config.seed, run.epoch, run.step)
+
+        num_clips = train_step(run, batch, annotations)
+
+        run.step += 1
+        now = time.perf_counter()
+        run.seconds, start = run.seconds + now - start, now
+        progress.update(run.step, num_clips, run.metrics, rate)
+        asked = processes.highest(signal=stopping.requested(), save=timer.is_due())
+        if asked["save"]:
+            save_run(run, log.sizes())
+            timer.restart()
+        if asked["signal"]:
+            raise stopping.Stopped(asked["signal"])
+    progress.close()
+
+
+def train_step(run: Run, batch, annotations) -> int:
+    """Forward, backward, and a step of the optimizer. Returns the clips in it, of all processes.
+
+    The loss is the mean over the clips of all processes and parts, whatever their sizes.
+    """
+    config = run.config
+    counts = processes.counts(len(batch.labels))
+    num_clips, num_parts = sum(counts), min(config.accumulate_steps, min(counts) // 2)
+    if not num_parts:
+        print(f"step {run.step + 1} left out: too few of its clips can be read")
+        return 0
+    run.optimizer.zero_grad()
+    batch_loss = 0.0
+    for part in range(num_parts):
+        clips, labels = batch.clips[part::num_parts, 0], batch.labels[part::num_parts]
+        clips = to_network_input(clips, run.device, config.mean, config.std)  # [N, C, T, H, W]
+        labels = labels.to(run.device, non_blocking=True)
+        is_last = part == num_parts - 1
+        with nullcontext() if is_last or run.network is run.model else run.network.no_sync():
+            with autocast(run.device, config.precision):
+                logits = run.network(clips)
+            loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
+            # Gradients of several processes are averaged, so each counts its share of them all.
+            (loss_sum * (processes.world_size() / num_clips)).backward()
+        run.metrics.update(loss_sum, logits, labels)
+        batch_loss += loss_sum.detach()
+    check_finite(run, batch_loss, annotations.ids[batch.indices.numpy()])
+    run.optimizer.step()
+    return num_clips
+
+
+def check_finite(run: Run, batch_loss, ids) -> None:
+    """Raises UserError, before the optimizer moves, if the loss is infinite or not a number."""
+    is_bad = not torch.isfinite(batch_loss)
+    if processes.highest(bad=is_bad)["bad"]:
+        ids = processes.gathered(list(ids) if is_bad else [])
+        rate = run.optimizer.param_groups[0]["lr"]
+        raise processes.SharedError(
+            f"the loss is no finite number in epoch {run.epoch + 1}, step {run.step + 1}, at a "
+            f"learning rate of {rate:g}, with the clips {first_few(ids, 100)}; lower lr, or look "
+            "at these clips; the last checkpoint is from before this step"
+        )
+
+
+def validate(run: Run, loader) -> torch.Tensor:
+    """Logits of all validation clips."""
+    annotations = loader.dataset.annotations
+
+    def note_bad_clips(batch):
+        run.bad_clips.note(batch, annotations, "validation", run.epoch + 1)
+
+    return evaluation.compute_logits(run.model, loader, run.device, "validation", note_bad_clips)
+
+
+def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
+    """Adds the epoch to the history, moves on to the next, and saves."""
+    labels = torch.from_numpy(annotations.labels)
+    scores = evaluation.score(logits, labels)
+    metrics = run.metrics.state()
+    num_clips = metrics["loss"][1]
+    train_scores = {name: total / count for name, (total, count) in metrics.items()}
+    run.epoch += 1
+    rate = learning_rate(run.config, run.epoch, run.validation_losses)
+    row = {"epoch": run.epoch} | train_scores | {"learning_rate": rate, "seconds": run.seconds,
+                                                 "clips_per_second": num_clips / run.seconds}
+    run.history.append(row | {f"val_{name}": value for name, value in scores.items()})
+    run.start_epoch()
+    is_best = run.epoch == 1 or scores["top1"] > run.best_top1
+    run.best_top1 = max(scores["top1"], run.best_top1)
+
+    run.bad_clips.share()
+    for set_name in ("train", "validation"):
+        run.bad_clips.report(annotations, set_name, run.epoch)
+    log.epoch(run.history[-1])
+    if is_best and processes.is_main():
+        matrix = evaluation.confusion_matrix(logits, labels)
+        log.confusion_matrix(matrix, run.class_names, run.epoch)
+    save_run(run, log.sizes(), is_best)
+    if processes.is_main():
+        write_history(run.config.run_folder / "history.csv", run.history)
+    print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(train_scores)}   "
+          f"validation: {evaluation.format_scores(scores)}   lr {rate:.1e}   "
+          f"{row['clips_per_second']:.1f} clips/s{'   best' if is_best else ''}", flush=True)
 
 
 # --- the three commands ------------------------------------------------------------------------
 
 
 def run_training(config: Config, options, device) -> None:
-    class_names = read_class_names(config)
-    train_set = read_set(config, "train", class_names)
-    validation_set = read_set(config, "validation", class_names)
-    run = start_run(config, class_names, device)
-    checkpoint = resume_run(run) if options.resume else {}
-    if config.pretrained and not options.resume:
-        load_pretrained(run)
+    class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
+    resume = options.resume
+    if resume == "auto":
+        resume = processes.from_main(has_own_checkpoint, config) or config.checkpoint is not None
+    checkpoint = processes.from_main(load_for, config, class_names) if resume else None
+    run = start_run(config, class_names, device, checkpoint)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     print(describe(run.model, (config.clip_size, *config.crop)))
 
-    folder = prepare_run_folder(config, options.resume, options.overwrite)
-    log = TensorBoardLog(folder / LOG_FOLDER, checkpoint.get("tensorboard"))
+    goes_on = bool(resume) and continues_run_folder(config)
+    # A scheduler's first start may have died before its first checkpoint.
+    overwrite = options.overwrite or (options.resume == "auto" and not has_own_checkpoint(config))
+    processes.from_main(prepare_run_folder, config, goes_on, overwrite)
+    log = SilentLog()
+    if processes.is_main():
+        sizes = checkpoint["tensorboard"] if goes_on and "tensorboard" in checkpoint else {}
+        log = TensorBoardLog(config.run_folder / LOG_FOLDER, sizes)
+        write_history(config.run_folder / "history.csv", run.history)
     if run.epoch == 0:
         log.hyperparameters(config, ["loss", "top1"])
     try:
@@ -120,93 +220,77 @@ def run_training(config: Config, options, device) -> None:
 
 def run_evaluation(config: Config, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with the checkpoint's weights."""
-    class_names = read_class_names(config)
-    annotations = read_set(config, set_name, class_names)
-    run = start_run(config, class_names, device)
-    load_run_weights(run)
+    class_names, (annotations,) = read_data(config, [set_name])
+    checkpoint = processes.from_main(load_for, config, class_names)
+    run = start_run(config, class_names, device, checkpoint)
     folder = make_run_folder(config)  # before the work: results that find no place are lost
     loader = build_loader(annotations, config, False, device)
-    logits = evaluation.compute_logits(run.model, loader, device, set_name)
-    prefix = "test_" if set_name == "test" else ""
-    evaluation.write_predictions(
-        folder / f"{prefix}predictions.csv", annotations, logits, class_names
-    )
-    if set_name == "test":
-        evaluation.write_submission(folder / "test_submission.csv", annotations, logits,
-                                    class_names)
-        print(f"{len(annotations):,} clips predicted; no labels, so no accuracy")
-    else:
-        labels = torch.from_numpy(annotations.labels)
-        matrix = evaluation.confusion_matrix(logits, labels)
-        evaluation.write_logits(folder / "logits.npz", annotations, logits, class_names)
-        evaluation.draw_confusion_matrix(matrix, class_names).savefig(
-            folder / "confusion_matrix.png"
-        )
-        evaluation.print_report(matrix, class_names)
-        print("\n" + evaluation.format_scores(evaluation.score(logits, labels)))
+    logits = validate(run, loader)
+    run.bad_clips.share()
+    if not processes.is_main():
+        return
+    run.bad_clips.report(annotations, "validation", run.epoch + 1)
+    evaluation.write_results(folder, annotations, logits, class_names)
     print(f"written to {folder}")
+
+
+def read_data(config: Config, set_names):
+    """Class names and annotations; read by the main process, for all."""
+
+    def read():
+        class_names = read_class_names(config)
+        return class_names, [read_set(config, name, class_names) for name in set_names]
+
+    return processes.from_main(read)
 
 
 # --- the command line --------------------------------------------------------------------------
 
 
-def boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, found {text!r}")
-    return text.lower() == "true"
-
-
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    flag = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
-    parser.add_argument("--config", "-c", required=True, help="JSON file (see config.py)")
-    parser.add_argument("--gpus", "-g", help="GPU number, or cpu; default: a GPU if there is one")
-    parser.add_argument("--use_gpu", **flag | {"default": True}, help="False is the same as -g cpu")
-    parser.add_argument("--resume", "-r", **flag, help="go on from the checkpoint")
-    parser.add_argument("--eval_only", "-e", **flag, help="score the validation set")
-    parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
-    parser.add_argument("--check_data", **flag, help="look at every frame of all sets, and stop")
-    parser.add_argument("--overwrite", **flag, help="delete the run that is in the run folder")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
-                        help="override one key of the config; may be repeated")
-    return parser.parse_args(arguments)
-
-
-def run_command(options) -> int:
-    if options.eval_only and options.test_only:
-        raise UserError("--eval_only and --test_only: choose one")
-    if (options.eval_only or options.test_only) and not options.resume:
-        raise UserError("--eval_only and --test_only need a checkpoint: add --resume True")
+def run_command(options, arguments) -> int:
     if options.check_data:
         return check_data(load_config(options.config, options.overrides))
-    sets = ["validation"] if options.eval_only else ["train", "validation"]
-    config = load_config(
-        options.config, options.overrides, ["test"] if options.test_only else sets
-    )
+    several = options.gpus and "," in options.gpus and not processes.launched()
+    if several and torch.cuda.is_available() and options.use_gpu:
+        return processes.launch(__file__, arguments, gpu_numbers(options.gpus))
     device = choose_device(options.gpus, options.use_gpu)
+    processes.join(device)
+    set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
+        options.command, ["train", "validation"]
+    )
+    config = processes.from_main(load_config, options.config, options.overrides, set_names)
+    if config.deterministic:
+        make_deterministic()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
-    print(f"{name}, {numbers}, run folder {config.run_folder}")
-    if options.test_only or options.eval_only:
-        run_evaluation(config, device, "test" if options.test_only else "validation")
-    else:
+    print(f"{processes.world_size()} x {name}, {numbers}, run folder {config.run_folder}")
+    if options.command == "train":
         run_training(config, options, device)
+    else:
+        run_evaluation(config, device, set_names[0])
     return 0
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
     try:
-        return run_command(parse_arguments(arguments))
+        stopping.check()
+        arguments = sys.argv[1:] if arguments is None else arguments
+        return run_command(parse_arguments(arguments), arguments)
+    except stopping.Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     except Exception as error:
         message = message_for_user(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        # What one process alone has met is its own to tell; the rest is told once.
+        if processes.is_main() or isinstance(error, FrameError):
+            print(f"error: {message}", file=sys.stderr)
         return 2
+    finally:
+        processes.leave()
 
 
 if __name__ == "__main__":

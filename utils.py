@@ -1,10 +1,13 @@
 """Device, seeds and metrics: small things that several rooms need."""
 
+import os
 import sys
+import warnings
 
 import numpy as np
 import torch
 
+import processes
 from errors import UserError
 
 # --- device ------------------------------------------------------------------------------------
@@ -13,25 +16,58 @@ from errors import UserError
 def choose_device(gpus: str | None, use_gpu: bool = True) -> torch.device:
     """The device for `-g`: a GPU number, `cpu`, or None for a GPU where there is one.
 
-    A GPU asked for on a machine without CUDA is a warning on stderr, then the CPU.
-    Raises UserError for anything else that cannot be had.
+    Under torchrun each process takes the GPU of its own number. A GPU asked for on a machine
+    without CUDA is a warning on stderr, then the CPU. Raises UserError for what cannot be had.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not use_gpu or gpus == "cpu":
         return torch.device("cpu")
+    if processes.launched():
+        return _launched_device(gpus, available)
     if gpus is None:
         return torch.device("cuda", 0) if available else torch.device("cpu")
-    numbers = gpus.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise UserError(f"-g {gpus}: expected a GPU number such as 0, or cpu")
-    if len(numbers) > 1:
-        raise UserError(f"-g {gpus}: training on several GPUs is not available; name one GPU")
+    numbers = gpu_numbers(gpus)
     if not available:
         print(f"warning: -g {gpus}: this machine has no CUDA GPU; using the CPU", file=sys.stderr)
         return torch.device("cpu")
-    if int(gpus) >= available:
+    if max(numbers) >= available:
         raise UserError(f"-g {gpus}: this machine has GPUs 0 to {available - 1}")
-    return torch.device("cuda", int(gpus))
+    return torch.device("cuda", numbers[0])
+
+
+def _launched_device(gpus, available):
+    if gpus is not None:
+        raise UserError(
+            f"-g {gpus}: torchrun gives each process its GPU; leave -g out, or choose GPUs by "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    number = int(os.environ["LOCAL_RANK"])
+    if available and number >= available:
+        raise UserError(f"--nproc-per-node: this machine has {available} GPUs; start that many")
+    return torch.device("cuda", number) if available else torch.device("cpu")
+
+
+def gpu_numbers(gpus: str) -> list[int]:
+    """`0,1` -> [0, 1]; raises UserError for anything else."""
+    numbers = [number.strip() for number in gpus.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError(f"-g {gpus}: expected GPU numbers such as 0 or 0,1, or cpu")
+    return [int(number) for number in numbers]
+
+
+def make_deterministic() -> None:
+    """On a GPU, only algorithms that give the same bits each time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # Max pooling has no other algorithm; where windows do not overlap, as here, it repeats exactly.
+    warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which the network computes in `precision`, `fp32` or `bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def to_network_input(clips, device, mean, std) -> torch.Tensor:
@@ -50,25 +86,31 @@ def to_network_input(clips, device, mean, std) -> torch.Tensor:
 
 
 def seed_step(seed: int, epoch: int, step: int) -> None:
-    """Makes what a step draws (dropout) a function of (seed, epoch, step)."""
-    state = np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]) >> 1)
+    """Makes what a step draws (dropout) a function of (seed, epoch, step, process)."""
+    state = np.random.SeedSequence([seed, epoch, step, processes.rank()])
+    torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
 
 
 # --- metrics -----------------------------------------------------------------------------------
 
 
 class AverageMeter:
-    """Running mean of values that each stand for `count` clips.
+    """Running mean over clips.
 
     The sum stays where the values are, so that updating never waits for a GPU; reading does.
     """
 
+    # Sums of multiples of this are exact in a double, so they do not depend on the order: a
+    # resumed epoch, and one over several processes, give the very same mean.
+    RESOLUTION = 2.0**-24
+
     def __init__(self):
         self.sum, self.count = 0.0, 0
 
-    def update(self, value: torch.Tensor, count: int):
-        self.sum = self.sum + value.detach().double() * count
+    def update(self, batch_sum: torch.Tensor, count: int):
+        """batch_sum: the values of `count` clips, added up."""
+        steps = (batch_sum.detach().double() / self.RESOLUTION).round()
+        self.sum = self.sum + steps * self.RESOLUTION
         self.count += count
 
     @property
@@ -93,12 +135,25 @@ class TrainingMetrics:
         self.k = top_k_for(num_classes)
         self.meters = {name: AverageMeter() for name in ("loss", "top1", f"top{self.k}")}
 
-    def update(self, loss, logits, labels):
-        """loss: mean over the batch; logits: [N, classes]; labels: [N]."""
-        values = {"loss": loss, "top1": 100 * top_k_correct(logits, labels, 1).double().mean()}
-        values[f"top{self.k}"] = 100 * top_k_correct(logits, labels, self.k).double().mean()
-        for name, value in values.items():
-            self.meters[name].update(value, len(labels))
+    def update(self, loss_sum, logits, labels):
+        """loss_sum: added up over the clips; logits: [N, classes]; labels: [N]."""
+        sums = {"loss": loss_sum, "top1": 100 * top_k_correct(logits, labels, 1).sum()}
+        sums[f"top{self.k}"] = 100 * top_k_correct(logits, labels, self.k).sum()
+        for name, batch_sum in sums.items():
+            self.meters[name].update(batch_sum, len(labels))
 
     def averages(self) -> dict[str, float]:
+        """The means of this process's clips."""
         return {name: meter.average for name, meter in self.meters.items()}
+
+    def state(self) -> dict[str, list]:
+        """Sum and count of each meter over all processes, which all have to call this."""
+        own = [[float(meter.sum), meter.count] for meter in self.meters.values()]
+        sums = processes.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        return dict(zip(self.meters, sums, strict=True))
+
+    def load_state(self, state: dict[str, list]) -> None:
+        """Goes on from `state`; it is kept by the main process, and the others start from 0."""
+        for name, (total, count) in state.items():
+            if processes.is_main():
+                self.meters[name].sum, self.meters[name].count = total, int(count)

@@ -10,7 +10,6 @@ from checkpoint import (
     check_classes,
     load_checkpoint,
     load_weights,
-    network_weights,
     save_checkpoint,
 )
 from errors import UserError
@@ -43,7 +42,7 @@ def test_published_checkpoints_give_the_same_logits(published, tmp_path, paralle
     path = tmp_path / "published.pth.tar"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zip_format)
     model = our_network()
-    load_weights(model, network_weights(load_checkpoint(path)), path)
+    load_weights(model, load_checkpoint(path), path)
     clips = torch.randn(2, 3, 18, 84, 84)
     with torch.no_grad():
         assert (model(clips) - published(clips)).abs().max() < 1e-5
@@ -52,7 +51,7 @@ def test_published_checkpoints_give_the_same_logits(published, tmp_path, paralle
 def test_checkpoints_from_before_batch_counters_load(published):
     weights = {name: value for name, value in published.state_dict().items()
                if "num_batches_tracked" not in name}
-    load_weights(our_network(), network_weights({"state_dict": weights}), "old.pth.tar")
+    load_weights(our_network(), {"state_dict": weights}, "old.pth.tar")
 
 
 def test_class_count_of_published_checkpoints_is_checked(published, capsys):
@@ -81,7 +80,7 @@ def test_weights_of_another_network_name_the_first_difference():
     weights = model.state_dict()
     weights["blocks.0.0.weight"] = weights["blocks.0.0.weight"][:5]
     with pytest.raises(UserError, match=r"blocks\.0\.0\.weight is \[5, 3, 2, 3, 3\]"):
-        load_weights(model, weights, "x.pth.tar")
+        load_weights(model, {"state_dict": weights}, "x.pth.tar")
 
 
 class CreatesFile:

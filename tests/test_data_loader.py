@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import write_clip
 
+import processes
 from annotations import read_annotations
 from config import Config
 from data_loader import (
@@ -15,7 +16,6 @@ from data_loader import (
     sample_segments,
     sample_window,
 )
-from frames import FrameError
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_train_batches_are_a_function_of_seed_and_epoch():
     assert [len(batch) for batch in first] == [4, 4, 2]
     assert sorted(key.index for batch in first for key in batch) == list(range(10))
     assert list(batches) == first
-    batches.epoch = 1
+    batches.start_at(1, 0)
     assert [key.index for key in next(iter(batches))] != [key.index for key in first[0]]
     assert {key.epoch for batch in batches for key in batch} == {1}
 
@@ -74,6 +74,34 @@ def test_train_batches_are_a_function_of_seed_and_epoch():
 def test_a_last_batch_of_one_clip_is_left_out():
     assert [len(batch) for batch in TrainBatches(9, 4, 0)] == [4, 4]
     assert len(TrainBatches(9, 4, 0)) == 2
+
+
+def test_an_epoch_can_start_in_the_middle():
+    batches = TrainBatches(10, 4, seed=1)
+    whole = list(batches)
+    batches.start_at(0, 2)
+    assert list(batches) == whole[2:] and len(batches) == 3
+
+
+def test_processes_share_each_training_batch(monkeypatch):
+    whole = [[key.index for key in batch] for batch in TrainBatches(23, 9, 0)]
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts.append([[key.index for key in batch] for batch in TrainBatches(23, 9, 0)])
+    assert [a + b for a, b in zip(*parts, strict=True)] == [
+        batch[::2] + batch[1::2] for batch in whole
+    ]
+
+
+def test_processes_take_whole_eval_batches_in_turn(monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts.append([[key.index for key in batch] for batch in EvalBatches(9, 4)])
+    assert parts == [[[0, 1, 2, 3], [8]], [[4, 5, 6, 7], []]]
 
 
 def test_eval_batches_hold_each_clip_once_in_order():
@@ -131,6 +159,9 @@ def test_a_bad_frame_is_named(settings, tmp_path, num_workers):
     write_clip(tmp_path / "clips" / "2", np.zeros((4, 24, 32, 3), np.uint8))
     (tmp_path / "clips" / "2" / "00003.jpg").write_bytes(b"")
     (tmp_path / "set.csv").write_text("1;Left\n2;Right\n")
-    with pytest.raises(FrameError, match=r"2/00003\.jpg: file is empty"):
-        all_clips(settings, True, train_data_folder=str(tmp_path / "clips"), step_size=1,
-                  train_data_csv=str(tmp_path / "set.csv"), num_workers=num_workers)
+    clips, (batch,) = all_clips(settings, True, train_data_folder=str(tmp_path / "clips"),
+                                step_size=1, train_data_csv=str(tmp_path / "set.csv"),
+                                num_workers=num_workers)
+    assert len(clips) == 1 and batch.indices.tolist() == [0]
+    ((index, reason),) = batch.bad
+    assert index == 1 and "2/00003.jpg: file is empty" in reason

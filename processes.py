@@ -1,0 +1,225 @@
+"""One process or many: who this one is, and what all of them agree on.
+
+Everything here works, and costs nothing, in a single process that never joined others.
+"""
+
+import argparse
+import os
+import sys
+import uuid
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import stopping
+from errors import UserError
+
+# Longer than the slowest batch may take to load. A process that dies is noticed without it.
+TIMEOUT = timedelta(minutes=10)
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def launch(script: str, arguments: list[str], gpus: list[int] | None, num_processes=None) -> int:
+    """Runs `script` in one process per GPU, by PyTorch's own launcher. Returns the exit status.
+
+    gpus: their numbers; None starts `num_processes` on the CPU.
+    """
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        arguments, num_processes = _without_gpus(arguments), len(gpus)
+    # As torchrun does: the processes would otherwise all take all cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(script, *arguments)
+    except ChildFailedError as failure:
+        status = failure.get_first_failure()[1].exitcode
+        return status if status > 0 else 128 - status
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+def _without_gpus(arguments):
+    """The flags without -g: under the launcher each process takes the GPU of its own number."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--gpus", "-g")
+    return parser.parse_known_args(arguments)[1]
+
+
+def join(device: torch.device) -> None:
+    """Meets the other processes that torchrun started; only the main one goes on printing."""
+    if not launched():
+        return
+    # Flags and figures travel between CPUs, gradients between the devices.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open for the life of the process
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+# --- agreeing ----------------------------------------------------------------------------------
+
+
+def highest(**values: int) -> dict[str, int]:
+    """The highest of each value over all processes: one that asks to stop stops all."""
+    if world_size() == 1:
+        return values
+    numbers = torch.tensor(list(values.values()), dtype=torch.int64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return dict(zip(values, numbers.tolist(), strict=True))
+
+
+def stop_together() -> None:
+    """Raises Stopped in all processes if a signal has come to any of them."""
+    number = highest(signal=stopping.requested())["signal"]
+    if number:
+        raise stopping.Stopped(number)
+
+
+def counts(number: int) -> list[int]:
+    """`number` of every process, by rank."""
+    if world_size() == 1:
+        return [number]
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(numbers, torch.tensor([number]))
+    return [int(other) for other in numbers]
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a CPU tensor over all processes."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gathered(items: list) -> list:
+    """The items of all processes, those of the main one first."""
+    if world_size() == 1:
+        return items
+    lists = [None] * world_size()
+    dist.all_gather_object(lists, items)
+    return [item for items in lists for item in items]
+
+
+class SharedError(UserError):
+    """A UserError that every process raises, so that one of them is enough to print it."""
+
+
+def from_main(function, *arguments):
+    """What `function` returns in the main process, for all; a UserError there is raised in all."""
+    if world_size() == 1:
+        return function(*arguments)
+    answer = [None, None]
+    if is_main():
+        try:
+            answer[0] = function(*arguments)
+        except UserError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    result, message = answer
+    if message is not None:
+        raise SharedError(message)
+    return result
+
+
+# --- the network over several processes --------------------------------------------------------
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with gradients averaged over all processes; itself where there is only one."""
+    if world_size() == 1:
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+
+
+def copy_buffers_from_main(model: nn.Module) -> None:
+    """Gives all processes the main one's BatchNorm statistics, so that all evaluate one network."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with BatchNorm over the batch of all processes instead of each one's part."""
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm3d):
+            module.__class__ = CPUSyncBatchNorm
+    return model
+
+
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over all processes on the CPU, where PyTorch's SyncBatchNorm does not run."""
+
+    def _check_input_dim(self, _inputs):
+        pass
+
+    def forward(self, inputs):
+        """inputs: [N, C, ...], N may differ between the processes."""
+        if not self.training:
+            return super().forward(inputs)
+        dims = [0, *range(2, inputs.dim())]
+        shape = [1, -1, *[1] * (inputs.dim() - 2)]
+        count = total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
+        mean = _SumOverProcesses.apply(inputs.sum(dims)) / count
+        centred = inputs - mean.view(shape)
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale.view(shape) + self.bias.view(shape)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum that each process's loss depends on; so the gradients of all are summed, too."""
+
+    @staticmethod
+    def forward(_context, values):
+        return total(values)
+
+    @staticmethod
+    def backward(_context, gradient):
+        return total(gradient.contiguous())
