@@ -229,7 +229,7 @@ def draw_clip(gesture, rng):
     forward, _, pose_at = next(pair for pair in PAIRS if gesture in pair[:2])
     style = draw_style(rng)
     num_frames = int(rng.integers(*LENGTHS, endpoint=True))
-    spread = style.noise * 12**0.5  # of uniform noise: it takes a third of the time of normal noise
+    spread = style.noise * 12**0.5  # of uniform noise, which is three times as fast as normal noise
     frames = []
     for phase in draw_phases(num_frames, rng):
         picture = draw_picture(pose_at(phase % 1), style)
