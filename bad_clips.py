@@ -32,7 +32,7 @@ class BadClips:
             values = (epoch, set_name, str(annotations.ids[bad.index]), bad.reason)
             self.unshared.append(dict(zip(COLUMNS, values, strict=True)))
         if batch.bad:
-            self._check_share(self.unshared, annotations, set_name, epoch)
+            self._check_share(self.rows + self.unshared, annotations, set_name, epoch)
 
     def _check_share(self, rows, annotations, set_name, epoch):
         ids = {row["id"] for row in rows if (row["set"], row["epoch"]) == (set_name, epoch)}
@@ -49,6 +49,11 @@ class BadClips:
         self.rows = sorted(self.rows + new, key=lambda row: tuple(row[name] for name in COLUMNS))
         self.unshared = []
         return self.rows
+
+    def restore(self, rows: list[dict], epochs_done: int) -> None:
+        """Goes on from a checkpoint's rows; a validation that was under way will start anew."""
+        self.rows = [row for row in rows
+                     if row["set"] == "train" or row["epoch"] <= epochs_done]
 
     def report(self, annotations, set_name: str, epoch: int) -> None:
         """Prints how many clips of a set an epoch went without; call it after `share`."""

@@ -69,7 +69,9 @@ def write_history(path, history: list[dict]) -> None:
         return
     partial = Path(f"{path}.partial")
     with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        # An earlier version of this program may have written fewer figures an epoch.
+        names = dict.fromkeys(name for row in history for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(names))
         writer.writeheader()
         for row in history:
             writer.writerow({name: f"{value:.8g}" for name, value in row.items()})

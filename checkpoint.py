@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from errors import UserError, first_few
 
@@ -25,6 +25,7 @@ PLAIN_TYPES = (str, int, float, bool, type(None), torch.Tensor, torch.nn.Paramet
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class DamagedCheckpointError(UserError):
@@ -39,16 +40,38 @@ class Contents(BaseModel):
     state_dict: dict[str, torch.Tensor]
     epoch: Count = 0  # epochs finished
     arch: str = ""
-    best_prec1: Annotated[float, Field(allow_inf_nan=False)] = 0.0  # percent
+    best_prec1: Finite = 0.0  # percent
     step: Count = 0  # steps finished in the running epoch
-    seconds: float = 0.0  # that they took
+    seconds: Finite = 0.0  # that they took
     classes: list[str] | None = None
-    config: dict[str, bool | int | float | str | list | None] = {}
-    optimizer: dict | None = None
-    metrics: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    config: dict[str, bool | int | float | str | list[int | float] | None] = {}
+    optimizer: dict = {}
+    metrics: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]] = {}
     history: list[dict[str, int | float]] = []
     bad_clips: list[dict[str, int | str]] = []
     tensorboard: dict[str, Count] = {}  # bytes of each event file
+
+    @field_validator("classes")
+    @classmethod
+    def _are_distinct(cls, names):
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("names stand there more than once")
+        return names
+
+    @field_validator("history")
+    @classmethod
+    def _are_epochs(cls, rows):
+        if not all({"epoch", "val_loss"} <= set(row) for row in rows):
+            raise ValueError("each row should have epoch and val_loss")
+        return rows
+
+    @field_validator("bad_clips")
+    @classmethod
+    def _are_bad_clips(cls, rows):
+        types = {"epoch": int, "set": str, "id": str, "reason": str}
+        if not all({name: type(value) for name, value in row.items()} == types for row in rows):
+            raise ValueError(f"each row should have {', '.join(types)}")
+        return rows
 
 
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
@@ -79,11 +102,13 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
             os.replace(path, previous_path)
         os.replace(partial, path)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # PyTorch's for a full disk is a RuntimeError
+    except (OSError, RuntimeError) as error:
         with suppress(OSError):
             partial.unlink()
+        # For a full disk PyTorch raises a RuntimeError about positions, after the true one.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
         raise UserError(
-            f"{path}: checkpoint cannot be written ({_first_line(error)}); the one before is "
+            f"{path}: checkpoint cannot be written ({_first_line(reason)}); the one before is "
             "whole; make room or set output_dir to another disk, then --resume True"
         ) from None
 
@@ -109,7 +134,9 @@ def load_checkpoint(path) -> dict:
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
-        raise UserError(
+        # Its reader of zip files looks at more than Python's, which has found no damage.
+        is_damaged = "PytorchStreamReader" in str(error)
+        raise (DamagedCheckpointError if is_damaged else UserError)(
             f"{path}: no checkpoint, damaged, or with more in it than plain data, which is not "
             f"loaded because it could run code ({type(error).__name__}: {_first_line(error)})"
         ) from None
@@ -140,10 +167,16 @@ def _check_whole(path) -> None:
             problem = f"the checksum of {spoilt} is wrong" if spoilt else None
         except Exception as error:  # zipfile raises many kinds for a damaged file
             problem = _first_line(error)
-    elif Path(path).read_bytes()[:4] == b"PK\x03\x04":
-        problem = "its end is missing"
+    elif not problem and not _begins_like_a_pickle(path):
+        problem = "it is cut off, overwritten, or something else"
     if problem:
         raise DamagedCheckpointError(f"{path}: damaged checkpoint: {problem}; take an earlier one")
+
+
+def _begins_like_a_pickle(path) -> bool:
+    """As checkpoints from before PyTorch 1.6 do; all others are zip files."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def _checked_contents(checkpoint, path) -> dict:

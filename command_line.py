@@ -5,11 +5,16 @@ import argparse
 from errors import UserError
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors are told like all others, by one process only."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    """The flags, and `command`: train, evaluate or test. Raises UserError if they clash."""
-    parser = argparse.ArgumentParser(
-        description="Trains, evaluates and predicts with the config of a run."
-    )
+    """The flags, and `command`: train, evaluate or test. Raises UserError if they make no sense."""
+    parser = Parser(description="Trains, evaluates and predicts with the config of a run.")
     flag = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
     parser.add_argument("--config", "-c", required=True, help="JSON file (see config.py)")
     parser.add_argument("--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU "

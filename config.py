@@ -154,12 +154,14 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Number format of convolutions and products; the weights are fp32."
     )
-    lr: PositiveFloat = Field(0.001, description="Learning rate at the start (after warm-up).")
+    lr: PositiveFloat = Field(
+        0.001, le=1e6, description="Learning rate at the start (after warm-up)."
+    )
     last_lr: float = Field(
         1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
     )
     momentum: Fraction = Field(0.9, description="Adam's beta1: the share of the past gradient.")
-    weight_decay: float = Field(1e-5, ge=0, description="L2 penalty on the weights.")
+    weight_decay: float = Field(1e-5, ge=0, le=1e6, description="L2 penalty on the weights.")
     amsgrad: bool = Field(True, description="Adam's AMSGrad variant (Reddi et al., 2018).")
     schedule: Literal["plateau", "cosine", "constant"] = Field(
         "plateau",

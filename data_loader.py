@@ -211,7 +211,6 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=stopping.ignore_in_worker,
         # The loader draws its base seed from this one instead of from the global generator,
         # whose state dropout depends on.
         generator=torch.Generator(),
@@ -234,11 +233,11 @@ def _check_batch_size(config, batches):
 
 def batches_of(loader):
     """Iterates over a loader's batches; a signal does not wait for a slow one."""
-    iterator = None
+    with stopping.kept_from_workers():
+        iterator = iter(loader)
     while True:
         # Several processes must stop at the same step, so each looks only between steps.
         with nullcontext() if processes.world_size() > 1 else stopping.at_once():
-            iterator = iterator or iter(loader)
             batch = next(iterator, None)
         if batch is None:
             return

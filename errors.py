@@ -6,6 +6,8 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
 # What gloo and NCCL say when a process that they wait for is gone.
 _LOST_PROCESS_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
                        "ncclRemoteError", "Timed out waiting", "Connect timeout")
+# What PyTorch says on a GPU and on the CPU, and OpenCV.
+_MEMORY_SIGNS = ("out of memory", "you tried to allocate", "Insufficient memory")
 
 
 class UserError(ValueError):
@@ -33,9 +35,9 @@ def message_for_user(error: Exception) -> str | None:
                 "see that the disk is not full, and that you may write there; a checkpoint that "
                 "was there before is whole")
     # PyTorch has classes of its own for these only in part.
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text:  # it died; what it raised reads "in DataLoader worker"
         return f"{text.splitlines()[0]}; if memory is short, lower num_workers or batch_size"
-    if isinstance(error, MemoryError) or "out of memory" in text or "tried to allocate" in text:
+    if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
     if any(sign in text for sign in _LOST_PROCESS_SIGNS):
         return "another process of this run has ended; see its message; --resume auto goes on"

@@ -29,7 +29,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
     config = data_set.config
     processes.copy_buffers_from_main(model)
     model.eval()
-    logits = None
+    logits = torch.zeros(len(data_set), model.classifier.out_features, device=device)
     silent = None if processes.is_main() else True
     for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):
         processes.stop_together()
@@ -41,8 +41,6 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
             if config.nclips > 1:
                 probabilities = outputs.softmax(1).view(len(batch.indices), config.nclips, -1)
                 outputs = probabilities.mean(1).log()
-            if logits is None:
-                logits = torch.zeros(len(data_set), outputs.shape[1], device=device)
             logits[batch.indices.to(device)] = outputs
         for bad in batch.bad:
             logits[bad.index] = torch.nan

@@ -32,6 +32,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LARGEST_RATIO = 100  # of a frame's sides
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -133,7 +134,7 @@ def _decode_with_pillow(data, max_pixels):
         picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         _check_size(picture.height, picture.width, max_pixels)
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except OversizedFrameError:
+    except FrameError:
         raise
     except Image.UnidentifiedImageError:
         raise FrameError("not a picture that can be read; extract the frame again") from None
@@ -147,3 +148,6 @@ def _check_size(height, width, max_pixels):
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "
             "shrink the frame or raise the key"
         )
+    # Scaled to frame_height, a line of pixels could fill any memory.
+    if max(height, width) > _LARGEST_RATIO * min(height, width):
+        raise FrameError(f"{width} x {height} pixels are no frame of a video; extract it again")

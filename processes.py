@@ -4,8 +4,10 @@ Everything here works, and costs nothing, in a single process that never joined 
 """
 
 import argparse
+import hashlib
 import os
 import sys
+import time
 import uuid
 from datetime import timedelta
 
@@ -34,7 +36,7 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
     gpus: their numbers; None starts `num_processes` on the CPU.
     """
     if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         arguments, num_processes = _without_gpus(arguments), len(gpus)
     # As torchrun does: the processes would otherwise all take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
@@ -57,22 +59,80 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
     return 0
 
 
+def _visible(gpus):
+    """CUDA_VISIBLE_DEVICES for these GPUs; if it is set already, they are numbered within it."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return ",".join(names.split(",")[gpu] if names else str(gpu) for gpu in gpus)
+
+
 def _without_gpus(arguments):
     """The flags without -g: under the launcher each process takes the GPU of its own number."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpus", "-g")
     return parser.parse_known_args(arguments)[1]
 
 
+# --- meeting -----------------------------------------------------------------------------------
+
+
+_store = None  # the launcher's, for what the processes know of each other before they have joined
+
+
+def meet() -> None:
+    """Finds the other processes that torchrun started; only the main one goes on printing."""
+    global _store
+    if not launched():
+        return
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open for the life of the process
+    store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    _store = dist.PrefixStore(_roll_call(store, own_rank, num_processes), store)
+
+
+def _roll_call(store, own_rank, num_processes) -> str:
+    """A name for this start of the processes that all of them know.
+
+    After a restart the launcher's store still holds what processes that are dead by now have
+    written into it, addresses included; under a new name nobody takes these for current ones.
+    """
+    ranks = range(num_processes)
+    store.set(f"rank {own_rank}", uuid.uuid4().hex)
+    signed = set()
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        if store.check([f"rank {rank}" for rank in ranks]):
+            names = store.multi_get([f"rank {rank}" for rank in ranks])
+            signed.add(hashlib.sha256(b"".join(names)).hexdigest())
+        for start in signed:
+            store.set(f"{start} {own_rank}", "seen")
+            # A process that is dead has not seen this one, so it has not signed for both.
+            if store.check([f"{start} {rank}" for rank in ranks]):
+                return start
+        time.sleep(0.02)
+    raise UserError(f"not all of the {num_processes} processes have started within {TIMEOUT}")
+
+
+def is_first_to_tell() -> bool:
+    """Whether no other process has told the user yet what ended the run; asked once."""
+    try:
+        return _store is None or _store.add("told", 1) == 1
+    except dist.DistError:  # the launcher is gone, and its store
+        return True
+
+
 def join(device: torch.device) -> None:
-    """Meets the other processes that torchrun started; only the main one goes on printing."""
+    """From here on the processes that have met can compute together."""
     if not launched():
         return
     # Flags and figures travel between CPUs, gradients between the devices.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open for the life of the process
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)  # for what names no device, such as pinned memory
+    count = int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=_store
+    )
 
 
 def leave() -> None:
@@ -138,10 +198,6 @@ def gathered(items: list) -> list:
     return [item for items in lists for item in items]
 
 
-class SharedError(UserError):
-    """A UserError that every process raises, so that one of them is enough to print it."""
-
-
 def from_main(function, *arguments):
     """What `function` returns in the main process, for all; a UserError there is raised in all."""
     if world_size() == 1:
@@ -155,19 +211,28 @@ def from_main(function, *arguments):
     dist.broadcast_object_list(answer)
     result, message = answer
     if message is not None:
-        raise SharedError(message)
+        raise UserError(message)
     return result
 
 
 # --- the network over several processes --------------------------------------------------------
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients averaged over all processes; itself where there is only one."""
+def parallel(model: nn.Module, device: torch.device, clip_shape) -> nn.Module:
+    """`model` with gradients averaged over all processes; itself where there is only one.
+
+    clip_shape: (T, H, W).
+    """
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    network = nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    # Once it has seen a backward pass, it adds up in another order. If that pass were the first
+    # step, three processes that resume would not do bit for bit what they did uninterrupted.
+    network.eval()
+    network(torch.zeros(1, 3, *clip_shape, device=device)).sum().backward()
+    network.zero_grad()
+    return network
 
 
 def copy_buffers_from_main(model: nn.Module) -> None:
@@ -199,6 +264,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """inputs: [N, C, ...], N may differ between the processes."""
         if not self.training:
             return super().forward(inputs)
+        given_type, inputs = inputs.dtype, inputs.float()  # bf16 is too coarse for sums
         dims = [0, *range(2, inputs.dim())]
         shape = [1, -1, *[1] * (inputs.dim() - 2)]
         count = total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
@@ -210,7 +276,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(shape) + self.bias.view(shape)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(given_type)
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -48,7 +48,7 @@ class Run:
     class_names: list[str]
     device: torch.device
     model: torch.nn.Module
-    network: torch.nn.Module  # the model, spread over the processes if there are several
+    network: torch.nn.Module  # the model; in training, spread over the processes
     optimizer: torch.optim.Optimizer
     metrics: TrainingMetrics  # of the running epoch
     bad_clips: BadClips
@@ -57,6 +57,7 @@ class Run:
     seconds: float = 0.0  # that these steps took
     best_top1: float = 0.0  # percent, on the validation set
     history: list[dict] = field(default_factory=list)  # a row an epoch
+    last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
 
     @property
     def validation_losses(self) -> list[float]:
@@ -80,7 +81,6 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     run = Run(config, class_names, device, model, model, optimizer, metrics, BadClips(config))
     if checkpoint is not None:
         restore(run, checkpoint)
-    run.network = processes.parallel(model, device)
     return run
 
 
@@ -124,7 +124,9 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
     run.bad_clips.write(folder / "bad_clips.csv")
     if is_best:
         save_checkpoint(checkpoint, folder / BEST_CHECKPOINT)
-    save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT)
+    previous = None if run.last_is_damaged else folder / PREVIOUS_CHECKPOINT
+    save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, previous)
+    run.last_is_damaged = False
 
 
 # --- resuming ----------------------------------------------------------------------------------
@@ -176,7 +178,8 @@ def restore(run: Run, checkpoint: dict) -> None:
     run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
     run.history = checkpoint.get("history", [])
     run.metrics.load_state(checkpoint.get("metrics", {}))
-    run.bad_clips.rows = checkpoint.get("bad_clips", [])
+    run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
+    run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
     if "optimizer" in checkpoint:
         load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
     else:
@@ -191,7 +194,7 @@ def _say_what_changed(run: Run, saved: dict) -> None:
         print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(run.config, key)}")
     fixed = [key for key in changed if key in EPOCH_KEYS]
     if run.step and fixed:
-        raise processes.SharedError(
+        raise UserError(
             f"{', '.join(fixed)}: the checkpoint stands in the middle of epoch {run.epoch + 1}, "
             "which must be finished as it was begun; change them between two epochs"
         )
@@ -221,7 +224,7 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool) -> None:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
         _append_versions(folder / "versions.json")
-        (folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        _write_whole(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
@@ -250,7 +253,14 @@ def _append_versions(path) -> None:
         raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     starts.append({"started": started, "command": sys.argv, **versions()})
-    path.write_text(json.dumps(starts, indent=2) + "\n")
+    _write_whole(path, json.dumps(starts, indent=2) + "\n")
+
+
+def _write_whole(path, text) -> None:
+    """So that a start that dies here leaves the file as it was."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def versions() -> dict[str, str]:

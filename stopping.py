@@ -3,11 +3,13 @@
 It imports nothing heavy: the command installs the handlers before the seconds that torch takes.
 """
 
+import multiprocessing
 import os
 import signal
 import time
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the Ctrl-C that the terminal has sent to its processes already.
 SECONDS_OF_AN_ECHO = 0.5
 
@@ -20,21 +22,32 @@ class Stopped(SystemExit):
         self.signal_number = signal_number
 
 
-_signal_number = 0  # the last one received
+_signal_number = 0  # the first one received
 _received_at = 0.0
+_is_ready = False
+_is_over = False
 _deferred = False
 
 
 def install() -> None:
-    """From now on SIGTERM and SIGINT raise Stopped, at once or, inside `deferred`, when asked."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    """From now on SIGTERM and SIGINT end the process at once; after `ready`, they raise Stopped.
+
+    Inside `deferred` they are raised when asked. A second Ctrl-C leaves at once in any case.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _on_signal)
 
 
-def ignore_in_worker(_worker_id) -> None:
-    """For loader workers: a signal to the whole process group is the main process's to handle."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ready() -> None:
+    """To be called after the imports, which may swallow an exception and go on with half of it."""
+    global _is_ready
+    _is_ready = True
+
+
+def over() -> None:
+    """From now on signals are passed over: all is written, and Python is about to end."""
+    global _is_over
+    _is_over = True
 
 
 def requested() -> int:
@@ -76,9 +89,35 @@ def _deferral(value):
 def _on_signal(number, _frame):
     global _signal_number, _received_at
     now = time.monotonic()
-    is_second = _signal_number and now - _received_at > SECONDS_OF_AN_ECHO
-    if is_second and number == signal.SIGINT:
+    is_first = not _signal_number
+    if is_first:
+        _signal_number, _received_at = number, now
+    is_impatient = number == signal.SIGINT and now - _received_at > SECONDS_OF_AN_ECHO
+    if is_impatient or not _is_ready:
         os._exit(128 + number)
-    _signal_number, _received_at = number, now
-    if not _deferred:
+    # A second one would only disturb the leaving.
+    if is_first and not (_deferred or _is_over):
         raise Stopped(number)
+
+
+# --- other processes ---------------------------------------------------------------------------
+
+
+@contextmanager
+def kept_from_workers():
+    """Processes started inside never get the signals, which are this process's to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers() -> None:
+    """Kills the loaders' workers: Python would wait for one that hangs in a read."""
+    # PyTorch's handler would raise an error for workers that die.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join(1)
+    signal.signal(signal.SIGCHLD, before)

@@ -20,8 +20,7 @@ from command_line import parse_arguments
 from config import Config, load_config
 from data_doctor import check_data
 from data_loader import batches_of, build_loader, read_class_names, read_set
-from errors import first_few, message_for_user
-from frames import FrameError
+from errors import UserError, first_few, message_for_user
 from model import describe
 from optimization import learning_rate, training_is_over
 from run import (
@@ -63,11 +62,14 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
                 timer.restart()
         except stopping.Stopped as stopped:
             save_run(run, log.sizes())
+            # Once a process has left, the launcher gives the others only seconds to finish.
+            processes.highest(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
-    print(f"training is over: {reason}; best validation top-1 {run.best_top1:.2f} % in "
-          f"{run.config.run_folder}")
+        print(f"training is over: {reason}; best validation top-1 {run.best_top1:.2f} % in "
+              f"{run.config.run_folder}")
+        stopping.over()
 
 
 def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -> None:
@@ -139,7 +141,7 @@ def check_finite(run: Run, batch_loss, ids) -> None:
     if processes.highest(bad=is_bad)["bad"]:
         ids = processes.gathered(list(ids) if is_bad else [])
         rate = run.optimizer.param_groups[0]["lr"]
-        raise processes.SharedError(
+        raise UserError(
             f"the loss is no finite number in epoch {run.epoch + 1}, step {run.step + 1}, at a "
             f"learning rate of {rate:g}, with the clips {first_few(ids, 100)}; lower lr, or look "
             "at these clips; the last checkpoint is from before this step"
@@ -162,6 +164,11 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
     scores = evaluation.score(logits, labels)
     metrics = run.metrics.state()
     num_clips = metrics["loss"][1]
+    if not num_clips:
+        raise UserError(
+            f"train_data_csv: no step of epoch {run.epoch + 1} could be done, since too few clips "
+            "of each batch can be read; --check_data finds them all"
+        )
     train_scores = {name: total / count for name, (total, count) in metrics.items()}
     run.epoch += 1
     rate = learning_rate(run.config, run.epoch, run.validation_losses)
@@ -192,28 +199,35 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
 
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
-    resume = options.resume
+    resume, has_own = options.resume, processes.from_main(has_own_checkpoint, config)
     if resume == "auto":
-        resume = processes.from_main(has_own_checkpoint, config) or config.checkpoint is not None
+        if has_own:  # `checkpoint` is where the run once came from
+            config = config.model_copy(update={"checkpoint": None})
+        resume = has_own or config.checkpoint is not None
     checkpoint = processes.from_main(load_for, config, class_names) if resume else None
     run = start_run(config, class_names, device, checkpoint)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
-    print(describe(run.model, (config.clip_size, *config.crop)))
+    clip_shape = (config.clip_size, *config.crop)
+    print(describe(run.model, clip_shape))
+    run.network = processes.parallel(run.model, device, clip_shape)
 
     goes_on = bool(resume) and continues_run_folder(config)
     # A scheduler's first start may have died before its first checkpoint.
-    overwrite = options.overwrite or (options.resume == "auto" and not has_own_checkpoint(config))
+    overwrite = options.overwrite or (options.resume == "auto" and not has_own)
     processes.from_main(prepare_run_folder, config, goes_on, overwrite)
     log = SilentLog()
+    sizes = checkpoint.get("tensorboard") if goes_on else None
     if processes.is_main():
-        sizes = checkpoint["tensorboard"] if goes_on and "tensorboard" in checkpoint else {}
         log = TensorBoardLog(config.run_folder / LOG_FOLDER, sizes)
         write_history(config.run_folder / "history.csv", run.history)
-    if run.epoch == 0:
+    if not sizes:
         log.hyperparameters(config, ["loss", "top1"])
     try:
         train(run, train_loader, validation_loader, log)
+    except OSError as error:
+        error.filename = error.filename or str(config.run_folder)  # a full disk does not name it
+        raise
     finally:
         log.close()
 
@@ -223,9 +237,11 @@ def run_evaluation(config: Config, device, set_name: str) -> None:
     class_names, (annotations,) = read_data(config, [set_name])
     checkpoint = processes.from_main(load_for, config, class_names)
     run = start_run(config, class_names, device, checkpoint)
-    folder = make_run_folder(config)  # before the work: results that find no place are lost
+    # Before the work: results that find no place are lost.
+    folder = processes.from_main(make_run_folder, config)
     loader = build_loader(annotations, config, False, device)
     logits = validate(run, loader)
+    stopping.over()
     run.bad_clips.share()
     if not processes.is_main():
         return
@@ -249,11 +265,12 @@ def read_data(config: Config, set_names):
 
 def run_command(options, arguments) -> int:
     if options.check_data:
+        if processes.launched():
+            raise UserError("--check_data: one process does it; start it without torchrun")
         return check_data(load_config(options.config, options.overrides))
-    several = options.gpus and "," in options.gpus and not processes.launched()
-    if several and torch.cuda.is_available() and options.use_gpu:
-        return processes.launch(__file__, arguments, gpu_numbers(options.gpus))
     device = choose_device(options.gpus, options.use_gpu)
+    if device.type == "cuda" and "," in (options.gpus or ""):
+        return processes.launch(__file__, arguments, gpu_numbers(options.gpus))
     processes.join(device)
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]
@@ -264,17 +281,21 @@ def run_command(options, arguments) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
     print(f"{processes.world_size()} x {name}, {numbers}, run folder {config.run_folder}")
-    if options.command == "train":
-        run_training(config, options, device)
-    else:
-        run_evaluation(config, device, set_names[0])
+    try:
+        if options.command == "train":
+            run_training(config, options, device)
+        else:
+            run_evaluation(config, device, set_names[0])
+    finally:
+        stopping.end_workers()
     return 0
 
 
 def main(arguments=None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
     try:
-        stopping.check()
+        stopping.ready()
+        processes.meet()
         arguments = sys.argv[1:] if arguments is None else arguments
         return run_command(parse_arguments(arguments), arguments)
     except stopping.Stopped as stopped:
@@ -285,11 +306,12 @@ def main(arguments=None) -> int:
         message = message_for_user(error)
         if message is None:
             raise
-        # What one process alone has met is its own to tell; the rest is told once.
-        if processes.is_main() or isinstance(error, FrameError):
-            print(f"error: {message}", file=sys.stderr)
+        with stopping.deferred():  # the launcher ends all processes once the first has left
+            if processes.is_first_to_tell():
+                print(f"error: {message}", file=sys.stderr)
         return 2
     finally:
+        stopping.over()
         processes.leave()
 
 

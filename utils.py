@@ -154,6 +154,6 @@ class TrainingMetrics:
 
     def load_state(self, state: dict[str, list]) -> None:
         """Goes on from `state`; it is kept by the main process, and the others start from 0."""
-        for name, (total, count) in state.items():
-            if processes.is_main():
-                self.meters[name].sum, self.meters[name].count = total, int(count)
+        for name in self.meters.keys() & state.keys() if processes.is_main() else ():
+            total, count = state[name]
+            self.meters[name].sum, self.meters[name].count = total, int(count)

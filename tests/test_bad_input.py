@@ -4,6 +4,7 @@ Each row of a table plants one mistake in a small, sound project that holds a fi
 the real command, and says what must stand in the message. Nothing may be written or lost.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -21,12 +22,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from PIL import Image
 
-import run as run_module
+import data_loader
 import train
 from config import Config
 
@@ -46,6 +49,7 @@ RUN = "trainings/tiny"
 CHECKPOINT = f"{RUN}/checkpoint.pth.tar"
 EVALUATE = ("--eval_only", "--resume")
 PREDICT = ("--test_only", "--resume")
+RESUME = ("--resume", "--set", "num_epochs=2")
 LOST = object()  # stands for a key to take out
 
 
@@ -89,22 +93,39 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def sound_project(tmp_path_factory, one_thread):
-    """Data, config and a finished run; never touched, only copied."""
+    """Data, config and a finished run; only copied, never touched, by the commands neither."""
     folder = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_data()
         assert train.main(["--config", "config.json", "-g", "cpu"]) == 0
-    return folder
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before
 
 
 @pytest.fixture
 def project(sound_project, tmp_path, monkeypatch):
     """A copy of the sound project, as the folder that commands run in."""
-    folder = tmp_path / "project"
-    shutil.copytree(sound_project, folder)
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(copy_project(sound_project, tmp_path / "project"))
+
+
+def copy_project(source, folder) -> Path:
+    """Clips are only linked to, which is quicker; `own_clip` makes a copy of one."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("clips"))
+    clips = folder / "data/clips"
+    clips.mkdir()
+    for clip in (source / "data/clips").iterdir():
+        (clips / clip.name).symlink_to(clip)
     return folder
+
+
+def own_clip(number) -> Path:
+    """The clip's folder, of which nothing is linked to any longer."""
+    clip = Path(f"data/clips/{number}")
+    source = clip.resolve()
+    clip.unlink()
+    return Path(shutil.copytree(source, clip))
 
 
 @pytest.fixture
@@ -187,7 +208,10 @@ def write(path, content):
 def remove(*paths):
     def plant():
         for path in map(Path, paths):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     return plant
 
 
@@ -287,6 +311,7 @@ FRAMES = {
         frame_is(damaged_inside()), [FRAME, "damaged JPEG", "extract the frame again"]),
     "jpeg bomb": (frame_is(jpeg_bomb()), [FRAME, "20000 x 20000", "max_frame_pixels", "shrink"]),
     "png bomb": (frame_is(png_bomb()), [FRAME, "20000 x 20000", "max_frame_pixels", "shrink"]),
+    "a line of pixels": (frame_is(png(4000, 1)), [FRAME, "4000 x 1 pixels", "extract it again"]),
     "a folder": (frame_is_folder, [FRAME, "cannot be read", "directory"]),
     "a broken link": (frame_is_broken_link, [FRAME, "cannot be read"]),
 }
@@ -295,7 +320,7 @@ FRAMES = {
 @pytest.mark.parametrize("name", FRAMES)
 def test_unusable_frame_stops_evaluation(command, name):
     plant, fragments = FRAMES[name]
-    plant(Path("data/clips/9"))
+    plant(own_clip(9))
     before = contents()
     check_message(command(*EVALUATE), ["data/clips/9", *fragments])
     assert contents() == before
@@ -304,10 +329,10 @@ def test_unusable_frame_stops_evaluation(command, name):
 @pytest.mark.parametrize("name", FRAMES)
 def test_unusable_frame_stops_training_and_leaves_checkpoints(command, name):
     plant, fragments = FRAMES[name]
-    plant(Path("data/clips/3"))
+    plant(own_clip(3))
     before = contents()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check_message(command("--resume", "--set", "num_epochs=2"), ["data/clips/3", *fragments])
+    check_message(command(*RESUME), ["data/clips/3", *fragments])
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert grown < 200_000, "kilobytes; a decoded bomb takes six times as many"
     after = contents()
@@ -317,7 +342,7 @@ def test_unusable_frame_stops_training_and_leaves_checkpoints(command, name):
 
 def test_unusable_frame_in_a_new_run_leaves_no_checkpoint(command):
     shutil.rmtree("trainings")
-    frame_is(b"")(Path("data/clips/3"))
+    frame_is(b"")(own_clip(3))
     check_message(command(), [f"data/clips/3/{FRAME}", "0 bytes"])
     assert not list(Path(RUN).glob("*.tar*")) and not Path(RUN, "history.csv").exists()
 
@@ -325,7 +350,7 @@ def test_unusable_frame_in_a_new_run_leaves_no_checkpoint(command):
 @pytest.mark.parametrize("name", ["truncated", "a folder", "empty clip"])
 def test_unusable_frame_in_a_worker_gives_the_same_message(command, name):
     plant, fragments = FRAMES[name]
-    plant(Path("data/clips/9"))
+    plant(own_clip(9))
     check_message(
         command(*EVALUATE, "--set", "num_workers=2"), ["error: data/clips/9", *fragments]
     )
@@ -343,7 +368,7 @@ def relabel(path, function):
 
 
 def link_clip_to_itself():
-    shutil.rmtree("data/clips/3")
+    remove("data/clips/3")()
     Path("data/clips/3").symlink_to("3")
 
 
@@ -399,7 +424,7 @@ CLIP_LISTS = {
     "empty list": Row(write(TRAIN, ""), [TRAIN, "no clips", "empty", "add"]),
     "blank list": Row(write(VALIDATION, "\n \n"), [VALIDATION, "no clips", "empty", "add"]),
     "one training clip": Row(
-        write(TRAIN, "1;Left\n"), ["train_data_csv", "one clip is not enough", "two or more"]),
+        write(TRAIN, "1;Left\n"), ["train_data_csv", "not enough", "2 or more"]),
     "header without labels": Row(
         write(TRAIN, "video_id,frames\n1,6\n"), [TRAIN, "line 1", "no label column", "add"]),
     "header only": Row(write(TRAIN, HEADER), [TRAIN, "no clips", "empty", "add"]),
@@ -515,7 +540,7 @@ CONFIGS = {
     "number of 5000 digits": Row(
         config_with('"lr": ' + "1" * 5000), ["config.json", "not valid JSON"]),
     "misspelt key": Row(
-        configure(batchsize=3), ["  batchsize: unknown key (found 3); did you mean \"batch_size\""]),
+        configure(batchsize=3), ["  batchsize: unknown key (found 3)", 'you mean "batch_size"?']),
     "unknown key": Row(configure(zzz=1), ["  zzz: unknown key (found 1); remove it"]),
     "key missing": Row(configure(labels_csv=LOST), ["  labels_csv: missing; Class names"]),
     "text for a number": wrong("lr", "0.1", "number"),
@@ -544,6 +569,8 @@ CONFIGS = {
     "warm-up without an end": Row(
         configure(warmup_epochs=3), ["warmup_epochs", "less than num_epochs (1)"]),
     "last_lr above lr": Row(configure(last_lr=0.5), ["last_lr: found 0.5", "at most lr"]),
+    "more parts than clips": Row(
+        configure(accumulate_steps=3), ["accumulate_steps: found 3", "batch_size (4)"]),
     "new_head alone": Row(configure(new_head=True), ["new_head", "pretrained"]),
     "batch of one": Row(configure(batch_size=1), ["batch_size", "BatchNorm needs two"]),
     "folder missing": Row(
@@ -614,6 +641,12 @@ COMMAND_LINES = {
     "test without resume": Row(nothing, ["--test_only", "add --resume True"], ("--test_only",)),
     "GPU by name": Row(nothing, ["-g x", "GPU number", "cpu"], ("-g", "x", "--overwrite")),
     "negative GPU": Row(nothing, ["-g -1", "GPU number", "cpu"], ("-g", "-1", "--overwrite")),
+    "the same GPU twice": Row(
+        nothing, ["-g 0,0", "GPU numbers", "cpu"], ("-g", "0,0", "--overwrite")),
+    "GPUs in part by name": Row(
+        nothing, ["-g 0,x", "GPU numbers", "cpu"], ("-g", "0,x", "--overwrite")),
+    "resume and overwrite": Row(
+        nothing, ["--resume and --overwrite", "choose one"], ("--resume", "--overwrite")),
     "no GPU number": Row(nothing, ["-g", "GPU number", "cpu"], ("-g", "", "--overwrite")),
     "run exists": Row(
         nothing, [f"{RUN}: holds a run already", "--resume True", "model_name", "--overwrite"],
@@ -636,13 +669,14 @@ COMMAND_LINES = {
         ("--resume", "False")),
     "versions damaged": Row(
         write(f"{RUN}/versions.json", "{"), [f"{RUN}/versions.json", "delete"],
-        ("--resume", "--set", "num_epochs=2")),
+        RESUME),
     "versions of another kind": Row(
-        write(f"{RUN}/versions.json", "{}"), [f"{RUN}/versions.json", "delete"],
-        ("--resume", "--set", "num_epochs=2")),
+        write(f"{RUN}/versions.json", "{}"), [f"{RUN}/versions.json", "delete"], RESUME),
     "output cannot be written": Row(
         lambda: Path(RUN, "predictions.csv").mkdir(), [f"{RUN}/predictions.csv", "written"],
         EVALUATE),
+    "checkpoint is a folder": Row(
+        configure(checkpoint=RUN), [f"{RUN}: no such checkpoint", "correct the path"], EVALUATE),
     "results below a file": Row(
         configure(output_dir="config.json", checkpoint=CHECKPOINT),
         ["config.json/tiny", "cannot be written", "output_dir"], EVALUATE),
@@ -665,11 +699,12 @@ def test_argparse_refuses(command, arguments):
     assert contents() == before
 
 
-def test_gpu_on_a_machine_without_one_is_a_warning(command, monkeypatch):
+@pytest.mark.parametrize("gpus", ["0", "0,1"])
+def test_gpu_on_a_machine_without_one_is_a_warning(command, monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    status, stdout, stderr = command("-g", "0", "--overwrite")
+    status, stdout, stderr = command("-g", gpus, "--overwrite")
     assert status == 0 and "training is over" in stdout
-    assert stderr == "warning: -g 0: this machine has no CUDA GPU; using the CPU\n"
+    assert stderr == f"warning: -g {gpus}: this machine has no CUDA GPU; using the CPU\n"
 
 
 def test_results_of_a_checkpoint_from_elsewhere_get_a_folder(command):
@@ -678,6 +713,81 @@ def test_results_of_a_checkpoint_from_elsewhere_get_a_folder(command):
     status, _, stderr = command(*EVALUATE)
     assert (status, stderr) == (0, "")
     assert Path("trainings/other/predictions.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["history.csv.partial", "checkpoint.pth.tar.partial"])
+def test_trouble_with_writing_while_training_is_a_message_too(command, name):
+    """A folder in its place stands for a full disk, which a test cannot have."""
+    Path(RUN, name).mkdir()
+    before = {path: text for path, text in contents().items() if path.endswith(".tar")}
+    check_message(command(*RESUME), [f"{RUN}/{name.removesuffix('.partial')}", "written"])
+    assert {path: contents()[path] for path in before} == before
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+    cv2.error("(-4:Insufficient memory) Failed to allocate 17179344900 bytes"),
+])
+def test_too_little_memory_is_a_message_too(command, monkeypatch, error):
+    def run_out(*_):
+        raise error
+    monkeypatch.setattr(train, "start_run", run_out)
+    check_message(command("--overwrite"), ["out of memory", "lower batch_size"])
+
+
+def test_a_loss_that_is_no_number_names_the_clips(command):
+    kept = Path(CHECKPOINT).read_bytes()
+    check_message(
+        command(*RESUME, "--set", "mean=[1e38, 1e38, 1e38]"),
+        ["no finite number in epoch 2, step 1", "with the clips ", "lower lr"],
+    )
+    assert Path(CHECKPOINT).read_bytes() == kept
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bugs_keep_their_traceback(command, monkeypatch, num_workers):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+    monkeypatch.setattr(data_loader, "eval_transform", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command(*EVALUATE, "--set", f"num_workers={num_workers}")
+
+
+def test_rows_of_an_older_version_stay_in_the_history(command):
+    with_part("history", lambda rows: rows[0].pop("seconds"))()
+    status, _, stderr = command(*RESUME)
+    assert (status, stderr) == (0, "")
+    with open(f"{RUN}/history.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert not first["seconds"] and second["seconds"]
+
+
+SKIP = ("--set", "on_bad_clip=skip", "--set", "max_bad_share=0.9")
+
+
+def test_a_batch_of_bad_clips_can_be_skipped(command):
+    for number in (7, 8):
+        frame_is(b"")(own_clip(number))
+    status, stdout, stderr = command(*EVALUATE, *SKIP, "--set", "batch_size=2")
+    assert (status, stderr) == (0, "") and "validation: 2 clips skipped" in stdout
+
+
+def test_too_many_bad_clips_are_not_skipped(command):
+    frame_is(b"")(own_clip(9))
+    check_message(
+        command(*EVALUATE, "--set", "on_bad_clip=skip"),
+        ["data/clips: 1 of the 4 validation clips", "max_bad_share (0.01)", ": 9;", "--check_data"],
+    )
+
+
+def test_an_epoch_without_a_step_is_refused(command):
+    for number in range(1, 6):
+        frame_is(b"")(own_clip(number))
+    check_message(
+        command("--overwrite", *SKIP), ["no step of epoch 1", "train_data_csv", "--check_data"]
+    )
 
 
 def test_resume_beyond_the_last_epoch_ends_at_once(command):
@@ -727,11 +837,11 @@ def with_optimizer(change):
     return with_part("optimizer", change)
 
 
-def overwritten(start, stop, step=1):
-    """Inverts every `step`-th byte of a part of the checkpoint, given as fractions of it."""
+def overwritten(start, stop):
+    """Inverts a part of the checkpoint, given as fractions of it."""
     def plant():
         data = bytearray(Path(CHECKPOINT).read_bytes())
-        for place in range(int(start * len(data)), int(stop * len(data)), step):
+        for place in range(int(start * len(data)), int(stop * len(data))):
             data[place] ^= 255
         Path(CHECKPOINT).write_bytes(data)
     return plant
@@ -764,7 +874,8 @@ def in_a_circle():
     return value
 
 
-DAMAGED = [CHECKPOINT, "no checkpoint, damaged, or with more in it than plain data"]
+DAMAGED = [CHECKPOINT, "damaged"]
+CUT = [CHECKPOINT, "damaged checkpoint", "take an earlier one"]
 NOT_PLAIN = [CHECKPOINT, "only plain data is loaded"]
 NO_WEIGHTS = [CHECKPOINT, "no state_dict"]
 
@@ -772,11 +883,12 @@ NO_WEIGHTS = [CHECKPOINT, "no state_dict"]
 FILES = {
     "missing": Row(remove(CHECKPOINT), [CHECKPOINT, "no such checkpoint", "correct the path"]),
     "a folder": Row(folder_instead(CHECKPOINT), [CHECKPOINT, "no such checkpoint"]),
-    "empty": Row(write(CHECKPOINT, b""), DAMAGED),
+    "empty": Row(write(CHECKPOINT, b""), CUT),
     "text": Row(write(CHECKPOINT, "version https://git-lfs.github.com/spec/v1\n"), DAMAGED),
-    "truncated": Row(cut_to(0.7), DAMAGED),
-    "start only": Row(cut_to(0.01), DAMAGED),
-    "damaged at the end": Row(overwritten(0.99, 1), DAMAGED),
+    "truncated": Row(cut_to(0.7), CUT),
+    "start only": Row(cut_to(0.01), CUT),
+    "damaged at the end": Row(overwritten(0.99, 1), CUT),
+    "damaged in the middle": Row(overwritten(0.5, 0.51), [*CUT, "checksum"]),
     "random bytes": Row(
         write(CHECKPOINT, np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()),
         DAMAGED),
@@ -789,8 +901,8 @@ FILES = {
     "tensor": Row(change_checkpoint(lambda _: torch.zeros(3)), NO_WEIGHTS),
     "without weights": Row(with_keys(state_dict=LOST), NO_WEIGHTS),
     "only weights": Row(change_checkpoint(lambda saved: saved["state_dict"]), NO_WEIGHTS),
-    "weights in a list": Row(with_keys(state_dict=[torch.zeros(3)]), NO_WEIGHTS),
-    "deep": Row(write(CHECKPOINT, nested(100_000)), [CHECKPOINT, "nested too deep"]),
+    "weights in a list": Row(with_keys(state_dict=[torch.zeros(3)]), [CHECKPOINT, "state_dict"]),
+    "deep": Row(write(CHECKPOINT, nested(5000)), [CHECKPOINT, "nested too deep"]),
     "in a circle": Row(with_keys(history=in_a_circle()), [CHECKPOINT, "nested too deep"]),
     # What loading with weights_only lets through beyond plain data:
     "set": Row(with_keys(classes={"Left"}), [*NOT_PLAIN, "set"]),
@@ -819,10 +931,10 @@ WEIGHTS = {
         ["another network", "extra.weight is unknown", "use the config that"]),
     "number for a tensor": Row(
         with_weights(lambda w: w.update({"last_conv.bias": 3})),
-        [CHECKPOINT, "state_dict", "tensors by their names"]),
+        [CHECKPOINT, "damaged", "state_dict.last_conv.bias"]),
     "number for a name": Row(
         with_weights(lambda w: w.update({5: torch.zeros(2)})),
-        [CHECKPOINT, "state_dict", "tensors by their names"]),
+        [CHECKPOINT, "damaged", "state_dict.5"]),
     "whole numbers for weights": Row(
         with_weights(lambda w: w.update({"last_conv.bias": torch.zeros(8, dtype=torch.int32)})),
         [CHECKPOINT, "last_conv.bias", "int32"]),
@@ -845,7 +957,7 @@ WEIGHTS = {
          "class 2 is 'Still' there, 'Right' in", "new_head"]),
     "classes doubled": Row(
         with_keys(classes=["Left", "Right", "Still", "Left"]), [CHECKPOINT, "classes"]),
-    "classes a number": Row(with_keys(classes=3), [CHECKPOINT, "classes", "found 3"]),
+    "classes a number": Row(with_keys(classes=3), [CHECKPOINT, "damaged", "classes"]),
     "classes are numbers": Row(with_keys(classes=[1, 2, 3]), [CHECKPOINT, "classes"]),
     "no class names, another count": Row(
         both(with_keys(classes=LOST), add_lines("data/labels.csv", "Up")),
@@ -858,7 +970,7 @@ WEIGHTS = {
 
 
 def damaged_key(key, value):
-    expected = [f"damaged checkpoint: {key}: found {value!r}; expected ", "take an earlier one"]
+    expected = ["damaged checkpoint", key, "take an earlier one"]
     return Row(with_keys(**{key: value}), [CHECKPOINT, *expected])
 
 
@@ -879,8 +991,13 @@ STATES = {
     "config is a list": damaged_key("config", [1]),
     "tensors in config": damaged_key("config", {"lr": torch.zeros(2)}),
     "tensorboard is a list": damaged_key("tensorboard", [1]),
+    "metrics are numbers": damaged_key("metrics", {"loss": 1.5}),
+    "metrics are NaN": damaged_key("metrics", {"loss": [float("nan"), float("nan")]}),
+    "bad clips without ids": damaged_key("bad_clips", [{"epoch": 1, "set": "train"}]),
+    "lists of tensors in config": damaged_key("config", {"head_widths": [torch.zeros(2)]}),
     "negative size": damaged_key("tensorboard", {"train/x": -1}),
     "optimizer is a list": damaged_key("optimizer", [1]),
+    "optimizer is null": damaged_key("optimizer", None),
     "optimizer of nothing": Row(
         with_keys(optimizer={}), [CHECKPOINT, "optimizer", "another network", "pretrained"]),
     "optimizer without state": Row(
@@ -903,20 +1020,34 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("arguments", [
-    pytest.param(("--resume", "--set", "num_epochs=2"), id="resume"),
-    pytest.param(EVALUATE, id="evaluate"),
-    pytest.param(PREDICT, id="predict"),
-    pytest.param(("--set", f"pretrained={CHECKPOINT}", "--overwrite"), id="pretrained"),
-])
+OTHER_WAYS_TO_LOAD = {
+    "evaluate": EVALUATE,
+    "predict": PREDICT,
+    "pretrained": ("--set", f"pretrained={CHECKPOINT}", "--overwrite"),
+}
+
+
 @pytest.mark.parametrize("row", all_of(FILES))
-def test_file_that_is_no_checkpoint(command, row, arguments):
-    check_refused(command, row._replace(arguments=arguments))
+def test_file_that_is_no_checkpoint(command, row):
+    check_refused(command, row._replace(arguments=RESUME))
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS_TO_LOAD)
+@pytest.mark.parametrize("name", [
+    "missing", "truncated", "trap", "trap in a plain pickle", "without weights",
+])
+def test_file_that_is_no_checkpoint_wherever_it_is_loaded(command, name, way):
+    check_refused(command, FILES[name]._replace(arguments=OTHER_WAYS_TO_LOAD[way]))
+
+
+@pytest.mark.parametrize("name", ["another architecture", "weights missing", "NaN in weights"])
+def test_pretrained_weights_of_another_network(command, name):
+    row = WEIGHTS[name]
+    check_refused(command, row._replace(arguments=OTHER_WAYS_TO_LOAD["pretrained"]))
 
 
 @pytest.mark.parametrize("arguments", [
-    pytest.param(("--resume", "--set", "num_epochs=2"), id="resume"),
-    pytest.param(EVALUATE, id="evaluate"),
+    pytest.param(RESUME, id="resume"), pytest.param(EVALUATE, id="evaluate"),
 ])
 @pytest.mark.parametrize("row", all_of(WEIGHTS))
 def test_checkpoint_of_another_network(command, row, arguments):
@@ -925,7 +1056,7 @@ def test_checkpoint_of_another_network(command, row, arguments):
 
 @pytest.mark.parametrize("row", all_of(STATES))
 def test_damaged_state_is_not_resumed(command, row):
-    check_refused(command, row._replace(arguments=("--resume", "--set", "num_epochs=2")))
+    check_refused(command, row._replace(arguments=RESUME))
 
 
 def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
@@ -935,7 +1066,7 @@ def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
         return {"epoch": 1, "arch": "ConvColumn", "state_dict": OrderedDict(weights),
                 "best_prec1": torch.tensor(50.0)}
     change_checkpoint(publish)()
-    status, stdout, stderr = command("--resume", "--set", "num_epochs=2")
+    status, stdout, stderr = command(*RESUME)
     assert (status, stderr) == (0, "")
     assert "holds no class names" in stdout and "the optimizer starts afresh" in stdout
 
@@ -943,30 +1074,28 @@ def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
 # --- in a process of its own -----------------------------------------------------------------
 
 
-def test_the_command_itself_gives_the_same_message_and_status(project):
-    """Three mistakes, each in a copy of the project, by the real command with two workers."""
+def test_the_command_itself_gives_the_same_message_and_status(project, sound_project):
+    """Two mistakes, each in a project of its own, by the real command with two workers."""
     mistakes = {
-        "frame": (lambda: FRAMES["truncated"][0](Path("data/clips/3")), ["--overwrite"],
-                  [f"error: data/clips/3/{FRAME}: damaged JPEG", "extract the frame again"]),
-        "evaluated": (lambda: FRAMES["text"][0](Path("data/clips/9")), EVALUATE,
-                      [f"error: data/clips/9/{FRAME}: not a picture", "extract the frame again"]),
-        "trap": (FILES["trap"].plant, ["--resume"], [f"error: {CHECKPOINT}", "could run code"]),
+        "frame": (
+            lambda: FRAMES["truncated"][0](own_clip(3)), ["--overwrite"],
+            [f"error: data/clips/3/{FRAME}: damaged JPEG", "extract the frame again"]),
+        "trap": (
+            FILES["trap"].plant, PREDICT, [f"error: {CHECKPOINT}", "could run code"]),
     }
-    script = Path(train.__file__)
-    processes, before = {}, {}
+    processes = {}
     for name, (plant, arguments, _) in mistakes.items():
-        folder = shutil.copytree(project, project.with_name(name))
-        os.chdir(folder)  # `project` puts the working folder back
-        plant()
-        before[name] = contents()
+        folder = copy_project(sound_project, Path.cwd().with_name(name))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            plant()
         processes[name] = subprocess.Popen(
-            [sys.executable, script, "--config", "config.json", "-g", "cpu",
+            [sys.executable, train.__file__, "--config", "config.json", "-g", "cpu",
              "--set", "num_workers=2", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-    for name, (_, _, fragments) in mistakes.items():
-        stdout, stderr = processes[name].communicate(timeout=60)
-        check_message((processes[name].returncode, stdout, stderr), fragments)
-        if name != "frame":
-            assert contents(".") == before[name] or os.chdir(project.with_name(name))
+    for name, process in processes.items():
+        stdout, stderr = process.communicate(timeout=120)
+        check_message((process.returncode, stdout, stderr), mistakes[name][2])
+        assert not Path.cwd().with_name(name).joinpath("trapped").exists()

@@ -1,6 +1,5 @@
 """The commands as a user gives them, on a small data set and a tiny network."""
 
-import csv
 import json
 import time
 import urllib.parse
@@ -11,35 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_data_set
+from runs import curves, differences, read_csv, run_folder, train_until, without_times
 from tensorboard import program
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-
-
-def run_folder(settings) -> Path:
-    return Path(settings["output_dir"]) / settings["model_name"]
-
-
-def read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def without_times(history):
-    return [{key: value for key, value in row.items()
-             if key not in ("seconds", "clips_per_second")} for row in history]
-
-
-def curves(folder):
-    """{(writer, tag): [(step, value), ...]} of the run's event files, times left out."""
-    found = {}
-    for name in ("train", "validation"):
-        events = EventAccumulator(str(folder / "tensorboard" / name)).Reload()
-        for tag in events.Tags()["scalars"]:
-            if tag not in ("seconds", "clips_per_second"):
-                found[name, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return found
 
 
 def test_run_folder(write_config, settings, capsys):
@@ -77,34 +51,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(write_config, settings, schedule
     assert train.main(["-c", write_config(model_name="whole", **recipe)]) == 0
     interrupted = write_config(model_name="parts", **recipe)
 
-    # A process that dies right after its second epoch was saved.
-    class PowerCut(BaseException):
-        pass
-
-    saved = train.save_run
-
-    def save_and_die(run, *arguments):
-        saved(run, *arguments)
-        if run.epoch == 2:
-            run_log = run_folder(settings | {"model_name": "parts"}) / "tensorboard" / "train"
-            # What was logged after the checkpoint must not be seen twice.
-            with open(next(run_log.iterdir()), "ab") as file:
-                file.write(b"half an event")
-            raise PowerCut
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_run", save_and_die)
-        with pytest.raises(PowerCut):
-            train.main(["-c", interrupted])
+    train_until(["-c", interrupted], epoch=2, step=0)
+    folders = [Path(settings["output_dir"]) / name for name in ("whole", "parts")]
+    # What was logged after the checkpoint must not be seen twice.
+    with open(next((folders[1] / "tensorboard" / "train").iterdir()), "ab") as file:
+        file.write(b"half an event")
     assert train.main(["-c", interrupted, "--resume", "True"]) == 0
 
-    folders = [Path(settings["output_dir"]) / name for name in ("whole", "parts")]
-    weights = [torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-               for folder in folders]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    histories = [without_times(read_csv(folder / "history.csv")) for folder in folders]
-    assert histories[0] == histories[1] and len(histories[0]) == 4
-    assert curves(folders[0]) == curves(folders[1])
+    assert differences(*folders) == []
     assert [step for step, _ in curves(folders[1])["validation", "top1"]] == [1, 2, 3, 4]
 
 

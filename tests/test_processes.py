@@ -1,0 +1,378 @@
+"""Training and evaluation over several processes: the same figures, one voice, and no hanging.
+
+Each start of torchrun takes seconds, so one does much, and many tests look at what came of it.
+The long form: `python -m pytest -m slow tests/test_processes.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_NETWORK, write_data_set
+from runs import PROJECT, differences, write_config
+
+import evaluation
+import train
+from checkpoint import load_checkpoint
+from data_loader import TrainBatches
+
+# What makes the number of processes show in a run is left out. Of the 24 clips the last batch has
+# 6, and two processes have parts of 5 and 4 clips.
+ANY_NUMBER = {"affine_degrees": 0.0, "affine_translate": 0.0, "dropout": 0.0,
+              "sync_batchnorm": True, "batch_size": 9}
+# BatchNorm over each process's own clips is that of one process that computes in parts.
+IN_PARTS = ANY_NUMBER | {"sync_batchnorm": False, "batch_size": 8}
+EVALUATIONS = {
+    "one clip a batch": {"batch_size": 2, "nclips": 2},
+    "three clips a batch": {"batch_size": 3},
+    "one batch": {"batch_size": 64},
+    "two windows": {"batch_size": 6, "nclips": 2},
+    "bf16": {"batch_size": 2, "precision": "bf16"},
+    "one clip": {"batch_size": 2, "val_data_csv": "one.csv"},
+}
+# Mistakes that end in one message, whichever process meets them; and what it says.
+MISTAKES = {
+    "gpu number": ["-g 0: torchrun gives each process its GPU", "CUDA_VISIBLE_DEVICES"],
+    "flag": ["argument --resume: expected True or False, found 'maybe'"],
+    "check": ["--check_data", "without torchrun"],
+    "config": ["2 problems", "lr:", "batch_sise", '"batch_size"'],
+    "small batch": ["batch_size: found 7", "2 processes need at least 8"],
+    "occupied": ["holds a run already"],
+    "too small": ["crop_size: 3 x 3 pixels are too small"],
+    "bad training clip": ["clips/broken/00001.jpg: file is empty"],
+    "bad validation clip": ["clips/broken/00001.jpg: file is empty"],
+    "no number": ["the loss is no finite number in epoch 1, step 2"],
+}
+
+
+class Project:
+    """A data set, and the flags of runs on it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        sets = {"train": 24, "validation": 7, "test": 5}
+        self.settings = write_data_set(folder, sets) | TINY_NETWORK | {
+            "output_dir": str(folder / "trainings"), "num_workers": 0, "num_epochs": 2,
+            "batch_size": 8, "schedule": "constant", "lr": 0.003, "checkpoint_minutes": 0,
+        }  # fmt: skip
+        self.write_csv("one.csv", "validation.csv", {}, 1)
+        self.write_broken_clips()
+
+    def flags(self, name, *flags, device="cpu", **changes) -> list[str]:
+        """For the run called `name`; CSVs are named without their folder."""
+        changes = {key: str(self.folder / value) if key.endswith("_csv") else value
+                   for key, value in changes.items()}
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.json"
+        config = write_config(path, self.settings | {"model_name": name} | changes)
+        return ["--config", config, "-g", device, *flags]
+
+    def run_folder(self, name) -> Path:
+        return self.folder / "trainings" / name
+
+    def path_of(self, name) -> str:
+        """The last checkpoint of a run."""
+        return str(self.run_folder(name) / "checkpoint.pth.tar")
+
+    def history(self, name) -> list[dict]:
+        return load_checkpoint(self.path_of(name))["history"]
+
+    def write_csv(self, name, source, replaced, num_lines=None):
+        """A copy of another CSV, with some ids replaced, or cut short."""
+        rows = [line.split(";") for line in (self.folder / source).read_text().split()][:num_lines]
+        rows = [(replaced.get(number, row[0]), *row[1:]) for number, row in enumerate(rows)]
+        (self.folder / name).write_text("".join(";".join(row) + "\n" for row in rows))
+
+    def write_broken_clips(self):
+        """CSVs with a clip that cannot be read, where the second of two processes finds it."""
+        folder = self.folder / "clips" / "broken"
+        folder.mkdir()
+        (folder / "00001.jpg").touch()
+        first_batch = self.training_batches()[0]
+        self.write_csv("train_broken.csv", "train.csv", {first_batch[1]: "broken"})
+        self.write_csv("validation_broken.csv", "validation.csv", {6: "broken"})
+
+    def training_batches(self) -> list[list[int]]:
+        """Positions of the clips in the batches of the first epoch."""
+        return [[key.index for key in keys] for keys in TrainBatches(24, 8, seed=0)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("processes"))
+
+
+# --- starting several processes ----------------------------------------------------------------
+
+
+def run_python(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, env=environment,
+                          text=True, capture_output=True, timeout=300)
+
+
+def torchrun(num_processes, *arguments, restarts=0):
+    return run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                      num_processes, "--max-restarts", restarts, *arguments)
+
+
+LAUNCH = """
+import sys, stopping
+stopping.install()
+import processes
+sys.exit(processes.launch(sys.argv[1], sys.argv[2:], None, num_processes=2))
+"""
+
+
+def launch(*arguments):
+    """As `-g 0,1` does it, but on the CPU."""
+    return run_python("-c", LAUNCH, *arguments)
+
+
+class Job:
+    """Commands for `several.py`, by name, and what came of them."""
+
+    def __init__(self, project, name, commands):
+        self.path = project.folder / f"{name}.job"
+        self.path.write_text(json.dumps(list(commands.values())))
+        self.names = list(commands)
+        self.arguments = [PROJECT / "tests" / "several.py", self.path]
+
+    def results(self, num_processes, start=0) -> dict[str, list[dict]]:
+        """Of each command, by rank; of the first start, or after a restart."""
+        paths = [self.path.with_suffix(f".{start}.{rank}.json") for rank in range(num_processes)]
+        by_rank = [json.loads(path.read_text()) for path in paths if path.exists()]
+        return dict(zip(self.names, zip(*by_rank, strict=False), strict=False))
+
+
+def run_job(project, num_processes, commands) -> dict[str, list[dict]]:
+    job = Job(project, f"{num_processes} processes", commands)
+    process = torchrun(num_processes, *job.arguments)
+    results = job.results(num_processes)
+    assert results.keys() == commands.keys(), process.stdout + process.stderr
+    return results
+
+
+def evaluations(project, number) -> dict[str, dict]:
+    """Commands that evaluate one and the same checkpoint, for so many processes."""
+    same = {"checkpoint": project.path_of("same 1")}
+    commands = {name: project.flags(f"{name} {number}", "-e", "-r", **same | changes)
+                for name, changes in EVALUATIONS.items()}
+    return commands | {"test set": project.flags(f"test set {number}", "-t", "-r", **same)}
+
+
+def as_commands(flags: dict[str, list[str]]) -> dict[str, dict]:
+    return {name: {"flags": of_one} for name, of_one in flags.items()}
+
+
+@pytest.fixture(scope="module")
+def one(project):
+    """What one process does, for comparison."""
+    runs = {
+        "same": project.flags("same 1", **ANY_NUMBER),
+        "parts": project.flags("parts 1", **IN_PARTS, accumulate_steps=2),
+        "accumulated": project.flags("accumulated 1", **IN_PARTS, accumulate_steps=4),
+    }
+    for flags in (runs | evaluations(project, 1)).values():
+        assert train.main(flags) == 0
+
+
+@pytest.fixture(scope="module")
+def two(project, one):
+    flags = {
+        "same": project.flags("same 2", **ANY_NUMBER),
+        "parts": project.flags("parts 2", **IN_PARTS),
+        "accumulated": project.flags("accumulated 2", **IN_PARTS, accumulate_steps=2),
+        "bf16": project.flags("bf16 2", **ANY_NUMBER, precision="bf16"),
+        "whole": project.flags("whole 2"),
+    }
+    mistakes = {
+        "gpu number": project.flags("mistake", device="0"),
+        "flag": project.flags("mistake", "--resume", "maybe"),
+        "check": project.flags("mistake", "--check_data"),
+        "config": project.flags("mistake", lr=-1.0, batch_sise=8),
+        "small batch": project.flags("mistake", batch_size=7, accumulate_steps=2),
+        "occupied": project.flags("whole 2"),
+        "too small": project.flags("mistake", crop_size=3),
+        "bad training clip": project.flags("bad", "--overwrite", train_data_csv="train_broken.csv"),
+        "bad validation clip": project.flags(
+            "bad", "-e", "-r", batch_size=4, val_data_csv="validation_broken.csv",
+            checkpoint=project.path_of("same 1")),
+    }  # fmt: skip
+    commands = as_commands(flags | evaluations(project, 2) | mistakes) | {
+        "no number": {"flags": project.flags("no number"), "fault": "lose_a_number",
+                      "at": [0, 1], "rank": 1},
+        "batchnorm": {"check": "batchnorm"},
+    }  # fmt: skip
+    return run_job(project, 2, commands)
+
+
+@pytest.fixture(scope="module")
+def three(project, one):
+    flags = {
+        "same": project.flags("same 3", **ANY_NUMBER),
+        "whole": project.flags("whole 3"),
+    }
+    interrupted = {"flags": project.flags("interrupted 3"), "fault": "power_cut", "at": [1, 1]}
+    commands = as_commands(flags | evaluations(project, 3)) | {
+        "interrupted": interrupted,
+        "resumed": {"flags": [*interrupted["flags"], "--resume"]},
+        "batchnorm": {"check": "batchnorm"},
+    }
+    return run_job(project, 3, commands)
+
+
+@pytest.fixture(params=["two", "three"])
+def several(request):
+    """The number of processes, and what came of their commands."""
+    return {"two": 2, "three": 3}[request.param], request.getfixturevalue(request.param)
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def figures(project, name, *keys):
+    return [[row[key] for key in keys] for row in project.history(name)]
+
+
+def test_training_gives_the_same_curve(project, several):
+    number, results = several
+    assert [result["status"] for result in results["same"]] == [0] * number
+    for key, tolerance in (("loss", 1e-5), ("top1", 0), ("val_loss", 1e-3)):
+        expected = figures(project, "same 1", key)
+        assert figures(project, f"same {number}", key) == [
+            pytest.approx(row, abs=tolerance) for row in expected
+        ]
+
+
+@pytest.mark.parametrize("name", ["parts", "accumulated"])
+def test_each_process_has_its_part_of_a_batch(project, two, name):
+    assert [result["status"] for result in two[name]] == [0, 0]
+    expected, found = (figures(project, f"{name} {number}", "loss", "top1") for number in (1, 2))
+    assert found == [pytest.approx(row, abs=1e-5) for row in expected]
+
+
+def test_batchnorm_over_all_processes(several):
+    _, results = several
+    for result in results["batchnorm"]:
+        assert len(result["differences"]) == 16
+        assert max(result["differences"].values()) < 1e-5, result["differences"]
+
+
+def test_batchnorm_over_all_processes_in_bf16(project, two):
+    assert [result["status"] for result in two["bf16"]] == [0, 0]
+    expected, found = (figures(project, name, "loss", "val_loss") for name in ("same 2", "bf16 2"))
+    assert found == [pytest.approx(row, abs=0.02) for row in expected]
+
+
+@pytest.mark.parametrize("name", [*EVALUATIONS, "test set"])
+def test_evaluation_writes_the_same_bytes(project, several, name):
+    number, results = several
+    assert [result["status"] for result in results[name]] == [0] * number
+    expected, found = ({path.name: path.read_bytes()
+                        for path in project.run_folder(f"{name} {count}").iterdir()}
+                       for count in (1, number))
+    assert found == expected
+    assert expected.keys() == (
+        {"test_predictions.csv", "test_submission.csv"} if name == "test set" else
+        {"predictions.csv", "logits.npz", "confusion_matrix.png"}
+    )
+
+
+def test_validation_scores_are_those_of_one_process(project, two):
+    """Even where each process has BatchNorm statistics of its own while it trains."""
+    flags = project.flags("whole 2 by 1", "-e", "-r", checkpoint=project.path_of("whole 2"))
+    assert train.main(flags) == 0
+    saved = np.load(project.run_folder("whole 2 by 1") / "logits.npz")
+    scores = evaluation.score(*(torch.from_numpy(saved[name]) for name in ("logits", "labels")))
+    last = project.history("whole 2")[-1]
+    assert scores == {name: last[f"val_{name}"] for name in scores}
+
+
+# --- one voice ---------------------------------------------------------------------------------
+
+
+def test_only_the_main_process_writes_and_prints(several):
+    _, results = several
+    for name in ("whole", "one batch", "test set"):
+        main, *others = results[name]
+        assert main["written"] and "clips" in main["stdout"]
+        for result in others:
+            assert (result["stdout"], result["stderr"]) == ("", "")
+            assert set(result["written"]) <= {os.devnull}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_once(project, two, name):
+    assert [result["status"] for result in two[name]] == [2, 2]
+    told = "".join(result["stderr"] for result in two[name])
+    assert told.count("error: ") == 1 and told.startswith("error: ")
+    assert "Traceback" not in told and all(fragment in told for fragment in MISTAKES[name])
+    assert not project.run_folder("mistake").exists()
+
+
+def test_a_loss_that_is_no_number_names_the_clips_of_its_process(project, two):
+    ids = [line.split(";")[0] for line in (project.folder / "train.csv").read_text().split()]
+    own = [ids[index] for index in project.training_batches()[1][1::2]]
+    told = "".join(result["stderr"] for result in two["no number"])
+    assert f"with the clips {', '.join(own)};" in told
+
+
+# --- a process that dies -----------------------------------------------------------------------
+
+
+def test_three_processes_resume_exactly(project, three):
+    statuses = [three[name][0]["status"] for name in ("whole", "interrupted", "resumed")]
+    assert statuses == [0, "power cut", 0]
+    assert "checkpoint.pth.tar: 1 epochs, 1 steps" in three["resumed"][0]["stdout"]
+    assert differences(project.run_folder("whole 3"), project.run_folder("interrupted 3")) == []
+
+
+def check_killed(project, rank):
+    """A process is killed; the others end soon, torchrun starts all again, and they resume."""
+    name = f"killed {rank}"
+    flags = project.flags(name, "--resume", "auto", num_workers=1)
+    job = Job(project, name, {
+        "train": {"flags": flags, "fault": "kill", "at": [1, 1], "rank": rank}})
+    process = torchrun(2, *job.arguments, restarts=2)
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    (first,) = job.results(2)["train"]
+    assert first["status"] == 2 and first["stderr"].count("error: ") == 1
+    assert "another process of this run has ended" in first["stderr"]
+    seconds = first["ended"] - float(job.path.with_suffix(".killed").read_text())
+    print(f"the other process ended {seconds:.1f} seconds after rank {rank} was killed")
+    assert seconds < 20
+    main, other = job.results(2, start=1)["train"]
+    assert main["status"] == other["status"] == 0
+    assert "checkpoint.pth.tar: 1 epochs, 1 steps" in main["stdout"]
+    assert differences(project.run_folder("whole 2"), project.run_folder(name)) == []
+    assert not has_processes(job.path)
+
+
+def has_processes(text) -> bool:
+    """Whether a process with `text` in its command line is there, and still is 10 s later.
+
+    The readers of a killed process look every five seconds whether it lives.
+    """
+    for _ in range(100):
+        command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+        if not any(str(text).encode() in line for line in command_lines):
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_the_others_end_and_resume_when_one_is_killed(project, two):
+    check_killed(project, rank=1)
+
+
+@pytest.mark.slow
+def test_the_others_end_and_resume_when_the_main_one_is_killed(project, two):
+    check_killed(project, rank=0)

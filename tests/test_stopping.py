@@ -1,0 +1,371 @@
+"""Signals, full disks and damaged checkpoints: a run stops cleanly, and resumes as if it had not.
+
+The long form: `python -m pytest -m slow tests/test_stopping.py`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import (
+    Command,
+    PowerCut,
+    differences,
+    make_settings,
+    run_folder,
+    train_until,
+    write_config,
+)
+
+import train
+from checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
+from data_loader import TrainBatches
+
+CHECKPOINT, PREVIOUS = "checkpoint.pth.tar", "checkpoint_previous.pth.tar"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return make_settings(tmp_path_factory.mktemp("stopping"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(settings):
+    """The folder of the run that was never stopped."""
+    return resumed(settings, Path(settings["output_dir"]))
+
+
+def resumed(settings, folder, **changes) -> Path:
+    """Finishes the run in `folder` and returns its folder."""
+    own = settings | {"output_dir": str(folder)} | changes
+    config = write_config(folder / "resume.json", own)
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 0
+    return run_folder(own)
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow_settings(settings, tmp_path_factory):
+    """Of a run whose steps take a tenth of a second, so that a signal finds one at work."""
+    folder = tmp_path_factory.mktemp("slow") / "trainings"
+    return settings | {"output_dir": str(folder), "block_widths": [32, 64], "print_freq": 1,
+                       "max_frame_pixels": 20_000_000}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_slow_run(slow_settings):
+    return resumed(slow_settings, Path(slow_settings["output_dir"]))
+
+
+class Moment(NamedTuple):
+    """When a signal comes: so many seconds after a text was printed; and to whom."""
+
+    text: str
+    delay: float
+    signal_number: int
+    num_workers: int
+    to_group: bool
+    slow_set: str | None = None  # whose clips take seconds to read, so that the loader waits
+
+
+WHILE_WAITING = {"delay": 0.7, "slow_set": "train"}
+MOMENTS = {
+    "training": Moment("step 1/3", 0.05, signal.SIGTERM, 0, False),
+    "training, whole group": Moment("epoch 2/2  step 1/3", 0, signal.SIGINT, 2, True),
+    "validation": Moment("step 3/3", 0.7, signal.SIGINT, 0, True, "validation"),
+    "workers wait": Moment("step 2/3", 0.7, signal.SIGTERM, 2, True, "train"),
+    "training, workers": Moment("step 2/3", 0, signal.SIGTERM, 2, False),
+    "training, Ctrl-C": Moment("epoch 2/2  step 2/3", 0.05, signal.SIGINT, 0, True),
+    "validation, workers": Moment("step 3/3", 0.7, signal.SIGTERM, 2, True, "validation"),
+    "loader waits": Moment("step 2/3", 0.7, signal.SIGINT, 0, False, "train"),
+    "workers wait, Ctrl-C": Moment("step 2/3", 0.7, signal.SIGINT, 2, False, "train"),
+    "building": Moment("validation: 7 clips", 0, signal.SIGTERM, 2, True),
+    "workers start": Moment("GFLOP", 0, signal.SIGINT, 2, True),
+}
+SHORT = ["training", "training, whole group", "validation", "workers wait"]
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in MOMENTS
+])
+def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slow_run, tmp_path):
+    moment = MOMENTS[name]
+    own = slow_settings | {"output_dir": str(tmp_path), "num_workers": moment.num_workers}
+    if moment.slow_set:
+        key = {"train": "train_data_folder", "validation": "val_data_folder"}[moment.slow_set]
+        own[key] = slow_clips(own, moment.slow_set, tmp_path / "slow")
+    command = Command(write_config(tmp_path / "config.json", own))
+    command.wait_for(moment.text)
+    time.sleep(moment.delay)
+    command.send(moment.signal_number, moment.to_group)
+    start = time.monotonic()
+    status, output, errors = command.finish()
+    assert status == 128 + moment.signal_number, output + errors
+    assert time.monotonic() - start < 6 and not errors
+    assert not command.has_left_processes()
+    assert "training is over" not in output
+    if "step" in moment.text:
+        assert f"stopped by {signal.Signals(moment.signal_number).name} after epoch" in output
+        load_checkpoint(run_folder(own) / CHECKPOINT)
+    assert differences(whole_slow_run, resumed(slow_settings, tmp_path)) == []
+
+
+def slow_clips(settings, set_name, folder) -> str:
+    """A folder of clips like that of the settings, but some take two seconds each to decode.
+
+    Those of the last step of the first epoch, which the sound ones therefore can replace when the
+    run is resumed, or the whole validation set.
+    """
+    clips = Path(settings["train_data_folder"])
+    batches = TrainBatches(22, settings["batch_size"], seed=0)
+    batches.start_at(0, 2)
+    ids = {"train": [key.index + 1 for key in next(iter(batches))], "validation": range(23, 30)}
+    slow = [str(number) for number in ids[set_name]]
+    folder.mkdir()
+    Image.fromarray(np.full((4000, 4000, 3), 90, np.uint8)).save(folder / "huge.png")
+    for clip in clips.iterdir():
+        if clip.name not in slow:
+            (folder / clip.name).symlink_to(clip)
+            continue
+        (folder / clip.name).mkdir()
+        for frame in range(1, 9):
+            (folder / clip.name / f"{frame:05}.png").symlink_to(folder / "huge.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tmp_path):
+    """Several starts at once, which also makes them slow: the signal comes early in them."""
+    shutil.copytree(whole_slow_run, tmp_path / "tiny")
+    before = (tmp_path / "tiny" / CHECKPOINT).read_bytes()
+    config = write_config(tmp_path / "config.json", slow_settings | {"output_dir": str(tmp_path)})
+    commands = []
+    for delay in (0.2, 0.3, 0.5, 0.9, 1.3):
+        commands.append(Command(config, "--resume", "auto"))
+        time.sleep(delay)
+        commands[-1].send(number, to_group=True)
+    for command in commands:
+        start = time.monotonic()
+        assert command.finish() == (128 + number, "", "")
+        assert time.monotonic() - start < 5
+    assert (tmp_path / "tiny" / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("pauses", [[0.7], [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]])
+def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
+    """A single step that takes many seconds, and with it the end after one Ctrl-C."""
+    own = slow_settings | {"output_dir": str(tmp_path), "batch_size": 22, "accumulate_steps": 11,
+                      "block_widths": [200, 400]}  # fmt: skip
+    command = Command(write_config(tmp_path / "config.json", own))
+    command.wait_for("GFLOP")
+    time.sleep(0.7)
+    command.send(signal.SIGINT, to_group=True)
+    for pause in pauses:
+        assert command.process.poll() is None
+        time.sleep(pause)
+        command.send(signal.SIGINT, to_group=True)
+    start = time.monotonic()
+    status, output, errors = command.finish()
+    assert status == 130 and not errors and "stopped by" not in output
+    assert time.monotonic() - start < 2
+    assert differences(whole_slow_run, resumed(slow_settings, tmp_path)) == []
+
+
+def test_a_signal_when_all_is_done_changes_nothing(slow_settings, whole_slow_run, tmp_path):
+    own = slow_settings | {"output_dir": str(tmp_path), "num_workers": 2}
+    command = Command(write_config(tmp_path / "config.json", own))
+    command.wait_for("training is over")
+    for _ in range(5):
+        command.send(signal.SIGTERM, to_group=True)
+        time.sleep(0.02)
+    status, _, errors = command.finish()
+    assert status in (0, -signal.SIGTERM) and not errors  # the latter once Python itself has ended
+    assert differences(whole_slow_run, run_folder(own)) == []
+
+
+# --- damaged checkpoints -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(settings, tmp_path_factory):
+    """The folder of a run that died in the middle of its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    own = settings | {"output_dir": str(folder)}
+    train_until(["-c", write_config(folder / "config.json", own), "-g", "cpu"], epoch=1, step=2)
+    return run_folder(own)
+
+
+@pytest.fixture
+def copy_of_stopped(stopped, tmp_path):
+    return Path(shutil.copytree(stopped, tmp_path / "tiny"))
+
+
+def flipped(data, position):
+    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+DAMAGE = {
+    "missing": None,
+    "empty": lambda data: b"",
+    "two bytes": lambda data: data[:2],
+    "half": lambda data: data[: len(data) // 2],
+    "last byte lost": lambda data: data[:-1],
+    "zeros": lambda data: bytes(len(data)),  # of a length that was written before the content
+    "end of zeros": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "beginning of zeros": lambda data: bytes(4096) + data[4096:],
+    "flipped bit in the pickle": lambda data: flipped(data, data.index(b"state_dict") + 3),
+    "flipped bit in a weight": lambda data: flipped(data, len(data) // 2),
+    "flipped bit in the directory": lambda data: flipped(data, data.rindex(b"PK\1\2") + 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_checkpoint_before_serves_if_the_last_is_damaged(
+    name, settings, whole_run, copy_of_stopped, tmp_path, capsys
+):
+    path, before = copy_of_stopped / CHECKPOINT, copy_of_stopped / PREVIOUS
+    if DAMAGE[name]:
+        path.write_bytes(DAMAGE[name](path.read_bytes()))
+    else:
+        path.unlink()
+    assert differences(whole_run, resumed(settings, tmp_path)) == []
+    errors = capsys.readouterr().err
+    assert f"warning: {path}: " in errors and f"the one before, {before}" in errors
+
+
+@pytest.mark.slow
+def test_any_flipped_bit_or_cut_is_found_or_harmless(stopped, tmp_path):
+    """Bits of times and padding that nobody reads may change; a checkpoint's content may not."""
+    path = tmp_path / CHECKPOINT
+    small = torch.load(stopped / CHECKPOINT, weights_only=True)
+    # The same kinds of region, without the many bytes of weights.
+    small["optimizer"]["state"] = {0: small["optimizer"]["state"][1]}
+    small["state_dict"] = {name: value for name, value in small["state_dict"].items()
+                           if value.numel() < 100}
+    save_checkpoint(small, path)
+    data, content = path.read_bytes(), str(load_checkpoint(path))
+    harmless, errors = 0, []
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1 << position % 8])
+                         + data[position + 1 :])
+        try:
+            assert str(load_checkpoint(path)) == content, position
+            harmless += 1
+        except DamagedCheckpointError:
+            continue
+        except Exception as error:
+            errors.append(f"{position}: {error}")
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedCheckpointError):
+            load_checkpoint(path)
+    print(f"{len(data)} bytes, {harmless} without meaning")
+    assert errors == []
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(
+    settings, whole_run, copy_of_stopped, tmp_path, monkeypatch
+):
+    """The resumed run dies at its first save, between the renaming of the old and the new one."""
+    (copy_of_stopped / CHECKPOINT).write_bytes(b"")
+    replace = os.replace
+
+    def die_before(source, target):
+        if Path(source).name == f"{CHECKPOINT}.partial":
+            raise PowerCut
+        replace(source, target)
+
+    config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(os, "replace", die_before)
+        train.main(["-c", config, "-g", "cpu", "--resume", "auto"])
+    load_checkpoint(copy_of_stopped / PREVIOUS)
+    assert differences(whole_run, resumed(settings, tmp_path)) == []
+
+
+class Trap:
+    """Unpickling it makes a folder: what a hostile pickle could do at will."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, PREVIOUS])
+@pytest.mark.parametrize("flags", [
+    ["--resume", "True"], ["--resume", "auto"], ["--resume", "--eval_only"],
+    ["--resume", "auto", "--eval_only"], ["--resume", "--test_only"],
+])  # fmt: skip
+def test_a_hostile_checkpoint_in_the_run_folder_runs_nothing(
+    name, flags, settings, copy_of_stopped, tmp_path, capsys
+):
+    trap = tmp_path / "trap"
+    content = torch.load(copy_of_stopped / CHECKPOINT, weights_only=True)
+    torch.save(content | {"arch": Trap(trap)}, copy_of_stopped / name)
+    if name == PREVIOUS:
+        (copy_of_stopped / CHECKPOINT).unlink()
+    test_set = {f"test_data_{kind}": settings[f"val_data_{kind}"] for kind in ("folder", "csv")}
+    own = settings | test_set | {"output_dir": str(tmp_path)}
+    assert train.main(["-c", write_config(tmp_path / "c.json", own), "-g", "cpu", *flags]) == 2
+    assert "could run code" in capsys.readouterr().err and not trap.exists()
+
+
+# --- disks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a file system of its own, of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount(folder, "size=2m")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def mount(folder, options):
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+
+
+def fill(folder, bytes_left):
+    """Takes all of a disk but a few bytes."""
+    free = os.statvfs(folder)
+    size = free.f_bavail * free.f_frsize - bytes_left
+    with open(folder / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+# A checkpoint takes about 25 pages of 4096 bytes, the other files one to three each.
+@pytest.mark.parametrize("pages_left", [
+    pytest.param(pages, marks=[] if pages in (0, 1, 6, 20) else pytest.mark.slow)
+    for pages in range(25)
+])  # fmt: skip
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    pages_left, settings, whole_run, small_disk, tmp_path, capsys
+):
+    """Twice, since a scheduler would try again before anyone has made room."""
+    config = write_config(tmp_path / "config.json", settings | {"output_dir": str(small_disk)})
+    train_until(["-c", config, "-g", "cpu"], epoch=1, step=pages_left % 3)
+    fill(small_disk, 4096 * pages_left)
+    for _ in range(2):
+        capsys.readouterr()
+        assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 2
+        errors = capsys.readouterr().err
+        assert "No space left on device" in errors and str(small_disk) in errors
+        load_checkpoint(small_disk / "tiny" / CHECKPOINT)
+    (small_disk / "filler").unlink()
+    assert differences(whole_run, resumed(settings, small_disk)) == []
