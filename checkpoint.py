@@ -157,20 +157,33 @@ def _check_whole(path) -> None:
     """Compares the checksums that a checkpoint's zip file holds; older kinds have none."""
     if not os.path.isfile(path):
         raise DamagedCheckpointError(
-            f"{path}: no such checkpoint; correct the path, or start without --resume"
+            f"{path}: no such checkpoint; correct the path, or start a new run without it"
         )
-    problem = "it is empty" if os.path.getsize(path) == 0 else None
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                spoilt = archive.testzip()
-            problem = f"the checksum of {spoilt} is wrong" if spoilt else None
-        except Exception as error:  # zipfile raises many kinds for a damaged file
-            problem = _first_line(error)
-    elif not problem and not _begins_like_a_pickle(path):
-        problem = "it is cut off, overwritten, or something else"
+    problem = _damage(path)
     if problem:
         raise DamagedCheckpointError(f"{path}: damaged checkpoint: {problem}; take an earlier one")
+
+
+def _damage(path) -> str | None:
+    if os.path.getsize(path) == 0:
+        return "it is empty"
+    try:
+        if not zipfile.is_zipfile(path):
+            is_older_kind = _begins_like_a_pickle(path)
+            return None if is_older_kind else "it is cut off, overwritten, or something else"
+        with zipfile.ZipFile(path) as archive:
+            misread = (entry.filename for entry in archive.infolist() if _is_misread(entry))
+            spoilt = archive.testzip() or next(misread, None)
+    except Exception as error:  # zipfile raises many kinds for a damaged file
+        return _first_line(error)
+    return f"the checksum or an attribute of {spoilt} is wrong" if spoilt else None
+
+
+def _is_misread(entry: zipfile.ZipInfo) -> bool:
+    """Whether PyTorch would take something else for the entry's content than Python, unnoticed."""
+    is_folder = entry.external_attr & 0x10
+    is_stored = entry.compress_type == zipfile.ZIP_STORED
+    return entry.file_size and is_folder or is_stored and entry.file_size != entry.compress_size
 
 
 def _begins_like_a_pickle(path) -> bool:

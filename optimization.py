@@ -77,6 +77,11 @@ def learning_rate(config: Config, epochs_done: float, validation_losses) -> floa
     return config.lr
 
 
+def set_learning_rate(optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def plateau_learning_rate(config: Config, validation_losses) -> float:
     """`lr`, times `plateau_factor` for each time the loss had not fallen for too many epochs."""
     rate, best, epochs_without_progress = config.lr, math.inf, 0

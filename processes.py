@@ -97,15 +97,13 @@ def _roll_call(store, own_rank, num_processes) -> str:
     """
     ranks = range(num_processes)
     store.set(f"rank {own_rank}", uuid.uuid4().hex)
-    signed = set()
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while time.monotonic() < deadline:
         if store.check([f"rank {rank}" for rank in ranks]):
             names = store.multi_get([f"rank {rank}" for rank in ranks])
-            signed.add(hashlib.sha256(b"".join(names)).hexdigest())
-        for start in signed:
+            start = hashlib.sha256(b"".join(names)).hexdigest()
+            # Who is dead has not seen the name of this process, so has not signed for both.
             store.set(f"{start} {own_rank}", "seen")
-            # A process that is dead has not seen this one, so it has not signed for both.
             if store.check([f"{start} {rank}" for rank in ranks]):
                 return start
         time.sleep(0.02)

@@ -22,7 +22,7 @@ from data_doctor import check_data
 from data_loader import batches_of, build_loader, read_class_names, read_set
 from errors import UserError, first_few, message_for_user
 from model import describe
-from optimization import learning_rate, training_is_over
+from optimization import learning_rate, set_learning_rate, training_is_over
 from run import (
     LOG_FOLDER,
     Run,
@@ -85,8 +85,7 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0].numpy(), 0)
         rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, run.epoch, run.step)
 
         num_clips = train_step(run, batch, annotations)
@@ -172,6 +171,8 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
     train_scores = {name: total / count for name, (total, count) in metrics.items()}
     run.epoch += 1
     rate = learning_rate(run.config, run.epoch, run.validation_losses)
+    # A run that was stopped in validation has had no step since to set it.
+    set_learning_rate(run.optimizer, rate)
     row = {"epoch": run.epoch} | train_scores | {"learning_rate": rate, "seconds": run.seconds,
                                                  "clips_per_second": num_clips / run.seconds}
     run.history.append(row | {f"val_{name}": value for name, value in scores.items()})

@@ -69,6 +69,8 @@ def results(folder) -> dict:
     found = {"history.csv": without_times(read_csv(folder / "history.csv"))}
     found |= {f"curve {name}": points for name, points in curves(folder).items()}
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        if not (folder / name).exists():
+            continue
         saved = torch.load(folder / name, weights_only=True)
         saved["history"] = without_times(saved["history"])
         found |= _flat({key: saved[key] for key in saved if key not in PLACES}, name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from runs import PowerCut
 from torch import nn
 
@@ -152,13 +153,23 @@ def note_writing(event, arguments):
         WRITTEN.append(str(arguments[0]))
 
 
+def wait_for_all(store, number):
+    """Until all processes have come to this command: they would mistake its start for the last."""
+    store.add(f"command {START} {number}", 1)
+    while store.add(f"command {START} {number}", 0) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
+
+
 def main() -> int:
     torch.set_num_threads(1)  # as in conftest
     stopping.install()
     sys.addaudithook(note_writing)
     results = []
     report = JOB.with_suffix(f".{START}.{os.environ['RANK']}.json")
-    for command in json.loads(JOB.read_text()):
+    store, *_ = next(dist.rendezvous("env://"))
+    for number, command in enumerate(json.loads(JOB.read_text())):
+        if number:
+            wait_for_all(store, number)
         results.append(run_command(**command))
         partial = report.with_suffix(".partial")
         partial.write_text(json.dumps(results))

@@ -39,7 +39,7 @@ EVALUATIONS = {
 # Mistakes that end in one message, whichever process meets them; and what it says.
 MISTAKES = {
     "gpu number": ["-g 0: torchrun gives each process its GPU", "CUDA_VISIBLE_DEVICES"],
-    "flag": ["argument --resume: expected True or False, found 'maybe'"],
+    "flag": ["--resume", "expected True or False, found 'maybe'"],
     "check": ["--check_data", "without torchrun"],
     "config": ["2 problems", "lr:", "batch_sise", '"batch_size"'],
     "small batch": ["batch_size: found 7", "2 processes need at least 8"],
@@ -188,7 +188,7 @@ def two(project, one):
         "same": project.flags("same 2", **ANY_NUMBER),
         "parts": project.flags("parts 2", **IN_PARTS),
         "accumulated": project.flags("accumulated 2", **IN_PARTS, accumulate_steps=2),
-        "bf16": project.flags("bf16 2", **ANY_NUMBER, precision="bf16"),
+        "same in bf16": project.flags("same in bf16 2", **ANY_NUMBER, precision="bf16"),
         "whole": project.flags("whole 2"),
     }
     mistakes = {
@@ -265,8 +265,8 @@ def test_batchnorm_over_all_processes(several):
 
 
 def test_batchnorm_over_all_processes_in_bf16(project, two):
-    assert [result["status"] for result in two["bf16"]] == [0, 0]
-    expected, found = (figures(project, name, "loss", "val_loss") for name in ("same 2", "bf16 2"))
+    assert [result["status"] for result in two["same in bf16"]] == [0, 0]
+    expected, found = (figures(project, name, "loss", "val_loss") for name in ("same 2", "same in bf16 2"))
     assert found == [pytest.approx(row, abs=0.02) for row in expected]
 
 

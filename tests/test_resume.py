@@ -4,26 +4,29 @@ The long form: `python -m pytest -m slow tests/test_resume.py`.
 """
 
 import itertools
+import json
 import os
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import pytest
-import torch
 from runs import (
     Command,
     PowerCut,
-    curves,
     differences,
     make_settings,
-    read_csv,
     run_folder,
     train_until,
     write_config,
 )
 
+import processes
+import stopping
 import train
+from checkpoint import load_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -116,7 +119,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, settings, whole_run, tmp_p
         train_until(["-c", first, "-g", "cpu"], epoch=1, step=2)
     else:
         run_several(first, "tests/runs.py", "1", "2", expected_status=1)
-    stopped_at = torch.load(run_folder(own) / "checkpoint.pth.tar", weights_only=True)
+    stopped_at = load_checkpoint(run_folder(own) / "checkpoint.pth.tar")
     assert (stopped_at["epoch"], stopped_at["step"]) == (1, 2 if case.mid_epoch else 0)
     if case.num_processes == 1:
         assert train.main(["-c", second, "-g", "cpu", "--resume", "True"]) == 0
@@ -125,3 +128,133 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, settings, whole_run, tmp_p
 
     whole = whole_run(case.num_processes, **recipe)
     assert differences(whole, run_folder(own)) == []
+
+
+# --- deaths at chosen places -------------------------------------------------------------------
+
+
+def test_a_run_that_dies_in_every_step(settings, whole_run, tmp_path):
+    own = settings | {"output_dir": str(tmp_path), "schedule": "cosine", "warmup_epochs": 0.5}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    for epoch, step in itertools.product(range(2), range(3)):
+        train_until(arguments, epoch, step)
+    assert train.main(arguments) == 0
+    assert differences(whole_run(schedule="cosine", warmup_epochs=0.5), run_folder(own)) == []
+
+
+FILE_OPERATIONS = ["replace", "fsync", "truncate"]
+# Those of the first epoch's end are the most varied ones.
+SHORT_DEATHS = [0, 13, 15, 17]
+
+
+@pytest.mark.parametrize("number", [
+    pytest.param(number, marks=[] if number in SHORT_DEATHS else pytest.mark.slow)
+    for number in range(34)
+])  # fmt: skip
+def test_a_run_that_dies_between_two_file_operations(number, settings, whole_run, tmp_path):
+    """Before the one with this number, and at the same one again after the resume."""
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    deaths = 0
+    for _ in range(2):
+        left = [number]
+        with ExitStack() as stack:
+            for name in FILE_OPERATIONS:
+                function = die_when_none_are_left(left, getattr(os, name))
+                stack.enter_context(mock.patch.object(os, name, function))
+            try:
+                assert train.main(arguments) == 0
+            except PowerCut:
+                deaths += 1
+    assert deaths
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+
+
+def die_when_none_are_left(left, function):
+    def call_or_die(*arguments):
+        if left[0] == 0:
+            raise PowerCut
+        left[0] -= 1
+        return function(*arguments)
+
+    return call_or_die
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_is_stopped_in_validation(
+    schedule, epoch, settings, whole_run, tmp_path, monkeypatch
+):
+    """After the last epoch's steps no other follows that would set the learning rate."""
+    own = settings | {"output_dir": str(tmp_path), "schedule": schedule, "batch_size": 6}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    calls = itertools.count()
+
+    def stop_in_the_second_batch():
+        if next(calls) == 2 * epoch + 1:
+            raise stopping.Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "stop_together", stop_in_the_second_batch)
+        assert train.main(arguments) == 128 + signal.SIGTERM
+    assert load_checkpoint(run_folder(own) / "checkpoint.pth.tar")["step"] == 4
+    assert train.main(arguments) == 0
+    assert differences(whole_run(schedule=schedule, batch_size=6), run_folder(own)) == []
+
+
+def test_a_start_that_dies_while_it_writes_leaves_a_folder_to_start_in(settings, tmp_path):
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=0, step=1)
+    before = (run_folder(own) / "versions.json").read_text()
+
+    def write_half(path, text, **_):
+        with open(path, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise PowerCut
+
+    with mock.patch.object(Path, "write_text", write_half), pytest.raises(PowerCut):
+        train.main(arguments)
+    assert (run_folder(own) / "versions.json").read_text() == before
+    assert train.main(arguments) == 0
+    assert len(json.loads((run_folder(own) / "versions.json").read_text())) == 2
+
+
+# --- resume auto -------------------------------------------------------------------------------
+
+
+def test_resume_auto_starts_a_run_and_goes_on_with_one(settings, whole_run, tmp_path, capsys):
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "--resume"]
+    folder = run_folder(own)
+    train_until([*arguments, "auto"], epoch=0, step=0)
+    # A start that died before its first checkpoint left all but that.
+    assert (folder / "config.json").exists() and not list(folder.glob("*.tar"))
+    capsys.readouterr()
+    assert train.main([*arguments, "True"]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
+    train_until([*arguments, "auto"], epoch=0, step=2)
+    assert "checkpoint.pth.tar: " not in capsys.readouterr().out
+    assert train.main([*arguments, "auto"]) == 0
+    assert f"{folder / 'checkpoint.pth.tar'}: 0 epochs, 2 steps" in capsys.readouterr().out
+    assert differences(whole_run(), folder) == []
+    # Once more, as a scheduler would: there is nothing left to do.
+    assert train.main([*arguments, "auto"]) == 0
+    assert differences(whole_run(), folder) == []
+
+
+def test_resume_auto_prefers_the_runs_own_checkpoint(settings, whole_run, tmp_path, capsys):
+    """`checkpoint` names another run's, from which this one came."""
+    other = whole_run() / "checkpoint.pth.tar"
+    keys = {"checkpoint": str(other), "num_epochs": 4}
+    for name in ("whole", "parts"):
+        own = settings | keys | {"output_dir": str(tmp_path / name)}
+        arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+        if name == "parts":
+            train_until(arguments, epoch=3, step=1)
+            capsys.readouterr()
+        assert train.main(arguments) == 0
+        assert f"checkpoint {run_folder(own)}" in capsys.readouterr().out or name == "whole"
+    assert differences(tmp_path / "whole/tiny", tmp_path / "parts/tiny") == []
+    assert load_checkpoint(tmp_path / "parts/tiny/checkpoint.pth.tar")["epoch"] == 4
