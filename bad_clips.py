@@ -56,11 +56,15 @@ class BadClips:
                      if row["set"] == "train" or row["epoch"] <= epochs_done]
 
     def report(self, annotations, set_name: str, epoch: int) -> None:
-        """Prints how many clips of a set an epoch went without; call it after `share`."""
+        """Prints which clips of a set an epoch went without; every process has to call this.
+
+        Raises FrameError if those of all processes together are more than `max_bad_share`.
+        """
+        self.share()
         ids = [row["id"] for row in self.rows if (row["set"], row["epoch"]) == (set_name, epoch)]
         if ids:
             print(f"{set_name}: {len(ids)} clips skipped, since they cannot be read: "
-                  f"{first_few(ids)} (see bad_clips.csv)")
+                  f"{first_few(ids)}")
             self._check_share(self.rows, annotations, set_name, epoch)
 
     def write(self, path: Path) -> None:

@@ -40,5 +40,5 @@ def message_for_user(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
     if any(sign in text for sign in _LOST_PROCESS_SIGNS):
-        return "another process of this run has ended; see its message; --resume auto goes on"
+        return "another process of this run has ended or was killed; --resume auto goes on"
     return None

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import processes
 from data_loader import batches_of
+from errors import UserError, first_few
 from utils import autocast, to_network_input, top_k_correct, top_k_for
 
 
@@ -23,13 +24,15 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
 
     Several windows of a clip are averaged as probabilities; their logarithm serves as logits.
     note_bad_clips: called with each batch; clips that it lets pass have NaN for logits.
-    With several processes each computes its part, and all get the whole.
+    With several processes each computes its part, and all get the whole. Raises UserError if the
+    network itself gives NaN for a clip.
     """
     data_set = loader.dataset
     config = data_set.config
     processes.copy_buffers_from_main(model)
     model.eval()
     logits = torch.zeros(len(data_set), model.classifier.out_features, device=device)
+    bad = []
     silent = None if processes.is_main() else True
     for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):
         processes.stop_together()
@@ -42,9 +45,20 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
                 probabilities = outputs.softmax(1).view(len(batch.indices), config.nclips, -1)
                 outputs = probabilities.mean(1).log()
             logits[batch.indices.to(device)] = outputs
-        for bad in batch.bad:
-            logits[bad.index] = torch.nan
-    return processes.total(logits.cpu())
+        bad += [clip.index for clip in batch.bad]
+    logits = logits.cpu()
+    _check_logits(logits, data_set.annotations)
+    logits[bad] = torch.nan
+    return processes.total(logits)
+
+
+def _check_logits(logits, annotations):
+    spoilt = logits.isnan().any(dim=1)
+    if spoilt.any():
+        raise UserError(
+            f"the network computes no numbers but NaN for the clips "
+            f"{first_few(annotations.ids[spoilt.numpy()])}; lower lr, or take an earlier checkpoint"
+        )
 
 
 def score(logits, labels) -> dict[str, float]:

@@ -123,10 +123,7 @@ def join(device: torch.device) -> None:
     if not launched():
         return
     # Flags and figures travel between CPUs, gradients between the devices.
-    backend = "gloo"
-    if device.type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(device)  # for what names no device, such as pinned memory
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     count = int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
         backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=_store

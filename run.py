@@ -101,10 +101,12 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
     """Writes the last checkpoint, and the best one if this is it. Called after all has moved.
 
     Every process has to call this; the main one writes. The checkpoint before stays beside it.
+    Raises UserError if it cannot be written, or could not be resumed.
     """
     metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
     if not processes.is_main():
         return
+    _check_finite(run)
     checkpoint = {
         "epoch": run.epoch,
         "step": run.step,
@@ -127,6 +129,19 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
     previous = None if run.last_is_damaged else folder / PREVIOUS_CHECKPOINT
     save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, previous)
     run.last_is_damaged = False
+
+
+def _check_finite(run: Run) -> None:
+    """A loss that is still a number can have a gradient that is none."""
+    states = run.optimizer.state_dict()["state"].values()
+    values = [*run.model.state_dict().values(), *(v for state in states for v in state.values())]
+    if not all(value.isfinite().all() for value in values):
+        rate = run.optimizer.param_groups[0]["lr"]
+        raise UserError(
+            f"weights, or the optimizer's means, are no finite numbers after epoch {run.epoch}, "
+            f"step {run.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is "
+            "from before"
+        )
 
 
 # --- resuming ----------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         if asked["signal"]:
             raise stopping.Stopped(asked["signal"])
     progress.close()
+    run.bad_clips.report(annotations, "train", run.epoch + 1)
 
 
 def train_step(run: Run, batch, annotations) -> int:
@@ -147,14 +148,16 @@ def check_finite(run: Run, batch_loss, ids) -> None:
         )
 
 
-def validate(run: Run, loader) -> torch.Tensor:
-    """Logits of all validation clips."""
+def validate(run: Run, loader, set_name="validation") -> torch.Tensor:
+    """Logits of all clips of the validation or test set."""
     annotations = loader.dataset.annotations
 
     def note_bad_clips(batch):
-        run.bad_clips.note(batch, annotations, "validation", run.epoch + 1)
+        run.bad_clips.note(batch, annotations, set_name, run.epoch + 1)
 
-    return evaluation.compute_logits(run.model, loader, run.device, "validation", note_bad_clips)
+    logits = evaluation.compute_logits(run.model, loader, run.device, set_name, note_bad_clips)
+    run.bad_clips.report(annotations, set_name, run.epoch + 1)
+    return logits
 
 
 def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
@@ -180,9 +183,6 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
     is_best = run.epoch == 1 or scores["top1"] > run.best_top1
     run.best_top1 = max(scores["top1"], run.best_top1)
 
-    run.bad_clips.share()
-    for set_name in ("train", "validation"):
-        run.bad_clips.report(annotations, set_name, run.epoch)
     log.epoch(run.history[-1])
     if is_best and processes.is_main():
         matrix = evaluation.confusion_matrix(logits, labels)
@@ -241,12 +241,10 @@ def run_evaluation(config: Config, device, set_name: str) -> None:
     # Before the work: results that find no place are lost.
     folder = processes.from_main(make_run_folder, config)
     loader = build_loader(annotations, config, False, device)
-    logits = validate(run, loader)
+    logits = validate(run, loader, set_name)
     stopping.over()
-    run.bad_clips.share()
     if not processes.is_main():
         return
-    run.bad_clips.report(annotations, "validation", run.epoch + 1)
     evaluation.write_results(folder, annotations, logits, class_names)
     print(f"written to {folder}")
 
@@ -272,6 +270,8 @@ def run_command(options, arguments) -> int:
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
         return processes.launch(__file__, arguments, gpu_numbers(options.gpus))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
     processes.join(device)
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]

@@ -58,11 +58,16 @@ def terminate_launcher(_run):
     os.kill(os.getppid(), signal.SIGTERM)
 
 
+def interrupt_launcher(_run):
+    os.kill(os.getppid(), signal.SIGINT)
+
+
 def lose_a_number(run):
     run.model.classifier.bias.data.fill_(torch.nan)
 
 
-FAULTS = (power_cut, kill, kill_host, terminate, terminate_launcher, lose_a_number)
+FAULTS = (power_cut, kill, kill_host, terminate, terminate_launcher,
+          interrupt_launcher, lose_a_number)
 
 
 def train_step_with(fault, at, rank=None):

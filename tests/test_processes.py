@@ -6,6 +6,7 @@ The long form: `python -m pytest -m slow tests/test_processes.py`.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import two_hosts
 from conftest import TINY_NETWORK, write_data_set
 from runs import PROJECT, differences, write_config
 
 import evaluation
+import processes
 import train
 from checkpoint import load_checkpoint
 from data_loader import TrainBatches
+from errors import UserError
+from utils import choose_device
 
 # What makes the number of processes show in a run is left out. Of the 24 clips the last batch has
 # 6, and two processes have parts of 5 and 4 clips.
@@ -177,6 +182,7 @@ def one(project):
         "same": project.flags("same 1", **ANY_NUMBER),
         "parts": project.flags("parts 1", **IN_PARTS, accumulate_steps=2),
         "accumulated": project.flags("accumulated 1", **IN_PARTS, accumulate_steps=4),
+        "same in bf16": project.flags("same in bf16 1", **ANY_NUMBER, precision="bf16"),
     }
     for flags in (runs | evaluations(project, 1)).values():
         assert train.main(flags) == 0
@@ -240,6 +246,15 @@ def figures(project, name, *keys):
     return [[row[key] for key in keys] for row in project.history(name)]
 
 
+def check_gradients(project, name, other_name):
+    """Adam follows gradients of any scale in the same way; its running means show the scale."""
+    means = []
+    for path in (project.path_of(name), project.path_of(other_name)):
+        states = load_checkpoint(path)["optimizer"]["state"].values()
+        means.append(torch.cat([state["exp_avg"].flatten() for state in states]))
+    assert (means[0] - means[1]).norm() < 0.02 * means[0].norm()
+
+
 def test_training_gives_the_same_curve(project, several):
     number, results = several
     assert [result["status"] for result in results["same"]] == [0] * number
@@ -248,13 +263,17 @@ def test_training_gives_the_same_curve(project, several):
         assert figures(project, f"same {number}", key) == [
             pytest.approx(row, abs=tolerance) for row in expected
         ]
+    check_gradients(project, "same 1", f"same {number}")
 
 
 @pytest.mark.parametrize("name", ["parts", "accumulated"])
 def test_each_process_has_its_part_of_a_batch(project, two, name):
     assert [result["status"] for result in two[name]] == [0, 0]
     expected, found = (figures(project, f"{name} {number}", "loss", "top1") for number in (1, 2))
-    assert found == [pytest.approx(row, abs=1e-5) for row in expected]
+    # BatchNorm over two clips leaves next to nothing of a gradient, and Adam makes much of that.
+    tolerance = 1e-5 if name == "parts" else 1e-3
+    assert found == [pytest.approx(row, abs=tolerance) for row in expected]
+    check_gradients(project, f"{name} 1", f"{name} 2")
 
 
 def test_batchnorm_over_all_processes(several):
@@ -266,7 +285,8 @@ def test_batchnorm_over_all_processes(several):
 
 def test_batchnorm_over_all_processes_in_bf16(project, two):
     assert [result["status"] for result in two["same in bf16"]] == [0, 0]
-    expected, found = (figures(project, name, "loss", "val_loss") for name in ("same 2", "same in bf16 2"))
+    expected, found = (figures(project, name, "loss", "val_loss")
+                       for name in ("same in bf16 1", "same in bf16 2"))
     assert found == [pytest.approx(row, abs=0.02) for row in expected]
 
 
@@ -333,19 +353,17 @@ def test_three_processes_resume_exactly(project, three):
     assert differences(project.run_folder("whole 3"), project.run_folder("interrupted 3")) == []
 
 
-def check_killed(project, rank):
+def check_killed(project, rank, num_workers=0):
     """A process is killed; the others end soon, torchrun starts all again, and they resume."""
     name = f"killed {rank}"
-    flags = project.flags(name, "--resume", "auto", num_workers=1)
+    flags = project.flags(name, "--resume", "auto", num_workers=num_workers)
     job = Job(project, name, {
         "train": {"flags": flags, "fault": "kill", "at": [1, 1], "rank": rank}})
     process = torchrun(2, *job.arguments, restarts=2)
     output = process.stdout + process.stderr
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
+    assert process.returncode == 0 and "Traceback" not in output, output
     (first,) = job.results(2)["train"]
-    assert first["status"] == 2 and first["stderr"].count("error: ") == 1
-    assert "another process of this run has ended" in first["stderr"]
+    check_lost(first)
     seconds = first["ended"] - float(job.path.with_suffix(".killed").read_text())
     print(f"the other process ended {seconds:.1f} seconds after rank {rank} was killed")
     assert seconds < 20
@@ -356,17 +374,27 @@ def check_killed(project, rank):
     assert not has_processes(job.path)
 
 
-def has_processes(text) -> bool:
-    """Whether a process with `text` in its command line is there, and still is 10 s later.
+def check_lost(result):
+    """Another process has gone: one message, and status 2."""
+    assert result["status"] == 2 and result["stderr"].count("\n") == 1, result["stderr"]
+    assert result["stderr"].startswith("error: another process of this run has ended")
 
-    The readers of a killed process look every five seconds whether it lives.
-    """
+
+def has_processes(text) -> bool:
+    """Whether a process with `text` in its command line is there, and still is 10 s later."""
     for _ in range(100):
-        command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-        if not any(str(text).encode() in line for line in command_lines):
+        lines = list(map(read_command_line, Path("/proc").glob("[0-9]*")))
+        if not any(str(text).encode() in line for line in lines):
             return False
         time.sleep(0.1)
     return True
+
+
+def read_command_line(process) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 def test_the_others_end_and_resume_when_one_is_killed(project, two):
@@ -375,4 +403,129 @@ def test_the_others_end_and_resume_when_one_is_killed(project, two):
 
 @pytest.mark.slow
 def test_the_others_end_and_resume_when_the_main_one_is_killed(project, two):
-    check_killed(project, rank=0)
+    """The reader of a dead process holds its connections until it sees that, after 5 seconds."""
+    check_killed(project, rank=0, num_workers=1)
+
+
+@pytest.mark.slow
+def test_two_hosts_of_which_one_is_killed_and_started_again(project):
+    missing = two_hosts.why_not()
+    if missing:
+        pytest.skip(missing)
+    flags = {name: project.flags(name, "--resume", "auto") for name in ("hosts", "killed host")}
+    whole = Job(project, "hosts", {"train": {"flags": flags["hosts"]}})
+    fault = {"fault": "kill_host", "at": [1, 1], "rank": 1}
+    killed = Job(project, "killed host", {"train": {"flags": flags["killed host"], **fault}})
+    again = Job(project, "started again", {"train": {"flags": flags["killed host"]}})
+
+    with two_hosts.two_hosts() as (first, second):
+        check_ended(first.torchrun(*whole.arguments), second.torchrun(*whole.arguments))
+        survivor, victim = first.torchrun(*killed.arguments), second.torchrun(*killed.arguments)
+        assert victim.wait(120) == -signal.SIGKILL
+        check_ended(survivor, second.torchrun(*again.arguments))
+
+    check_lost(killed.results(2)["train"][0])
+    resumed = killed.results(2, start=1)["train"][0]
+    assert "checkpoint.pth.tar: 1 epochs, 1 steps" in resumed["stdout"]
+    assert differences(project.run_folder("hosts"), project.run_folder("killed host")) == []
+
+
+def check_ended(*torchruns):
+    """Both go on at the same time, so that neither may wait to be read."""
+    outputs = [process.communicate(timeout=180)[0] for process in torchruns]
+    assert [process.returncode for process in torchruns] == [0, 0], outputs
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+def check_stopped(project, name, start, number, **fault):
+    """A signal comes to one process, or the launcher: all stop after one and the same step."""
+    job = Job(project, f"{name} {fault['at']}", {
+        "train": {"flags": project.flags(name, "--resume", "auto"), **fault}})
+    process = start(*job.arguments)
+    results = job.results(2)["train"]
+    assert [result["status"] for result in results] == [128 + number] * 2, process.stderr
+    assert "".join(result["stderr"] for result in results) == ""
+    epoch, step = fault["at"]
+    stopped = f"stopped by {signal.Signals(number).name} after epoch {epoch}, step {step + 1}"
+    assert f"{stopped}; all is saved" in results[0]["stdout"]
+    return process.returncode
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_two_gpus_start_the_launcher(project, two_gpus, monkeypatch):
+    launched = []
+    monkeypatch.setattr(processes, "launch", lambda *arguments: launched.append(arguments) or 7)
+    flags = project.flags("mistake", device="0,1")
+    assert train.main(flags) == 7
+    assert launched == [(train.__file__, flags, [0, 1])]
+
+
+def test_a_gpu_that_is_not_there_is_a_mistake(project, two_gpus, capsys, monkeypatch):
+    assert train.main(project.flags("mistake", device="0,2")) == 2
+    assert "-g 0,2: this machine has GPUs 0 to 1" in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="this machine has 2 GPUs; start that many"):
+        choose_device(None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device(None) == torch.device("cuda", 1)
+    assert choose_device("cpu") == choose_device(None, use_gpu=False) == torch.device("cpu")
+
+
+def test_without_a_gpu_the_cpu_is_used(project, capsys):
+    flags = project.flags("without", device="0,1", num_epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert train.main(flags) == 0
+    told = capsys.readouterr()
+    assert told.err == "warning: -g 0,1: this machine has no CUDA GPU; using the CPU\n"
+    assert told.out.startswith("1 x CPU")
+
+
+@pytest.mark.parametrize("flags", [["-g", "0,1"], ["-g0,1"], ["--gpus=0,1"], ["--gpu", "0,1"]])
+def test_the_launcher_takes_the_gpus_it_is_told(flags, monkeypatch):
+    """In the children `-g` would be a mistake; and the GPUs may be a scheduler's choice of all."""
+    started = []
+
+    def start(config, _program):
+        started.append((config.nproc_per_node, config.max_restarts))
+        return lambda *arguments: started.append(arguments)
+
+    monkeypatch.setattr(processes, "elastic_launch", start)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for visible, expected in (("", "2,0"), ("5,6,7", "7,5"), ("GPU-a,GPU-b,GPU-c", "GPU-c,GPU-a")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert processes.launch("train.py", ["-c", "a.json", *flags, "--resume"], [2, 0]) == 0
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+    assert started == 3 * [(2, 0), ("train.py", "-c", "a.json", "--resume")]
+
+
+def test_the_launcher_passes_on_a_mistake(project):
+    """On the CPU, where two GPUs cannot be had."""
+    process = launch("train.py", *project.flags("mistake", lr=-1.0))
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert process.stderr.count("error: ") == 1 and "lr: " in process.stderr
+
+
+@pytest.mark.slow
+def test_signals(project, two):
+    def two_processes(*arguments):
+        return torchrun(2, *arguments)
+
+    name = "signals"
+    terminate, interrupt = signal.SIGTERM, signal.SIGINT
+    at_launcher = {"fault": "terminate_launcher", "at": [0, 0], "rank": 0}
+    assert check_stopped(project, name, launch, terminate, **at_launcher) == 128 + terminate
+    at_torchrun = {"fault": "interrupt_launcher", "at": [0, 2], "rank": 0}
+    check_stopped(project, name, two_processes, interrupt, **at_torchrun)
+    at_one = {"fault": "terminate", "at": [1, 1], "rank": 1}
+    check_stopped(project, name, two_processes, terminate, **at_one)
+    process = torchrun(2, "train.py", *project.flags(name, "--resume", "auto"))
+    assert process.returncode == 0, process.stderr
+    assert differences(project.run_folder("whole 2"), project.run_folder(name)) == []

@@ -387,3 +387,66 @@ def test_a_folder_that_turns_read_only_stops_the_run_and_loses_nothing(
     saved = load_checkpoint(small_disk / "tiny" / CHECKPOINT)
     assert (saved["epoch"], saved["step"]) == (1, 1)
     assert differences(whole_run, resumed(settings, small_disk)) == []
+
+
+# --- losses that are no numbers ----------------------------------------------------------------
+
+
+def test_a_learning_rate_that_is_too_high_stops_the_run(settings, tmp_path, capsys):
+    own = settings | {"output_dir": str(tmp_path), "lr": 1e6, "num_epochs": 20}
+    assert train.main(["-c", write_config(tmp_path / "config.json", own), "-g", "cpu"]) == 2
+    errors = capsys.readouterr().err
+    assert "learning rate of 1e+06" in errors and "epoch" in errors and "step" in errors
+    saved = load_checkpoint(run_folder(own) / CHECKPOINT)
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(settings, copy_of_stopped, tmp_path, capsys):
+    path = copy_of_stopped / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["classifier.weight"] *= 1e37  # a loss of 1e37, and a gradient beyond all
+    save_checkpoint(saved, path)
+    before = path.read_bytes()
+    config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 2
+    assert "no finite numbers after epoch 1, step 3, at a learning" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_network_that_computes_nan_is_not_scored(settings, copy_of_stopped, tmp_path, capsys):
+    """Clips that it knows no answer for would else be taken for clips that were skipped."""
+    path = copy_of_stopped / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["hidden.0.2.weight"].fill_(3e38)
+    saved["state_dict"]["classifier.weight"][:, ::2] = 3e38  # infinity minus infinity
+    saved["state_dict"]["classifier.weight"][:, 1::2] = -3e38
+    save_checkpoint(saved, path)
+    config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "--eval_only"]) == 2
+    assert "computes no numbers but NaN for the clips 23, 24" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_before_the_optimizer(
+    settings, copy_of_stopped, tmp_path, capsys, monkeypatch
+):
+    path = copy_of_stopped / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["classifier.weight"].fill_(3e38)  # finite, but the logits will not be
+    save_checkpoint(saved, path)
+    before, seen = path.read_bytes(), []
+    train_step = train.train_step
+
+    def watch(run, batch, annotations):
+        seen.extend([run, annotations.ids[batch.indices].tolist()])
+        return train_step(run, batch, annotations)
+
+    monkeypatch.setattr(train, "train_step", watch)
+    config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 2
+    errors = capsys.readouterr().err
+    run, ids = seen
+    assert "in epoch 2, step 3, at a learning rate of 0.003" in errors
+    assert f"with the clips {', '.join(ids)};" in errors and len(ids) == 6
+    for name, value in run.model.named_parameters():
+        assert torch.equal(value, saved["state_dict"][name])
+    assert path.read_bytes() == before
