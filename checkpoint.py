@@ -183,7 +183,7 @@ def _is_misread(entry: zipfile.ZipInfo) -> bool:
     """Whether PyTorch would take something else for the entry's content than Python, unnoticed."""
     is_folder = entry.external_attr & 0x10
     is_stored = entry.compress_type == zipfile.ZIP_STORED
-    return entry.file_size and is_folder or is_stored and entry.file_size != entry.compress_size
+    return (entry.file_size and is_folder) or (is_stored and entry.file_size != entry.compress_size)
 
 
 def _begins_like_a_pickle(path) -> bool:

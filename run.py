@@ -195,11 +195,18 @@ def restore(run: Run, checkpoint: dict) -> None:
     run.metrics.load_state(checkpoint.get("metrics", {}))
     run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
     run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
-    if "optimizer" in checkpoint:
+    if "optimizer" in checkpoint and not _has_trained(checkpoint):
+        pass  # Adam has no state before its first step
+    elif "optimizer" in checkpoint:
         load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
     else:
         print("the checkpoint holds no optimizer state; the optimizer starts afresh")
     _say_what_changed(run, checkpoint.get("config", {}))
+
+
+def _has_trained(checkpoint: dict) -> bool:
+    counts = [count for _, count in checkpoint.get("metrics", {}).values()]
+    return checkpoint.get("epoch", 0) > 0 or any(counts)
 
 
 def _say_what_changed(run: Run, saved: dict) -> None:

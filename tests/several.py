@@ -25,6 +25,7 @@ import torch.distributed as dist
 from runs import PowerCut
 from torch import nn
 
+import loop
 import processes
 import stopping
 import train
@@ -71,9 +72,9 @@ FAULTS = (power_cut, kill, kill_host, terminate, terminate_launcher,
 
 
 def train_step_with(fault, at, rank=None):
-    """`train.train_step` with a fault in it; the steps after it are slow, so that it finds some."""
+    """`loop.train_step` with a fault in it; the steps after it are slow, so that it finds some."""
     (fault,) = [function for function in FAULTS if function.__name__ == fault]
-    train_step = train.train_step
+    train_step = loop.train_step
 
     def step(run, *rest):
         if START == 0 and [run.epoch, run.step] >= at:
@@ -134,9 +135,9 @@ def run_command(flags=(), check=None, **fault) -> dict:
     """Status, stdout, stderr and written files of one command in this process."""
     if check:
         return {"differences": check_batchnorm()}
-    step = train_step_with(**fault) if fault else train.train_step
+    step = train_step_with(**fault) if fault else loop.train_step
     stdout, stderr, WRITTEN[:] = StringIO(), StringIO(), []
-    patch = mock.patch.object(train, "train_step", step)
+    patch = mock.patch.object(loop, "train_step", step)
     with patch, redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             status = train.main(flags)

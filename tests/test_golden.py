@@ -1,11 +1,14 @@
 """100 steps at a fixed seed give the losses that they gave before.
 
-`golden_losses.json` is what a refactoring is held against; after a change that is meant to move
+`golden_losses.json` is what a refactoring is held against. After a change that is meant to move
 them, `PYTHONPATH=. python tests/test_golden.py` writes it anew, and says how far they moved.
 
-What can be the same on all machines is the same: no dropout, whose random numbers are not the same
-in all builds of PyTorch. What is left is rounding, which training amplifies step by step; a low
-learning rate keeps it small. Measured: TO_MEASURE.
+What other CPUs change is rounding, which training amplifies: an activation close to zero falls on
+the other side, and Adam, which scales gradients, follows. So the learning rate is low, there is no
+BatchNorm over a handful of numbers, and the seed is one whose run has no such place. Dropout is
+off, since its random numbers are not the same in all builds of PyTorch. Measured with other
+instruction sets (AVX2, SSE4.1 and none, MKL's compatible mode): within 3e-7. A twentieth more
+learning rate moves the losses by 1e-2, other clips or other crops of them by more than 2e-2.
 """
 
 import json
@@ -19,22 +22,23 @@ import torch
 from conftest import TINY_NETWORK, write_data_set
 from runs import write_config
 
+import loop
 import train
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 NUM_EPOCHS = 25  # of four steps each
 RECIPE = TINY_NETWORK | {
-    "num_epochs": NUM_EPOCHS, "batch_size": 16, "num_workers": 0, "head_widths": [32],
-    "dropout": 0.0, "lr": 0.0002, "schedule": "cosine", "warmup_epochs": 2, "weight_decay": 0.01,
+    "num_epochs": NUM_EPOCHS, "batch_size": 16, "num_workers": 0, "head_widths": [32], "seed": 4,
+    "dropout": 0.0, "lr": 0.0002, "schedule": "cosine", "warmup_epochs": 2, "weight_decay": 0.1,
 }  # fmt: skip
-RELATIVE_TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 2e-3
 
 
 def losses_of_steps(folder) -> list[float]:
     """Trains 100 steps in `folder`; the mean loss of each step's clips."""
     data = write_data_set(folder / "data", {"train": 60, "validation": 3})
     config = data | RECIPE | {"model_name": "golden", "output_dir": str(folder)}
-    train_step, losses = train.train_step, []
+    train_step, losses = loop.train_step, []
 
     def watched_step(run, batch, annotations):
         before = float(run.metrics.meters["loss"].sum)
@@ -42,7 +46,7 @@ def losses_of_steps(folder) -> list[float]:
         losses.append((float(run.metrics.meters["loss"].sum) - before) / num_clips)
         return num_clips
 
-    with mock.patch.object(train, "train_step", watched_step):
+    with mock.patch.object(loop, "train_step", watched_step):
         arguments = ["-c", write_config(folder / "config.json", config), "-g", "cpu"]
         assert train.main(arguments) == 0
     return losses

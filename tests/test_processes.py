@@ -61,7 +61,7 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
-        sets = {"train": 24, "validation": 7, "test": 5}
+        sets = {"train": 24, "validation": 11, "test": 5}
         self.settings = write_data_set(folder, sets) | TINY_NETWORK | {
             "output_dir": str(folder / "trainings"), "num_workers": 0, "num_epochs": 2,
             "batch_size": 8, "schedule": "constant", "lr": 0.003, "checkpoint_minutes": 0,
@@ -116,9 +116,16 @@ def project(tmp_path_factory):
 
 
 def run_python(*arguments):
+    """Runs Python to its end, and ends it, with all that it has started, after three minutes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, env=environment,
-                          text=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, text=True,
+                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        output = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a launcher that is killed leaves its processes behind
+        raise AssertionError(f"it hangs: {process.communicate()}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def torchrun(num_processes, *arguments, restarts=0):

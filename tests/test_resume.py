@@ -23,6 +23,7 @@ from runs import (
     write_config,
 )
 
+import loop
 import processes
 import stopping
 import train
@@ -201,6 +202,22 @@ def test_a_run_that_is_stopped_in_validation(
     assert load_checkpoint(run_folder(own) / "checkpoint.pth.tar")["step"] == 4
     assert train.main(arguments) == 0
     assert differences(whole_run(schedule=schedule, batch_size=6), run_folder(own)) == []
+
+
+def test_a_run_that_is_stopped_before_its_first_step(settings, whole_run, tmp_path, monkeypatch):
+    """Where the optimizer has no state yet."""
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+
+    def stop(_loader):
+        raise stopping.Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batches_of", stop)
+        assert train.main(arguments) == 128 + signal.SIGTERM
+    assert load_checkpoint(run_folder(own) / "checkpoint.pth.tar")["step"] == 0
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
 
 
 def test_a_start_that_dies_while_it_writes_leaves_a_folder_to_start_in(settings, tmp_path):
