@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import stopping
 from annotations import is_folder_name, read_labels, read_rows
 from config import SET_PREFIXES, Config
 from data_loader import frames_needed
@@ -198,7 +199,8 @@ def _examine_clips(clip_sets, config, report):
     first_seen, stop = {}, multiprocessing.Event()
     with ProcessPoolExecutor(num_workers, None, _start_worker, (stop,)) as pool:
         try:
-            results = pool.map(examine, paths, chunksize=chunk)  # in the order of `clips`
+            with stopping.kept_from_workers():  # until they are ready for them
+                results = pool.map(examine, paths, chunksize=chunk)  # in the order of `clips`
             progress = tqdm(results, "examining", len(clips), unit=" clips", **pace)
             for (clip_set, clip_id), result in zip(clips, progress, strict=True):
                 clip_set.lengths[result.num_frames] += 1
@@ -235,6 +237,7 @@ def _start_worker(stop):
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler, if it has one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     warnings.simplefilter("ignore")  # of Pillow, about EXIF data and the like
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 

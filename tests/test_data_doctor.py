@@ -466,7 +466,7 @@ def slow_run(data):
         [sys.executable, "-c", START], stderr=subprocess.PIPE, start_new_session=True, text=True,
         env={**os.environ, "PYTHONPATH": str(project)},
     )
-    while not workers_of(process.pid):
+    while len(workers_of(process.pid)) < 6:
         time.sleep(0.02)
     yield process
     if process.poll() is None:

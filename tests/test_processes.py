@@ -116,12 +116,12 @@ def project(tmp_path_factory):
 
 
 def run_python(*arguments):
-    """Runs Python to its end, and ends it, with all that it has started, after three minutes."""
+    """Runs Python to its end, and ends it, with all that it has started, after five minutes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
     process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, text=True,
                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        output = process.communicate(timeout=180)
+        output = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.terminate()  # a launcher that is killed leaves its processes behind
         raise AssertionError(f"it hangs: {process.communicate()}") from None
@@ -439,7 +439,7 @@ def test_two_hosts_of_which_one_is_killed_and_started_again(project):
 
 def check_ended(*torchruns):
     """Both go on at the same time, so that neither may wait to be read."""
-    outputs = [process.communicate(timeout=180)[0] for process in torchruns]
+    outputs = [process.communicate(timeout=300)[0] for process in torchruns]
     assert [process.returncode for process in torchruns] == [0, 0], outputs
 
 

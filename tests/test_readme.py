@@ -69,7 +69,8 @@ def test_python_commands_run(workplace, capsys):
         if arguments in seen or "--config" not in arguments:
             continue
         seen.append(arguments)
-        assert train.main(arguments + SMALL) == 0, arguments
+        overwrite = [] if "--resume" in arguments else ["--overwrite"]
+        assert train.main(arguments + overwrite + SMALL) == 0, arguments
     assert len(seen) >= 7
     assert capsys.readouterr().out.count("training is over") >= 3
 
