@@ -1,0 +1,81 @@
+"""The path of a frame: read, decode, affine, crop, into the batch; on one thread."""
+
+import statistics
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+
+import demo_data
+from annotations import read_annotations
+from benchmarks.machine import in_turn
+from benchmarks.plain import PlainVideoFolder
+from config import Config
+from data_loader import ClipKey, VideoFolder, collate
+from frames import list_frames, read_frame
+
+NUM_CLIPS = 16
+FRAME_BYTES = 4_900  # mean size of a Jester frame
+WIDTH = 176
+
+
+def measure(device, options, folder) -> list[dict]:
+    """Microseconds a frame, the plain way and ours; the limit is reading and decoding alone."""
+    config = write_clips(Path(folder) / "loader")
+    names = Path(config.labels_csv).read_text().split("\n")[:-1]
+    annotations = read_annotations(config.train_data_csv, config.train_data_folder, names)
+    clips = [(str(clip_id), 0) for clip_id in annotations.ids]
+    plain = PlainVideoFolder(config.train_data_folder, clips, clip_size=18, step_size=2,
+                             crop_size=84)
+    ours = VideoFolder(annotations, config, training=True)
+    paths = [Path(annotations.clip_path(index)) for index in range(len(annotations))]
+    chosen = [path / name for path in paths for name in list_frames(path)[: 36 : 2]]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = in_turn(
+        {
+            "plain": lambda: torch.stack([plain[index][0] for index in range(len(clips))]),
+            "ours": lambda: collate([ours[ClipKey(0, index)] for index in range(len(clips))]),
+            "limit": lambda: [read_frame(path, config.max_frame_pixels) for path in chosen],
+        },
+        options.rounds,
+        torch.device("cpu"),
+    )
+    torch.set_num_threads(threads)
+    row = {name: [1e6 * s / len(chosen) for s in values] for name, values in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(row["plain"], row["ours"], strict=True))
+    share = statistics.median(a / b for a, b in zip(row["limit"], row["ours"], strict=True))
+    what = "loader, one worker: µs a frame (limit: read and decode alone)"
+    return [row | {"what": what, "ratio": ratio, "share_of_limit": share}]
+
+
+def write_clips(folder: Path) -> Config:
+    """Clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as Jester's are."""
+    lines = []
+    for number in range(NUM_CLIPS):
+        rng = np.random.default_rng(number)
+        gesture = demo_data.GESTURES[number % len(demo_data.GESTURES)]
+        frames = demo_data.draw_clip(gesture, rng)
+        clip = folder / "clips" / str(number)
+        clip.mkdir(parents=True)
+        for position in range(40):
+            frame = cv2.resize(frames[position % len(frames)], (WIDTH, 100))
+            (clip / f"{position + 1:05d}.jpg").write_bytes(_encode(frame))
+        lines.append(f"{number};{gesture}\n")
+    (folder / "labels.csv").write_text("".join(f"{name}\n" for name in demo_data.GESTURES))
+    (folder / "train.csv").write_text("".join(lines))
+    paths = {f"{prefix}_data_folder": str(folder / "clips") for prefix in ("train", "val")}
+    paths |= {f"{prefix}_data_csv": str(folder / "train.csv") for prefix in ("train", "val")}
+    return Config(model_name="benchmark", labels_csv=str(folder / "labels.csv"), **paths)
+
+
+def _encode(frame) -> bytes:
+    """JPEG of the quality that comes closest to Jester's file size."""
+    for quality in range(98, 40, -3):
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, "RGB", "420")
+        if len(data) <= FRAME_BYTES:
+            break
+    return data

@@ -1,0 +1,52 @@
+"""What a figure was measured on."""
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from run import versions
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Machine, versions and date in words."""
+    cores = f"{torch.get_num_threads()} threads of {_cpu_name()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
+    numbers = ", ".join(f"{package} {number}" for package, number in versions().items())
+    return {"machine": name, "versions": numbers, "date": time.strftime("%Y-%m-%d")}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(function, device: torch.device) -> float:
+    """Wall-clock time of one call, the device's work included."""
+    synchronise(device)
+    start = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def in_turn(functions: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each function in each round; one call of each before counts for nothing."""
+    for function in functions.values():
+        function()
+    seconds = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            seconds[name].append(seconds_of(function, device))
+    return seconds

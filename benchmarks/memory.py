@@ -1,0 +1,118 @@
+"""Start and memory with as many clips as Jester has: what a loader worker holds for itself.
+
+Each case runs in a process of its own (`python -m benchmarks.memory ...`), which reads a whole
+epoch of one-frame clips with one worker and then looks up the worker's unshared memory.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from torch.utils.data import DataLoader
+
+PROJECT = Path(__file__).parent.parent
+FEW_CLIPS = 10
+
+
+def measure(_device, options, folder) -> list[dict]:
+    """MB that a worker holds more than with ten clips; seconds from start to the first batch."""
+    large, small = (write_clips(Path(folder) / str(n), n) for n in (options.clips, FEW_CLIPS))
+    figures = {(way, config): run_child(way, config)
+               for way in ("plain", "ours") for config in (large, small)}
+    megabytes = {way: figures[way, large]["megabytes"] - figures[way, small]["megabytes"]
+                 for way in ("plain", "ours")}
+    start = {way: figures[way, large]["seconds"] for way in ("plain", "ours")}
+    clips = f"{options.clips:,} clips"
+    return [
+        megabytes | {"what": f"loader worker, {clips}: unshared MB more than with ten",
+                     "limit": 0.0, "ratio": megabytes["plain"] / max(megabytes["ours"], 0.1)},
+        start | {"what": f"start to first batch request, {clips}: s (limit: importing torch)",
+                 "limit": seconds_to_import_torch(), "ratio": start["plain"] / start["ours"]},
+    ]
+
+
+def write_clips(folder: Path, num_clips: int) -> str:
+    """Clip folders that all lead to one of one frame, and a config; returns the config's path."""
+    frame = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    (folder / "one").mkdir(parents=True)
+    (folder / "clips").mkdir()
+    (folder / "one" / "00001.jpg").write_bytes(simplejpeg.encode_jpeg(frame, 90))
+    for clip_id in range(num_clips):
+        os.symlink("../one", folder / "clips" / str(clip_id))
+    (folder / "labels.csv").write_text("a\nb\n")
+    rows = "".join(f"{clip_id};{'ab'[clip_id % 2]}\n" for clip_id in range(num_clips))
+    (folder / "train.csv").write_text(rows)
+    config = {"model_name": "memory", "output_dir": str(folder), "clip_size": 1, "crop_size": 16,
+              "frame_height": None, "num_workers": 1, "labels_csv": str(folder / "labels.csv")}
+    for prefix in ("train", "val"):
+        config |= {f"{prefix}_data_folder": str(folder / "clips"),
+                   f"{prefix}_data_csv": str(folder / "train.csv")}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder / "config.json")
+
+
+def run_child(way: str, config_path: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", way, config_path, str(time.monotonic())]
+    output = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def seconds_to_import_torch() -> float:
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.monotonic() - start
+
+
+# --- in the child ------------------------------------------------------------------------------
+
+
+def plain_loader(config_path) -> DataLoader:
+    from benchmarks.plain import PlainVideoFolder
+
+    config = json.loads(Path(config_path).read_text())
+    labels = Path(config["labels_csv"]).read_text().split()
+    clips = []
+    for line in Path(config["train_data_csv"]).read_text().splitlines():
+        clip_id, label = line.split(";")
+        if os.path.isdir(os.path.join(config["train_data_folder"], clip_id)):
+            clips.append((clip_id, labels.index(label)))
+    data_set = PlainVideoFolder(config["train_data_folder"], clips, 1, 1, 16)
+    return DataLoader(data_set, batch_size=100, shuffle=True, num_workers=1,
+                      persistent_workers=True)
+
+
+def our_loader(config_path) -> DataLoader:
+    from config import load_config
+    from data_loader import build_loader, read_class_names, read_set
+
+    config = load_config(config_path, sets=["train", "validation"])
+    class_names = read_class_names(config)
+    annotations = read_set(config, "train", class_names)
+    read_set(config, "validation", class_names)
+    return build_loader(annotations, config, True, torch.device("cpu"))
+
+
+def unshared_megabytes(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def main(way: str, config_path: str, started: str) -> None:
+    loader = {"plain": plain_loader, "ours": our_loader}[way](config_path)
+    seconds = time.monotonic() - float(started)
+    iterator = iter(loader)
+    for _ in iterator:
+        pass
+    (worker,) = iterator._workers
+    megabytes = unshared_megabytes(worker.pid)
+    print(json.dumps({"seconds": seconds, "megabytes": megabytes}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
