@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 import processes
 from data_loader import batches_of
+from device import autocast, to_network_input
 from errors import UserError, first_few
-from utils import autocast, to_network_input, top_k_correct, top_k_for
+from utils import top_k_correct, top_k_for
 
 
 @torch.inference_mode()

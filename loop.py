@@ -12,10 +12,11 @@ import processes
 import stopping
 from callbacks import CheckpointTimer, Progress, TensorBoardLog, write_history
 from data_loader import batches_of
+from device import autocast, to_network_input
 from errors import UserError, first_few
 from optimization import learning_rate, set_learning_rate, training_is_over
 from run import Run, save_run
-from utils import autocast, seed_step, to_network_input
+from utils import seed_step
 
 
 def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> None:

@@ -17,6 +17,7 @@ from command_line import parse_arguments
 from config import Config, load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
+from device import choose_device, gpu_numbers, make_deterministic
 from errors import UserError, message_for_user
 from loop import train, validate
 from model import describe
@@ -30,7 +31,6 @@ from run import (
     start_run,
     versions,
 )
-from utils import choose_device, gpu_numbers, make_deterministic
 
 # --- the commands ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """From decoded frames to the network's input window, for training and for evaluation.
 
-Both give uint8: normalisation happens on the device (`utils.to_network_input`), so that a quarter
+Both give uint8: normalisation happens on the device (`device.to_network_input`), so that a quarter
 of the bytes travel. Shapes: T frames, H, W pixels, 3 colours (RGB).
 """
 

@@ -9,10 +9,10 @@ from benchmarks.machine import in_turn, seconds_of, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
 from config import Config
 from data_loader import Batch
+from device import autocast, to_network_input
 from loop import train_step
 from model import build_model
 from run import start_run
-from utils import autocast, to_network_input
 
 NUM_CLASSES = 27
 GFLOP_A_CLIP = 8.87  # forward; a training step costs three times that

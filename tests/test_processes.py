@@ -24,8 +24,8 @@ import processes
 import train
 from checkpoint import load_checkpoint
 from data_loader import TrainBatches
+from device import choose_device
 from errors import UserError
-from utils import choose_device
 
 # What makes the number of processes show in a run is left out. Of the 24 clips the last batch has
 # 6, and two processes have parts of 5 and 4 clips.
