@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -17,6 +16,7 @@ from tqdm import tqdm
 import processes
 from config import Config
 from evaluation import draw_confusion_matrix
+from profiling import WaitingTime, waiting_hint
 
 # --- progress ----------------------------------------------------------------------------------
 
@@ -25,26 +25,33 @@ class Progress:
     """How far an epoch is: a bar in a terminal, a plain line every `print_freq` steps elsewhere."""
 
     SECONDS_BETWEEN_UPDATES = 0.5
+    _has_hinted = False  # in this process
 
-    def __init__(self, epoch: int, first_step: int, num_steps: int, config: Config):
+    def __init__(self, epoch: int, first_step: int, num_steps: int, config: Config, device):
         of_all = f"/{config.num_epochs}" if config.num_epochs > 0 else ""
         self.title = f"epoch {epoch + 1}{of_all}"
-        self.print_freq, self.first_step, self.num_steps = config.print_freq, first_step, num_steps
+        self.config, self.waiting = config, WaitingTime(device)
+        self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
         silent = None if processes.is_main() else True  # None: where there is no terminal
         self.bar = tqdm(total=num_steps, initial=first_step, desc=self.title, leave=False,
                         disable=silent)
         self.start = self.shown = time.perf_counter()
         self.num_clips = 0
 
+    def over(self, batches):
+        """Passes the batches on, and knows how long each was waited for."""
+        return self.waiting.over(batches)
+
     def update(self, step: int, num_clips: int, metrics, rate: float):
         """Once `step` steps are done; reading the metrics waits for the GPU, so not each time."""
+        self.step = step
         self.num_clips += num_clips
         self.bar.update(1)
         now = time.perf_counter()
         if not self.bar.disable and now - self.shown > self.SECONDS_BETWEEN_UPDATES:
             self.shown = now
             self.bar.set_postfix_str(self._figures(metrics, rate, now))
-        elif self.bar.disable and step % self.print_freq == 0:
+        elif self.bar.disable and step % self.config.print_freq == 0:
             seconds_left = (now - self.start) / (step - self.first_step) * (self.num_steps - step)
             left = tqdm.format_interval(seconds_left)
             print(f"{self.title}  step {step}/{self.num_steps}  "
@@ -54,10 +61,21 @@ class Progress:
         averages = metrics.averages()
         speed = self.num_clips / (now - self.start)
         return (f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
-                f"lr {rate:.2e}  {speed:.1f} clips/s")
+                f"lr {rate:.2e}  {speed:.1f} clips/s  "
+                f"{100 * self.waiting_share(now):.0f} % waiting for data")
+
+    def waiting_share(self, now: float) -> float:
+        """The part of the time since the start in which the device had no batch to work on."""
+        return self.waiting.seconds / (now - self.start)
 
     def close(self):
+        """The end of the epoch; says once in a run what to change if data came too slowly."""
         self.bar.close()
+        share = self.waiting_share(time.perf_counter())
+        hint = waiting_hint(share, self.step - self.first_step, self.config)
+        if hint and not Progress._has_hinted:
+            Progress._has_hinted = True
+            print(hint, flush=True)
 
 
 # --- history -----------------------------------------------------------------------------------
@@ -136,9 +154,7 @@ class TensorBoardLog:
                 file.add(summary.scalar(name.removeprefix("val_"), value), row["epoch"])
 
     def confusion_matrix(self, matrix, class_names, epoch: int):
-        canvas = FigureCanvasAgg(draw_confusion_matrix(matrix, class_names))
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        picture = draw_confusion_matrix(matrix, class_names)
         self.validation.add(summary.image("confusion_matrix", picture, dataformats="HWC"), epoch)
 
     def close(self):

@@ -46,6 +46,7 @@ class Contents(BaseModel):
     classes: list[str] | None = None
     config: dict[str, bool | int | float | str | list[int | float] | None] = {}
     optimizer: dict = {}
+    scaler: dict[str, int | Finite] = {}  # of the loss, for fp16
     metrics: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]] = {}
     history: list[dict[str, int | float]] = []
     bad_clips: list[dict[str, int | str]] = []

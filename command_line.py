@@ -26,6 +26,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
     parser.add_argument("--check_data", **flag, help="look at every frame of all sets, and stop")
     parser.add_argument("--overwrite", **flag, help="delete the run that is in the run folder")
+    parser.add_argument("--profile", **flag, help="while training, trace a few steps and say where "
+                        "their time goes")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
                         help="override one key of the config; may be repeated")
     options = parser.parse_args(arguments)
@@ -41,6 +43,8 @@ def _check(options) -> None:
         raise UserError("--eval_only and --test_only: choose one")
     if (options.eval_only or options.test_only) and not options.resume:
         raise UserError("--eval_only and --test_only need a checkpoint: add --resume True")
+    if options.profile and (options.eval_only or options.test_only or options.check_data):
+        raise UserError("--profile: traces training steps; leave the other command out")
     if options.resume is True and options.overwrite:
         raise UserError("--resume and --overwrite: choose one")
 

@@ -145,14 +145,24 @@ class Config(BaseModel):
 
     # --- the training ------------------------------------------------------------------------
     batch_size: Size = Field(100, description="Clips per training step, over all processes.")
+    eval_batch_size: Size | None = Field(
+        None,
+        description="Clips per batch in evaluation, which needs less memory a clip; null: twice "
+        "batch_size.",
+    )
     accumulate_steps: Size = Field(
         1, description="Parts that a batch is computed in, for batches that memory cannot hold."
     )
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over the clips of all processes, not each one's own."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of convolutions and products; the weights are fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Number format of convolutions and products; the weights are fp32. auto: bf16 "
+        "where the hardware computes in it, else fp32; fp16 scales the loss.",
+    )
+    compile: bool = Field(
+        False, description="torch.compile for the network: a slow start, then often faster steps."
     )
     lr: PositiveFloat = Field(
         0.001, le=1e6, description="Learning rate at the start (after warm-up)."
@@ -211,6 +221,11 @@ class Config(BaseModel):
         if isinstance(self.crop_size, int):
             return self.crop_size, self.crop_size
         return tuple(self.crop_size)
+
+    @property
+    def videos_per_eval_batch(self) -> int:
+        """Of each video, `nclips` clips are computed together."""
+        return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.nclips)
 
     @property
     def run_folder(self) -> Path:

@@ -203,7 +203,7 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         batches = TrainBatches(len(annotations), config.batch_size, config.seed)
         _check_batch_size(config, batches)
     else:
-        batches = EvalBatches(len(annotations), max(1, config.batch_size // config.nclips))
+        batches = EvalBatches(len(annotations), config.videos_per_eval_batch)
     return DataLoader(
         VideoFolder(annotations, config, training),
         batch_sampler=batches,

@@ -1,5 +1,6 @@
 """The device that computes: which one, in which number format, and how clips come to it."""
 
+import functools
 import os
 import sys
 import warnings
@@ -52,19 +53,78 @@ def gpu_numbers(gpus: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def make_deterministic() -> None:
-    """On a GPU, only algorithms that give the same bits each time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    # Max pooling has no other algorithm; where windows do not overlap, as here, it repeats exactly.
-    warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
+    """Sets how PyTorch computes, for the life of the process; warns of versions that do it badly.
+
+    deterministic: on a GPU, only algorithms that give the same bits each time.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        # Max pooling has no other algorithm; where windows do not overlap, as here, it repeats.
+        warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        torch.backends.cudnn.benchmark = True  # clips all have one shape, so trying out pays
+    problem = version_problem(torch.backends.cudnn.version(), number_format(precision, device))
+    if device.type == "cuda" and problem:
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@functools.cache
+def number_format(precision: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions compute in; `auto`: bf16 where the hardware has it, else fp32."""
+    if precision != "auto":
+        return NUMBER_FORMATS[precision]
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = _cpu_has_bf16()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether products of bf16 are instructions; where they are emulated, bf16 is slower by far."""
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def precision_name(precision: str, device: torch.device) -> str:
+    chosen = number_format(precision, device)
+    return next(name for name, value in NUMBER_FORMATS.items() if value is chosen)
+
+
+def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
+    """What is known against 3D convolutions in `chosen` with this version of cuDNN (as 91002)."""
+    if cudnn is None or chosen is torch.float32 or not 90800 <= cudnn < 91500:
+        return None
+    major, minor = cudnn // 10000, cudnn // 100 % 100
+    return (
+        f"cuDNN {major}.{minor} has wrong or slow 3D convolutions in 16 bits; install 9.15 or "
+        "later, or set precision to fp32"
+    )
 
 
 def autocast(device: torch.device, precision: str):
-    """The context in which the network computes in `precision`, `fp32` or `bf16`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The context in which the network computes in `precision`."""
+    chosen = number_format(precision, device)
+    enabled = chosen is not torch.float32
+    return torch.autocast(device.type, chosen if enabled else None, enabled=enabled)
+
+
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Keeps small gradients above fp16's smallest number; with other formats it does nothing."""
+    is_needed = number_format(precision, device) is torch.float16
+    return torch.amp.GradScaler(device.type, enabled=is_needed)
+
+
+# --- input -------------------------------------------------------------------------------------
 
 
 def to_network_input(clips, device, mean, std) -> torch.Tensor:
@@ -73,7 +133,12 @@ def to_network_input(clips, device, mean, std) -> torch.Tensor:
     The bytes travel, the floats are made on the device; the result's memory order stays that of
     the bytes, channels last, which is what convolutions like best. mean, std: RGB in 0..1.
     """
+    mean, std = _colours(tuple(mean), device), _colours(tuple(std), device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
-    mean = torch.tensor(mean, device=device).view(1, 3, 1, 1, 1)
-    std = torch.tensor(std, device=device).view(1, 3, 1, 1, 1)
     return clips.div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _colours(values: tuple, device) -> torch.Tensor:
+    """One number a colour, on the device once and for all: a copy each step would wait for it."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1, 1)

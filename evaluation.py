@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 import processes
 from data_loader import batches_of
 from device import autocast, to_network_input
 from errors import UserError, first_few
+from model import for_inference
 from utils import top_k_correct, top_k_for
 
 
@@ -31,7 +32,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
     data_set = loader.dataset
     config = data_set.config
     processes.copy_buffers_from_main(model)
-    model.eval()
+    model = for_inference(model)
     logits = torch.zeros(len(data_set), model.classifier.out_features, device=device)
     bad = []
     silent = None if processes.is_main() else True
@@ -130,7 +131,8 @@ def write_results(folder, annotations, logits, class_names) -> None:
     matrix = confusion_matrix(logits, labels)
     write_predictions(folder / "predictions.csv", *contents)
     write_logits(folder / "logits.npz", *contents)
-    draw_confusion_matrix(matrix, class_names).savefig(folder / "confusion_matrix.png")
+    picture = Image.fromarray(draw_confusion_matrix(matrix, class_names))
+    picture.save(folder / "confusion_matrix.png")
     print_report(matrix, class_names)
     print("\n" + format_scores(score(logits, labels)))
 
@@ -171,8 +173,12 @@ def write_logits(path, annotations, logits, class_names) -> None:
                         labels=annotations.labels, classes=np.array(class_names))
 
 
-def draw_confusion_matrix(matrix, class_names) -> Figure:
-    """A figure of the matrix, each row in percent of its true class."""
+def draw_confusion_matrix(matrix, class_names) -> np.ndarray:
+    """A picture of the matrix, each row in percent of its true class. uint8 [H, W, 3]."""
+    # Here, since it takes a second that no start of a run should wait for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     num_classes = len(class_names)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 3 + 0.32 * num_classes
@@ -186,4 +192,6 @@ def draw_confusion_matrix(matrix, class_names) -> Figure:
         colour = "white" if percent[row, column] > 50 else "black"
         axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center",
                   color=colour, fontsize=7)
-    return figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]

@@ -13,7 +13,7 @@ import stopping
 from callbacks import CheckpointTimer, Progress, TensorBoardLog, write_history
 from data_loader import batches_of
 from device import autocast, to_network_input
-from errors import UserError, first_few
+from errors import UserError
 from optimization import learning_rate, set_learning_rate, training_is_over
 from run import Run, save_run
 from utils import seed_step
@@ -49,10 +49,10 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     config, num_steps = run.config, len(loader)
     annotations = loader.dataset.annotations
     loader.batch_sampler.start_at(run.epoch, run.step)
-    progress = Progress(run.epoch, run.step, num_steps, config)
+    progress = Progress(run.epoch, run.step, num_steps, config, run.device)
     run.network.train()
     start = time.perf_counter()
-    for batch in batches_of(loader):
+    for batch in progress.over(run.profile.over(batches_of(loader))):
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0].numpy(), 0)
@@ -67,11 +67,14 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         run.seconds, start = run.seconds + now - start, now
         progress.update(run.step, num_clips, run.metrics, rate)
         asked = processes.highest(signal=stopping.requested(), save=timer.is_due())
+        if asked["save"] or asked["signal"]:
+            run.loss_watch.settle()
         if asked["save"]:
             save_run(run, log.sizes())
             timer.restart()
         if asked["signal"]:
             raise stopping.Stopped(asked["signal"])
+    run.loss_watch.settle()
     progress.close()
     run.bad_clips.report(annotations, "train", run.epoch + 1)
 
@@ -88,36 +91,30 @@ def train_step(run: Run, batch, annotations) -> int:
         print(f"step {run.step + 1} left out: too few of its clips can be read")
         return 0
     run.optimizer.zero_grad()
-    batch_loss = 0.0
+    batch_loss, section = 0.0, run.profile.section
     for part in range(num_parts):
         clips, labels = batch.clips[part::num_parts, 0], batch.labels[part::num_parts]
-        clips = to_network_input(clips, run.device, config.mean, config.std)  # [N, C, T, H, W]
-        labels = labels.to(run.device, non_blocking=True)
+        with section("copy"):
+            clips = to_network_input(clips, run.device, config.mean, config.std)  # [N, C, T, H, W]
+            labels = labels.to(run.device, non_blocking=True)
         is_last = part == num_parts - 1
         with nullcontext() if is_last or run.network is run.model else run.network.no_sync():
-            with autocast(run.device, config.precision):
+            with section("forward"), autocast(run.device, config.precision):
                 logits = run.network(clips)
             loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
-            # Gradients of several processes are averaged, so each counts its share of them all.
-            (loss_sum * (processes.world_size() / num_clips)).backward()
+            with section("backward"):
+                # Gradients of processes are averaged, so each counts its share of them all.
+                mean_loss = loss_sum * (processes.world_size() / num_clips)
+                run.scaler.scale(mean_loss).backward()
         run.metrics.update(loss_sum, logits, labels)
         batch_loss += loss_sum.detach()
-    check_finite(run, batch_loss, annotations.ids[batch.indices.numpy()])
-    run.optimizer.step()
+    rate = run.optimizer.param_groups[0]["lr"]
+    ids = annotations.ids[batch.indices.numpy()]
+    run.loss_watch.note(batch_loss, run.epoch, run.step, rate, ids)
+    with section("optimizer"):
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
     return num_clips
-
-
-def check_finite(run: Run, batch_loss, ids) -> None:
-    """Raises UserError, before the optimizer moves, if the loss is infinite or not a number."""
-    is_bad = not torch.isfinite(batch_loss)
-    if processes.highest(bad=is_bad)["bad"]:
-        ids = processes.gathered(list(ids) if is_bad else [])
-        rate = run.optimizer.param_groups[0]["lr"]
-        raise UserError(
-            f"the loss is no finite number in epoch {run.epoch + 1}, step {run.step + 1}, at a "
-            f"learning rate of {rate:g}, with the clips {first_few(ids, 100)}; lower lr, or look "
-            "at these clips; the last checkpoint is from before this step"
-        )
 
 
 def validate(run: Run, loader, set_name="validation") -> torch.Tensor:

@@ -11,7 +11,7 @@ from errors import UserError, first_few
 PLATEAU_THRESHOLD = 1e-4
 
 
-def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, parameters, device) -> torch.optim.Optimizer:
     """Adam, by default with AMSGrad (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ)."""
     return torch.optim.Adam(
         parameters,
@@ -19,6 +19,7 @@ def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
         betas=(config.momentum, 0.999),
         weight_decay=config.weight_decay,
         amsgrad=config.amsgrad,
+        fused=device.type == "cuda",  # one kernel for all parameters
     )
 
 

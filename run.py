@@ -24,15 +24,19 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import Config
+from device import loss_scaler
 from errors import UserError
+from loss_watch import LossWatch
 from model import build_model
 from optimization import build_optimizer, load_optimizer_state
+from profiling import StepProfile
 from utils import TrainingMetrics
 
 LAST_CHECKPOINT = "checkpoint.pth.tar"
 PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
 BEST_CHECKPOINT = "model_best.pth.tar"
 LOG_FOLDER = "tensorboard"
+PROFILE_FOLDER = "profile"
 # What training writes, and all that --overwrite removes.
 RUN_FILES = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, "history.csv", "bad_clips.csv",
              "config.json", "versions.json")
@@ -42,7 +46,7 @@ EPOCH_KEYS = ("batch_size", "seed", "train_data_csv", "labels_csv")
 
 @dataclass
 class Run:
-    """All that training moves, and that a checkpoint therefore holds."""
+    """All that training moves, and that a checkpoint therefore holds; and what watches it."""
 
     config: Config
     class_names: list[str]
@@ -50,8 +54,11 @@ class Run:
     model: torch.nn.Module
     network: torch.nn.Module  # the model; in training, spread over the processes
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of the loss, for fp16
     metrics: TrainingMetrics  # of the running epoch
     bad_clips: BadClips
+    loss_watch: LossWatch
+    profile: StepProfile = field(default_factory=StepProfile)
     epoch: int = 0  # epochs finished
     step: int = 0  # steps finished in the running epoch
     seconds: float = 0.0  # that these steps took
@@ -76,9 +83,12 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
         take_pretrained(model, config, class_names)
     if config.sync_batchnorm:
         model = processes.synchronise_batchnorm(model, device)
-    optimizer = build_optimizer(config, model.parameters())
-    metrics = TrainingMetrics(len(class_names))
-    run = Run(config, class_names, device, model, model, optimizer, metrics, BadClips(config))
+    optimizer = build_optimizer(config, model.parameters(), device)
+    run = Run(
+        config, class_names, device, model, model, optimizer,
+        loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
+        BadClips(config), LossWatch(device),
+    )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
@@ -115,6 +125,7 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
         "state_dict": run.model.state_dict(),
         "best_prec1": run.best_top1,
         "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "metrics": metrics,
         "history": run.history,
         "bad_clips": bad_clips,
@@ -195,12 +206,14 @@ def restore(run: Run, checkpoint: dict) -> None:
     run.metrics.load_state(checkpoint.get("metrics", {}))
     run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
     run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
-    if "optimizer" in checkpoint and not _has_trained(checkpoint):
-        pass  # Adam has no state before its first step
-    elif "optimizer" in checkpoint:
-        load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
-    else:
+    saved_scaler = checkpoint.get("scaler")
+    if saved_scaler and run.scaler.is_enabled():
+        run.scaler.load_state_dict(saved_scaler)
+    if "optimizer" not in checkpoint:
         print("the checkpoint holds no optimizer state; the optimizer starts afresh")
+    # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
+    elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
+        load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
     _say_what_changed(run, checkpoint.get("config", {}))
 
 
@@ -244,7 +257,8 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool) -> None:
         if not goes_on:
             for name in RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
+            for name in (LOG_FOLDER, PROFILE_FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
         _append_versions(folder / "versions.json")
         _write_whole(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     except OSError as error:

@@ -17,12 +17,14 @@ from command_line import parse_arguments
 from config import Config, load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
-from device import choose_device, gpu_numbers, make_deterministic
+from device import choose_device, gpu_numbers, precision_name, prepare
 from errors import UserError, message_for_user
 from loop import train, validate
 from model import describe
+from profiling import StepProfile
 from run import (
     LOG_FOLDER,
+    PROFILE_FOLDER,
     continues_run_folder,
     has_own_checkpoint,
     load_for,
@@ -48,7 +50,11 @@ def run_training(config: Config, options, device) -> None:
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
     print(describe(run.model, clip_shape))
+    if config.compile:
+        run.model.compile()
     run.network = processes.parallel(run.model, device, clip_shape)
+    if options.profile:
+        run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 
     goes_on = bool(resume) and continues_run_folder(config)
     # A scheduler's first start may have died before its first checkpoint.
@@ -114,11 +120,11 @@ def run_command(options, arguments) -> int:
         options.command, ["train", "validation"]
     )
     config = processes.from_main(load_config, options.config, options.overrides, set_names)
-    if config.deterministic:
-        make_deterministic()
+    prepare(device, config.precision, config.deterministic)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
-    print(f"{processes.world_size()} x {name}, {numbers}, run folder {config.run_folder}")
+    print(f"{processes.world_size()} x {name} in {precision_name(config.precision, device)}, "
+          f"{numbers}, run folder {config.run_folder}")
     try:
         if options.command == "train":
             run_training(config, options, device)

@@ -18,6 +18,7 @@ TINY_NETWORK = {
     "crop_size": 20,
     "block_widths": [4, 8],
     "head_widths": [16, 8],
+    "precision": "fp32",  # as CPUs with and without bf16 compute alike
 }
 
 

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 
 from errors import UserError
-from model import ConvColumn, count_parameters, describe
+from model import ConvColumn, conv_block, count_parameters, describe, for_inference
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
 
@@ -40,3 +42,33 @@ def test_too_small_a_clip_names_the_smallest_that_works(clip_shape):
     with pytest.raises(UserError, match=r"crop_size: .* smallest that works is 4 x 4"):
         conv_column(clip_shape)
     conv_column((1, 4, 4))
+
+
+def test_for_inference_folds_batchnorm_and_gives_the_same_logits():
+    torch.manual_seed(0)
+    model = conv_column((4, 20, 20), num_classes=5)
+    for _ in range(3):  # so that the running statistics are of something
+        model(torch.randn(8, 3, 4, 20, 20))
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = for_inference(model)
+    clips = torch.randn(6, 3, 4, 20, 20)
+    torch.testing.assert_close(folded(clips), model(clips), atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in folded.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_pooling_before_the_activation_gives_the_same_bits():
+    """Forward and backward; a block is written there in the tutorial's order."""
+    torch.manual_seed(0)
+    block = conv_block(3, 8, has_time=True)
+    first, second = (torch.randn(2, 3, 6, 20, 20) for _ in range(2))
+    in_order = [copy.deepcopy(block[index]) for index in (0, 1, 2, 3, 4, 6, 5)]
+    tutorial = torch.nn.Sequential(*in_order)
+    for clips in (first, second):
+        outputs = [layers(clips) for layers in (block, tutorial)]
+        assert torch.equal(*outputs)
+        for output in outputs:
+            output.square().sum().backward()
+    gradients = [[p.grad for p in layers.parameters()] for layers in (block, tutorial)]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))

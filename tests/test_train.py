@@ -20,7 +20,7 @@ def test_run_folder(write_config, settings, capsys):
     assert train.main(["--config", write_config()]) == 0
     folder = run_folder(settings)
     output = capsys.readouterr().out
-    assert output.split("\n")[0].startswith(("1 x CPU, python", "1 x NVIDIA"))
+    assert output.split("\n")[0].startswith(("1 x CPU in fp32, python", "1 x NVIDIA"))
     assert "train: 14 clips" in output and "validation: 7 clips" in output
     history = read_csv(folder / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]

@@ -1,0 +1,114 @@
+"""Number formats: which one is chosen, and that training in each works and resumes."""
+
+from unittest import mock
+
+import pytest
+import torch
+from runs import differences, make_settings, run_folder, train_until, write_config
+
+import device
+import train
+from checkpoint import load_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def abilities():
+    """Sets what the CPU says that it can do."""
+    found = {}
+    with mock.patch.object(torch.cpu, "get_capabilities", lambda: found):
+        device.number_format.cache_clear()
+        yield found
+    device.number_format.cache_clear()
+
+
+@pytest.mark.parametrize("ability", ["avx512_bf16", "amx_bf16"])
+def test_auto_is_bf16_where_the_hardware_computes_in_it(abilities, ability):
+    abilities[ability] = True
+    assert device.number_format("auto", CPU) is torch.bfloat16
+    assert device.precision_name("auto", CPU) == "bf16"
+
+
+def test_auto_is_fp32_elsewhere_and_others_are_taken_at_their_word(abilities):
+    abilities["avx512_bf16"] = False
+    assert device.number_format("auto", CPU) is torch.float32
+    assert device.number_format("bf16", CPU) is torch.bfloat16
+    assert device.number_format("fp16", CPU) is torch.float16
+
+
+@pytest.mark.parametrize(
+    "cudnn, is_bad",
+    [(90701, False), (90800, True), (91002, True), (91400, True), (91500, False), (None, False)],
+)
+def test_versions_that_compute_16_bit_convolutions_badly_are_known(cudnn, is_bad):
+    assert bool(device.version_problem(cudnn, torch.bfloat16)) == is_bad
+    assert device.version_problem(cudnn, torch.float32) is None
+    if is_bad:
+        assert f"cuDNN 9.{cudnn // 100 % 100} " in device.version_problem(cudnn, torch.float16)
+
+
+def test_the_input_is_normalised_and_channels_last():
+    clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)  # [N, T, H, W, C]
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    inputs = device.to_network_input(clips, CPU, mean, std)
+    expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(inputs.double(), expected.permute(0, 4, 1, 2, 3), atol=1e-6, rtol=0)
+    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, precision):
+    settings = make_settings(tmp_path, precision="fp32")
+    losses = {}
+    for name in ("fp32", precision):
+        own = settings | {"precision": name, "model_name": name}
+        config = write_config(tmp_path / f"{name}.json", own)
+        assert train.main(["-c", config, "-g", "cpu"]) == 0
+        saved = load_checkpoint(run_folder(own) / "checkpoint.pth.tar")
+        losses[name] = saved["history"][0]["loss"]  # later ones part: rounding is amplified
+        assert bool(saved["scaler"]) == (name == "fp16")
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses[precision] != losses["fp32"]
+
+    whole = run_folder(settings | {"model_name": precision})
+    resumed = settings | {"precision": precision, "output_dir": str(tmp_path / "resumed"),
+                          "model_name": precision}  # fmt: skip
+    config = write_config(tmp_path / "resumed.json", resumed)
+    train_until(["-c", config, "-g", "cpu"], epoch=1, step=1)
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "True"]) == 0
+    assert differences(run_folder(resumed), whole) == []
+
+
+def test_a_scale_that_is_too_high_leaves_steps_out_until_it_fits(tmp_path):
+    """Infinite gradients move nothing, halve the scale, and can be resumed from."""
+    settings = make_settings(tmp_path, precision="fp16", num_epochs=8)
+    config = write_config(tmp_path / "config.json", settings)
+
+    def scaler(*_):
+        return torch.amp.GradScaler("cpu", init_scale=2.0**24)
+
+    with mock.patch("run.loss_scaler", scaler):
+        train_until(["-c", config, "-g", "cpu"], epoch=0, step=1)
+        saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
+        assert saved["scaler"]["scale"] == 2.0**23
+        assert not saved["optimizer"]["state"]
+        assert train.main(["-c", config, "-g", "cpu", "--resume", "True"]) == 0
+    saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
+    assert saved["scaler"]["scale"] < 2.0**23
+    assert saved["optimizer"]["state"]
+    assert saved["history"][-1]["loss"] < saved["history"][0]["loss"]
+
+
+@pytest.mark.slow
+def test_compile_gives_the_losses_of_the_plain_network(tmp_path):
+    settings = make_settings(tmp_path, num_epochs=1, dropout=0.0)  # its noise differs
+    losses = {}
+    for is_compiled in (False, True):
+        own = settings | {"compile": is_compiled, "model_name": f"compile {is_compiled}"}
+        config = write_config(tmp_path / "config.json", own)
+        assert train.main(["-c", config, "-g", "cpu"]) == 0
+        saved = load_checkpoint(run_folder(own) / "checkpoint.pth.tar")
+        losses[is_compiled] = saved["history"][0]["loss"]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+    assert losses[True] != losses[False]
