@@ -5,13 +5,14 @@ same clip looks the same in the same epoch, in any worker, and after a resume.
 Shapes: N clips in a batch, K windows a video (`nclips`), T frames, H, W pixels, C = 3 colours.
 """
 
+import math
 import os
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import processes
 import stopping
@@ -89,11 +90,7 @@ def sample_segments(num_frames, clip_size, rng=None, num_windows=1) -> np.ndarra
 
 
 class VideoFolder(Dataset):
-    """The clips of one set, read from folders of frames.
-
-    An item is (clip uint8 [K, T, H, W, C], label, index), or a BadClip if it cannot be read: an
-    error raised inside a worker would reach the user wrapped in a traceback.
-    """
+    """The clips of one set, read from folders of frames, a batch at a time."""
 
     def __init__(self, annotations: Annotations, config: Config, training: bool):
         self.annotations = annotations
@@ -103,31 +100,51 @@ class VideoFolder(Dataset):
     def __len__(self):
         return len(self.annotations)
 
-    def __getitem__(self, key: ClipKey):
-        try:
-            clip = self.read_clip(key)
-        except FrameError as error:
-            return BadClip(key.index, str(error))
-        return clip, int(self.annotations.labels[key.index]), key.index
+    def __getitems__(self, keys: list[ClipKey]) -> Batch:
+        """The clips of `keys` but for those that cannot be read, which the batch lists as bad.
 
-    def read_clip(self, key: ClipKey) -> np.ndarray:
-        """uint8 [K, T, H, W, C]; raises FrameError with the path that cannot be used."""
+        PyTorch's loader calls this in a worker, where a raised error would reach the user wrapped
+        in a traceback.
+        """
         config = self.config
+        num_windows = 1 if self.training else config.nclips
+        clips = _empty_clips((len(keys), num_windows, config.clip_size, *config.crop, 3))
+        good, bad = [], []
+        for key in keys:
+            try:
+                self.read_clip(key, clips[len(good)].numpy())
+            except FrameError as error:
+                bad.append(BadClip(key.index, str(error)))
+            else:
+                good.append(key.index)
+        indices = torch.tensor(good, dtype=torch.int64)
+        labels = torch.from_numpy(self.annotations.labels)[indices]
+        return Batch(clips[: len(good)], labels, indices, bad)
+
+    def read_clip(self, key: ClipKey, clip: np.ndarray) -> None:
+        """Fills `clip`, uint8 [K, T, H, W, C]; raises FrameError with the path of a bad frame."""
         folder = self.annotations.clip_path(key.index)
         names = list_frames(folder)
-        rng = np.random.default_rng([config.seed, *key]) if self.training else None
+        rng = np.random.default_rng([self.config.seed, *key]) if self.training else None
         positions = self.sample(len(names), rng)
-        # Padding and overlapping windows name a frame more than once; it is decoded once.
-        frames = {
-            position: read_frame(os.path.join(folder, names[position]), config.max_frame_pixels)
-            for position in np.unique(positions)
-        }
-        windows = [[frames[position] for position in window] for window in positions]
+        transform = self.transform(rng)
+        windows = {}  # padding and overlaps name a frame more than once; it is decoded once
+        for position, window in zip(positions.flat, clip.reshape(-1, *clip.shape[2:]), strict=True):
+            if position in windows:
+                window[:] = windows[position]
+                continue
+            path = f"{folder}{os.sep}{names[position]}"
+            transform(read_frame(path, self.config.max_frame_pixels), window)
+            windows[position] = window
+
+    def transform(self, rng):
+        """What is done to each frame of a clip."""
+        config = self.config
         size = {"frame_height": config.frame_height, "crop": config.crop}
         if not self.training:
-            return np.stack([eval_transform(window, **size) for window in windows])
+            return eval_transform(**size)
         movement = {"degrees": config.affine_degrees, "translate": config.affine_translate}
-        return train_transform(windows[0], rng, **size, **movement)[None]
+        return train_transform(rng, **size, **movement)
 
     def sample(self, num_frames, rng) -> np.ndarray:
         config = self.config
@@ -188,13 +205,18 @@ class EvalBatches:
             yield [ClipKey(0, index) for index in range(start, stop)]
 
 
-def collate(items) -> Batch:
-    """Puts the items of a batch into one; clips that could not be read are kept apart."""
-    bad = [item for item in items if isinstance(item, BadClip)]
-    good = [item for item in items if not isinstance(item, BadClip)]
-    clips, labels, indices = zip(*good, strict=True) if good else ([], [], [])
-    clips = torch.from_numpy(np.stack(clips)) if good else torch.empty(0, dtype=torch.uint8)
-    return Batch(clips, torch.tensor(labels).long(), torch.tensor(indices).long(), bad)
+def _empty_clips(shape) -> torch.Tensor:
+    """Room for the clips of a batch; in a worker it is memory that the main process shares."""
+    clips = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is not None:  # as PyTorch's own collate does it
+        storage = clips.untyped_storage()._new_shared(math.prod(shape), device=clips.device)
+        clips = clips.new(storage)
+    return clips.resize_(shape)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """In the place of the loader's collate function: the data set gives whole batches."""
+    return batch
 
 
 def build_loader(annotations, config: Config, training: bool, device) -> DataLoader:
@@ -207,7 +229,7 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
     return DataLoader(
         VideoFolder(annotations, config, training),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
         pin_memory=device.type == "cuda",

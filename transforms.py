@@ -4,6 +4,7 @@ Both give uint8: normalisation happens on the device (`device.to_network_input`)
 of the bytes travel. Shapes: T frames, H, W pixels, 3 colours (RGB).
 """
 
+import functools
 import math
 
 import cv2
@@ -13,30 +14,38 @@ import numpy as np
 cv2.setNumThreads(0)
 
 
-def train_transform(frames, rng, *, frame_height, crop, degrees, translate) -> np.ndarray:
-    """Scales, turns and shifts a whole clip by one random draw, then cuts out its centre.
+def train_transform(rng, *, frame_height, crop, degrees, translate):
+    """A function that scales, turns and shifts a frame, then cuts out its centre; one draw a clip.
 
-    frames: T arrays uint8 [H, W, 3]; crop: (height, width) of the result; degrees, translate: the
-    largest turn, and the largest shift as a fraction of the frame's width and height.
-    Returns uint8 [T, crop height, crop width, 3].
+    Call it with each frame of the clip (uint8 [H, W, 3]) and the array that takes the result
+    (uint8 [crop height, crop width, 3]): frame by frame, so that a frame is moved while it is
+    still in the processor's cache. crop: (height, width); degrees, translate: the largest turn,
+    and the largest shift as a fraction of the frame's width and height.
     """
-    frames = [scale_to_height(frame, frame_height) for frame in frames]
     angle = rng.uniform(-degrees, degrees)
     shift_x, shift_y = rng.uniform(-translate, translate, size=2)
-    clip = np.empty((len(frames), *crop, 3), np.uint8)
-    for frame, window in zip(frames, clip, strict=True):
-        height, width = frame.shape[:2]
+
+    @functools.cache  # the frames of a clip are nearly always of one size
+    def matrix(height, width):
         pixels_right, pixels_down = round(shift_x * width), round(shift_y * height)
-        matrix = affine_matrix(height, width, crop, angle, pixels_right, pixels_down)
+        return affine_matrix(height, width, crop, angle, pixels_right, pixels_down)
+
+    def transform(frame, window):
+        frame = scale_to_height(frame, frame_height)
         # Nearest neighbour, as torchvision's RandomAffine has it by default, and the fastest.
-        cv2.warpAffine(frame, matrix, crop[::-1], dst=window, flags=cv2.INTER_NEAREST)
-    return clip
+        cv2.warpAffine(frame, matrix(*frame.shape[:2]), crop[::-1], dst=window,
+                       flags=cv2.INTER_NEAREST)
+
+    return transform
 
 
-def eval_transform(frames, *, frame_height, crop) -> np.ndarray:
-    """Scales a clip and cuts out its centre; nothing is random. Shapes as in `train_transform`."""
-    frames = [scale_to_height(frame, frame_height) for frame in frames]
-    return np.stack([centre_crop(frame, crop) for frame in frames])
+def eval_transform(*, frame_height, crop):
+    """As `train_transform`, but it only scales and cuts out the centre; nothing is random."""
+
+    def transform(frame, window):
+        window[:] = centre_crop(scale_to_height(frame, frame_height), crop)
+
+    return transform
 
 
 def scale_to_height(frame, height) -> np.ndarray:

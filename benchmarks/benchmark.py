@@ -2,6 +2,7 @@
 
     python benchmarks/benchmark.py                 on the CPU, or on the GPU if there is one
     python benchmarks/benchmark.py --parts loader  one part of it
+    python benchmarks/benchmark.py --parts epoch --epoch_clips 400
 
 Both ways are timed in turn, round by round, and a ratio is the median over the rounds: what else
 the machine does then falls on both. The table and `results/<machine>.json` name the machine and
@@ -10,6 +11,7 @@ the versions. The limit says what no way of doing it could beat here.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -19,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks import loader, machine, memory, step
+from benchmarks import epoch, loader, machine, memory, step
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {"loader": loader.measure, "step": step.measure, "evaluation": step.measure_evaluation,
-         "memory": memory.measure}
+         "memory": memory.measure, "epoch": epoch.measure}
 
 
 def main(arguments=None) -> int:
@@ -46,13 +48,22 @@ def main(arguments=None) -> int:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0))
     parser.add_argument("--device", default=default, help="(%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS,
+                        help="(all, but on a CPU no epoch)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8 if default == "cpu" else 100)
+    parser.add_argument("--batch_size", type=int, help="(8; on a GPU 100, as Jester's)")
     parser.add_argument("--clips", type=int, default=118_562, help="rows for the memory part")
+    parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
+    parser.add_argument("--num_workers", type=int, default=cores, help="of the epoch (%(default)s)")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.parts:
+        options.parts = [part for part in PARTS if part != "epoch" or options.device != "cpu"]
+    if options.batch_size is None:
+        options.batch_size = 8 if options.device == "cpu" else 100
+    return options
 
 
 def markdown(rows) -> str:

@@ -133,7 +133,7 @@ def test_a_validation_that_starts_anew_lists_its_clips_once(
 ):
     own = settings | {key: str(whole_run / "clips")
                       for key in ("train_data_folder", "val_data_folder")}
-    own["nclips"] = 4  # two clips to a batch
+    own |= {"nclips": 4, "eval_batch_size": 8}  # two clips to a batch
     assert train.main(arguments_for(own | {"model_name": "whole"})) == 0
     calls = itertools.count()
 

@@ -130,16 +130,16 @@ def test_augmentation_changes_with_epoch_and_seed_only(settings):
     annotations = read_annotations(config.train_data_csv, config.train_data_folder,
                                    ["Left", "Right", "Still"])
     data_set = VideoFolder(annotations, config, training=True)
-    clip = data_set.read_clip(ClipKey(0, 3))
-    data_set.read_clip(ClipKey(0, 5))
-    assert (clip == data_set.read_clip(ClipKey(0, 3))).all()
-    assert (clip != data_set.read_clip(ClipKey(1, 3))).any()
+    first, _, again = data_set.__getitems__([ClipKey(0, 3), ClipKey(0, 5), ClipKey(0, 3)]).clips
+    (in_next_epoch,) = data_set.__getitems__([ClipKey(1, 3)]).clips
+    assert torch.equal(first, again)
+    assert not torch.equal(first, in_next_epoch)
 
 
 def test_several_windows_in_evaluation(settings):
     clips, batches = all_clips(settings, False, nclips=2)
     assert clips.shape == (14, 2, 4, 20, 20, 3) and clips.dtype == torch.uint8
-    assert len(batches[0].indices) == 2  # batch_size counts windows
+    assert len(batches[0].indices) == 4  # eval_batch_size, 8 by default, counts windows
 
 
 def test_frames_of_different_sizes_load_together(settings, tmp_path):

@@ -19,6 +19,14 @@ class FixedDraw:
         return self.angle if size is None else self.shift
 
 
+def apply(transform, frames):
+    """The clip uint8 [T, height, width, 3] of the transform's results."""
+    clip = np.empty((len(frames), *CROP, 3), np.uint8)
+    for frame, window in zip(frames, clip, strict=True):
+        transform(frame, window)
+    return clip
+
+
 @pytest.fixture
 def frames():
     """Smooth uint8 frames [100, 151, 3], each another: nearest pixels then differ by little."""
@@ -39,8 +47,9 @@ def reference_clip(frames, angle, shift_x, shift_y):
     "draw", [(0, 0, 0), (10, 0, 0), (-7.3, 0.1, -0.05), (4.2, -0.15, 0.15), (90, 0.02, 0.02)]
 )
 def test_train_transform_is_torchvisions_affine_and_crop(frames, draw):
-    clip = train_transform(frames, FixedDraw(*draw), frame_height=100, crop=CROP,
-                           degrees=10, translate=0.15)
+    transform = train_transform(FixedDraw(*draw), frame_height=100, crop=CROP, degrees=10,
+                                translate=0.15)
+    clip = apply(transform, frames)
     expected = reference_clip(frames, *draw)
     difference = np.abs(clip.astype(int) - expected)
     # Where a point falls between two pixels, the two may round to different ones.
@@ -50,8 +59,9 @@ def test_train_transform_is_torchvisions_affine_and_crop(frames, draw):
 
 def test_one_draw_a_clip(frames):
     same = [frames[0]] * 5
-    clip = train_transform(same, np.random.default_rng(3), frame_height=100, crop=CROP,
-                           degrees=10, translate=0.15)
+    rng = np.random.default_rng(3)
+    transform = train_transform(rng, frame_height=100, crop=CROP, degrees=10, translate=0.15)
+    clip = apply(transform, same)
     assert (clip == clip[0]).all()
     assert (clip[0] != centre_crop(frames[0], CROP)).any()
 
@@ -62,15 +72,15 @@ def test_draws_cover_their_range(frames):
     marked[49:51, 49:51] = 255
     places = []
     for _ in range(200):
-        clip = train_transform([marked], rng, frame_height=100, crop=CROP, degrees=10,
-                               translate=0.15)
+        transform = train_transform(rng, frame_height=100, crop=CROP, degrees=10, translate=0.15)
+        clip = apply(transform, [marked])
         places.append(np.argwhere(clip[0, :, :, 0] > 0).mean(0) - 41.5)
     spread = np.abs(places).max(0)
     assert (spread > 14).all() and (spread < 17).all()
 
 
 def test_evaluation_takes_the_centre_and_draws_nothing(frames):
-    clip = eval_transform(frames, frame_height=100, crop=CROP)
+    clip = apply(eval_transform(frame_height=100, crop=CROP), frames)
     expected = reference_clip(frames, 0, 0, 0)
     assert (clip == expected).all()
     plain = v2.functional.center_crop(torch.from_numpy(frames[0]).permute(2, 0, 1), list(CROP))
