@@ -1,0 +1,122 @@
+"""Trains variants of one config with several seeds, and puts what they reach into a table.
+
+    python benchmarks/compare.py --config configs/quickstart.json --seeds 0 1 2 \\
+        --variant fp32 precision=fp32 --variant bf16 precision=bf16 --save precision
+
+A variant is a name and the keys that it changes. Every run is an ordinary run of train.py under
+`--output`; one that was interrupted goes on, and one that is finished already is only read, so
+that the same line with one more variant trains that variant alone.
+"""
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks import machine
+
+PROJECT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    about = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = []
+    for name, *changes in options.variant:
+        runs = [train(options, name, changes, seed) for seed in options.seeds]
+        rows.append(summary(name, changes, runs))
+        print(markdown([rows[-1]]).split("\n")[-1], flush=True)
+    command = " ".join(["python benchmarks/compare.py", *map(quoted, arguments or sys.argv[1:])])
+    text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
+    text += markdown(rows) + "\n"
+    print("\n" + text)
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        saved = about | {"command": command, "rows": rows}
+        (RESULTS / f"{options.save}.json").write_text(json.dumps(saved, indent=2) + "\n")
+        (RESULTS / f"{options.save}.md").write_text(text)
+    return 0
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", "-c", required=True)
+    parser.add_argument("--variant", nargs="+", action="append", required=True,
+                        metavar=("NAME", "key=value"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
+                        help="for all variants")
+    parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
+    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
+    return parser.parse_args(arguments)
+
+
+def train(options, name, changes, seed) -> dict:
+    """What one run has reached; it is trained first unless it is finished already."""
+    own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
+    command = [sys.executable, "train.py", "-c", options.config, "--resume", "auto"]
+    for change in [*options.overrides, *changes, *own]:
+        command += ["--set", change]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{name}, seed {seed}: {' '.join(command)}\n{finished.stderr}")
+    folder = PROJECT / options.output / f"{name}-{seed}"
+    with open(folder / "history.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    total = re.search(r"total +([\d.]+) GFLOP a clip +([\d,]+)", finished.stdout)
+    return {
+        "seed": seed,
+        "top1": float(last["val_top1"]),
+        "loss": float(last["val_loss"]),
+        "train_top1": float(last["top1"]),
+        "clips_per_second": float(last["clips_per_second"]),
+        "gflop": float(total[1]),
+        "parameters": int(total[2].replace(",", "")),
+    }
+
+
+def summary(name, changes, runs) -> dict:
+    return {
+        "variant": name,
+        "changes": changes,
+        "runs": runs,
+        "top1": statistics.mean(run["top1"] for run in runs),
+        "top1_range": [min(run["top1"] for run in runs), max(run["top1"] for run in runs)],
+        "loss": statistics.mean(run["loss"] for run in runs),
+        "train_top1": statistics.mean(run["train_top1"] for run in runs),
+        "clips_per_second": statistics.median(run["clips_per_second"] for run in runs),
+        "gflop": runs[0]["gflop"],
+        "parameters": runs[0]["parameters"],
+    }
+
+
+def markdown(rows) -> str:
+    """Validation top-1 after the last epoch: mean, and lowest to highest of the seeds."""
+    lines = ["| variant | validation top-1, % | lowest to highest | validation loss "
+             "| training top-1, % | parameters | GFLOP a clip | training clips/s |",
+             "|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        low, high = row["top1_range"]
+        lines.append(
+            f"| {row['variant']} | {row['top1']:.1f} | {low:.1f} to {high:.1f} | {row['loss']:.3f} "
+            f"| {row['train_top1']:.1f} | {row['parameters']:,} | {row['gflop']:.2f} "
+            f"| {row['clips_per_second']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def quoted(argument) -> str:
+    return f"'{argument}'" if set(argument) & set(' "[]{}') else argument
+
+
+if __name__ == "__main__":
+    sys.exit(main())
