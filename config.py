@@ -247,7 +247,7 @@ def load_config(path, overrides=(), sets=()) -> Config:
     values = _read_json_object(path)
     values.pop("$schema", None)
     for override in overrides:
-        key, value = _parse_override(override)
+        key, value = parse_override(override)
         values[key] = value
     # Configs in circulation write "no checkpoint" in either way.
     if values.get("checkpoint") == "":
@@ -300,7 +300,8 @@ def _read_json_object(path) -> dict[str, Any]:
     return values
 
 
-def _parse_override(override):
+def parse_override(override: str) -> tuple[str, Any]:
+    """`lr=0.01` -> ("lr", 0.01); the value is JSON, or a plain string if it is not."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override}: expected key=value, for example --set lr=0.01")

@@ -1,5 +1,6 @@
 """The device that computes: which one, in which number format, and how clips come to it."""
 
+import ctypes
 import functools
 import os
 import sys
@@ -67,9 +68,27 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     else:
         torch.backends.cudnn.benchmark = True  # clips all have one shape, so trying out pays
+    if device.type == "cpu":
+        keep_freed_memory()
     problem = version_problem(torch.backends.cudnn.version(), number_format(precision, device))
     if device.type == "cuda" and problem:
         print(f"warning: {problem}", file=sys.stderr)
+
+
+def keep_freed_memory() -> None:
+    """With glibc: freed memory waits for the next tensor instead of going back to the system.
+
+    Otherwise each large tensor comes as fresh pages, which the system has to clear first: on the
+    CPU a fifth of the tutorial's training step. The price is a somewhat higher peak of memory.
+    (mallopt(3): no trimming, and no memory maps for single allocations)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter, value in ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0)):
+            mallopt(parameter, value)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 # --- precision ---------------------------------------------------------------------------------

@@ -134,16 +134,22 @@ def describe(model: nn.Module, clip_shape) -> str:
         stage.register_forward_hook(
             lambda _module, _inputs, output, name=name: shapes.update({name: output.shape[1:]})
         )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, *clip_shape, device="meta"))
+    gflop = count_flop(model, clip_shape) / 1e9
     rows = [("input", (3, *clip_shape), 0)]
     rows += [(name, tuple(shapes[name]), count_parameters(stage)) for name, stage in stages(model)]
     lines = [f"{'stage':<16}{'output [C, T, H, W]':<24}{'parameters':>12}"]
     lines += [f"{name:<16}{', '.join(map(str, shape)):<24}{count:>12,}"
               for name, shape, count in rows]
-    gflops = counter.get_total_flops() / 1e9
-    lines.append(f"{'total':<16}{f'{gflops:.2f} GFLOP a clip':<24}{count_parameters(model):>12,}")
+    lines.append(f"{'total':<16}{f'{gflop:.2f} GFLOP a clip':<24}{count_parameters(model):>12,}")
     return "\n".join(lines)
+
+
+def count_flop(model, clip_shape) -> int:
+    """Operations of one clip's forward pass."""
+    model = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *clip_shape, device="meta"))
+    return counter.get_total_flops()
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:

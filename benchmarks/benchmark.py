@@ -57,6 +57,8 @@ def parse_arguments(arguments):
     parser.add_argument("--clips", type=int, default=118_562, help="rows for the memory part")
     parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
     parser.add_argument("--num_workers", type=int, default=cores, help="of the epoch (%(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
+                        help="change keys of the tutorial's config for step and evaluation")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     options = parser.parse_args(arguments)
     if not options.parts:

@@ -1,129 +1,156 @@
-"""Training step and evaluation of the tutorial's network: clips a second, and memory a clip."""
+"""Training step and evaluation of a network: clips a second, and memory a clip."""
 
+import functools
 import statistics
 
 import numpy as np
 import torch
 
-from benchmarks.machine import in_turn, seconds_of, synchronise
+from benchmarks.machine import in_turn_apart, seconds_of, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
-from config import Config
+from config import Config, parse_override
 from data_loader import Batch
-from device import autocast, number_format, precision_name, to_network_input
+from device import autocast, number_format, precision_name, prepare, to_network_input
 from loop import train_step
-from model import build_model, for_inference
+from model import build_model, count_flop, for_inference
 from run import start_run
 
 NUM_CLASSES = 27
-GFLOP_A_CLIP = 8.87  # forward; a training step costs three times that
 
 
 def measure(device, options, _folder) -> list[dict]:
-    """Clips a second of a training step; the limit is the matrix product's own speed."""
-    rows = [measure_batch(device, options, options.batch_size)]
-    if device.type == "cuda":
-        rows += memory_rows(device, options)
-    return rows
-
-
-def measure_batch(device, options, batch_size) -> dict:
-    config = make_config(batch_size)
-    functions = training_steps(device, config)
-    row = clips_per_second(functions, options.rounds, batch_size, device)
-    peak = peak_flops(device, config.precision)
-    row["limit"] = peak / (3e9 * GFLOP_A_CLIP)
-    row["share_of_peak"] = statistics.median(row["ours"]) / row["limit"]
-    what = f"training step, batch {batch_size}: clips/s (limit: matrix product)"
-    return row | {"what": what, "precision": precision_name(config.precision, device)}
-
-
-def training_steps(device, config) -> dict:
-    """A step of the plain way and one of ours, on a batch of the same clips."""
-    run = start_run(config, [f"class {n}" for n in range(NUM_CLASSES)], device)
-    run.network.train()
-    batch, annotations = make_batch(config.batch_size), FakeAnnotations(config.batch_size)
-    model, optimizer = plain_model(config, device)
-    clips, labels = plain_clips(batch, config), batch.labels
-    return {
-        "plain": lambda: plain_step(model, optimizer, clips.to(device), labels.to(device)),
-        "ours": lambda: train_step(run, batch, annotations),
-    }
-
-
-def memory_rows(device, options) -> list[dict]:
-    """Peak memory a clip, and the largest batch that fits with the speed that it gives."""
-    steps = training_steps(device, make_config(options.batch_size))
-    per_clip = {name: peak_memory(function, device) / options.batch_size / 2**20
-                for name, function in steps.items()}
-    del steps
-    largest = {name: largest_batch(name, device, options.batch_size) for name in per_clip}
-    functions = {
-        name: training_steps(device, make_config(size))[name] for name, size in largest.items()
-    }
-    speed = {name: [largest[name] / s for s in times]
-             for name, times in in_turn(functions, options.rounds, device).items()}
-    ratio = statistics.median(speed["ours"]) / statistics.median(speed["plain"])
-    return [
-        per_clip | {"what": "training step: peak memory a clip, MiB",
-                    "ratio": per_clip["plain"] / per_clip["ours"]},
-        largest | {"what": "training step: largest batch that fits, clips",
-                   "ratio": largest["ours"] / largest["plain"]},
-        speed | {"what": "training step, the largest batch of each: clips/s", "ratio": ratio},
-    ]
-
-
-def largest_batch(name, device, smallest) -> int:
-    """Clips of the largest batch that a step can be done with, in multiples of `smallest`."""
-    fits, size = smallest, 2 * smallest
-    while _fits(name, device, size):
-        fits, size = size, 2 * size
-    step = fits // 4
-    while step >= smallest:
-        fits, step = (fits + step, step) if _fits(name, device, fits + step) else (fits, step // 2)
-    return fits
-
-
-def _fits(name, device, batch_size) -> bool:
-    try:
-        training_steps(device, make_config(batch_size))[name]()
-        synchronise(device)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True
+    """Clips a second of a training step; on a GPU also its memory, and the largest batch."""
+    rows = [measure_training(device, options, {"plain": options.batch_size,
+                                               "ours": options.batch_size})]
+    return rows + (memory_rows(device, options) if device.type == "cuda" else [])
 
 
 def measure_evaluation(device, options, _folder) -> list[dict]:
     """Clips a second without gradients: batches of the default size beside the plain way's."""
-    config = make_config(options.batch_size)
+    config = make_config(options)
+    num_clips = config.videos_per_eval_batch
+    arguments = (device, config)
+    makers = {"plain": (plain_evaluator, arguments), "ours": (our_evaluator, arguments)}
+    seconds = in_turn_apart(makers, options.rounds, device)
+    row = clips_per_second(seconds, {"plain": config.batch_size, "ours": num_clips})
+    what = f"evaluation, batch {num_clips}: clips/s (limit: matrix product)"
+    return [row | against_the_limit(row, 1, device, config) | {"what": what}]
+
+
+# --- a training step ---------------------------------------------------------------------------
+
+
+def measure_training(device, options, batch_sizes) -> dict:
+    """A row of the table; the limit is the speed of a large matrix product."""
+    makers = {name: (MAKERS[name], (device, make_config(options, size)))
+              for name, size in batch_sizes.items()}
+    row = clips_per_second(in_turn_apart(makers, options.rounds, device), batch_sizes)
+    sizes = " and ".join(map(str, dict.fromkeys(batch_sizes.values())))
+    what = f"training step, batch {sizes}: clips/s (limit: matrix product)"
+    return row | against_the_limit(row, 3, device, make_config(options)) | {"what": what}
+
+
+def plain_trainer(device, config):
+    """A function that does one step the plain way, with clips as the plain loader gives them."""
+    model, optimizer = plain_model(config, device)
+    batch = make_batch(config, config.batch_size)
+    clips, labels = plain_clips(batch, config), batch.labels
+    return lambda: plain_step(model, optimizer, clips.to(device), labels.to(device))
+
+
+def our_trainer(device, config):
+    prepare(device, config.precision, config.deterministic)
+    run = start_run(config, [f"class {n}" for n in range(NUM_CLASSES)], device)
+    if config.compile:
+        run.model.compile()
+    run.network.train()
+    batch = make_batch(config, config.batch_size)
+    return functools.partial(train_step, run, batch, FakeAnnotations(config.batch_size))
+
+
+MAKERS = {"plain": plain_trainer, "ours": our_trainer}
+
+
+def memory_rows(device, options) -> list[dict]:
+    """Peak memory a clip, and the largest batch that fits with the speed that it gives."""
+    size = options.batch_size
+    per_clip = {name: peak_memory(maker(device, make_config(options)), device) / size / 2**20
+                for name, maker in MAKERS.items()}
+    largest = {name: largest_batch(name, device, options) for name in MAKERS}
+    return [
+        per_clip | {"what": f"training step, batch {size}: peak memory a clip, MiB",
+                    "ratio": per_clip["plain"] / per_clip["ours"]},
+        largest | {"what": "training step: largest batch that fits, clips",
+                   "ratio": largest["ours"] / largest["plain"]},
+        measure_training(device, options, largest),
+    ]
+
+
+def largest_batch(name, device, options) -> int:
+    """Clips of the largest batch that a step can be done with, to an eighth."""
+    fits = options.batch_size
+    while _fits(name, device, options, 2 * fits):
+        fits *= 2
+    for step in (fits // 2, fits // 4, fits // 8):
+        fits += step if _fits(name, device, options, fits + step) else 0
+    return fits
+
+
+def _fits(name, device, options, batch_size) -> bool:
+    # Half of it is kept free for the process of the other way, which is timed in turn.
+    torch.cuda.set_per_process_memory_fraction(0.45, device)
+    try:
+        MAKERS[name](device, make_config(options, batch_size))()
+        synchronise(device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.empty_cache()
+    return True
+
+
+def peak_memory(function, device) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+# --- evaluation --------------------------------------------------------------------------------
+
+
+def plain_evaluator(device, config):
     model, _ = plain_model(config, device)
-    ours = for_inference(model.to(memory_format=torch.channels_last_3d))
-    plain, _ = plain_model(config, device)
-    plain_batch, batch = make_batch(config.batch_size), make_batch(config.videos_per_eval_batch)
-    clips = plain_clips(plain_batch, config)
+    clips = plain_clips(make_batch(config, config.batch_size), config)
+    return lambda: plain_evaluation(model, clips.to(device))
+
+
+def our_evaluator(device, config):
+    prepare(device, config.precision, config.deterministic)
+    model, _ = plain_model(config, device)
+    model = for_inference(model.to(memory_format=torch.channels_last_3d))
+    batch = make_batch(config, config.videos_per_eval_batch)
 
     @torch.inference_mode()
-    def our_evaluation():
+    def evaluate():
         windows = to_network_input(batch.clips[:, 0], device, config.mean, config.std)
         with autocast(device, config.precision):
-            ours(windows)
+            model(windows)
 
-    def plain_evaluations():  # of as many clips
-        for _ in range(0, len(batch.labels), config.batch_size):
-            plain_evaluation(plain, clips.to(device))
-
-    functions = {"plain": plain_evaluations, "ours": our_evaluation}
-    row = clips_per_second(functions, options.rounds, len(batch.labels), device)
-    row["limit"] = peak_flops(device, config.precision) / (1e9 * GFLOP_A_CLIP)
-    what = f"evaluation, batch {len(batch.labels)}: clips/s (limit: matrix product)"
-    return [row | {"what": what, "precision": precision_name(config.precision, device)}]
+    return evaluate
 
 
-def make_config(batch_size) -> Config:
+# --- what both need ----------------------------------------------------------------------------
+
+
+def make_config(options, batch_size=None) -> Config:
+    """The tutorial's, but for what `--set` changes."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
-    return Config(model_name="benchmark", **dict.fromkeys(paths, ""), batch_size=batch_size,
-                  num_classes=NUM_CLASSES)
+    keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
+            "batch_size": batch_size or options.batch_size}  # fmt: skip
+    return Config(**keys | dict(map(parse_override, options.overrides)))
 
 
 class FakeAnnotations:
@@ -133,15 +160,15 @@ class FakeAnnotations:
         self.ids = np.arange(num_clips).astype(str)
 
 
-def make_batch(batch_size, clip_shape=(18, 84, 84)) -> Batch:
-    """Noise, as a loader would give it; clip_shape: (T, H, W)."""
+def make_batch(config, num_clips) -> Batch:
+    """Noise, as a loader would give it."""
     generator = torch.Generator().manual_seed(0)
-    clips = torch.randint(256, (batch_size, 1, *clip_shape, 3), generator=generator)
-    labels = torch.randint(NUM_CLASSES, (batch_size,), generator=generator)
-    clips = clips.to(torch.uint8)
+    shape = (num_clips, 1, config.clip_size, *config.crop, 3)
+    clips = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    labels = torch.randint(NUM_CLASSES, (num_clips,), generator=generator)
     if torch.cuda.is_available():
         clips = clips.pin_memory()
-    return Batch(clips, labels, torch.arange(batch_size), [])
+    return Batch(clips, labels, torch.arange(num_clips), [])
 
 
 def plain_model(config, device):
@@ -156,11 +183,25 @@ def plain_clips(batch, config) -> torch.Tensor:
     return clips.contiguous()
 
 
-def clips_per_second(functions, rounds, num_clips, device) -> dict:
-    seconds = in_turn(functions, rounds, device)
-    row = {name: [num_clips / s for s in values] for name, values in seconds.items()}
+def clips_per_second(seconds, num_clips) -> dict:
+    """num_clips: of one call of each way."""
+    row = {name: [num_clips[name] / s for s in values] for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
     return row | {"ratio": ratio}
+
+
+def against_the_limit(row, passes, device, config) -> dict:
+    """The clips/s that a large matrix product's speed would give, and how near ours come.
+
+    passes: as many times the forward pass's operations; a training step has about three.
+    """
+    with torch.device("meta"):
+        model = build_model(config, NUM_CLASSES)
+    flop = passes * count_flop(model, (config.clip_size, *config.crop))
+    limit = peak_flops(device, config.precision) / flop
+    share = statistics.median(row["ours"]) / limit
+    precision = precision_name(config.precision, device)
+    return {"limit": limit, "share_of_limit": share, "precision": precision}
 
 
 def peak_flops(device, precision) -> float:
@@ -171,11 +212,3 @@ def peak_flops(device, precision) -> float:
     left @ right
     fastest = min(seconds_of(lambda: left @ right, device) for _ in range(5))
     return 2 * side**3 / fastest
-
-
-def peak_memory(function, device) -> int:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    synchronise(device)
-    return torch.cuda.max_memory_allocated(device)

@@ -113,7 +113,7 @@ def make_settings(folder, **changes) -> dict:
     return write_data_set(folder / "data", {"train": 22, "validation": 7}) | TINY_NETWORK | {
         "model_name": "tiny", "output_dir": str(folder / "trainings"), "batch_size": 8,
         "num_workers": 0, "num_epochs": 2, "schedule": "constant", "lr": 0.003,
-        "checkpoint_minutes": 0, **changes,
+        "eval_batch_size": 4, "checkpoint_minutes": 0, **changes,
     }  # fmt: skip
 
 

@@ -1,26 +1,16 @@
 """The benchmark runs, at a small size, and its table holds what it should."""
 
-import functools
 import json
 
 import pytest
 
-from benchmarks import benchmark, step
+from benchmarks import benchmark
+
+SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """The tutorial's network is left out: seconds a step."""
-    make_config = step.make_config
-
-    def small_config(batch_size):
-        return make_config(batch_size).model_copy(
-            update={"clip_size": 4, "crop_size": 20, "block_widths": [4], "head_widths": [8]}
-        )
-
-    monkeypatch.setattr(step, "make_config", small_config)
-    small_batch = functools.partial(step.make_batch, clip_shape=(4, 20, 20))
-    monkeypatch.setattr(step, "make_batch", small_batch)
+def results(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
     return tmp_path
 
@@ -29,12 +19,12 @@ def run(*arguments):
     return benchmark.main(["--device", "cpu", "--rounds", "1", *arguments])
 
 
-def test_loader_step_and_evaluation(small, capsys):
+def test_loader_step_and_evaluation(results, capsys):
     parts = ["loader", "step", "evaluation"]
-    assert run("--parts", *parts, "--batch_size", "4", "--save", "test") == 0
-    table = (small / "test.md").read_text()
+    assert run("--parts", *parts, "--batch_size", "4", "--save", "test", "--set", *SMALL) == 0
+    table = (results / "test.md").read_text()
     assert table.split("\n\n")[1] in capsys.readouterr().out
-    saved = json.loads((small / "test.json").read_text())
+    saved = json.loads((results / "test.json").read_text())
     assert {"machine", "versions", "date", "rows"} == set(saved)
     assert [row["what"].split(",")[0] for row in saved["rows"]] == [
         "loader", "training step", "evaluation"]  # fmt: skip
@@ -47,10 +37,10 @@ def test_loader_step_and_evaluation(small, capsys):
 
 
 @pytest.mark.slow
-def test_memory_of_a_worker_and_a_whole_epoch(small):
+def test_memory_of_a_worker_and_a_whole_epoch(results):
     assert run("--parts", "memory", "epoch", "--clips", "1000", "--epoch_clips", "12",
                "--batch_size", "4", "--num_workers", "1", "--save", "test") == 0  # fmt: skip
-    saved = json.loads((small / "test.json").read_text())
+    saved = json.loads((results / "test.json").read_text())
     assert [row["what"].split(",")[0].split(" of ")[0] for row in saved["rows"]] == [
         "loader worker", "start to first batch request", "epoch", "Jester's 118", "epoch",
         "epoch"]  # fmt: skip

@@ -46,7 +46,8 @@ def test_constant_goes_on_until_stopped():
 
 def test_optimizer_is_adam_with_amsgrad_and_weight_decay():
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(make_config(weight_decay=0.5, momentum=0.8), [weight])
+    config = make_config(weight_decay=0.5, momentum=0.8)
+    optimizer = build_optimizer(config, [weight], torch.device("cpu"))
     group = optimizer.param_groups[0]
     assert group["amsgrad"] and group["weight_decay"] == 0.5 and group["betas"] == (0.8, 0.999)
     weight.grad = torch.zeros(3)
