@@ -52,9 +52,10 @@ def parse_arguments(arguments):
     parser.add_argument("--device", default=default, help="(%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS,
                         help="(all, but on a CPU no epoch)")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--batch_size", type=int, help="(8; on a GPU 100, as Jester's)")
-    parser.add_argument("--clips", type=int, default=118_562, help="rows for the memory part")
+    parser.add_argument("--clips", type=int, default=20_000,
+                        help="rows for the memory part (%(default)s; Jester has 118562)")
     parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
     parser.add_argument("--num_workers", type=int, default=cores, help="of the epoch (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
