@@ -21,6 +21,27 @@ SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
 # The sets of clips, and how their keys begin in a config file.
 SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 
+# torchvision's networks for video, and the layers of each that belong to the classes.
+TORCHVISION_VIDEO_MODELS = {
+    "r3d_18": "fc", "mc3_18": "fc", "r2plus1d_18": "fc", "s3d": "classifier",
+    "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
+    "mvit_v1_b": "head", "mvit_v2_s": "head",
+}  # fmt: skip
+MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", *TORCHVISION_VIDEO_MODELS)
+FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
+# The keys that belong to some of the networks only.
+MODEL_OPTIONS = {
+    "block_widths": ("conv3d",),
+    "head_widths": ("conv3d",),
+    "backbone": FRAME_MODELS,
+    "lstm_units": ("cnn_lstm",),
+    "trn_scales": ("trn",),
+    "width": ("mobilenet3d",),
+    "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "s3d"),
+}
+BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small",
+             "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # What no memory and no counter can hold is refused here, as it would be refused far later.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -133,13 +154,31 @@ class Config(BaseModel):
     )
 
     # --- the network -------------------------------------------------------------------------
-    model: Literal["conv3d"] = Field("conv3d", description="conv3d: the tutorial's 3D ConvNet.")
+    model: Literal[MODELS] = Field(
+        "conv3d",
+        description="conv3d: the tutorial's 3D ConvNet; cnn_lstm: a 2D ConvNet on each frame and "
+        "an LSTM; trn: Temporal Relation Network; two_stream: a frame and optical flow; "
+        "mobilenet3d: a light 3D network; the others: torchvision's video models.",
+    )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
-        description="Channels of each block; blocks beyond the list repeat its last entry.",
+        description="conv3d: channels of each block; blocks beyond the list repeat the last "
+        "entry.",
     )
     head_widths: Annotated[list[Size], Field(min_length=1)] = Field(
-        [512, 512, 256], description="Channels of the last convolution, then of each hidden layer."
+        [512, 512, 256], description="conv3d: channels of the last convolution, then of each "
+        "hidden layer."
+    )
+    backbone: Literal[BACKBONES] = Field(
+        "resnet18", description="cnn_lstm, trn, two_stream: torchvision's network for the frames."
+    )
+    lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's state.")
+    trn_scales: Literal["multi", "single"] = Field(
+        "multi",
+        description="trn: relations of 2 to clip_size frames, or of clip_size frames only.",
+    )
+    width: PositiveFloat = Field(
+        1.0, le=16, description="mobilenet3d: factor for the number of channels."
     )
     dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
 
@@ -209,11 +248,28 @@ class Config(BaseModel):
                 f"accumulate_steps: found {self.accumulate_steps}; BatchNorm needs two clips a "
                 f"part, which batch_size ({self.batch_size}) has not"
             )
+        problems += [
+            f"{key}: found {getattr(self, key)!r}; it is an option of {', '.join(models)}, not of "
+            f"{self.model}; remove it"
+            for key, models in MODEL_OPTIONS.items()
+            if self.model not in models and getattr(self, key) != self._default(key)
+        ]
+        if self.model == "two_stream" and self.clip_size < 2:
+            problems.append("clip_size: found 1; two_stream needs movement between two frames")
         if self.new_head and not self.pretrained:
             problems.append("new_head: found true; it goes with `pretrained`, which is null")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @classmethod
+    def _default(cls, key):
+        return cls.model_fields[key].default
+
+    @property
+    def num_channels(self) -> int:
+        """Of the network's input: colours, and for two_stream the optical flow's two directions."""
+        return 5 if self.model == "two_stream" else 3
 
     @property
     def crop(self) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
     config = data_set.config
     processes.copy_buffers_from_main(model)
     model = for_inference(model)
-    logits = torch.zeros(len(data_set), model.classifier.out_features, device=device)
+    logits = torch.zeros(len(data_set), model.num_classes, device=device)
     bad = []
     silent = None if processes.is_main() else True
     for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):

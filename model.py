@@ -1,10 +1,13 @@
-"""The networks, and `build_model`, which makes the one that the config names.
+"""`build_model` makes the network that the config names; what all networks have in common.
 
-Shapes: N clips, C channels, T frames, H, W pixels.
+Shapes: N clips, C channels, T frames, H, W pixels. A network maps float [N, C, T, H, W] to logits
+[N, num_classes]; C is 3, or 5 where it takes optical flow, too.
 """
 
 import copy
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,97 +15,117 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config
+from config import TORCHVISION_VIDEO_MODELS, Config
 from errors import UserError
+from networks_2d import CnnLstm, TemporalRelationNetwork, TwoStream
+from networks_3d import ConvColumn, MobileNet3d, torchvision_video
 
-SMALLEST_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
-
-
-class ConvColumn(nn.Module):
-    """The tutorial's 3D ConvNet: blocks that halve time and space until one vector is left.
-
-    A block is conv, BatchNorm, LeakyReLU, twice, and max pooling. As many blocks are stacked as
-    fit into the clip; the last convolution's kernel covers what remains, which gives
-    [N, C, 1, 1, 1]; hidden layers and a linear classifier follow. For 18 frames of 84 x 84 and the
-    default widths this is the published network of 3,886,883 parameters at 27 classes.
-
-    clip_shape: (T, H, W); block_widths: channels of each block, the last entry repeated for
-    further ones; head_widths: channels of the last convolution, then of each hidden layer.
-    Raises UserError if the clip is too small for one block.
-    """
-
-    def __init__(self, num_classes, clip_shape, block_widths, head_widths, dropout):
-        super().__init__()
-        if min(clip_shape[1:]) < SMALLEST_SIDE:
-            raise UserError(
-                f"crop_size: {clip_shape[1]} x {clip_shape[2]} pixels are too small for this "
-                f"network; the smallest that works is {SMALLEST_SIDE} x {SMALLEST_SIDE}"
-            )
-        shape, channels = tuple(clip_shape), 3
-        self.blocks = nn.Sequential()
-        while min(shape[1:]) >= SMALLEST_SIDE:
-            width = block_widths[min(len(self.blocks), len(block_widths) - 1)]
-            self.blocks.append(conv_block(channels, width, has_time=shape[0] > 1))
-            shape, channels = shape_after_block(shape), width
-        self.last_conv = nn.Conv3d(channels, head_widths[0], kernel_size=shape)
-        self.hidden = nn.Sequential(
-            *(
-                hidden_layer(inputs, outputs, dropout)
-                for inputs, outputs in itertools.pairwise(head_widths)
-            )
-        )
-        self.classifier = nn.Linear(head_widths[-1], num_classes)
-
-    def forward(self, clips):
-        """clips: float [N, 3, T, H, W]. Returns logits [N, num_classes]."""
-        features = self.last_conv(self.blocks(clips))  # [N, C, 1, 1, 1]
-        return self.classifier(self.hidden(features.flatten(1)))
+LARGEST_SIDE, MOST_FRAMES = 256, 64  # how far the smallest clip that a network takes is looked for
 
 
-def conv_block(channels_in, channels_out, has_time):
-    """Halves H and W, and T where it `has_time`; a single frame keeps kernels of one frame.
+class Network(NamedTuple):
+    """How a network is made, and which of its layers belong to the classes."""
 
-    The tutorial pools after the second LeakyReLU. That never changes which value is the largest,
-    so pooling first gives the same bits, and leaves it an eighth of the values.
-    """
-    time = 2 if has_time else 1
-    kernel = (time, 3, 3)
-    return nn.Sequential(
-        nn.Conv3d(channels_in, channels_out, kernel),
-        nn.BatchNorm3d(channels_out),
-        nn.LeakyReLU(inplace=True),
-        nn.Conv3d(channels_out, channels_out, kernel, padding=(time - 1, 1, 1)),
-        nn.BatchNorm3d(channels_out),
-        nn.MaxPool3d((time, 2, 2)),
-        nn.LeakyReLU(inplace=True),
-    )
+    build: Callable  # (config, number of classes) -> module
+    head: str = "classifier"  # the layers whose names begin so
 
 
-def shape_after_block(shape) -> tuple[int, int, int]:
-    """(T, H, W) after `conv_block`: the first convolution trims, the pooling halves."""
-    frames, height, width = shape
-    return max(1, frames // 2), (height - 2) // 2, (width - 2) // 2
-
-
-def hidden_layer(inputs, outputs, dropout):
-    return nn.Sequential(
-        nn.Linear(inputs, outputs), nn.LeakyReLU(), nn.BatchNorm1d(outputs), nn.Dropout(dropout)
-    )
-
-
-def build_conv3d(config: Config, num_classes) -> ConvColumn:
+def build_conv3d(config: Config, num_classes) -> nn.Module:
     clip_shape = (config.clip_size, *config.crop)
     return ConvColumn(
         num_classes, clip_shape, config.block_widths, config.head_widths, config.dropout
     )
 
 
-MODELS = {"conv3d": build_conv3d}
+def build_cnn_lstm(config: Config, num_classes) -> nn.Module:
+    return CnnLstm(num_classes, config.backbone, config.lstm_units, config.dropout)
+
+
+def build_trn(config: Config, num_classes) -> nn.Module:
+    is_multi_scale = config.trn_scales == "multi"
+    return TemporalRelationNetwork(
+        num_classes, config.backbone, config.clip_size, is_multi_scale, config.dropout
+    )
+
+
+def build_two_stream(config: Config, num_classes) -> nn.Module:
+    return TwoStream(num_classes, config.backbone, config.clip_size, config.dropout)
+
+
+def build_mobilenet3d(config: Config, num_classes) -> nn.Module:
+    return MobileNet3d(num_classes, config.width, config.dropout)
+
+
+def build_torchvision_video(config: Config, num_classes) -> nn.Module:
+    clip_shape = (config.clip_size, *config.crop)
+    dropout = config.dropout if config.model == "s3d" else None
+    return torchvision_video(config.model, num_classes, clip_shape, dropout)
+
+
+NETWORKS = {
+    "conv3d": Network(build_conv3d),
+    "cnn_lstm": Network(build_cnn_lstm),
+    "trn": Network(build_trn),  # its heads are `classifiers`
+    "two_stream": Network(build_two_stream),
+    "mobilenet3d": Network(build_mobilenet3d),
+    **{name: Network(build_torchvision_video, head)
+       for name, head in TORCHVISION_VIDEO_MODELS.items()},
+}  # fmt: skip
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The network that `config.model` names; it maps float [N, 3, T, H, W] to logits."""
-    return MODELS[config.model](config, num_classes)
+    """The network that `config.model` names. Raises UserError for clips too small for it."""
+    model = NETWORKS[config.model].build(config, num_classes)
+    model.num_classes, model.num_channels = num_classes, config.num_channels
+    check_clip_shape(model, (config.clip_size, *config.crop), config.model)
+    return model
+
+
+def check_clip_shape(model, clip_shape, name) -> None:
+    """Raises UserError, with the smallest clip that works, if the network cannot take this one."""
+    model = without_data(model)
+    if _takes(model, clip_shape):
+        return
+    frames, height, width = clip_shape
+    found = f"{frames} frames of {height} x {width} pixels"
+
+    def takes(num_frames, side):
+        return _takes(model, (num_frames, max(side, height), max(side, width)))
+
+    if not takes(MOST_FRAMES, LARGEST_SIDE):
+        raise UserError(f"model: {name} takes no clips of {found}")
+    least_frames = _least(frames, MOST_FRAMES, lambda number: takes(number, LARGEST_SIDE))
+    side = _least(min(height, width), LARGEST_SIDE, lambda side: takes(least_frames, side))
+    raise UserError(
+        f"clip_size, crop_size: clips of {found} are too small for {name}; the smallest that works "
+        f"is {least_frames} frames of {max(side, height)} x {max(side, width)}"
+    )
+
+
+def _least(low, high, works) -> int:
+    """The smallest number from `low` to `high` that works; all above it do, too."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle + 1, high)
+    return low
+
+
+def _takes(meta_model, clip_shape) -> bool:
+    try:
+        run_without_data(meta_model, clip_shape)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def without_data(model) -> nn.Module:
+    """A copy on the meta device, through which shapes flow but no numbers."""
+    return copy.deepcopy(model).to("meta").eval()
+
+
+@torch.no_grad()
+def run_without_data(meta_model, clip_shape) -> None:
+    meta_model(torch.empty(1, meta_model.num_channels, *clip_shape, device="meta"))
 
 
 def for_inference(model) -> nn.Module:
@@ -125,40 +148,47 @@ def for_inference(model) -> nn.Module:
 def describe(model: nn.Module, clip_shape) -> str:
     """A table of stages: name, output shape, parameters; then the totals and GFLOPs a clip.
 
-    clip_shape: (T, H, W). Nothing is computed: the shapes flow through a copy without data.
-    A multiplication and an addition count as two operations.
+    clip_shape: (T, H, W). A multiplication and an addition count as two operations.
     """
-    model = copy.deepcopy(model).to("meta").eval()
+    meta_model = without_data(model)
     shapes = {}
-    for name, stage in stages(model):
+
+    def note_shape(name, output):
+        output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
+        shapes[name] = ", ".join(map(str, output.shape[1:]))
+
+    for name, stage in stages(meta_model):
         stage.register_forward_hook(
-            lambda _module, _inputs, output, name=name: shapes.update({name: output.shape[1:]})
+            lambda _module, _inputs, output, name=name: note_shape(name, output)
         )
-    gflop = count_flop(model, clip_shape) / 1e9
-    rows = [("input", (3, *clip_shape), 0)]
-    rows += [(name, tuple(shapes[name]), count_parameters(stage)) for name, stage in stages(model)]
-    lines = [f"{'stage':<16}{'output [C, T, H, W]':<24}{'parameters':>12}"]
-    lines += [f"{name:<16}{', '.join(map(str, shape)):<24}{count:>12,}"
-              for name, shape, count in rows]
-    lines.append(f"{'total':<16}{f'{gflop:.2f} GFLOP a clip':<24}{count_parameters(model):>12,}")
+    with FlopCounterMode(display=False) as counter:
+        run_without_data(meta_model, clip_shape)
+    gflop = counter.get_total_flops() / 1e9
+    rows = [("input", ", ".join(map(str, (model.num_channels, *clip_shape))), 0)]
+    rows += [(name, shapes.get(name, ""), count_parameters(stage)) for name, stage in stages(model)]
+    width = max(15, *(len(name) for name, _, _ in rows)) + 1
+    lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
+    lines += [f"{name:<{width}}{shape:<24}{count:>12,}" for name, shape, count in rows]
+    total = f"{gflop:.2f} GFLOP a clip"
+    lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
     return "\n".join(lines)
 
 
 def count_flop(model, clip_shape) -> int:
     """Operations of one clip's forward pass."""
-    model = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, *clip_shape, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        run_without_data(without_data(model), clip_shape)
     return counter.get_total_flops()
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:
     """The model's children by name, with containers opened."""
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
     return [
         (f"{name}.{part_name}" if part_name else name, part)
         for name, child in model.named_children()
         for part_name, part in (
-            child.named_children() if isinstance(child, nn.Sequential) else [("", child)]
+            child.named_children() if isinstance(child, containers) else [("", child)]
         )
     ]
 

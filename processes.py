@@ -225,7 +225,7 @@ def parallel(model: nn.Module, device: torch.device, clip_shape) -> nn.Module:
     # Once it has seen a backward pass, it adds up in another order. If that pass were the first
     # step, three processes that resume would not do bit for bit what they did uninterrupted.
     network.eval()
-    network(torch.zeros(1, 3, *clip_shape, device=device)).sum().backward()
+    network(torch.zeros(1, model.num_channels, *clip_shape, device=device)).sum().backward()
     network.zero_grad()
     return network
 

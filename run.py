@@ -27,7 +27,7 @@ from config import Config
 from device import loss_scaler
 from errors import UserError
 from loss_watch import LossWatch
-from model import build_model
+from model import NETWORKS, build_model
 from optimization import build_optimizer, load_optimizer_state
 from profiling import StepProfile
 from utils import TrainingMetrics
@@ -100,7 +100,8 @@ def take_pretrained(model, config: Config, class_names) -> None:
     checkpoint = processes.from_main(load_checkpoint, path)
     if not config.new_head:
         check_classes(checkpoint, class_names, path, config.labels_csv)
-    load_weights(model, checkpoint, path, except_for=["classifier."] if config.new_head else [])
+    head = [NETWORKS[config.model].head] if config.new_head else []
+    load_weights(model, checkpoint, path, except_for=head)
     print(f"weights from {path}{', but for a new last layer' if config.new_head else ''}")
 
 

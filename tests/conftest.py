@@ -8,6 +8,8 @@ import pytest
 import simplejpeg
 import torch
 
+from config import Config
+
 torch.set_num_threads(1)  # the networks here are too small for more
 
 CLASSES = ["Left", "Right", "Still"]
@@ -20,6 +22,12 @@ TINY_NETWORK = {
     "head_widths": [16, 8],
     "precision": "fp32",  # as CPUs with and without bf16 compute alike
 }
+
+
+def make_config(**keys) -> Config:
+    """A config without data."""
+    paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
+    return Config(**dict.fromkeys(paths, "") | {"model_name": "a run"} | keys)
 
 
 def draw_frames(label, num_frames, rng, height=24, width=32) -> np.ndarray:

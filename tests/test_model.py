@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from errors import UserError
-from model import ConvColumn, conv_block, count_parameters, describe, for_inference
+from model import count_parameters, describe, for_inference
+from networks_3d import ConvColumn, conv_block
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
 

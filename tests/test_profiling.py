@@ -6,19 +6,14 @@ import time
 
 import pytest
 import torch
+from conftest import make_config
 from runs import make_settings, run_folder, write_config
 
 import train
 from callbacks import Progress
-from config import Config
 from profiling import StepProfile, WaitingTime, waiting_hint
 
 CPU = torch.device("cpu")
-PATHS = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
-
-
-def make_config(**keys):
-    return Config(model_name="a run", **dict.fromkeys(PATHS, ""), **keys)
 
 
 @pytest.fixture

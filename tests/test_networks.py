@@ -1,0 +1,111 @@
+"""Every network: shapes, sizes as published, gradients everywhere, clips that are too small."""
+
+import pytest
+import torch
+from conftest import make_config
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from config import MODELS
+from errors import UserError
+from model import build_model, count_flop, count_parameters, describe, for_inference
+from networks_2d import TemporalRelationNetwork
+
+SMALL = {"clip_size": 4, "crop_size": 40, "backbone": "mobilenet_v3_small"}
+SHORT = [name for name in MODELS if not name.startswith(("mvit", "swin3d_s", "swin3d_b"))]
+
+
+def small_config(name, **keys):
+    options = {key: value for key, value in SMALL.items() if key != "backbone"}
+    if name in ("cnn_lstm", "trn", "two_stream"):
+        options = SMALL
+    if name == "s3d":
+        options = options | {"clip_size": 8}
+    return make_config(model=name, **options | keys)
+
+
+def use_own_statistics(model, clips):
+    """Sets BatchNorm to the statistics of `clips`, as if it had been trained on them."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 1.0
+    model.train()(clips)
+    model.eval()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_clips_become_logits_and_every_weight_learns(name):
+    torch.manual_seed(0)
+    config = small_config(name)
+    model = build_model(config, 5).train()
+    clips = torch.randn(2, config.num_channels, config.clip_size, 40, 40)
+    logits = model(clips)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert without == []
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(clips), model(clips))
+        torch.testing.assert_close(for_inference(model)(clips), model(clips), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_stage_table_serves_every_network(name):
+    size = {"clip_size": 16, "crop_size": 224 if name.startswith("mvit") else 112}
+    with torch.device("meta"):
+        model = build_model(make_config(model=name, **size), 27)
+    lines = describe(model, (16, *[size["crop_size"]] * 2)).split("\n")
+    assert lines[0].split()[0] == "stage" and lines[-1].split()[0] == "total"
+    counts = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
+    loose = sum(p.numel() for p in model.parameters(recurse=False))
+    assert sum(counts[:-1]) + loose == counts[-1] == count_parameters(model)
+
+
+@pytest.mark.parametrize(
+    "name, parameters, gflop",
+    # Of Kinetics-600 (arXiv 1904.02422, where a multiply-add counts as one operation), and of
+    # Kinetics-400 (torchvision's documentation, likewise).
+    [("mobilenet3d", 3.12e6, 2 * 0.56), ("r3d_18", 33.37e6, 2 * 40.7)],
+)
+def test_sizes_are_the_published_ones(name, parameters, gflop):
+    num_classes = 600 if name == "mobilenet3d" else 400
+    with torch.device("meta"):
+        model = build_model(make_config(model=name, clip_size=16, crop_size=112), num_classes)
+    assert count_parameters(model) == pytest.approx(parameters, rel=0.02)
+    assert count_flop(model, (16, 112, 112)) / 1e9 == pytest.approx(gflop, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, keys, remedy",
+    [
+        ("mvit_v2_s", {}, "clip_size 16 and crop_size 224 only"),
+        ("conv3d", {"crop_size": 3}, "smallest that works is 4 x 4"),
+        ("s3d", {"clip_size": 1}, "smallest that works is"),
+    ],
+)
+def test_clips_that_are_too_small_name_the_smallest_that_work(name, keys, remedy):
+    with pytest.raises(UserError, match=remedy):
+        build_model(small_config(name, **keys), 5)
+
+
+def test_relations_are_of_ordered_frames_and_repeat_in_evaluation():
+    model = TemporalRelationNetwork(3, "mobilenet_v3_small", 6, True, 0.0)
+    assert model.scales == [6, 5, 4, 3, 2]
+    for is_training in (True, False):
+        model.train(is_training)
+        for scale in model.scales:
+            tuples = model.tuples(scale, "cpu")
+            assert (tuples.diff(dim=1) > 0).all() and tuples.max() < 6
+            assert tuples.shape == (1 if scale == 6 else 3, scale)
+    assert torch.equal(model.tuples(2, "cpu"), model.tuples(2, "cpu"))
+
+
+@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d"])
+def test_the_order_of_frames_matters_to_every_approach(name):
+    """The order-free part of two_stream apart, reversing a clip moves the logits."""
+    torch.manual_seed(0)
+    config = small_config(name)
+    model = build_model(config, 5)
+    clips = torch.randn(4, config.num_channels, 4, 40, 40)
+    use_own_statistics(model, clips)
+    assert (model(clips) - model(clips.flip(2))).abs().max() > 1e-5
