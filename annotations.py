@@ -23,6 +23,7 @@ class Annotations:
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
     folder: str
     num_dropped: int  # rows whose label is not in the labels file
+    class_names: tuple[str, ...] = ()  # of a set with labels
 
     def __len__(self):
         return len(self.ids)
@@ -74,7 +75,7 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
     ids, labels = zip(*kept, strict=True)
     _check_folders(csv_path, folder, ids)
     return Annotations(np.array(ids), np.array(labels, np.int64), str(folder),
-                       len(rows) - len(kept))
+                       len(rows) - len(kept), tuple(class_names or ()))
 
 
 def _read_text(path, key) -> str:

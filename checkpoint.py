@@ -45,6 +45,8 @@ class Contents(BaseModel):
     seconds: Finite = 0.0  # that they took
     classes: list[str] | None = None
     config: dict[str, bool | int | float | str | list[int | float] | None] = {}
+    state_dict_ema: dict[str, torch.Tensor] | None = None
+    ema_updates: Count = 0
     optimizer: dict = {}
     scaler: dict[str, int | Finite] = {}  # of the loss, for fp16
     metrics: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]] = {}

@@ -45,6 +45,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_s
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # What no memory and no counter can hold is refused here, as it would be refused far later.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -146,6 +147,33 @@ class Config(BaseModel):
     affine_translate: Fraction = Field(
         0.15, description="... and shifted by up to +- this fraction of width and height."
     )
+    affine_scale: Fraction = Field(
+        0.0, description="... and scaled by up to +- this fraction."
+    )
+    affine_shear: float = Field(
+        0.0, ge=0, lt=90, description="... and sheared by up to +- this many degrees."
+    )
+    horizontal_flip: Share = Field(
+        0.0, description="Share of the training clips that are mirrored; see flip_labels."
+    )
+    flip_labels: dict[str, str] | Literal["unchanged"] | None = Field(
+        None,
+        description="What a mirrored clip shows: pairs of class names that change places, or "
+        '"unchanged" if no class does.',
+    )
+    colour_jitter: Fraction = Field(
+        0.0, description="Brightness, contrast and saturation change by up to +- this fraction."
+    )
+    random_erasing: Share = Field(
+        0.0, description="Share of the training clips in which a random box is painted over."
+    )
+    step_jitter: Fraction = Field(
+        0.0, description="Training windows run faster or slower by up to +- this fraction."
+    )
+    ncrops: Literal[1, 3] = Field(
+        1, description="Crops per clip in evaluation: the centre, or both ends of the longer side "
+        "too; their scores are averaged with those of nclips.",
+    )
     mean: Colour = Field(
         [0.485, 0.456, 0.406], description="Subtracted from RGB in 0..1 (default: ImageNet's)."
     )
@@ -203,15 +231,36 @@ class Config(BaseModel):
     compile: bool = Field(
         False, description="torch.compile for the network: a slow start, then often faster steps."
     )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="adam; adamw: weight decay apart from the gradient; sgd with momentum."
+    )
     lr: PositiveFloat = Field(
         0.001, le=1e6, description="Learning rate at the start (after warm-up)."
     )
     last_lr: float = Field(
         1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
     )
-    momentum: Fraction = Field(0.9, description="Adam's beta1: the share of the past gradient.")
+    momentum: Fraction = Field(0.9, description="Share of the past gradient: Adam's beta1.")
     weight_decay: float = Field(1e-5, ge=0, le=1e6, description="L2 penalty on the weights.")
-    amsgrad: bool = Field(True, description="Adam's AMSGrad variant (Reddi et al., 2018).")
+    amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
+    label_smoothing: Fraction = Field(
+        0.0, description="Share of each label that is spread over all classes."
+    )
+    mixup_alpha: float = Field(
+        0.0, ge=0, le=100, description="Clips are blended in pairs, by shares of Beta(alpha, "
+        "alpha); 0: off.",
+    )
+    cutmix_alpha: float = Field(
+        0.0, ge=0, le=100, description="A box of each clip comes from another one, likewise; with "
+        "both, each step draws one of the two.",
+    )
+    ema_decay: Fraction = Field(
+        0.0, description="The running mean of the weights with this decay is what is evaluated; 0: "
+        "off.",
+    )
+    early_stopping_epochs: PositiveInt | None = Field(
+        None, description="Training ends after this many epochs without a lower validation loss."
+    )
     schedule: Literal["plateau", "cosine", "constant"] = Field(
         "plateau",
         description="plateau: lowered when the validation loss stops falling; cosine: half a "
@@ -256,11 +305,34 @@ class Config(BaseModel):
         ]
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs movement between two frames")
+        problems += self._problems_of_the_recipe()
         if self.new_head and not self.pretrained:
             problems.append("new_head: found true; it goes with `pretrained`, which is null")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_the_recipe(self) -> list[str]:
+        """Augmentations that have no meaning together."""
+        problems = []
+        is_mixed = self.mixup_alpha or self.cutmix_alpha
+        if self.horizontal_flip and self.flip_labels is None:
+            problems.append(
+                "flip_labels: missing; horizontal_flip turns a swipe to the left into one to the "
+                'right: name the classes that change places, or say "unchanged"'
+            )
+        if self.flip_labels is not None and not self.horizontal_flip:
+            problems.append("flip_labels: found some; they go with horizontal_flip, which is 0")
+        if is_mixed and isinstance(self.flip_labels, dict):
+            problems.append(
+                "flip_labels: found some with mixup_alpha or cutmix_alpha; choose one: a blend "
+                "with a mirrored clip of its opposite has no direction left"
+            )
+        if self.step_jitter and self.sampling == "segments":
+            problems.append("step_jitter: found some; segments have no step; use sampling window")
+        if self.model == "two_stream" and min(self.crop) < 16:
+            problems.append(f"crop_size: found {self.crop_size}; optical flow needs 16 pixels")
+        return problems
 
     @classmethod
     def _default(cls, key):
@@ -279,9 +351,22 @@ class Config(BaseModel):
         return tuple(self.crop_size)
 
     @property
+    def input_mean(self) -> tuple[float, ...]:
+        """Of the input's channels, in 0..1; flow is stored around the middle."""
+        return (*self.mean, *[0.5] * (self.num_channels - 3))
+
+    @property
+    def input_std(self) -> tuple[float, ...]:
+        return (*self.std, *[0.1] * (self.num_channels - 3))
+
+    @property
+    def windows_per_video(self) -> int:
+        """Windows of a video that are computed in evaluation, and averaged."""
+        return self.nclips * self.ncrops
+
+    @property
     def videos_per_eval_batch(self) -> int:
-        """Of each video, `nclips` clips are computed together."""
-        return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.nclips)
+        return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.windows_per_video)
 
     @property
     def run_folder(self) -> Path:

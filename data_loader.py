@@ -2,7 +2,8 @@
 
 Whatever is random here is a function of (seed, epoch, clip), never of a stored generator: the
 same clip looks the same in the same epoch, in any worker, and after a resume.
-Shapes: N clips in a batch, K windows a video (`nclips`), T frames, H, W pixels, C = 3 colours.
+Shapes: N clips in a batch, K windows a video, T frames, H, W pixels, C = 3 colours, or 5 with
+optical flow.
 """
 
 import math
@@ -18,9 +19,19 @@ import processes
 import stopping
 from annotations import Annotations, read_annotations, read_labels
 from config import Config
-from errors import UserError
+from errors import UserError, first_few
 from frames import FrameError, list_frames, read_frame
-from transforms import eval_transform, train_transform
+from optical_flow import optical_flow
+from transforms import (
+    draw_movement,
+    erase_box,
+    eval_transform,
+    jitter_colours,
+    train_transform,
+)
+
+# Where the crops of evaluation lie on the longer side, by their number.
+CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
 
 
 class ClipKey(NamedTuple):
@@ -64,14 +75,15 @@ def sample_window(num_frames, clip_size, step_size, rng=None, num_windows=1) -> 
     With `rng`, one window from a start drawn among all that fit, the last included. Without,
     `num_windows` evenly spread ones; a single one lies in the middle.
     """
-    last_start = max(0, num_frames - window_span(clip_size, step_size))
+    offsets = np.rint(np.arange(clip_size) * step_size).astype(int)
+    last_start = max(0, num_frames - 1 - offsets[-1])
     if rng is not None:
         starts = np.array([rng.integers(last_start, endpoint=True)])
     elif num_windows == 1:
         starts = np.array([last_start // 2])
     else:
         starts = np.linspace(0, last_start, num_windows).round().astype(int)
-    positions = starts[:, None] + np.arange(clip_size) * step_size
+    positions = starts[:, None] + offsets
     return np.minimum(positions, num_frames - 1)
 
 
@@ -96,6 +108,7 @@ class VideoFolder(Dataset):
         self.annotations = annotations
         self.config = config
         self.training = training
+        self.mirrored_labels = mirrored_labels(annotations, config) if training else None
 
     def __len__(self):
         return len(self.annotations)
@@ -107,51 +120,103 @@ class VideoFolder(Dataset):
         in a traceback.
         """
         config = self.config
-        num_windows = 1 if self.training else config.nclips
-        clips = _empty_clips((len(keys), num_windows, config.clip_size, *config.crop, 3))
-        good, bad = [], []
+        num_windows = 1 if self.training else config.windows_per_video
+        clip_shape = (num_windows, config.clip_size, *config.crop, config.num_channels)
+        clips = _empty_clips((len(keys), *clip_shape))
+        good, labels, bad = [], [], []
         for key in keys:
             try:
-                self.read_clip(key, clips[len(good)].numpy())
+                label = self.read_clip(key, clips[len(good)].numpy())
             except FrameError as error:
                 bad.append(BadClip(key.index, str(error)))
             else:
                 good.append(key.index)
-        indices = torch.tensor(good, dtype=torch.int64)
-        labels = torch.from_numpy(self.annotations.labels)[indices]
-        return Batch(clips[: len(good)], labels, indices, bad)
+                labels.append(label)
+        return Batch(clips[: len(good)], torch.tensor(labels, dtype=torch.int64),
+                     torch.tensor(good, dtype=torch.int64), bad)
 
-    def read_clip(self, key: ClipKey, clip: np.ndarray) -> None:
-        """Fills `clip`, uint8 [K, T, H, W, C]; raises FrameError with the path of a bad frame."""
+    def read_clip(self, key: ClipKey, clip: np.ndarray) -> int:
+        """Fills `clip`, uint8 [K, T, H, W, C], and returns the label that it then has.
+
+        Raises FrameError with the path of a bad frame.
+        """
+        config, label = self.config, self.annotations.labels[key.index]
         folder = self.annotations.clip_path(key.index)
         names = list_frames(folder)
-        rng = np.random.default_rng([self.config.seed, *key]) if self.training else None
+        rng = np.random.default_rng([config.seed, *key]) if self.training else None
         positions = self.sample(len(names), rng)
-        transform = self.transform(rng)
-        windows = {}  # padding and overlaps name a frame more than once; it is decoded once
-        for position, window in zip(positions.flat, clip.reshape(-1, *clip.shape[2:]), strict=True):
-            if position in windows:
-                window[:] = windows[position]
-                continue
-            path = f"{folder}{os.sep}{names[position]}"
-            transform(read_frame(path, self.config.max_frame_pixels), window)
-            windows[position] = window
-
-    def transform(self, rng):
-        """What is done to each frame of a clip."""
-        config = self.config
+        colours = clip if config.num_channels == 3 else np.empty((*clip.shape[:-1], 3), np.uint8)
         size = {"frame_height": config.frame_height, "crop": config.crop}
-        if not self.training:
-            return eval_transform(**size)
-        movement = {"degrees": config.affine_degrees, "translate": config.affine_translate}
-        return train_transform(rng, **size, **movement)
+        if self.training:
+            movement = draw_movement(rng, config)
+            transforms = [train_transform(movement, **size)]
+            label = self.mirrored_labels[label] if movement.is_mirrored else label
+        else:
+            transforms = [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
+        # All windows of each crop in a row.
+        read_frames(folder, names, positions.ravel(), transforms, config.max_frame_pixels,
+                    colours.reshape(len(transforms), positions.size, *colours.shape[2:]))
+        if config.num_channels > 3:
+            clip[..., :3] = colours
+            for window, window_colours in zip(clip, colours, strict=True):
+                window[..., 3:] = optical_flow(window_colours)
+        if self.training:
+            augment(clip[0], config, rng)
+        return int(label)
 
     def sample(self, num_frames, rng) -> np.ndarray:
+        """Positions of the frames, [K, T]."""
         config = self.config
         num_windows = 1 if self.training else config.nclips
         if config.sampling == "segments":
             return sample_segments(num_frames, config.clip_size, rng, num_windows)
-        return sample_window(num_frames, config.clip_size, config.step_size, rng, num_windows)
+        step = config.step_size
+        if self.training and config.step_jitter:
+            step *= rng.uniform(1 - config.step_jitter, 1 + config.step_jitter)
+        return sample_window(num_frames, config.clip_size, step, rng, num_windows)
+
+
+def read_frames(folder, names, positions, transforms, max_pixels, windows) -> None:
+    """Reads the frames at `positions`, and puts what each transform makes of them into `windows`.
+
+    windows: uint8 [transforms, positions, H, W, 3]. Padding and overlaps name a frame more than
+    once; it is decoded once.
+    """
+    first_places = {}
+    for place, position in enumerate(positions):
+        if position in first_places:
+            windows[:, place] = windows[:, first_places[position]]
+            continue
+        first_places[position] = place
+        frame = read_frame(f"{folder}{os.sep}{names[position]}", max_pixels)
+        for transform, results in zip(transforms, windows, strict=True):
+            transform(frame, results[place])
+
+
+def augment(clip, config: Config, rng) -> None:
+    """What changes a training clip's values in place. uint8 [T, H, W, C]"""
+    if config.colour_jitter:
+        colours = np.ascontiguousarray(clip[..., :3])
+        jitter_colours(colours, config.colour_jitter, rng)
+        clip[..., :3] = colours
+    if config.random_erasing and rng.random() < config.random_erasing:
+        erase_box(clip, np.rint(np.multiply(config.input_mean, 255)), rng)
+
+
+def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
+    """The class of the mirrored clip, for each class. Raises UserError for unknown names."""
+    names = annotations.class_names
+    pairs = config.flip_labels if isinstance(config.flip_labels, dict) else {}
+    unknown = [name for pair in pairs.items() for name in pair if name not in names]
+    if unknown:
+        raise UserError(
+            f"flip_labels: {first_few(unknown)} stands not in {config.labels_csv}; use its names"
+        )
+    classes = np.arange(len(names))
+    for one, other in pairs.items():
+        one, other = names.index(one), names.index(other)
+        classes[one], classes[other] = other, one
+    return classes
 
 
 # --- batches -----------------------------------------------------------------------------------

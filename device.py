@@ -9,6 +9,7 @@ import warnings
 import torch
 
 import processes
+from config import Config
 from errors import UserError
 
 
@@ -146,18 +147,18 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 # --- input -------------------------------------------------------------------------------------
 
 
-def to_network_input(clips, device, mean, std) -> torch.Tensor:
+def to_network_input(clips, device, config: Config) -> torch.Tensor:
     """uint8 [N, T, H, W, C] on the CPU -> normalised float32 [N, C, T, H, W] on `device`.
 
     The bytes travel, the floats are made on the device; the result's memory order stays that of
-    the bytes, channels last, which is what convolutions like best. mean, std: RGB in 0..1.
+    the bytes, channels last, which is what convolutions like best.
     """
-    mean, std = _colours(tuple(mean), device), _colours(tuple(std), device)
+    mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
     return clips.div_(255).sub_(mean).div_(std)
 
 
 @functools.cache
-def _colours(values: tuple, device) -> torch.Tensor:
-    """One number a colour, on the device once and for all: a copy each step would wait for it."""
-    return torch.tensor(values, device=device).view(1, 3, 1, 1, 1)
+def _channels(values: tuple, device) -> torch.Tensor:
+    """One number a channel, on the device once and for all: a copy each step would wait for it."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1, 1)

@@ -1,6 +1,6 @@
 """Scores of a network on a set of clips, and what is written and printed about them.
 
-Shapes: N clips, K windows a clip (`nclips`).
+Shapes: N clips, K windows a clip (`nclips` x `ncrops`).
 """
 
 import csv
@@ -40,11 +40,12 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
         processes.stop_together()
         note_bad_clips(batch)
         if len(batch.indices):
-            windows = to_network_input(batch.clips.flatten(0, 1), device, config.mean, config.std)
+            windows = to_network_input(batch.clips.flatten(0, 1), device, config)
             with autocast(device, config.precision):
                 outputs = model(windows).float()  # [N * K, classes]
-            if config.nclips > 1:
-                probabilities = outputs.softmax(1).view(len(batch.indices), config.nclips, -1)
+            if config.windows_per_video > 1:
+                windows_shape = (len(batch.indices), config.windows_per_video, -1)
+                probabilities = outputs.softmax(1).view(windows_shape)
                 outputs = probabilities.mean(1).log()
             logits[batch.indices.to(device)] = outputs
         bad += [clip.index for clip in batch.bad]

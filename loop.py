@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import evaluation
 import processes
 import stopping
+from augmentation import mixed
 from callbacks import CheckpointTimer, Progress, TensorBoardLog, write_history
 from data_loader import batches_of
 from device import autocast, to_network_input
@@ -55,7 +56,7 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     for batch in progress.over(run.profile.over(batches_of(loader))):
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
-            log.input_strip(batch.clips[0, 0].numpy(), 0)
+            log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
         rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
         set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, run.epoch, run.step)
@@ -95,13 +96,16 @@ def train_step(run: Run, batch, annotations) -> int:
     for part in range(num_parts):
         clips, labels = batch.clips[part::num_parts, 0], batch.labels[part::num_parts]
         with section("copy"):
-            clips = to_network_input(clips, run.device, config.mean, config.std)  # [N, C, T, H, W]
+            clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
             labels = labels.to(run.device, non_blocking=True)
+        clips, targets = mixed(clips, labels, len(run.class_names), config)
         is_last = part == num_parts - 1
         with nullcontext() if is_last or run.network is run.model else run.network.no_sync():
             with section("forward"), autocast(run.device, config.precision):
                 logits = run.network(clips)
-            loss_sum = F.cross_entropy(logits.float(), labels, reduction="sum")
+            loss_sum = F.cross_entropy(
+                logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
+            )
             with section("backward"):
                 # Gradients of processes are averaged, so each counts its share of them all.
                 mean_loss = loss_sum * (processes.world_size() / num_clips)
@@ -114,6 +118,8 @@ def train_step(run: Run, batch, annotations) -> int:
     with section("optimizer"):
         run.scaler.step(run.optimizer)
         run.scaler.update()
+    if run.average:
+        run.average.update(run.model)
     return num_clips
 
 
@@ -124,7 +130,8 @@ def validate(run: Run, loader, set_name="validation") -> torch.Tensor:
     def note_bad_clips(batch):
         run.bad_clips.note(batch, annotations, set_name, run.epoch + 1)
 
-    logits = evaluation.compute_logits(run.model, loader, run.device, set_name, note_bad_clips)
+    model = run.evaluated_model
+    logits = evaluation.compute_logits(model, loader, run.device, set_name, note_bad_clips)
     run.bad_clips.report(annotations, set_name, run.epoch + 1)
     return logits
 

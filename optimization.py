@@ -12,15 +12,17 @@ PLATEAU_THRESHOLD = 1e-4
 
 
 def build_optimizer(config: Config, parameters, device) -> torch.optim.Optimizer:
-    """Adam, by default with AMSGrad (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ)."""
-    return torch.optim.Adam(
-        parameters,
-        lr=config.lr,
-        betas=(config.momentum, 0.999),
-        weight_decay=config.weight_decay,
-        amsgrad=config.amsgrad,
-        fused=device.type == "cuda",  # one kernel for all parameters
-    )
+    """The optimizer that the config names.
+
+    Adam is with AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
+    Loshchilov and Hutter, arXiv 1711.05101.
+    """
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay}
+    shared["fused"] = device.type == "cuda"  # one kernel for all parameters
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(parameters, betas=(config.momentum, 0.999), amsgrad=config.amsgrad, **shared)
 
 
 def load_optimizer_state(optimizer, saved: dict, path) -> None:
@@ -31,7 +33,7 @@ def load_optimizer_state(optimizer, saved: dict, path) -> None:
     """
     own, states = optimizer.state_dict(), saved.get("state")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    problems = _differences(states, parameters, optimizer.defaults["amsgrad"])
+    problems = _differences(states, parameters, optimizer.defaults)
     if problems:
         raise UserError(
             f"{path}: optimizer state of another network or optimizer: {first_few(problems, 3)}; "
@@ -40,12 +42,17 @@ def load_optimizer_state(optimizer, saved: dict, path) -> None:
     optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
 
 
-def _differences(states, parameters, amsgrad) -> list[str]:
-    """What of Adam's state is missing, or does not fit the parameters."""
+def _differences(states, parameters, defaults) -> list[str]:
+    """What of the optimizer's state is missing, or does not fit the parameters."""
+    if "betas" not in defaults and not defaults["momentum"]:
+        return []  # SGD without momentum keeps nothing
     if not isinstance(states, dict) or set(states) != set(range(len(parameters))):
         return [f"it is not that of {len(parameters)} parameters"]
-    means = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
-    shapes = [{"step": ()} | dict.fromkeys(means, tuple(p.shape)) for p in parameters]
+    means, counts = ["momentum_buffer"], {}
+    if "betas" in defaults:
+        means = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if defaults["amsgrad"] else [])]
+        counts = {"step": ()}
+    shapes = [counts | dict.fromkeys(means, tuple(p.shape)) for p in parameters]
     return [
         f"{name} of parameter {index} is missing or does not fit"
         for index, expected in enumerate(shapes)
@@ -57,7 +64,8 @@ def _differences(states, parameters, amsgrad) -> list[str]:
 def _fits(value, name, shape) -> bool:
     if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
         return False
-    smallest = -math.inf if name == "exp_avg" else 0  # squares and counts are never negative
+    is_signed = name in ("exp_avg", "momentum_buffer")
+    smallest = -math.inf if is_signed else 0  # squares and counts are never negative
     return bool((value.isfinite() & (value >= smallest)).all())
 
 
@@ -100,6 +108,11 @@ def training_is_over(config: Config, epochs_done: int, validation_losses) -> str
     """Why training ends after `epochs_done` epochs, or None if it goes on."""
     if 0 < config.num_epochs <= epochs_done:  # a resumed run may be beyond it already
         return f"{epochs_done} epochs are done"
+    patience = config.early_stopping_epochs
+    if patience and validation_losses:
+        best_epoch = validation_losses.index(min(validation_losses)) + 1
+        if epochs_done - best_epoch >= patience:
+            return f"the validation loss has not fallen for {epochs_done - best_epoch} epochs"
     if config.schedule == "plateau":
         rate = plateau_learning_rate(config, validation_losses)
         # Repeated multiplication misses last_lr by a rounding error.

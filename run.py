@@ -25,6 +25,7 @@ from checkpoint import (
 )
 from config import Config
 from device import loss_scaler
+from ema import AverageOfWeights
 from errors import UserError
 from loss_watch import LossWatch
 from model import NETWORKS, build_model
@@ -57,6 +58,7 @@ class Run:
     scaler: torch.amp.GradScaler  # of the loss, for fp16
     metrics: TrainingMetrics  # of the running epoch
     bad_clips: BadClips
+    average: AverageOfWeights | None  # of the model's weights
     loss_watch: LossWatch
     profile: StepProfile = field(default_factory=StepProfile)
     epoch: int = 0  # epochs finished
@@ -65,6 +67,10 @@ class Run:
     best_top1: float = 0.0  # percent, on the validation set
     history: list[dict] = field(default_factory=list)  # a row an epoch
     last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        return self.average.model if self.average else self.model
 
     @property
     def validation_losses(self) -> list[float]:
@@ -84,10 +90,11 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     if config.sync_batchnorm:
         model = processes.synchronise_batchnorm(model, device)
     optimizer = build_optimizer(config, model.parameters(), device)
+    average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
     run = Run(
         config, class_names, device, model, model, optimizer,
         loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
-        BadClips(config), LossWatch(device),
+        BadClips(config), average, LossWatch(device),
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -134,6 +141,9 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
         "config": run.config.model_dump(),
         "tensorboard": log_sizes,
     }
+    if run.average:
+        checkpoint["state_dict_ema"] = run.average.model.state_dict()
+        checkpoint["ema_updates"] = run.average.num_updates
     folder = run.config.run_folder
     run.bad_clips.write(folder / "bad_clips.csv")
     if is_best:
@@ -200,6 +210,12 @@ def restore(run: Run, checkpoint: dict) -> None:
     """
     path = checkpoint["path"]
     load_weights(run.model, checkpoint, path)
+    if run.average and "state_dict_ema" in checkpoint:
+        averages = checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
+        load_weights(run.average.model, averages, path)
+        run.average.num_updates = checkpoint.get("ema_updates", 0)
+    elif run.average:  # it was not kept so far
+        run.average = AverageOfWeights(run.model, run.config.ema_decay)
     run.epoch, run.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
     run.seconds = checkpoint.get("seconds", 0.0)
     run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
@@ -216,6 +232,14 @@ def restore(run: Run, checkpoint: dict) -> None:
     elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
         load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
     _say_what_changed(run, checkpoint.get("config", {}))
+
+
+def with_averaged_weights(checkpoint: dict) -> dict:
+    """The checkpoint for evaluation: the running mean of the weights, where it holds one."""
+    if "state_dict_ema" not in checkpoint:
+        return checkpoint
+    print("evaluated is the running mean of the weights (ema_decay)")
+    return checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
 
 
 def _has_trained(checkpoint: dict) -> bool:

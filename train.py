@@ -32,6 +32,7 @@ from run import (
     prepare_run_folder,
     start_run,
     versions,
+    with_averaged_weights,
 )
 
 # --- the commands ------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def run_training(config: Config, options, device) -> None:
 def run_evaluation(config: Config, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with the checkpoint's weights."""
     class_names, (annotations,) = read_data(config, [set_name])
-    checkpoint = processes.from_main(load_for, config, class_names)
+    checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
     run = start_run(config, class_names, device, checkpoint)
     # Before the work: results that find no place are lost.
     folder = processes.from_main(make_run_folder, config)

@@ -135,7 +135,7 @@ def our_evaluator(device, config):
 
     @torch.inference_mode()
     def evaluate():
-        windows = to_network_input(batch.clips[:, 0], device, config.mean, config.std)
+        windows = to_network_input(batch.clips[:, 0], device, config)
         with autocast(device, config.precision):
             model(windows)
 
@@ -179,7 +179,7 @@ def plain_model(config, device):
 
 def plain_clips(batch, config) -> torch.Tensor:
     """The same clips as the plain loader gives them: normalised floats [N, C, T, H, W]."""
-    clips = to_network_input(batch.clips[:, 0], torch.device("cpu"), config.mean, config.std)
+    clips = to_network_input(batch.clips[:, 0], torch.device("cpu"), config)
     return clips.contiguous()
 
 

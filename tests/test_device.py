@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import make_config as config_with
 from runs import differences, make_settings, run_folder, train_until, write_config
 
 import device
@@ -53,7 +54,7 @@ def test_versions_that_compute_16_bit_convolutions_badly_are_known(cudnn, is_bad
 def test_the_input_is_normalised_and_channels_last():
     clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)  # [N, T, H, W, C]
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    inputs = device.to_network_input(clips, CPU, mean, std)
+    inputs = device.to_network_input(clips, CPU, config_with(mean=mean, std=std))
     expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(inputs.double(), expected.permute(0, 4, 1, 2, 3), atol=1e-6, rtol=0)
     assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
