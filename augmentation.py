@@ -1,27 +1,48 @@
 """Mixup and CutMix: what a training step does to a whole batch of clips on the device."""
 
-import functools
+import torch
+import torch.nn.functional as F
 
 from config import Config
 
 
 def mixed(clips, labels, num_classes: int, config: Config):
-    """Blends each clip with another one, if the config says so, and its label likewise.
+    """Blends each clip with the one before it, if the config says so, and its label likewise.
 
     clips: float [N, C, T, H, W]; labels: int64 [N]. Returns the clips, and the labels as they were
-    or as shares float [N, num_classes]. What is random comes from PyTorch's global generator,
-    which `seed_step` sets. (Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899: there
-    the box is the same in all frames.)
+    or as shares float [N, num_classes]. What is random comes from PyTorch's global generator of
+    the CPU, which `seed_step` sets.
     """
-    if not (config.mixup_alpha or config.cutmix_alpha):
+    mixers = [(mixup, config.mixup_alpha), (cutmix, config.cutmix_alpha)]
+    mixers = [(mixer, alpha) for mixer, alpha in mixers if alpha]
+    if not mixers:
         return clips, labels
-    return _mixer(config.mixup_alpha, config.cutmix_alpha, num_classes)(clips, labels)
+    mixer, alpha = mixers[int(torch.randint(len(mixers), ()))]
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    clips, share = mixer(clips, share)
+    targets = F.one_hot(labels, num_classes).float()
+    return clips, targets.lerp(targets.roll(1, 0), share)
 
 
-@functools.cache
-def _mixer(mixup_alpha, cutmix_alpha, num_classes):
-    from torchvision.transforms import v2  # here, since it takes a second that few runs need
+def mixup(clips, share: float):
+    """`share` of each clip comes from the one before it. (Zhang et al., arXiv 1710.09412)"""
+    return clips.lerp(clips.roll(1, 0), share), share
 
-    mixers = [v2.MixUp(alpha=mixup_alpha, num_classes=num_classes)] if mixup_alpha else []
-    mixers += [v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes)] if cutmix_alpha else []
-    return v2.RandomChoice(mixers)
+
+def cutmix(clips, share: float):
+    """A box of `share` of the picture comes from the clip before, the same box in all frames.
+
+    Returns the clips and the box's true share. (Yun et al., arXiv 1905.04899)
+    """
+    height, width = clips.shape[-2:]
+    rows, columns = (_span(side, share**0.5) for side in (height, width))
+    results = clips.clone()
+    results[..., rows, columns] = clips.roll(1, 0)[..., rows, columns]
+    box = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return results, box / (height * width)
+
+
+def _span(side: int, share: float) -> slice:
+    """A stretch of that share around a random place; what would reach over the edge is cut off."""
+    centre, half = int(torch.randint(side, ())), round(side * share) // 2
+    return slice(max(0, centre - half), min(side, centre + half))

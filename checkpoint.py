@@ -44,7 +44,7 @@ class Contents(BaseModel):
     step: Count = 0  # steps finished in the running epoch
     seconds: Finite = 0.0  # that they took
     classes: list[str] | None = None
-    config: dict[str, bool | int | float | str | list[int | float] | None] = {}
+    config: dict[str, bool | int | float | str | list[int | float] | dict[str, str] | None] = {}
     state_dict_ema: dict[str, torch.Tensor] | None = None
     ema_updates: Count = 0
     optimizer: dict = {}

@@ -144,6 +144,15 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=is_needed)
 
 
+def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Moves the network, with its kernels in the memory order that convolutions like best."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.to(device).parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+    return model
+
+
 # --- input -------------------------------------------------------------------------------------
 
 

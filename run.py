@@ -24,7 +24,7 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import Config
-from device import loss_scaler
+from device import loss_scaler, to_device
 from ema import AverageOfWeights
 from errors import UserError
 from loss_watch import LossWatch
@@ -84,7 +84,7 @@ class Run:
 def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved."""
     torch.manual_seed(config.seed)
-    model = build_model(config, len(class_names)).to(device, memory_format=torch.channels_last_3d)
+    model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
         take_pretrained(model, config, class_names)
     if config.sync_batchnorm:

@@ -10,7 +10,7 @@ from benchmarks.machine import in_turn_apart, seconds_of, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
 from config import Config, parse_override
 from data_loader import Batch
-from device import autocast, number_format, precision_name, prepare, to_network_input
+from device import autocast, number_format, precision_name, prepare, to_device, to_network_input
 from loop import train_step
 from model import build_model, count_flop, for_inference
 from run import start_run
@@ -130,7 +130,7 @@ def plain_evaluator(device, config):
 def our_evaluator(device, config):
     prepare(device, config.precision, config.deterministic)
     model, _ = plain_model(config, device)
-    model = for_inference(model.to(memory_format=torch.channels_last_3d))
+    model = for_inference(to_device(model, device))
     batch = make_batch(config, config.videos_per_eval_batch)
 
     @torch.inference_mode()
