@@ -128,14 +128,45 @@ def _flush_folder(folder) -> None:
 def load_checkpoint(path) -> dict:
     """The checkpoint at `path`, its tensors on the CPU.
 
-    Raises UserError if it holds anything but plain data: pickled objects are never built, so that
-    a file from a stranger cannot run code. DamagedCheckpointError if it is missing or not whole.
+    Raises UserError if it has no state_dict, and as `load_checkpoint_or_weights`.
     """
+    contents = load_checkpoint_or_weights(path)
+    if "state_dict" not in contents:
+        raise UserError(_no_state_dict(path))
+    return contents
+
+
+def load_checkpoint_or_weights(path) -> dict:
+    """The checkpoint at `path`, or the plain dict of name -> tensor; the tensors on the CPU.
+
+    A plain one, as torchvision's downloads are, has no key `state_dict`.
+    Raises UserError if the file holds neither, or anything but plain data: pickled objects are
+    never built, so that a file from a stranger cannot run code. DamagedCheckpointError if it is
+    missing or not whole.
+    """
+    contents = _load_plain_data(path)
+    if isinstance(contents, dict) and "state_dict" in contents:
+        return _checked_contents(contents, path)
+    if not isinstance(contents, dict) or not _is_all_weights(contents):
+        raise UserError(_no_state_dict(path))
+    return dict(contents)
+
+
+def _is_all_weights(contents: dict) -> bool:
+    are_names = all(isinstance(name, str) for name in contents)
+    return are_names and all(isinstance(value, torch.Tensor) for value in contents.values())
+
+
+def _no_state_dict(path) -> str:
+    return f"{path}: no checkpoint of a network: it has no state_dict; choose another file"
+
+
+def _load_plain_data(path):
     _check_whole(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
         # Its reader of zip files looks at more than Python's, which has found no damage.
         is_damaged = "PytorchStreamReader" in str(error)
@@ -144,16 +175,12 @@ def load_checkpoint(path) -> dict:
             f"loaded because it could run code ({type(error).__name__}: {_first_line(error)})"
         ) from None
     try:
-        strange = _first_strange_type(checkpoint)
+        strange = _first_strange_type(contents)
     except RecursionError:
         strange = "lists that are nested too deep"
     if strange:
         raise UserError(f"{path}: holds {strange}; only plain data is loaded")
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"{path}: no checkpoint of a network: it has no state_dict; choose another file"
-        )
-    return _checked_contents(checkpoint, path)
+    return contents
 
 
 def _check_whole(path) -> None:
@@ -232,8 +259,12 @@ def _is_dense(tensor) -> bool:
 
 
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """The weights under our own names, from ours or a published checkpoint, DataParallel or not."""
-    return {our_name(name): value for name, value in checkpoint["state_dict"].items()}
+    """The weights under our own names, from ours or a published checkpoint, DataParallel or not.
+
+    checkpoint: one of those that `load_checkpoint_or_weights` gives.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    return {our_name(name): value for name, value in weights.items()}
 
 
 def our_name(name: str) -> str:
@@ -246,9 +277,10 @@ def our_name(name: str) -> str:
     return f"blocks.{int(block[1]) - 1}.{rest}" if block else name
 
 
-def load_weights(model, checkpoint: dict, path, except_for=()) -> None:
+def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torch.Tensor]:
     """Copies the weights of `checkpoint` into `model`; layers in `except_for` keep their own.
 
+    Returns those that were copied.
     Raises UserError that names the first differences if the weights are of another network.
     """
     own, weights = model.state_dict(), network_weights(checkpoint)
@@ -269,14 +301,20 @@ def load_weights(model, checkpoint: dict, path, except_for=()) -> None:
             "the checkpoint was trained with"
         )
     taken = {name: value for name, value in weights.items() if name not in skipped}
-    unusable = [f"{name} ({value.dtype})" for name, value in taken.items()
+    check_usable(taken, path)
+    model.load_state_dict(taken, strict=False)
+    return taken
+
+
+def check_usable(weights: dict[str, torch.Tensor], path) -> None:
+    """Raises UserError that names the first weights that no network can compute with."""
+    unusable = [f"{name} ({value.dtype})" for name, value in weights.items()
                 if value.dtype not in WEIGHT_TYPES or not value.isfinite().all()]
     if unusable:
         raise UserError(
             f"{path}: weights that are NaN, infinite or of an unusual type: "
             f"{first_few(unusable, 3)}; take an earlier checkpoint"
         )
-    model.load_state_dict(taken, strict=False)
 
 
 def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:

@@ -72,7 +72,10 @@ class Config(BaseModel):
         description="Checkpoint that --resume loads; null takes the run folder's last one.",
     )
     pretrained: str | None = Field(
-        None, description="Checkpoint whose weights a new run starts from; null starts afresh."
+        None,
+        description="Weights that a new run starts from: a checkpoint, a file of weights by name, "
+        "or the name of torchvision's, as R3D_18_Weights.KINETICS400_V1; 2D ones are inflated for "
+        "3D networks; null starts afresh.",
     )
     new_head: bool = Field(
         False,

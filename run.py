@@ -28,8 +28,9 @@ from device import loss_scaler, to_device
 from ema import AverageOfWeights
 from errors import UserError
 from loss_watch import LossWatch
-from model import NETWORKS, build_model
+from model import build_model
 from optimization import build_optimizer, load_optimizer_state
+from pretrained import take_pretrained
 from profiling import StepProfile
 from utils import TrainingMetrics
 
@@ -99,17 +100,6 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
-
-
-def take_pretrained(model, config: Config, class_names) -> None:
-    """Takes the weights of `pretrained`; with `new_head` the last layer keeps its fresh ones."""
-    path = config.pretrained
-    checkpoint = processes.from_main(load_checkpoint, path)
-    if not config.new_head:
-        check_classes(checkpoint, class_names, path, config.labels_csv)
-    head = [NETWORKS[config.model].head] if config.new_head else []
-    load_weights(model, checkpoint, path, except_for=head)
-    print(f"weights from {path}{', but for a new last layer' if config.new_head else ''}")
 
 
 # --- saving ------------------------------------------------------------------------------------
