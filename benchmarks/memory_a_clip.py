@@ -3,7 +3,7 @@
     python benchmarks/memory_a_clip.py --save memory_a_clip
 
 The figures are counted, not measured, in fp32 and in batches of two; they do not depend on the
-machine. `checkpoint_activations` needs, besides, what one stage keeps while it is computed anew.
+machine. They are no peaks: see NOTE.
 """
 
 import argparse
@@ -22,6 +22,10 @@ from model import build_model
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+NOTE = """Counted between the forward and the backward pass. In the backward pass one stage's
+activations, computed anew, and their gradients come on top, so that the peak falls by less, and
+hardly where one stage holds most of them, as the first block of conv3d does.
+"""
 NUM_CLASSES, BATCH_SIZE = 27, 2
 SHAPE = (16, 112, 112)  # T, H, W
 CASES = (
@@ -39,7 +43,7 @@ def main(arguments=None) -> int:
             rows.append(measure(name, shape))
             print(markdown(rows[-1:]).split("\n")[-1], flush=True)
     about = machine.describe(torch.device("cpu"))
-    table = f"{about['versions']}, {about['date']}\n\n{markdown(rows)}\n"
+    table = f"{about['versions']}, {about['date']}\n\n{markdown(rows)}\n\n{NOTE}"
     print(f"\n{table}")
     if options.save:
         RESULTS.mkdir(exist_ok=True)
