@@ -5,7 +5,6 @@ convolutions these outweigh the weights by far.
 """
 
 import copy
-import itertools
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -43,20 +42,31 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def _is_single_layer(module) -> bool:
-    return not any(True for _ in module.children())
+    return not list(module.children())
 
 
 def _stage_at_once(stage, *inputs):
-    return _keeping_inputs(MethodType(type(stage).forward, stage), [stage], *inputs)
+    return _keeping_inputs(partial(type(stage).forward, stage), [stage], *inputs)
 
 
 def _sequence_in_runs(sequence, inputs):
-    for is_single, group in itertools.groupby(sequence, _is_single_layer):
-        layers = list(group)
+    for layers in _runs(sequence):
         forward = partial(_in_turn, layers)
-        keeps_less = is_single and len(layers) > 1
-        inputs = _keeping_inputs(forward, layers, inputs) if keeps_less else forward(inputs)
+        inputs = _keeping_inputs(forward, layers, inputs) if len(layers) > 1 else forward(inputs)
     return inputs
+
+
+def _runs(sequence) -> list[list[nn.Module]]:
+    """Single layers that follow each other together; every other module alone."""
+    runs, last_is_single = [], False
+    for layer in sequence:
+        is_single = _is_single_layer(layer)
+        if is_single and last_is_single:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+        last_is_single = is_single
+    return runs
 
 
 def _in_turn(layers, inputs):
@@ -67,7 +77,7 @@ def _in_turn(layers, inputs):
 
 def _keeping_inputs(forward, modules, *inputs):
     """`forward` of the inputs; in training as a checkpoint of PyTorch's, if it has parameters."""
-    has_parameters = any(True for module in modules for _ in module.parameters())
+    has_parameters = any(list(module.parameters()) for module in modules)
     if not (has_parameters and modules[0].training and torch.is_grad_enabled()):
         return forward(*inputs)
     options = {"use_reentrant": False, "preserve_rng_state": True}
