@@ -223,6 +223,11 @@ class Config(BaseModel):
     accumulate_steps: Size = Field(
         1, description="Parts that a batch is computed in, for batches that memory cannot hold."
     )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Recompute activations in the backward pass instead of keeping them: less "
+        "memory, about a third more time.",
+    )
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over the clips of all processes, not each one's own."
     )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import evaluation
+import memory
 import processes
 import stopping
 from augmentation import mixed
@@ -52,6 +53,7 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     loader.batch_sampler.start_at(run.epoch, run.step)
     progress = Progress(run.epoch, run.step, num_steps, config, run.device)
     run.network.train()
+    memory.reset_peak(run.device)
     start = time.perf_counter()
     for batch in progress.over(run.profile.over(batches_of(loader))):
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
@@ -152,8 +154,11 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
     rate = learning_rate(run.config, run.epoch, run.validation_losses)
     # A run that was stopped in validation has had no step since to set it.
     set_learning_rate(run.optimizer, rate)
+    # Of the process that needs most; of a resumed epoch, since it went on.
+    peak = processes.highest(peak=memory.peak_bytes(run.device))["peak"]
     row = {"epoch": run.epoch} | train_scores | {"learning_rate": rate, "seconds": run.seconds,
-                                                 "clips_per_second": num_clips / run.seconds}
+                                                 "clips_per_second": num_clips / run.seconds,
+                                                 "peak_memory_mib": peak / memory.MIB}
     run.history.append(row | {f"val_{name}": value for name, value in scores.items()})
     run.start_epoch()
     is_best = run.epoch == 1 or scores["top1"] > run.best_top1
@@ -168,4 +173,5 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
         write_history(run.config.run_folder / "history.csv", run.history)
     print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(train_scores)}   "
           f"validation: {evaluation.format_scores(scores)}   lr {rate:.1e}   "
-          f"{row['clips_per_second']:.1f} clips/s{'   best' if is_best else ''}", flush=True)
+          f"{row['clips_per_second']:.1f} clips/s   peak {memory.format_bytes(peak)}"
+          f"{'   best' if is_best else ''}", flush=True)

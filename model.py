@@ -75,8 +75,10 @@ NETWORKS = {
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that `config.model` names. Raises UserError for clips too small for it."""
-    model = NETWORKS[config.model].build(config, num_classes)
+    network = NETWORKS[config.model]
+    model = network.build(config, num_classes)
     model.num_classes, model.num_channels = num_classes, config.num_channels
+    model.head_name = network.head
     check_clip_shape(model, (config.clip_size, *config.crop), config.model)
     return model
 

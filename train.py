@@ -20,6 +20,7 @@ from data_loader import build_loader, read_class_names, read_set
 from device import choose_device, gpu_numbers, precision_name, prepare
 from errors import UserError, message_for_user
 from loop import train, validate
+from memory import recompute_activations
 from model import describe
 from profiling import StepProfile
 from run import (
@@ -51,6 +52,8 @@ def run_training(config: Config, options, device) -> None:
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
     print(describe(run.model, clip_shape))
+    if config.checkpoint_activations:
+        recompute_activations(run.model)
     if config.compile:
         run.model.compile()
     run.network = processes.parallel(run.model, device, clip_shape)

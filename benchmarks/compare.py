@@ -21,7 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+from annotations import read_labels
 from benchmarks import machine
+from config import load_config
+from memory import MIB, kept_for_backward, recompute_activations
+from model import build_model
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +37,7 @@ def main(arguments=None) -> int:
     rows = []
     for name, *changes in options.variant:
         runs = [train(options, name, changes, seed) for seed in options.seeds]
-        rows.append(summary(name, changes, runs))
+        rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
         print(markdown([rows[-1]]).split("\n")[-1], flush=True)
     command = " ".join(["python benchmarks/compare.py", *map(quoted, arguments or sys.argv[1:])])
     text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
@@ -84,7 +88,18 @@ def train(options, name, changes, seed) -> dict:
     }
 
 
-def summary(name, changes, runs) -> dict:
+def kept_a_clip(options, changes) -> float:
+    """MiB a clip that the variant's network keeps for the backward pass, in fp32 on the CPU."""
+    config = load_config(PROJECT / options.config, [*options.overrides, *changes])
+    num_classes = config.num_classes or len(read_labels(PROJECT / config.labels_csv))
+    model = build_model(config, num_classes)
+    if config.checkpoint_activations:
+        recompute_activations(model)
+    clips = torch.zeros(2, config.num_channels, config.clip_size, *config.crop)
+    return kept_for_backward(model, clips) / 2 / MIB
+
+
+def summary(name, changes, runs, kept_mib) -> dict:
     return {
         "variant": name,
         "changes": changes,
@@ -93,6 +108,7 @@ def summary(name, changes, runs) -> dict:
         "top1_range": [min(run["top1"] for run in runs), max(run["top1"] for run in runs)],
         "loss": statistics.mean(run["loss"] for run in runs),
         "train_top1": statistics.mean(run["train_top1"] for run in runs),
+        "kept_mib_a_clip": kept_mib,
         "clips_per_second": statistics.median(run["clips_per_second"] for run in runs),
         "gflop": runs[0]["gflop"],
         "parameters": runs[0]["parameters"],
@@ -102,14 +118,15 @@ def summary(name, changes, runs) -> dict:
 def markdown(rows) -> str:
     """Validation top-1 after the last epoch: mean, and lowest to highest of the seeds."""
     lines = ["| variant | validation top-1, % | lowest to highest | validation loss "
-             "| training top-1, % | parameters | GFLOP a clip | training clips/s |",
-             "|---|---|---|---|---|---|---|---|"]
+             "| training top-1, % | parameters | GFLOP a clip "
+             "| MiB a clip kept for backward | training clips/s |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         low, high = row["top1_range"]
         lines.append(
             f"| {row['variant']} | {row['top1']:.1f} | {low:.1f} to {high:.1f} | {row['loss']:.3f} "
             f"| {row['train_top1']:.1f} | {row['parameters']:,} | {row['gflop']:.2f} "
-            f"| {row['clips_per_second']:.1f} |"
+            f"| {row['kept_mib_a_clip']:.1f} | {row['clips_per_second']:.1f} |"
         )
     return "\n".join(lines)
 

@@ -20,8 +20,8 @@ import loop
 import train
 
 PROJECT = Path(train.__file__).parent
-# What differs between two equal runs: the time that they took, and where they lie.
-WALL_TIMES = ("seconds", "clips_per_second")
+# What differs between two equal runs: the time and memory that they took, and where they lie.
+WALL_TIMES = ("seconds", "clips_per_second", "peak_memory_mib")
 PLACES = ("config", "tensorboard", "seconds")
 
 

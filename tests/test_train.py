@@ -26,7 +26,7 @@ def test_run_folder(write_config, settings, capsys):
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert list(history[0]) == [
         "epoch", "loss", "top1", "top3", "learning_rate", "seconds", "clips_per_second",
-        "val_loss", "val_top1", "val_top3",
+        "peak_memory_mib", "val_loss", "val_top1", "val_top3",
     ]  # fmt: skip
     used = json.loads((folder / "config.json").read_text())
     assert used["batch_size"] == 4 and used["dropout"] == 0.15

@@ -1,0 +1,93 @@
+"""Memory that each network keeps of a clip for the backward pass, without and with checkpoints.
+
+    python benchmarks/memory_a_clip.py --save memory_a_clip
+
+The figures are counted, not measured, in fp32 and in batches of two; they do not depend on the
+machine. They are no peaks: see NOTE.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks import machine
+from config import load_config
+from memory import MIB, kept_for_backward, recompute_activations
+from model import build_model
+
+PROJECT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+NOTE = """Counted between the forward and the backward pass. In the backward pass one stage's
+activations, computed anew, and their gradients come on top, so that the peak falls by less, and
+hardly where one stage holds most of them, as the first block of conv3d does.
+"""
+NUM_CLASSES, BATCH_SIZE = 27, 2
+SHAPE = (16, 112, 112)  # T, H, W
+CASES = (
+    ("conv3d", (18, 84, 84)),
+    *((name, SHAPE) for name in ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d",
+                                 "r3d_18", "r2plus1d_18", "s3d", "swin3d_t")),
+)  # fmt: skip
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    rows = []
+    for name, shape in CASES:
+        if not options.models or name in options.models:
+            rows.append(measure(name, shape))
+            print(markdown(rows[-1:]).split("\n")[-1], flush=True)
+    about = machine.describe(torch.device("cpu"))
+    table = f"{about['versions']}, {about['date']}\n\n{markdown(rows)}\n\n{NOTE}"
+    print(f"\n{table}")
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        stem = RESULTS / options.save
+        stem.with_suffix(".json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+        stem.with_suffix(".md").write_text(table)
+    return 0
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--models", nargs="+", choices=sorted({name for name, _ in CASES}),
+                        help="(all)")
+    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
+    return parser.parse_args(arguments)
+
+
+def measure(name, shape) -> dict:
+    """MiB a clip that the network `name` keeps of clips of `shape` (T, H, W)."""
+    changes = [f"model={name}", f"clip_size={shape[0]}", f"crop_size={[*shape[1:]]}"]
+    config = load_config(PROJECT / "configs" / "config.json", changes)
+    model = build_model(config, NUM_CLASSES)
+    clips = torch.zeros(BATCH_SIZE, config.num_channels, *shape)
+    row = {"model": name, "shape": list(shape), "all": kept_a_clip(model, clips)}
+    recompute_activations(model)
+    return row | {"inputs_of_stages": kept_a_clip(model, clips)}
+
+
+def kept_a_clip(model, clips) -> float:
+    return kept_for_backward(model, clips) / len(clips) / MIB
+
+
+def markdown(rows) -> str:
+    """A table: network | clip | MiB without | with | with in percent of without."""
+    lines = ["| network | clip (T x H x W) | MiB a clip | with checkpoint_activations | of it |",
+             "|---|---|---|---|---|"]
+    for row in rows:
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(
+            f"| {row['model']} | {shape} | {row['all']:.1f} | {row['inputs_of_stages']:.1f} "
+            f"| {row['inputs_of_stages'] / row['all']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

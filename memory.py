@@ -1,0 +1,169 @@
+"""Memory: activations that are computed twice instead of kept, and how much is in use.
+
+What training keeps for the backward pass is mostly the activations between layers; with 3D
+convolutions these outweigh the weights by far.
+"""
+
+import copy
+import sys
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from types import MethodType
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from model import stages
+
+MIB, GIB = 2**20, 2**30
+
+# --- computing activations twice -----------------------------------------------------------------
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """From here on, in training, stages of `model` keep their input only. (Chen et al., 1604.06174)
+
+    The backward pass computes what is between anew, to the same bits. Single layers in a row, as
+    of a network's stem, count as one stage; one alone keeps little but its input anyway. The head
+    stays as it is. The peak falls by less than what is kept: a stage's activations and their
+    gradients are there together while its turn lasts. Where one stage holds most of them, as the
+    first block of conv3d, it hardly falls.
+    """
+    for name, child in model.named_children():
+        if not name.startswith(model.head_name) and isinstance(child, nn.Sequential):
+            # A method of the module: copy.deepcopy binds it to the copy, as it would no closure.
+            child.forward = MethodType(_sequence_in_runs, child)
+    for name, stage in stages(model):
+        if not name.startswith(model.head_name) and not _is_single_layer(stage):
+            stage.forward = MethodType(_stage_at_once, stage)
+
+
+def _is_single_layer(module) -> bool:
+    return not list(module.children())
+
+
+def _stage_at_once(stage, *inputs):
+    return _keeping_inputs(partial(type(stage).forward, stage), [stage], *inputs)
+
+
+def _sequence_in_runs(sequence, inputs):
+    for layers in _runs(sequence):
+        forward = partial(_in_turn, layers)
+        inputs = _keeping_inputs(forward, layers, inputs) if len(layers) > 1 else forward(inputs)
+    return inputs
+
+
+def _runs(sequence) -> list[list[nn.Module]]:
+    """Single layers that follow each other together; every other module alone."""
+    runs, last_is_single = [], False
+    for layer in sequence:
+        is_single = _is_single_layer(layer)
+        if is_single and last_is_single:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+        last_is_single = is_single
+    return runs
+
+
+def _in_turn(layers, inputs):
+    for layer in layers:
+        inputs = layer(inputs)
+    return inputs
+
+
+def _keeping_inputs(forward, modules, *inputs):
+    """`forward` of the inputs; in training as a checkpoint of PyTorch's, if it has parameters."""
+    has_parameters = any(list(module.parameters()) for module in modules)
+    if not (has_parameters and modules[0].training and torch.is_grad_enabled()):
+        return forward(*inputs)
+    options = {"use_reentrant": False, "preserve_rng_state": True}
+    # A compiler recomputes what has no side effects only, and cannot look into other contexts.
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), _unchanged_statistics(modules))
+    return checkpoint(forward, *inputs, **options)
+
+
+@contextmanager
+def _unchanged_statistics(modules):
+    """BatchNorm writes its running statistics, and its count of batches, to copies meanwhile.
+
+    Without them it would save fewer tensors than in the first pass, which PyTorch refuses.
+    """
+    norms = [part for module in modules for part in module.modules()
+             if isinstance(part, _BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms
+            for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
+
+
+def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:
+    """Bytes that a forward pass in training keeps for the backward pass.
+
+    clips: float [N, C, T, H, W]. Parameters and buffers are not counted, the clips are, and each
+    storage once, however many layers keep a view of it. A copy of `model` is run.
+    """
+    model = copy.deepcopy(model).train()
+    own = {_storage(tensor)[0] for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def note(tensor):
+        address, num_bytes = _storage(tensor)
+        if address not in own:
+            kept[address] = num_bytes
+        return tensor.detach()  # the tensor itself may be of the graph that would then hold it
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(clips)  # as long as it lives, no address is used again
+    total = sum(kept.values())
+    del logits
+    return total
+
+
+def _storage(tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+# --- the highest use of memory -------------------------------------------------------------------
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory in use since `reset_peak`: a GPU's for tensors, else all of this process's.
+
+    Where the system cannot reset it, it is the peak since the process began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts into ru_maxrss what the parent process had at the fork, so its own file is first.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on every system
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak(device: torch.device) -> None:
+    """Lets `peak_bytes` begin anew, at what is in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+
+
+def format_bytes(number: float) -> str:
+    """`1.2 GiB`, or below one GiB `312 MiB`."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"
