@@ -258,6 +258,14 @@ def _is_dense(tensor) -> bool:
     return is_plain and tensor.device.type == "cpu"
 
 
+def with_averaged_weights(checkpoint: dict) -> dict:
+    """The checkpoint with the running mean of its weights in their place, if it holds one."""
+    if "state_dict_ema" not in checkpoint:
+        return checkpoint
+    print("of its weights the running means are taken (ema_decay)")
+    return checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
+
+
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
     """The weights under our own names, from ours or a published checkpoint, DataParallel or not.
 

@@ -8,6 +8,7 @@ and check keys; `python config.py` writes that file anew.
 import difflib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -491,15 +492,23 @@ def _describe(problem) -> str:
     names, positions = problem["loc"][:1], [p for p in problem["loc"][1:] if isinstance(p, int)]
     key = ".".join(map(str, [*names, *positions]))
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Config.model_fields, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else "remove it"
+        hint = _nearest(key, Config.model_fields) or "remove it"
         return f"{key}: unknown key (found {_shorten(problem['input'])}); {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; {Config.model_fields[key].description}"
     if problem["type"] == "value_error" and not key:
         return str(problem["ctx"]["error"])
     expected = problem["msg"].replace("Input should be", "expected")
+    is_choice = problem["type"] == "literal_error" and isinstance(problem["input"], str)
+    if is_choice and (hint := _nearest(problem["input"], re.findall("'([^']*)'", expected))):
+        expected = f"{hint} {expected}"
     return f"{key}: found {_shorten(problem['input'])}; {expected}"
+
+
+def _nearest(word, words) -> str | None:
+    """A question whether the nearest of `words` was meant, if one is near."""
+    near = difflib.get_close_matches(word, words, n=1)
+    return f'did you mean "{near[0]}"?' if near else None
 
 
 def _shorten(value) -> str:

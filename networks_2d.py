@@ -7,7 +7,6 @@ logits [N, num_classes].
 from collections import OrderedDict
 
 import torch
-import torchvision
 from torch import nn
 
 NUM_FLOW_CHANNELS = 2  # pixels moved to the right, and down
@@ -18,6 +17,8 @@ def build_backbone(name) -> tuple[nn.Sequential, int]:
 
     Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
     """
+    import torchvision  # here, since it takes a second that the other networks need not wait for
+
     network = torchvision.models.get_model(name, weights=None)
     parts = OrderedDict(network.named_children())
     _, head = parts.popitem()

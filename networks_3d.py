@@ -6,7 +6,6 @@ Shapes: N clips, C channels, T frames, H, W pixels. Each maps float [N, C, T, H,
 
 import itertools
 
-import torchvision
 from torch import nn
 
 from errors import UserError
@@ -171,6 +170,8 @@ def torchvision_video(name, num_classes, clip_shape, dropout=None) -> nn.Module:
 
     Raises UserError for `mvit_*` with other clips than the one shape that they are made for.
     """
+    import torchvision  # here, since it takes a second that the other networks need not wait for
+
     if name.startswith("mvit") and tuple(clip_shape) != (16, 224, 224):
         raise UserError(
             f"model: {name} takes clips of clip_size 16 and crop_size 224 only, found "

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 
 import torch
-import torchvision
 
 import processes
 from checkpoint import (
@@ -23,6 +22,7 @@ from checkpoint import (
     load_checkpoint_or_weights,
     load_weights,
     network_weights,
+    with_averaged_weights,
 )
 from config import MODEL_OPTIONS, Config
 from errors import UserError, first_few
@@ -71,7 +71,7 @@ def take_pretrained(model, config: Config, class_names) -> None:
     source = config.pretrained
     contents = processes.from_main(read_source, source)
     if "state_dict" in contents:
-        placed = take_checkpoint(model, contents, config, class_names)
+        placed = take_checkpoint(model, with_averaged_weights(contents), config, class_names)
     else:
         weights = network_weights(contents)
         check_usable(weights, source)
@@ -120,13 +120,14 @@ def is_weights_name(source: str) -> bool:
     return WEIGHTS_NAME.fullmatch(source) is not None and not os.path.exists(source)
 
 
-def named_weights(name: str) -> torchvision.models.WeightsEnum:
+def named_weights(name: str):
     """torchvision's weights of that name. Raises UserError that names the nearest."""
+    from torchvision import models  # here, since it takes a second that few runs need
+
     try:
-        return torchvision.models.get_weight(name)
+        return models.get_weight(name)
     except (ValueError, KeyError, TypeError):  # the latter two: no such member, no such class
         pass
-    models = torchvision.models
     known = [f"{type(weights).__name__}.{weights.name}" for model in models.list_models()
              for weights in models.get_model_weights(model)]
     nearest = difflib.get_close_matches(name, known, 1, cutoff=0)[0]

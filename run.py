@@ -224,14 +224,6 @@ def restore(run: Run, checkpoint: dict) -> None:
     _say_what_changed(run, checkpoint.get("config", {}))
 
 
-def with_averaged_weights(checkpoint: dict) -> dict:
-    """The checkpoint for evaluation: the running mean of the weights, where it holds one."""
-    if "state_dict_ema" not in checkpoint:
-        return checkpoint
-    print("evaluated is the running mean of the weights (ema_decay)")
-    return checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
-
-
 def _has_trained(checkpoint: dict) -> bool:
     counts = [count for _, count in checkpoint.get("metrics", {}).values()]
     return checkpoint.get("epoch", 0) > 0 or any(counts)

@@ -13,6 +13,7 @@ import torch
 import evaluation
 import processes
 from callbacks import SilentLog, TensorBoardLog, write_history
+from checkpoint import with_averaged_weights
 from command_line import parse_arguments
 from config import Config, load_config
 from data_doctor import check_data
@@ -33,7 +34,6 @@ from run import (
     prepare_run_folder,
     start_run,
     versions,
-    with_averaged_weights,
 )
 
 # --- the commands ------------------------------------------------------------------------------

@@ -36,8 +36,11 @@ def measure(device, options, folder) -> list[dict]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    flow_config = config.model_copy(update={"model": "two_stream"})
+    flow = VideoFolder(annotations, flow_config, training=True)
     seconds = in_turn(
         {
+            "flow": lambda: flow.__getitems__(keys),
             "plain": lambda: torch.stack([plain[index][0] for index in range(len(clips))]),
             "ours": lambda: ours.__getitems__(keys),
             "limit": lambda: read_all(chosen, config.max_frame_pixels),
@@ -50,7 +53,9 @@ def measure(device, options, folder) -> list[dict]:
     ratio = statistics.median(a / b for a, b in zip(row["plain"], row["ours"], strict=True))
     share = statistics.median(a / b for a, b in zip(row["limit"], row["ours"], strict=True))
     what = "loader, one worker: µs a frame (limit: read and decode alone)"
-    return [row | {"what": what, "ratio": ratio, "share_of_limit": share}]
+    with_flow = "loader with optical flow (two_stream): µs a frame"
+    flow_row = {"what": with_flow, "ours": row.pop("flow")}
+    return [row | {"what": what, "ratio": ratio, "share_of_limit": share}, flow_row]
 
 
 def read_all(paths, max_pixels) -> None:

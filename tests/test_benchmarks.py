@@ -27,7 +27,10 @@ def test_loader_step_and_evaluation(results, capsys):
     saved = json.loads((results / "test.json").read_text())
     assert {"machine", "versions", "date", "rows"} == set(saved)
     assert [row["what"].split(",")[0] for row in saved["rows"]] == [
-        "loader", "training step", "evaluation"]  # fmt: skip
+        "loader", "loader with optical flow (two_stream): µs a frame", "training step",
+        "evaluation"]  # fmt: skip
+    (with_flow,) = [saved["rows"].pop(1)]
+    assert with_flow["ours"][0] > saved["rows"][0]["ours"][0]
     for row in saved["rows"]:
         assert row["what"] in table
         assert row["plain"][0] > 0 and row["ours"][0] > 0 and row["ratio"] > 0

@@ -13,14 +13,13 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 import train
 from annotations import read_annotations
 from augmentation import mixed
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, with_averaged_weights
 from config import Config, load_config
 from data_loader import ClipKey, VideoFolder, sample_window
 from ema import AverageOfWeights
 from errors import UserError
 from optical_flow import REST, STEPS_A_PIXEL, optical_flow
 from optimization import training_is_over
-from run import with_averaged_weights
 
 CONFIGS = Path(train.__file__).parent / "configs"
 SWITCHES = {
@@ -194,8 +193,8 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         ({"lstm_units": 8}, "lstm_units: found 8; it is an option of cnn_lstm, not of conv3d"),
         ({"model": "two_stream", "crop_size": 12}, "optical flow needs 16 pixels"),
         ({"model": "two_stream", "clip_size": 1}, "two_stream needs movement"),
-        ({"model": "conv_3d"}, "conv3d"),
-        ({"model": "r2plus1d"}, "r2plus1d_18"),
+        ({"model": "conv_3d"}, 'did you mean "conv3d"?'),
+        ({"model": "r2plus1d"}, 'did you mean "r2plus1d_18"?'),
         ({"ncrops": 2}, "ncrops"),
     ],
 )  # fmt: skip
