@@ -15,7 +15,8 @@ import processes
 from callbacks import SilentLog, TensorBoardLog, write_history
 from checkpoint import with_averaged_weights
 from command_line import parse_arguments
-from config import Config, load_config
+from config import Config
+from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
 from device import choose_device, gpu_numbers, precision_name, prepare

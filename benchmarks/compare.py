@@ -23,7 +23,7 @@ import torch
 
 from annotations import read_labels
 from benchmarks import machine
-from config import load_config
+from config_file import load_config
 from memory import MIB, kept_for_backward, recompute_activations
 from model import build_model
 

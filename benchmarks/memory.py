@@ -88,7 +88,7 @@ def plain_loader(config_path) -> DataLoader:
 
 
 def our_loader(config_path) -> DataLoader:
-    from config import load_config
+    from config_file import load_config
     from data_loader import build_loader, read_class_names, read_set
 
     config = load_config(config_path, sets=["train", "validation"])

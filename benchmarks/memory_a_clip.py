@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks import machine
-from config import load_config
+from config_file import load_config
 from memory import MIB, kept_for_backward, recompute_activations
 from model import build_model
 

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.machine import in_turn_apart, seconds_of, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
-from config import Config, parse_override
+from config import Config
+from config_file import parse_override
 from data_loader import Batch
 from device import autocast, number_format, precision_name, prepare, to_device, to_network_input
 from loop import train_step

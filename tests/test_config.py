@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from config import SCHEMA_FILE, json_schema, load_config
+from config import SCHEMA_FILE, json_schema
+from config_file import load_config
 from errors import UserError
 from model import build_model
 

@@ -444,7 +444,7 @@ def test_a_report_that_cannot_be_written_is_a_user_error(data):
 
 
 START = """
-from config import load_config
+from config_file import load_config
 from data_doctor import check_data
 if __name__ == "__main__":
     check_data(load_config("config.json"))

@@ -14,7 +14,8 @@ import train
 from annotations import read_annotations
 from augmentation import mixed
 from checkpoint import load_checkpoint, with_averaged_weights
-from config import Config, load_config
+from config import Config
+from config_file import load_config
 from data_loader import ClipKey, VideoFolder, sample_window
 from ema import AverageOfWeights
 from errors import UserError
