@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from model import stages
 
 MIB, GIB = 2**20, 2**30
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 # --- computing activations twice -----------------------------------------------------------------
 
@@ -26,11 +27,10 @@ MIB, GIB = 2**20, 2**30
 def recompute_activations(model: nn.Module) -> None:
     """From here on, in training, stages of `model` keep their input only. (Chen et al., 1604.06174)
 
-    The backward pass computes what is between anew, to the same bits. Single layers in a row, as
-    of a network's stem, count as one stage; one alone keeps little but its input anyway. The head
-    stays as it is. The peak falls by less than what is kept: a stage's activations and their
-    gradients are there together while its turn lasts. Where one stage holds most of them, as the
-    first block of conv3d, it hardly falls.
+    The backward pass computes what is between anew, to the same bits. Where layers stand in a row,
+    as in a block of conv3d, a convolution and what follows it are a stage. The head stays as it
+    is. The peak falls by less than what is kept: a stage's activations and their gradients are
+    there together while its turn lasts.
     """
     for name, child in model.named_children():
         if not name.startswith(model.head_name) and isinstance(child, nn.Sequential):
@@ -38,7 +38,9 @@ def recompute_activations(model: nn.Module) -> None:
             child.forward = MethodType(_sequence_in_runs, child)
     for name, stage in stages(model):
         if not name.startswith(model.head_name) and not _is_single_layer(stage):
-            stage.forward = MethodType(_stage_at_once, stage)
+            in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
+            forward = _sequence_in_runs if in_runs else _stage_at_once
+            stage.forward = MethodType(forward, stage)
 
 
 def _is_single_layer(module) -> bool:
@@ -57,11 +59,11 @@ def _sequence_in_runs(sequence, inputs):
 
 
 def _runs(sequence) -> list[list[nn.Module]]:
-    """Single layers that follow each other together; every other module alone."""
+    """A convolution with the single layers that follow it; every other module alone."""
     runs, last_is_single = [], False
     for layer in sequence:
         is_single = _is_single_layer(layer)
-        if is_single and last_is_single:
+        if is_single and last_is_single and not isinstance(layer, CONVOLUTIONS):
             runs[-1].append(layer)
         else:
             runs.append([layer])

@@ -10,7 +10,6 @@ the versions. The limit says what no way of doing it could beat here.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,7 +22,6 @@ import torch
 
 from benchmarks import epoch, loader, machine, memory, step
 
-RESULTS = Path(__file__).parent / "results"
 PARTS = {"loader": loader.measure, "step": step.measure, "evaluation": step.measure_evaluation,
          "memory": memory.measure, "epoch": epoch.measure}
 
@@ -37,11 +35,8 @@ def main(arguments=None) -> int:
     about = machine.describe(device)
     print(f"\n{about['machine']}, {about['versions']}\n\n{table}")
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / options.save
-        stem.with_suffix(".json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
         text = f"{about['machine']}, {about['versions']}, {about['date']}\n\n{table}\n"
-        stem.with_suffix(".md").write_text(text)
+        machine.save(options.save, about | {"rows": rows}, text)
     return 0
 
 

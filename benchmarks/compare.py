@@ -10,7 +10,6 @@ that the same line with one more variant trains that variant alone.
 
 import argparse
 import csv
-import json
 import re
 import statistics
 import subprocess
@@ -28,7 +27,6 @@ from memory import MIB, kept_for_backward, recompute_activations
 from model import build_model
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments=None) -> int:
@@ -44,10 +42,7 @@ def main(arguments=None) -> int:
     text += markdown(rows) + "\n"
     print("\n" + text)
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        saved = about | {"command": command, "rows": rows}
-        (RESULTS / f"{options.save}.json").write_text(json.dumps(saved, indent=2) + "\n")
-        (RESULTS / f"{options.save}.md").write_text(text)
+        machine.save(options.save, about | {"command": command, "rows": rows}, text)
     return 0
 
 

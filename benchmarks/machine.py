@@ -1,5 +1,6 @@
 """What a figure was measured on."""
 
+import json
 import multiprocessing
 import platform
 import time
@@ -9,6 +10,8 @@ import torch
 
 from run import versions
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def describe(device: torch.device) -> dict[str, str]:
     """Machine, versions and date in words."""
@@ -16,6 +19,13 @@ def describe(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     numbers = ", ".join(f"{package} {number}" for package, number in versions().items())
     return {"machine": name, "versions": numbers, "date": time.strftime("%Y-%m-%d")}
+
+
+def save(name: str, contents: dict, text: str) -> None:
+    """Writes results/NAME.json and results/NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(contents, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
 
 
 def _cpu_name() -> str:

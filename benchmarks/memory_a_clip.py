@@ -7,7 +7,6 @@ machine. They are no peaks: see NOTE.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,10 +20,8 @@ from memory import MIB, kept_for_backward, recompute_activations
 from model import build_model
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 NOTE = """Counted between the forward and the backward pass. In the backward pass one stage's
-activations, computed anew, and their gradients come on top, so that the peak falls by less, and
-hardly where one stage holds most of them, as the first block of conv3d does.
+activations, computed anew, and their gradients come on top, so that the peak falls by less.
 """
 NUM_CLASSES, BATCH_SIZE = 27, 2
 SHAPE = (16, 112, 112)  # T, H, W
@@ -46,10 +43,7 @@ def main(arguments=None) -> int:
     table = f"{about['versions']}, {about['date']}\n\n{markdown(rows)}\n\n{NOTE}"
     print(f"\n{table}")
     if options.save:
-        RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / options.save
-        stem.with_suffix(".json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
-        stem.with_suffix(".md").write_text(table)
+        machine.save(options.save, about | {"rows": rows}, table)
     return 0
 
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import benchmark
+from benchmarks import benchmark, machine
 
 SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
 
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
     return tmp_path
 
 

@@ -127,7 +127,7 @@ def test_an_overwritten_input_is_an_error_and_no_wrong_gradient():
         def __init__(self):
             super().__init__()
             self.first = nn.Conv3d(3, 4, 1)
-            self.second = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.Conv3d(4, 4, 1)))
+            self.second = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm3d(4)))
 
         def forward(self, clips):
             return self.second(self.first(clips))
