@@ -12,7 +12,7 @@ from runs import differences, make_settings, read_csv, run_folder, train_until, 
 from torch import nn
 
 import train
-from benchmarks import compare, memory_a_clip
+from benchmarks import compare, machine, memory_a_clip
 from config import MODEL_OPTIONS
 from memory import (
     format_bytes,
@@ -188,7 +188,7 @@ def test_the_peak_of_the_process_can_be_reset():
 
 
 def test_the_table_of_memory_a_clip(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(memory_a_clip, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(memory_a_clip, "CASES", (("conv3d", (4, 20, 20)),))
     assert memory_a_clip.main(["--save", "test"]) == 0
     table = (tmp_path / "test.md").read_text()
