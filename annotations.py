@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError, first_few
+from videos import is_video
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
     if not kept:
         raise UserError(_nothing_left(csv_path, rows))
     ids, labels = zip(*kept, strict=True)
-    _check_folders(csv_path, folder, ids)
+    _check_clips(csv_path, folder, ids)
     return Annotations(np.array(ids), np.array(labels, np.int64), str(folder),
                        len(rows) - len(kept), tuple(class_names or ()))
 
@@ -157,11 +158,11 @@ def _check_ids(csv_path, ids):
         )
 
 
-def _check_folders(csv_path, folder, ids):
+def _check_clips(csv_path, folder, ids):
     # One scan of the root, instead of asking the file system for each of 100,000 ids.
     try:
         with os.scandir(folder) as entries:
-            present = {entry.name for entry in entries if _is_folder(entry)}
+            present = {entry.name for entry in entries if is_video(entry.name) or _is_folder(entry)}
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if clip_id not in present]

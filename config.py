@@ -98,7 +98,9 @@ class Config(BaseModel):
     )
 
     # --- the data ----------------------------------------------------------------------------
-    train_data_folder: str = Field(description="Folder with one folder of frames per clip.")
+    train_data_folder: str = Field(
+        description="Folder with one folder of frames, or one video file, per clip."
+    )
     train_data_csv: str = Field(description="Training clips, a line each: id;label.")
     val_data_folder: str = Field(description="As train_data_folder, for validation.")
     val_data_csv: str = Field(description="As train_data_csv, for validation.")
@@ -128,6 +130,9 @@ class Config(BaseModel):
     step_size: Size = Field(2, description="Every step_size-th frame is taken (window).")
     nclips: Size = Field(
         1, description="Clips per video in evaluation; their scores are averaged."
+    )
+    frame_rate: PositiveFloat = Field(
+        12.0, le=1000, description="Frames a second of the clips; video files are resampled to it."
     )
     sampling: Literal["window", "segments"] = Field(
         "window",

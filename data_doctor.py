@@ -39,6 +39,7 @@ from frames import (
     list_frames,
     natural_key,
 )
+from videos import VideoFile, is_video
 
 _SUFFIXES_BY_MAGIC = {
     b"\xff\xd8\xff": JPEG_SUFFIXES,
@@ -158,7 +159,8 @@ def _find_folders(clip_set, ids, report):
     """Sets `present` and `ids` of a set, and reports the clips without a folder."""
     try:
         with os.scandir(clip_set.folder) as entries:
-            clip_set.present = {entry.name for entry in entries if os.path.isdir(entry)}
+            clip_set.present = {entry.name for entry in entries
+                                if is_video(entry.name) or os.path.isdir(entry)}
     except OSError as error:
         detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {clip_set.folder!r} ({error})"
         report.add(clip_set.name, "unreadable data folder", detail)
@@ -191,8 +193,8 @@ def _find_unlisted_folders(clip_sets, report):
 def _examine_clips(clip_sets, config, report):
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
     paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
-    needed, max_pixels = frames_needed(config), config.max_frame_pixels
-    examine = partial(examine_clip, frames_needed=needed, max_pixels=max_pixels)
+    examine = partial(examine_clip, frames_needed=frames_needed(config),
+                      max_pixels=config.max_frame_pixels, frame_rate=config.frame_rate)
     num_workers = max(1, config.num_workers)
     chunk = max(1, min(_LARGEST_CHUNK, len(clips) // (8 * num_workers)))
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log needs fewer lines
@@ -265,29 +267,49 @@ class ClipResult:
         self.findings.append((kind, detail, frame))
 
 
-def examine_clip(folder, frames_needed, max_pixels) -> ClipResult:
-    """All that can be said of the clip in `folder` by itself; raises nothing.
+def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
+    """All that can be said of the clip in `folder`, or a video file, by itself; raises nothing.
 
-    frames_needed: clips with fewer are padded; max_pixels: frames with more are refused.
+    frames_needed: clips with fewer are padded; max_pixels: frames with more are refused;
+    frame_rate: what videos are resampled to.
     """
     result = ClipResult()
     try:
+        if is_video(folder):
+            _check_video(VideoFile(folder, frame_rate, max_pixels), result)
+            _check_length(result, frames_needed)
+            return result
         names = os.listdir(folder)
         frames = list_frames(folder)
         result.num_frames = len(frames)
         others = sorted(name for name in set(names).difference(frames) if name[0] != ".")
         if others:
             result.add("other files", first_few(map(repr, others)))
-        if len(frames) < frames_needed:
-            detail = f"{plural(len(frames), 'frame')}; training takes {frames_needed}"
-            result.add("short clip", detail)
+        _check_length(result, frames_needed)
         _check_numbers(frames, result)
         _check_frames(folder, frames, max_pixels, result)
     except FrameError as error:
-        result.add("empty clip", str(error))
+        result.add("unreadable clip" if is_video(folder) else "empty clip", str(error))
     except Exception as error:  # whatever it is, the other clips are to be examined too
         result.add("unreadable clip", f"{type(error).__name__}: {error}")
     return result
+
+
+def _check_length(result, frames_needed):
+    if result.num_frames < frames_needed:
+        detail = f"{plural(result.num_frames, 'frame')}; training takes {frames_needed}"
+        result.add("short clip", detail)
+
+
+def _check_video(video, result):
+    """Decodes all frames that training may take; raises FrameError for damage."""
+    result.num_frames = len(video)
+    for frame in video.frames_at(range(len(video))):
+        if _stop is not None and _stop.is_set():
+            return
+        height, width, _ = frame.shape
+        result.sizes[width, height] += 1
+    result.digest = hashlib.blake2b(Path(video.path).read_bytes(), digest_size=16).digest()
 
 
 def _check_numbers(frames, result):

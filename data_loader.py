@@ -7,7 +7,6 @@ optical flow.
 """
 
 import math
-import os
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import stopping
 from annotations import Annotations, read_annotations, read_labels
 from config import Config
 from errors import UserError, first_few
-from frames import FrameError, list_frames, read_frame
+from frames import FrameError, FrameFolder
 from optical_flow import optical_flow
 from transforms import (
     draw_movement,
@@ -29,6 +28,7 @@ from transforms import (
     jitter_colours,
     train_transform,
 )
+from videos import VideoFile, is_video
 
 # Where the crops of evaluation lie on the longer side, by their number.
 CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
@@ -140,57 +140,89 @@ class VideoFolder(Dataset):
 
         Raises FrameError with the path of a bad frame.
         """
-        config, label = self.config, self.annotations.labels[key.index]
-        folder = self.annotations.clip_path(key.index)
-        names = list_frames(folder)
-        rng = np.random.default_rng([config.seed, *key]) if self.training else None
-        positions = self.sample(len(names), rng)
-        colours = clip if config.num_channels == 3 else np.empty((*clip.shape[:-1], 3), np.uint8)
-        size = {"frame_height": config.frame_height, "crop": config.crop}
-        if self.training:
-            movement = draw_movement(rng, config)
-            transforms = [train_transform(movement, **size)]
-            label = self.mirrored_labels[label] if movement.is_mirrored else label
-        else:
-            transforms = [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
-        # All windows of each crop in a row.
-        read_frames(folder, names, positions.ravel(), transforms, config.max_frame_pixels,
-                    colours.reshape(len(transforms), positions.size, *colours.shape[2:]))
-        if config.num_channels > 3:
-            clip[..., :3] = colours
-            for window, window_colours in zip(clip, colours, strict=True):
-                window[..., 3:] = optical_flow(window_colours)
-        if self.training:
-            augment(clip[0], config, rng)
-        return int(label)
-
-    def sample(self, num_frames, rng) -> np.ndarray:
-        """Positions of the frames, [K, T]."""
-        config = self.config
-        num_windows = 1 if self.training else config.nclips
-        if config.sampling == "segments":
-            return sample_segments(num_frames, config.clip_size, rng, num_windows)
-        step = config.step_size
-        if self.training and config.step_jitter:
-            step *= rng.uniform(1 - config.step_jitter, 1 + config.step_jitter)
-        return sample_window(num_frames, config.clip_size, step, rng, num_windows)
+        config, label = self.config, int(self.annotations.labels[key.index])
+        source = open_clip(self.annotations.clip_path(key.index), config)
+        if not self.training:
+            read_windows(source, eval_positions(len(source), config), eval_transforms(config), clip)
+            return label
+        rng = np.random.default_rng([config.seed, *key])
+        positions = train_positions(len(source), config, rng)
+        movement = draw_movement(rng, config)
+        transform = train_transform(movement, frame_height=config.frame_height, crop=config.crop)
+        read_windows(source, positions, [transform], clip)
+        augment(clip[0], config, rng)
+        return int(self.mirrored_labels[label]) if movement.is_mirrored else label
 
 
-def read_frames(folder, names, positions, transforms, max_pixels, windows) -> None:
-    """Reads the frames at `positions`, and puts what each transform makes of them into `windows`.
+def train_positions(num_frames, config: Config, rng) -> np.ndarray:
+    """Positions of a training clip's frames, [1, T]."""
+    if config.sampling == "segments":
+        return sample_segments(num_frames, config.clip_size, rng)
+    step = config.step_size
+    if config.step_jitter:
+        step *= rng.uniform(1 - config.step_jitter, 1 + config.step_jitter)
+    return sample_window(num_frames, config.clip_size, step, rng)
 
-    windows: uint8 [transforms, positions, H, W, 3]. Padding and overlaps name a frame more than
-    once; it is decoded once.
+
+def eval_positions(num_frames, config: Config) -> np.ndarray:
+    """Positions of the frames that are evaluated, [nclips, T]."""
+    if config.sampling == "segments":
+        return sample_segments(num_frames, config.clip_size, num_windows=config.nclips)
+    return sample_window(num_frames, config.clip_size, config.step_size, num_windows=config.nclips)
+
+
+def eval_transforms(config: Config) -> list:
+    """One for each crop."""
+    size = {"frame_height": config.frame_height, "crop": config.crop}
+    return [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
+
+
+def window_input(source, span, config: Config) -> np.ndarray:
+    """What a network with this config takes of the frames from span[0] to span[1] - 1.
+
+    uint8 [K, T, H, W, C], as in evaluation. Raises FrameError with the path of a bad frame.
     """
-    first_places = {}
-    for place, position in enumerate(positions):
-        if position in first_places:
-            windows[:, place] = windows[:, first_places[position]]
-            continue
-        first_places[position] = place
-        frame = read_frame(f"{folder}{os.sep}{names[position]}", max_pixels)
+    start, stop = span
+    positions = start + eval_positions(stop - start, config)
+    shape = (config.windows_per_video, config.clip_size, *config.crop, config.num_channels)
+    clip = np.empty(shape, np.uint8)
+    read_windows(source, positions, eval_transforms(config), clip)
+    return clip
+
+
+def open_clip(path, config: Config):
+    """The frames of a folder or a video file: something with a length and `frames_at`.
+
+    Raises FrameError if there are none.
+    """
+    if is_video(path):
+        return VideoFile(path, config.frame_rate, config.max_frame_pixels)
+    return FrameFolder(path, config.max_frame_pixels)
+
+
+def read_windows(source, positions, transforms, clip) -> None:
+    """Fills `clip`, uint8 [K, T, H, W, C], with what each transform makes of the frames, and flow.
+
+    positions: [windows, T]; K is transforms x windows, all windows of a transform in a row.
+    Padding and overlaps name a frame more than once; it is decoded once.
+    """
+    has_flow = clip.shape[-1] > 3
+    colours = np.empty((*clip.shape[:-1], 3), np.uint8) if has_flow else clip
+    windows = colours.reshape(len(transforms), positions.size, *colours.shape[2:])
+    places = {}
+    for place, position in enumerate(positions.ravel().tolist()):
+        places.setdefault(position, []).append(place)
+    chosen = sorted(places)
+    for position, frame in zip(chosen, source.frames_at(chosen), strict=True):
+        first, *others = places[position]
         for transform, results in zip(transforms, windows, strict=True):
-            transform(frame, results[place])
+            transform(frame, results[first])
+        for place in others:
+            windows[:, place] = windows[:, first]
+    if has_flow:
+        clip[..., :3] = colours
+        for result, window in zip(clip, colours, strict=True):
+            result[..., 3:] = optical_flow(window)
 
 
 def augment(clip, config: Config, rng) -> None:

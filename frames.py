@@ -77,6 +77,22 @@ def list_frames(folder) -> list[str]:
     return sorted(frames) if is_alike else sorted(frames, key=natural_key)
 
 
+class FrameFolder:
+    """The frames in a folder; each is read when it is asked for. Raises FrameError for none."""
+
+    def __init__(self, folder, max_pixels: int):
+        self.folder, self.max_pixels = folder, max_pixels
+        self.names = list_frames(folder)
+
+    def __len__(self):
+        return len(self.names)
+
+    def frames_at(self, positions):
+        """Yields the frames at these positions as `read_frame` gives them."""
+        for position in positions:
+            yield read_frame(f"{self.folder}{os.sep}{self.names[position]}", self.max_pixels)
+
+
 def read_frame(path, max_pixels: int) -> np.ndarray:
     """The picture at `path` as uint8 RGB [H, W, 3], turned upright as its EXIF tag asks.
 
@@ -122,7 +138,7 @@ def _decode_jpeg(data, max_pixels):
     # errors; Pillow passes over most of them.
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(height, width, max_pixels)
+        check_size(height, width, max_pixels)
         if colour_space in ("CMYK", "YCCK"):
             simplejpeg.decode_jpeg(data, "CMYK", strict=True)
             return _decode_with_pillow(data, max_pixels)  # knows the ways of inverted CMYK
@@ -147,7 +163,7 @@ def _turn_upright(frame, data):
 def _decode_with_pillow(data, max_pixels):
     try:
         picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
-        _check_size(picture.height, picture.width, max_pixels)
+        check_size(picture.height, picture.width, max_pixels)
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except FrameError:
         raise
@@ -157,7 +173,7 @@ def _decode_with_pillow(data, max_pixels):
         raise FrameError(f"damaged picture ({error}); extract the frame again") from None
 
 
-def _check_size(height, width, max_pixels):
+def check_size(height, width, max_pixels):
     if height * width > max_pixels:
         raise OversizedFrameError(
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "

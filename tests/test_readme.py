@@ -13,6 +13,7 @@ import torch
 from conftest import TINY_NETWORK, write_data_set
 
 import demo_data
+import predict
 import train
 from command_line import parse_arguments
 from config import Config
@@ -72,6 +73,9 @@ def test_python_commands_run(workplace, capsys):
         overwrite = [] if "--resume" in arguments else ["--overwrite"]
         assert train.main(arguments + overwrite + SMALL) == 0, arguments
     assert len(seen) >= 7
+    (shown,) = commands("predict.py")
+    assert predict.main([*shown, "-g", "cpu"]) == 0
+    assert Path(shown[-1]).exists()
     assert capsys.readouterr().out.count("training is over") >= 3
 
 
@@ -99,7 +103,7 @@ def test_links_and_files_exist():
         assert link.startswith("https://") or (PROJECT / link).exists(), link
     for name in re.findall(r"`([a-z_/]+\.(?:py|json|txt|toml))`", README):
         known = PROJECT / name
-        made = name in ("config.json", "versions.json", "configs/mine.json")
+        made = name in ("config.json", "scores.csv", "versions.json", "configs/mine.json")
         assert known.exists() or made, name
 
 
