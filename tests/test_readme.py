@@ -13,6 +13,7 @@ import torch
 from conftest import TINY_NETWORK, write_data_set
 
 import demo_data
+import export
 import predict
 import train
 from command_line import parse_arguments
@@ -76,6 +77,8 @@ def test_python_commands_run(workplace, capsys):
     (shown,) = commands("predict.py")
     assert predict.main([*shown, "-g", "cpu"]) == 0
     assert Path(shown[-1]).exists()
+    (written,) = commands("export.py")
+    assert export.main(written) == 0
     assert capsys.readouterr().out.count("training is over") >= 3
 
 

@@ -1,0 +1,111 @@
+"""Writes a trained network as ONNX: `python export.py --checkpoint FILE --output gestures.onnx`.
+
+The exported network takes uint8 clips, so that its user needs none of this code. What it computes
+is compared with the checkpoint's network in onnxruntime before it is called done.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from device import to_network_input
+from errors import UserError, message_for_user
+from predictor import Predictor, load_predictor
+
+CPU = torch.device("cpu")
+LARGEST_DIFFERENCE = 1e-4  # of a probability
+EXAMPLE = """\
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession("{path}")
+classes = session.get_modelmeta().custom_metadata_map["classes"].split("\\n")
+clips = numpy.zeros({shape}, numpy.uint8)  # [N, T, H, W, C], RGB, N as you like
+(probabilities,) = session.run(None, {{"clips": clips}})
+print(classes[probabilities[0].argmax()], probabilities[0].max())"""
+
+
+class FromBytes(nn.Module):
+    """The network with what surrounds it: uint8 [N, T, H, W, C] -> probabilities [N, classes]."""
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.network, self.config = predictor.network, predictor.config
+
+    def forward(self, clips):
+        return self.network(to_network_input(clips, CPU, self.config)).softmax(1)
+
+
+def export(checkpoint, path: Path, program_path: Path | None = None) -> str:
+    """Writes the ONNX file, and on request PyTorch's own program; returns an example of its use.
+
+    Raises UserError if the network cannot be exported, or does not compute the same then.
+    """
+    predictor = load_predictor(checkpoint, CPU)
+    config = predictor.config
+    if config.num_channels != 3:
+        raise UserError(
+            f"{checkpoint}: {config.model} takes optical flow, too, which the exported network "
+            "cannot compute; export a network that takes colours only"
+        )
+    shape = (config.clip_size, *config.crop, 3)
+    clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
+    program = torch.export.export(
+        FromBytes(predictor).eval().requires_grad_(False), (clips,), dynamic_shapes=({0: torch.export.Dim("N")},)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        if program_path:
+            torch.export.save(program, program_path)
+        onnx_program = torch.onnx.export(
+            program, (clips,), input_names=["clips"], output_names=["probabilities"], verbose=False
+        )
+    onnx_program.model.metadata_props["classes"] = "\n".join(predictor.classes)
+    onnx_program.save(str(path))
+    check(path, program.module())
+    return EXAMPLE.format(path=path, shape=(1, *shape))
+
+
+def check(path: Path, network) -> None:
+    """Compares the file with the network on random clips, for several N. Raises UserError."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    clip_shape = session.get_inputs()[0].shape[1:]
+    for num_clips in (1, 3):
+        clips = torch.randint(256, (num_clips, *clip_shape), dtype=torch.uint8)
+        with torch.inference_mode():
+            expected = network(clips).numpy()
+        (found,) = session.run(None, {"clips": clips.numpy()})
+        difference = np.abs(found - expected).max()
+        if difference > LARGEST_DIFFERENCE:
+            raise UserError(
+                f"{path}: onnxruntime computes other probabilities than PyTorch (by "
+                f"{difference:.1e}); do not use the file, and try another version of onnxruntime"
+            )
+
+
+def main(arguments=None) -> int:
+    """Returns the exit status: 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.onnx")
+    parser.add_argument("--program", type=Path, metavar="FILE.pt2", help="for torch.export.load")
+    options = parser.parse_args(arguments)
+    try:
+        example = export(options.checkpoint, options.output, options.program)
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: as the checkpoint in onnxruntime. To use it:\n\n{example}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
