@@ -53,8 +53,9 @@ def export(checkpoint, path: Path, program_path: Path | None = None) -> str:
         )
     shape = (config.clip_size, *config.crop, 3)
     clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
+    network = FromBytes(predictor).eval().requires_grad_(False)
     program = torch.export.export(
-        FromBytes(predictor).eval().requires_grad_(False), (clips,), dynamic_shapes=({0: torch.export.Dim("N")},)
+        network, (clips,), dynamic_shapes=({0: torch.export.Dim("N")},)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about themselves
