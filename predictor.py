@@ -45,7 +45,6 @@ class Predictor:
     network: nn.Module
     device: torch.device
 
-    @torch.inference_mode()
     def scores(self, source) -> Scores:
         """source: what `data_loader.open_clip` gives. Raises FrameError if it cannot be read."""
         spans = self.spans(len(source))
@@ -69,13 +68,19 @@ class Predictor:
         return [(start, start + length) for start in starts]
 
     def _of_spans(self, source, spans) -> np.ndarray:
-        """Probabilities [spans, classes], as `--eval_only` computes them for a clip."""
-        config = self.config
-        clips = [window_input(source, span, config) for span in spans]
-        windows = torch.from_numpy(np.concatenate(clips))  # [spans * K, T, H, W, C]
-        with autocast(self.device, config.precision):
-            logits = self.network(to_network_input(windows, self.device, config)).float()
-        return logits.softmax(1).view(len(spans), -1, len(self.classes)).mean(1).cpu().numpy()
+        clips = [window_input(source, span, self.config) for span in spans]
+        return self.probabilities(np.concatenate(clips), len(spans))
+
+    @torch.inference_mode()
+    def probabilities(self, windows, num_clips) -> np.ndarray:
+        """[clips, classes], as `--eval_only` computes them; windows: uint8 [clips * K, T, H, W, C].
+
+        The K windows of a clip stand in a row, and are averaged.
+        """
+        inputs = to_network_input(torch.from_numpy(windows), self.device, self.config)
+        with autocast(self.device, self.config.precision):
+            logits = self.network(inputs).float()
+        return logits.softmax(1).view(num_clips, -1, len(self.classes)).mean(1).cpu().numpy()
 
 
 def load_predictor(path, device) -> Predictor:

@@ -13,6 +13,7 @@ import torch
 from conftest import TINY_NETWORK, write_data_set
 
 import demo_data
+import explain
 import export
 import predict
 import train
@@ -79,6 +80,8 @@ def test_python_commands_run(workplace, capsys):
     assert Path(shown[-1]).exists()
     (written,) = commands("export.py")
     assert export.main(written) == 0
+    (explained,) = commands("explain.py")
+    assert explain.main([*explained, "-g", "cpu"]) == 0
     assert capsys.readouterr().out.count("training is over") >= 3
 
 
