@@ -96,10 +96,16 @@ def _missing_paths(values, sets) -> list[str]:
 
 
 def _is_other_alternative(problem) -> bool:
-    """Whether pydantic tried a value as the other of a key's two types (a number or a list)."""
-    is_list = isinstance(problem["input"], list)
-    is_alternative = len(problem["loc"]) == 2 and isinstance(problem["loc"][1], str)
-    return is_alternative and problem["type"] == ("int_type" if is_list else "list_type")
+    """Whether pydantic tried a value as the other of a key's two types.
+
+    These are a number or a list, and a word or pairs of names.
+    """
+    if len(problem["loc"]) != 2 or not isinstance(problem["loc"][1], str):
+        return False
+    value = problem["input"]
+    others = ["int_type"] if isinstance(value, list) else ["list_type"]
+    others += ["dict_type"] if isinstance(value, str) else ["literal_error"]
+    return problem["type"] in others
 
 
 def _describe(problem) -> str:
