@@ -217,7 +217,7 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 # --- the configs that come with it -------------------------------------------------------------
 
 
-LARGE = ("r3d_18", "jester_strong")  # whose checkpoints of half a gigabyte take their time
+LARGE = ("r3d_18", "jester_strong", "mobilenet3d")  # they take their time
 ALL_CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
     for path in sorted(CONFIGS.glob("*.json")) if path.stem != "schema"
