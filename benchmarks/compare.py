@@ -11,6 +11,7 @@ that the same line with one more variant trains that variant alone.
 import argparse
 import csv
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def main(arguments=None) -> int:
         runs = [train(options, name, changes, seed) for seed in options.seeds]
         rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
         print(markdown([rows[-1]]).split("\n")[-1], flush=True)
-    command = " ".join(["python benchmarks/compare.py", *map(quoted, arguments or sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/compare.py", *(arguments or sys.argv[1:])])
     text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
     text += markdown(rows) + "\n"
     print("\n" + text)
@@ -124,10 +125,6 @@ def markdown(rows) -> str:
             f"| {row['kept_mib_a_clip']:.1f} | {row['clips_per_second']:.1f} |"
         )
     return "\n".join(lines)
-
-
-def quoted(argument) -> str:
-    return f"'{argument}'" if set(argument) & set(' "[]{}') else argument
 
 
 if __name__ == "__main__":
