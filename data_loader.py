@@ -62,11 +62,7 @@ def frames_needed(config: Config) -> int:
     """Frames that a video must have so that nothing is padded or repeated."""
     if config.sampling == "segments":
         return config.clip_size
-    return window_span(config.clip_size, config.step_size)
-
-
-def window_span(clip_size, step_size) -> int:
-    return (clip_size - 1) * step_size + 1
+    return (config.clip_size - 1) * config.step_size + 1
 
 
 def sample_window(num_frames, clip_size, step_size, rng=None, num_windows=1) -> np.ndarray:

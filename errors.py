@@ -1,6 +1,8 @@
 """The one exception for mistakes that the user can put right."""
 
 import errno
+import os
+import sys
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
 # What gloo and NCCL say when a process that they wait for is gone.
@@ -42,3 +44,23 @@ def message_for_user(error: Exception) -> str | None:
     if any(sign in text for sign in _LOST_PROCESS_SIGNS):
         return "another process of this run has ended or was killed; --resume auto goes on"
     return None
+
+
+def exit_status(command) -> int:
+    """Calls `command`, and returns its exit status: 0 if it returns none, 2 for a user's mistake.
+
+    For commands of one process; train.py, whose processes must agree on who tells, has its own.
+    """
+    try:
+        return command() or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # who read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2

@@ -12,22 +12,21 @@ from pathlib import Path
 import time_probe
 from annotations import read_annotations
 from device import choose_device, prepare
-from errors import UserError, message_for_user
+from errors import UserError, exit_status
 from predictor import load_predictor
 
 
-def explain(checkpoint, folder: Path | None, data, device) -> None:
-    """Prints the time probe and writes it to `folder`; None: beside the checkpoint.
-
-    data: CSV and data folder of labelled clips, or None for the validation set of training.
-    """
-    predictor = load_predictor(checkpoint, device)
-    data_folder, csv_path = data or predictor.config.set_paths("validation")
+def explain(options) -> None:
+    """Prints the time probe and writes it; options: the flags, as `main` defines them."""
+    device = choose_device(options.gpus)
+    prepare(device, "auto", deterministic=False)
+    predictor = load_predictor(options.checkpoint, device)
+    data_folder, csv_path = options.data or predictor.config.set_paths("validation")
     annotations = read_annotations(csv_path, data_folder, predictor.classes)
     print(f"{len(annotations):,} clips in {data_folder}")
     result = time_probe.probe(predictor, annotations)
     print(time_probe.table(result))
-    folder = folder or Path(checkpoint).parent
+    folder = options.output or Path(options.checkpoint).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = time_probe.write(result, folder)
@@ -46,17 +45,7 @@ def main(arguments=None) -> int:
                         help="default: the checkpoint's folder")
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
     options = parser.parse_args(arguments)
-    try:
-        device = choose_device(options.gpus)
-        prepare(device, "auto", deterministic=False)
-        explain(options.checkpoint, options.output, options.data, device)
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: explain(options))
 
 
 if __name__ == "__main__":

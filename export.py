@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from device import to_network_input
-from errors import UserError, message_for_user
+from errors import UserError, exit_status
 from predictor import Predictor, load_predictor
 
 CPU = torch.device("cpu")
@@ -96,16 +96,12 @@ def main(arguments=None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.onnx")
     parser.add_argument("--program", type=Path, metavar="FILE.pt2", help="for torch.export.load")
     options = parser.parse_args(arguments)
-    try:
+
+    def run():
         example = export(options.checkpoint, options.output, options.program)
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    print(f"{options.output}: as the checkpoint in onnxruntime. To use it:\n\n{example}")
-    return 0
+        print(f"{options.output}: as the checkpoint in onnxruntime. To use it:\n\n{example}")
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from annotated import save_annotated
 from data_loader import open_clip
 from device import choose_device, prepare
-from errors import UserError, message_for_user
+from errors import UserError, exit_status
 from frames import FRAME_SUFFIXES
 from predictor import Scores, averaged, load_predictors
 from videos import is_video
@@ -169,22 +169,16 @@ def parse_arguments(arguments):
 def main(arguments=None) -> int:
     """Returns the exit status: 2 if anything could not be classified."""
     options = parse_arguments(arguments)
-    try:
+
+    def run():
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
         predictors = load_predictors(options.checkpoint, device)
         if options.camera is not None:
-            predict_live(predictors, options.camera)
-            return 0
+            return predict_live(predictors, options.camera)
         return predict_paths(predictors, options)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+
+    return exit_status(run)
 
 
 def predict_paths(predictors, options) -> int:

@@ -3,6 +3,9 @@
 import csv
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -170,3 +173,14 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
         arguments = ["-c", checkpoint, "-c", str(tmp_path / name), str(tmp_path / "clip")]
         assert predict.main([*arguments, "-g", "cpu"]) == 2
         assert problem in capfd.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(checkpoint, tmp_path):
+    write_clip(tmp_path / "clip", draw_frames("Left", 9, np.random.default_rng(0)))
+    clip, script = str(tmp_path / "clip"), predict.__file__
+    command = [sys.executable, "-u", script, "-c", checkpoint, "-g", "cpu", clip]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")

@@ -39,9 +39,8 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SWITCHES)
-def test_each_switch_trains_and_resumes_exactly(tmp_path, name):
-    settings = make_settings(tmp_path, **SWITCHES[name])
+def check_that_it_resumes(tmp_path, settings):
+    """Trains once in one go, once with a death in between, bit for bit alike; and evaluates."""
     resumed = settings | {"output_dir": str(tmp_path / "resumed")}
     whole, cut = (write_config(tmp_path / f"{number}.json", keys)
                   for number, keys in enumerate((settings, resumed)))  # fmt: skip
@@ -50,6 +49,12 @@ def test_each_switch_trains_and_resumes_exactly(tmp_path, name):
     assert train.main(["-c", cut, "-g", "cpu", "--resume", "True"]) == 0
     assert differences(run_folder(resumed), run_folder(settings)) == []
     assert train.main(["-c", whole, "-g", "cpu", "--resume", "True", "--eval_only", "True"]) == 0
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_each_switch_trains_and_resumes_exactly(tmp_path, name):
+    settings = make_settings(tmp_path, **SWITCHES[name])
+    check_that_it_resumes(tmp_path, settings)
 
 
 # --- what they do ------------------------------------------------------------------------------
@@ -241,11 +246,4 @@ def test_every_config_trains_evaluates_and_resumes(tmp_path, path):
     keys = {key: value for key, value in keys.items() if key not in ("$schema", "pretrained")}
     keys = copy.deepcopy(keys) | small
     Config(**keys)
-    resumed = keys | {"output_dir": str(tmp_path / "resumed")}
-    whole, cut = (write_config(tmp_path / f"{number}.json", own)
-                  for number, own in enumerate((keys, resumed)))  # fmt: skip
-    assert train.main(["-c", whole, "-g", "cpu"]) == 0
-    train_until(["-c", cut, "-g", "cpu"], epoch=1, step=1)
-    assert train.main(["-c", cut, "-g", "cpu", "--resume", "True"]) == 0
-    assert differences(run_folder(resumed), run_folder(keys)) == []
-    assert train.main(["-c", whole, "-g", "cpu", "--resume", "True", "--eval_only", "True"]) == 0
+    check_that_it_resumes(tmp_path, keys)
