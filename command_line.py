@@ -24,6 +24,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
                         help="go on from the checkpoint; auto: if there is one")
     parser.add_argument("--eval_only", "-e", **flag, help="score the validation set")
     parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
+    parser.add_argument("--ensemble", nargs="+", metavar="FILE", help="with --eval_only or "
+                        "--test_only: the mean of these checkpoints' scores")
     parser.add_argument("--check_data", **flag, help="look at every frame of all sets, and stop")
     parser.add_argument("--overwrite", **flag, help="delete the run that is in the run folder")
     parser.add_argument("--profile", **flag, help="while training, trace a few steps and say where "
@@ -41,9 +43,15 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def _check(options) -> None:
     if options.eval_only and options.test_only:
         raise UserError("--eval_only and --test_only: choose one")
-    if (options.eval_only or options.test_only) and not options.resume:
+    evaluates = options.eval_only or options.test_only
+    if options.ensemble and (options.resume or not evaluates):
+        raise UserError(
+            "--ensemble: names checkpoints to evaluate; it goes with --eval_only or --test_only, "
+            "and takes the place of --resume"
+        )
+    if evaluates and not (options.resume or options.ensemble):
         raise UserError("--eval_only and --test_only need a checkpoint: add --resume True")
-    if options.profile and (options.eval_only or options.test_only or options.check_data):
+    if options.profile and (evaluates or options.check_data):
         raise UserError("--profile: traces training steps; leave the other command out")
     if options.resume is True and options.overwrite:
         raise UserError("--resume and --overwrite: choose one")

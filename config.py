@@ -35,6 +35,11 @@ MODEL_OPTIONS = {
     "width": ("mobilenet3d",),
     "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "s3d"),
 }
+# What a network's weights stand for: its input and its form.
+INPUT_AND_NETWORK_KEYS = (
+    "clip_size", "step_size", "frame_rate", "sampling", "frame_height", "crop_size", "mean", "std",
+    "model", *MODEL_OPTIONS,
+)  # fmt: skip
 BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small",
              "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import SET_PREFIXES, Config
-from errors import UserError
+from errors import UserError, first_few
 
 
 def load_config(path, overrides=(), sets=()) -> Config:
@@ -38,6 +38,15 @@ def load_config(path, overrides=(), sets=()) -> Config:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
     return config
+
+
+def config_of_checkpoint(path, values) -> Config:
+    """A config from the keys that a checkpoint keeps; raises UserError if this program's differ."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        names = first_few([".".join(map(str, problem["loc"])) for problem in error.errors()])
+        raise UserError(f"{path}: its config is of another version ({names}); update") from None
 
 
 def _read_json_object(path) -> dict[str, Any]:

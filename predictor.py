@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from checkpoint import load_checkpoint, load_weights, with_averaged_weights
 from config import Config
+from config_file import config_of_checkpoint
 from data_loader import frames_needed, window_input
 from device import autocast, to_device, to_network_input
-from errors import UserError, first_few
+from errors import UserError
 from model import build_model, for_inference
 
 WINDOWS_AT_ONCE = 8
@@ -44,6 +44,11 @@ class Predictor:
     classes: list[str]
     network: nn.Module
     device: torch.device
+    epoch: int  # that it was saved after
+
+    def inputs(self, windows) -> torch.Tensor:
+        """uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
+        return to_network_input(torch.from_numpy(windows), self.device, self.config)
 
     def scores(self, source) -> Scores:
         """source: what `data_loader.open_clip` gives. Raises FrameError if it cannot be read."""
@@ -77,9 +82,8 @@ class Predictor:
 
         The K windows of a clip stand in a row, and are averaged.
         """
-        inputs = to_network_input(torch.from_numpy(windows), self.device, self.config)
         with autocast(self.device, self.config.precision):
-            logits = self.network(inputs).float()
+            logits = self.network(self.inputs(windows)).float()
         return logits.softmax(1).view(num_clips, -1, len(self.classes)).mean(1).cpu().numpy()
 
 
@@ -92,14 +96,11 @@ def load_predictor(path, device) -> Predictor:
             f"{path}: holds no class names or no config, so that it cannot be used alone; evaluate "
             "it by train.py --eval_only, or train with this program"
         )
-    try:
-        config = Config.model_validate(keys)
-    except ValidationError as error:
-        names = first_few([".".join(map(str, problem["loc"])) for problem in error.errors()])
-        raise UserError(f"{path}: its config is of another version ({names}); update") from None
+    config = config_of_checkpoint(path, keys)
     model = build_model(config, len(classes))
     load_weights(model, checkpoint, path)
-    return Predictor(config, classes, for_inference(to_device(model, device)), device)
+    network = for_inference(to_device(model, device))
+    return Predictor(config, classes, network, device, checkpoint.get("epoch", 0))
 
 
 def load_predictors(paths, device) -> list[Predictor]:

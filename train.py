@@ -20,6 +20,7 @@ from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
 from device import choose_device, gpu_numbers, precision_name, prepare
+from ensemble import ensemble_logits
 from errors import UserError, message_for_user
 from loop import train, validate
 from memory import recompute_activations
@@ -81,20 +82,27 @@ def run_training(config: Config, options, device) -> None:
         log.close()
 
 
-def run_evaluation(config: Config, device, set_name: str) -> None:
-    """Scores the validation set, or predicts the test set, with the checkpoint's weights."""
+def run_evaluation(config: Config, options, device, set_name: str) -> None:
+    """Scores the validation set, or predicts the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
-    checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
-    run = start_run(config, class_names, device, checkpoint)
     # Before the work: results that find no place are lost.
     folder = processes.from_main(make_run_folder, config)
-    loader = build_loader(annotations, config, False, device)
-    logits = validate(run, loader, set_name)
+    evaluated = (config, class_names, annotations, device, set_name)
+    if options.ensemble:
+        logits = ensemble_logits(options.ensemble, *evaluated)
+    else:
+        logits = one_networks_logits(*evaluated)
     stopping.over()
     if not processes.is_main():
         return
     evaluation.write_results(folder, annotations, logits, class_names)
     print(f"written to {folder}")
+
+
+def one_networks_logits(config: Config, class_names, annotations, device, set_name):
+    checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
+    run = start_run(config, class_names, device, checkpoint)
+    return validate(run, build_loader(annotations, config, False, device), set_name)
 
 
 def read_data(config: Config, set_names):
@@ -134,7 +142,7 @@ def run_command(options, arguments) -> int:
         if options.command == "train":
             run_training(config, options, device)
         else:
-            run_evaluation(config, device, set_names[0])
+            run_evaluation(config, options, device, set_names[0])
     finally:
         stopping.end_workers()
     return 0

@@ -64,6 +64,33 @@ def test_a_checkpoint_alone_predicts_what_the_evaluation_did(trained, checkpoint
         assert float(one["score1"]) == pytest.approx(float(other["score1"]), abs=1e-5)
 
 
+def test_an_ensemble_is_evaluated_as_it_predicts(trained, tmp_path, capsys):
+    files = [str(run_folder(settings) / "checkpoint.pth.tar") for settings in trained]
+    # The config's own network and clip are not the checkpoints', whose own count.
+    changes = {"output_dir": str(tmp_path), "block_widths": [3], "clip_size": 2}
+    config = write_config(tmp_path / "config.json", trained[0] | changes)
+    assert train.main(["-c", config, "-e", "--ensemble", *files, "-g", "cpu"]) == 0
+    assert capsys.readouterr().out.count("alone: loss") == 2
+    expected = rows_of(tmp_path / "net0" / "predictions.csv")
+    clips = [f"{trained[0]['val_data_folder']}/{row['id']}" for row in expected]
+    output = tmp_path / "found.csv"
+    assert predict.main(["-c", files[0], "-c", files[1], "-g", "cpu", "-o", str(output),
+                         *clips]) == 0  # fmt: skip
+    for one, other in zip(rows_of(output), expected, strict=True):
+        assert float(one["score1"]) == pytest.approx(float(other["score1"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--ensemble", "a"], "it goes with --eval_only"),
+    (["--ensemble", "a", "-e", "-r"], "takes the place of --resume"),
+    (["-e", "--ensemble", "no such file"], "no such checkpoint"),
+])
+def test_mistakes_with_an_ensemble(trained, tmp_path, capsys, flags, message):
+    config = write_config(tmp_path / "config.json", trained[0] | {"output_dir": str(tmp_path)})
+    assert train.main(["-c", config, "-g", "cpu", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_clips_as_videos_are_classified_as_their_folders(checkpoint, tmp_path):
     rng = np.random.default_rng(5)
     folders, videos = tmp_path / "folders", tmp_path / "videos"

@@ -1,0 +1,51 @@
+"""Several networks' scores of one set, averaged: `--eval_only True --ensemble FILE FILE`.
+
+Each network gets the clips as its own checkpoint says; the data, and how they are evaluated, are
+the config's. Shapes: N clips.
+"""
+
+from functools import partial
+
+import torch
+
+import processes
+from bad_clips import BadClips
+from checkpoint import load_weights, with_averaged_weights
+from config import INPUT_AND_NETWORK_KEYS, Config
+from config_file import config_of_checkpoint
+from data_loader import build_loader
+from device import to_device
+from evaluation import compute_logits, format_scores, score
+from model import build_model
+from run import load_for
+
+
+def ensemble_logits(paths, config: Config, class_names, annotations, device, set_name):
+    """Logits float32 [N, classes]: the logarithm of the mean of the networks' probabilities.
+
+    What each network reaches alone is printed where the set has labels. Raises UserError if a
+    checkpoint cannot be read, or knows other classes.
+    """
+    probabilities = []
+    for path in paths:
+        asked = config.model_copy(update={"checkpoint": path})
+        checkpoint = with_averaged_weights(processes.from_main(load_for, asked, class_names))
+        member = config_of_member(config, checkpoint)
+        model = build_model(member, len(class_names))
+        load_weights(model, checkpoint, path)
+        loader = build_loader(annotations, member, False, device)
+        bad_clips = BadClips(member)
+        note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
+        logits = compute_logits(to_device(model, device), loader, device, set_name, note)
+        bad_clips.report(annotations, set_name, epoch=1)
+        if annotations.has_labels:
+            print(f"alone: {format_scores(score(logits, torch.from_numpy(annotations.labels)))}")
+        probabilities.append(logits.softmax(1))
+    return torch.stack(probabilities).mean(0).log()
+
+
+def config_of_member(config: Config, checkpoint) -> Config:
+    """The config with the checkpoint's own network and input; a published one names none."""
+    saved = checkpoint.get("config", {})
+    own = {key: saved[key] for key in INPUT_AND_NETWORK_KEYS if key in saved}
+    return config_of_checkpoint(checkpoint["path"], config.model_dump() | own)
