@@ -5,12 +5,11 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-from PIL import Image
 
+from pictures import BAR, blank, save_gif, write_text
 from predictor import Scores
 
 WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
-BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
 
 
 def save_annotated(path: Path, source, scores: Scores, frame_rate: float) -> None:
@@ -31,19 +30,13 @@ def save_annotated(path: Path, source, scores: Scores, frame_rate: float) -> Non
 def annotate(frame, bars) -> np.ndarray:
     """The frame, scaled, above a bar for each (class, probability). uint8 [H, W, 3], even sides."""
     height = max(2, round(frame.shape[0] * WIDTH / frame.shape[1] / 2) * 2)
-    picture = np.full((height + NUM_BARS * BAR_HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
+    picture = blank(height + NUM_BARS * BAR_HEIGHT, WIDTH)
     picture[:height] = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_LINEAR)
     for number, (name, share) in enumerate(bars):
         top = height + number * BAR_HEIGHT
         cv2.rectangle(picture, (0, top + 2), (round(share * WIDTH), top + BAR_HEIGHT - 3), BAR, -1)
-        cv2.putText(picture, f"{name} {100 * share:.0f} %", (6, top + BAR_HEIGHT - 7),
-                    cv2.FONT_HERSHEY_SIMPLEX, 0.45, TEXT, 1, cv2.LINE_AA)
+        write_text(picture, (6, top + BAR_HEIGHT // 2), f"{name} {100 * share:.0f} %")
     return picture
-
-
-def save_gif(path, pictures, frame_rate) -> None:
-    first, *others = [Image.fromarray(picture) for picture in pictures]
-    first.save(path, save_all=True, append_images=others, duration=round(1000 / frame_rate), loop=0)
 
 
 def save_mp4(path, pictures, frame_rate) -> None:

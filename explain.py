@@ -2,37 +2,116 @@
 
 The time probe classifies the validation clips with their frames in order, reversed, shuffled and
 frozen to one. A network that has learnt movement confuses opposites when time runs backwards, and
-knows little from a single frame.
+knows little from a single frame. Grad-CAM shows where and when it looks, and films show its first
+kernels and what each stage makes of a clip. All is written as files, and for TensorBoard.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+from tensorboardX.proto.summary_pb2 import Summary
+
+import grad_cam
+import layer_films
 import time_probe
-from annotations import read_annotations
+from annotations import Annotations, read_annotations
+from callbacks import EventFile
+from data_loader import open_clip, window_input
 from device import choose_device, prepare
 from errors import UserError, exit_status
-from predictor import load_predictor
+from layers import first_kernels, share_of_change, stage_outputs
+from pictures import save_gif
+from predictor import Predictor, load_predictor
+
+# A kernel's few moments are shown so fast, and a clip's frames no slower than so.
+KERNEL_RATE, LEAST_FRAME_RATE = 2, 4  # pictures a second
 
 
 def explain(options) -> None:
-    """Prints the time probe and writes it; options: the flags, as `main` defines them."""
+    """Writes and prints it all; options: the flags, as `main` defines them."""
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     predictor = load_predictor(options.checkpoint, device)
     data_folder, csv_path = options.data or predictor.config.set_paths("validation")
     annotations = read_annotations(csv_path, data_folder, predictor.classes)
     print(f"{len(annotations):,} clips in {data_folder}")
-    result = time_probe.probe(predictor, annotations)
-    print(time_probe.table(result))
-    folder = options.output or Path(options.checkpoint).parent
+    folder = options.output or Path(options.checkpoint).parent / "explained"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = time_probe.write(result, folder)
+        written = explain_time(predictor, annotations, folder)
+        written += explain_kernels(predictor, folder)
+        for index in one_of_each_class(annotations, options.clips):
+            written += explain_clip(predictor, annotations, index, folder, options.stage)
+        write_for_tensorboard(written, folder, predictor.epoch)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set --output") from None
-    print("written: " + ", ".join(map(str, paths)))
+    print(f"\n{len(written)} files and a TensorBoard log of them written to {folder}")
+
+
+def explain_time(predictor: Predictor, annotations: Annotations, folder) -> list[Path]:
+    result = time_probe.probe(predictor, annotations)
+    print(time_probe.table(result))
+    return time_probe.write(result, folder)
+
+
+def explain_kernels(predictor: Predictor, folder) -> list[Path]:
+    paths = []
+    for name, films in first_kernels(predictor.network).items():
+        count, moments, height, width = films.shape[:4]
+        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
+              f"{share_of_change(films):.0f} % of their squares are change over time")
+        paths.append(folder / f"kernels_{name}.gif")
+        save_gif(paths[-1], layer_films.draw_kernels(films.numpy()), KERNEL_RATE)
+    return paths
+
+
+def explain_clip(predictor: Predictor, annotations, index, folder, stage_name) -> list[Path]:
+    """Grad-CAM for the class that the network sees in a clip, and its activations."""
+    config = predictor.config
+    source = open_clip(annotations.clip_path(index), config)
+    clip = window_input(source, (0, len(source)), config)[:1]
+    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
+    scores = logits[0].softmax(0)
+    predicted = int(scores.argmax())
+    values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
+
+    clip_id = str(annotations.ids[index])
+    truth = predictor.classes[annotations.labels[index]]
+    title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
+    print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
+    frames = clip[0, ..., :3]
+    numbers = {name: output.volume().detach().float().cpu().numpy()
+               for name, output in outputs.items()}
+    films = {
+        "grad_cam": grad_cam.draw(frames, values, title),
+        "activations": layer_films.draw_activations(frames, numbers, title),
+    }
+    rate = max(LEAST_FRAME_RATE, config.frame_rate / config.step_size)
+    paths = [folder / f"{what}_{clip_id.replace('/', '_')}.gif" for what in films]
+    for path, pictures in zip(paths, films.values(), strict=True):
+        save_gif(path, pictures, rate)
+    return paths
+
+
+def one_of_each_class(annotations: Annotations, count) -> list[int]:
+    """Positions of the first clip of each class, of `count` classes at most."""
+    _, first = np.unique(annotations.labels, return_index=True)
+    return first[: max(0, count)].tolist()
+
+
+def write_for_tensorboard(paths, folder, epoch) -> None:
+    """The pictures, moving ones too, under TensorBoard's Images."""
+    log = EventFile(folder)
+    for path in paths:
+        if path.suffix in (".gif", ".png"):
+            width, height = Image.open(path).size
+            image = Summary.Image(height=height, width=width, colorspace=3,
+                                  encoded_image_string=path.read_bytes())
+            log.add(Summary(value=[Summary.Value(tag=path.stem, image=image)]), epoch)
+    log.writer.close()
 
 
 def main(arguments=None) -> int:
@@ -41,8 +120,12 @@ def main(arguments=None) -> int:
     parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
     parser.add_argument("--data", nargs=2, metavar=("FOLDER", "CSV"), help="labelled clips; "
                         "default: the validation set that the network was trained with")
+    parser.add_argument("--clips", type=int, default=8, metavar="N", help="so many are looked at "
+                        "one by one, the first of each class (%(default)s)")
+    parser.add_argument("--stage", metavar="NAME", help="that Grad-CAM is of; default: the deepest "
+                        "that tells places and moments apart")
     parser.add_argument("--output", "-o", type=Path, metavar="FOLDER",
-                        help="default: the checkpoint's folder")
+                        help="default: `explained` beside the checkpoint")
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
     options = parser.parse_args(arguments)
     return exit_status(lambda: explain(options))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from annotations import Annotations
-from data_loader import open_clip, window_input
+from data_loader import batches_of, build_loader
+from errors import UserError
 from optical_flow import optical_flow
 from predictor import Predictor
 
@@ -33,27 +35,44 @@ class TimeProbe:
         return 100 * float((self.predicted[order] == self.labels).mean())
 
     def swapped(self) -> list[tuple[str, str, float]]:
-        """(class, class that it is taken for when time runs backwards, percent of its clips)."""
+        """(class, class that it is taken for when time runs backwards, percent of its clips).
+
+        Only where it is not taken for that one in order, too.
+        """
         found = []
         for index, name in enumerate(self.classes):
-            taken_for = self.predicted["reversed"][self.labels == index].tolist()
-            if taken_for:
-                other, count = Counter(taken_for).most_common(1)[0]
-                if other != index and count >= LEAST_SHARE * len(taken_for):
-                    found.append((name, self.classes[other], 100 * count / len(taken_for)))
+            is_of_class = self.labels == index
+            if is_of_class.any():
+                before, _ = _most_common(self.predicted["in order"][is_of_class])
+                other, share = _most_common(self.predicted["reversed"][is_of_class])
+                if other not in (index, before) and share >= LEAST_SHARE:
+                    found.append((name, self.classes[other], 100 * share))
         return found
 
 
+def _most_common(predicted) -> tuple[int, float]:
+    """The class that was predicted most often, and its share."""
+    (index, count), = Counter(predicted.tolist()).most_common(1)
+    return index, count / len(predicted)
+
+
 def probe(predictor: Predictor, annotations: Annotations, seed=0) -> TimeProbe:
-    """Classifies every clip once for each order; what is shuffled is the same in every run."""
+    """Classifies every clip once for each order; what is shuffled is the same in every run.
+
+    Raises UserError with the path of a clip that cannot be read.
+    """
+    loader = build_loader(annotations, predictor.config, False, predictor.device)
     predicted = {order: np.zeros(len(annotations), np.int64) for order in ORDERS}
-    for index in range(len(annotations)):
-        source = open_clip(annotations.clip_path(index), predictor.config)
-        clip = window_input(source, (0, len(source)), predictor.config)
-        rng = np.random.default_rng([seed, index])
+    for batch in tqdm(batches_of(loader), "time probe", len(loader), leave=False, disable=None):
+        if batch.bad:
+            raise UserError(batch.bad[0].reason)
+        indices, clips = batch.indices.numpy(), batch.clips.numpy()
+        rngs = [np.random.default_rng([seed, index]) for index in indices]
         for order in ORDERS:
-            windows = reordered(clip, positions(order, clip.shape[1], rng))
-            predicted[order][index] = predictor.probabilities(windows, 1)[0].argmax()
+            windows = [reordered(clip, positions(order, clip.shape[1], rng))
+                       for clip, rng in zip(clips, rngs, strict=True)]
+            probabilities = predictor.probabilities(np.concatenate(windows), len(windows))
+            predicted[order][indices] = probabilities.argmax(1)
     return TimeProbe(predictor.classes, annotations.labels, predicted)
 
 

@@ -1,16 +1,22 @@
-"""The time probe: other orders of the same frames, and what a network makes of them."""
+"""explain.py: the time probe, Grad-CAM, kernels, and what the stages make of a clip."""
 
 import csv
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, write_data_set
+from conftest import CLASSES, make_config, write_data_set
 from PIL import Image
 from runs import make_settings, run_folder, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import explain
+import grad_cam
+import layer_films
 import train
+from layers import first_kernels, share_of_change, stage_outputs
+from model import build_model, for_inference
 from optical_flow import REST, optical_flow
 from time_probe import TimeProbe, positions, reordered, table
 
@@ -59,7 +65,7 @@ def test_pairs_that_swap_are_named():
 
 def test_the_probe_in_order_is_the_evaluation(trained, tmp_path, capsys):
     checkpoint = str(run_folder(trained) / "checkpoint.pth.tar")
-    assert explain.main(["-c", checkpoint, "-g", "cpu", "-o", str(tmp_path)]) == 0
+    assert explain.main(["-c", checkpoint, "-g", "cpu", "-o", str(tmp_path), "--clips", "0"]) == 0
     shown = capsys.readouterr().out
     saved = torch.load(checkpoint, weights_only=True)
     with open(tmp_path / "time_probe.csv", newline="") as file:
@@ -69,12 +75,93 @@ def test_the_probe_in_order_is_the_evaluation(trained, tmp_path, capsys):
     assert Image.open(tmp_path / "time_probe.png").size == (600, 300)
 
 
+def test_all_pictures_are_written_and_shown_in_tensorboard(trained, capsys):
+    folder = run_folder(trained)
+    assert explain.main(["-c", str(folder / "checkpoint.pth.tar"), "-g", "cpu"]) == 0
+    explained = folder / "explained"
+    assert "% of their squares are change over time" in capsys.readouterr().out
+    names = {path.name for path in explained.iterdir() if "tfevents" not in path.name}
+    clips = {name.split("_")[-1] for name in names if name.startswith("activations")}
+    assert len(clips) == len(CLASSES)
+    assert names == {"time_probe.csv", "time_probe.png", "kernels_blocks.0.0.gif"} | {
+        f"{kind}_{clip}" for kind in ("activations", "grad_cam") for clip in clips}  # fmt: skip
+    for path in explained.glob("*_[0-9]*.gif"):
+        assert Image.open(path).n_frames == trained["clip_size"]
+    reader = EventAccumulator(str(explained)).Reload()
+    assert len(reader.Tags()["images"]) == len(names) - 1
+    (shown,) = reader.Images("kernels_blocks.0.0")
+    assert shown.encoded_image_string == (explained / "kernels_blocks.0.0.gif").read_bytes()
+
+
+# --- inside a network --------------------------------------------------------------------------
+
+
+class BrightRight(nn.Module):
+    """Says class 0 as far as the right half is bright, class 1 as far as it is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.look = nn.Conv3d(3, 2, 1, bias=False)
+        self.look.weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0]])[:, :, None, None, None]
+
+    def forward(self, clips):
+        bright = self.look(clips)[:, 0, ..., 4:].mean(dim=(1, 2, 3))
+        return torch.stack([bright, -bright], dim=1)
+
+
+def test_grad_cam_is_where_and_when_the_class_is_seen():
+    clip = torch.zeros(1, 3, 4, 8, 8)
+    clip[0, 0, 2, 3, 6] = 1.0
+    outputs, logits = stage_outputs(BrightRight(), clip)
+    values, stage = grad_cam.grad_cam(outputs, logits, 0, (4, 8, 8))
+    assert stage == "look"
+    assert values.max() == values[2, 3, 6] == 1
+    assert (values > 0).sum() == 1
+    against, _ = grad_cam.grad_cam(outputs, logits, 1, (4, 8, 8))
+    assert (against == 0).all()
+
+
+@pytest.mark.parametrize(("keys", "stage", "last"), [
+    ({}, "blocks.0", (3, 1, 1, 1)),
+    ({"model": "cnn_lstm"}, "backbone.layer2", (3, 6, 1, 1)),
+    ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
+    ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
+    ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),
+])  # fmt: skip
+def test_every_kind_of_network_can_be_looked_into(keys, stage, last):
+    config = make_config(**{"clip_size": 6, "crop_size": 32} | keys)
+    network = for_inference(build_model(config, 3))
+    clip = torch.rand(1, config.num_channels, 6, *config.crop)
+    outputs, logits = stage_outputs(network, clip)
+    assert torch.equal(logits, network(clip))
+    volumes = {name: output.volume() for name, output in outputs.items()}
+    assert volumes[list(volumes)[-1]].shape == last
+    values, found = grad_cam.grad_cam(outputs, logits, 0, (6, *config.crop))
+    assert found == stage
+    assert values.shape == (6, *config.crop) and np.isfinite(values).all()
+    numbers = {name: volume.detach().numpy() for name, volume in volumes.items()}
+    frames = np.zeros((6, *config.crop, 3), np.uint8)
+    pictures = layer_films.draw_activations(frames, numbers, "a class")
+    assert len(pictures) == 6 and len({picture.shape for picture in pictures}) == 1
+    for films in first_kernels(network).values():
+        assert films.shape[-1] == 3
+        assert len(layer_films.draw_kernels(films.numpy())) == films.shape[1]
+
+
+def test_the_share_of_change_tells_films_from_stills():
+    still = torch.rand(2, 1, 3, 3, 3).expand(2, 4, 3, 3, 3)
+    assert share_of_change(still) == pytest.approx(0, abs=1e-5)
+    assert share_of_change(torch.cat([still[:, :2], -still[:, :2]], dim=1)) == pytest.approx(100)
+
+
 def test_mistakes(trained, tmp_path, capsys):
     checkpoint = str(run_folder(trained) / "checkpoint.pth.tar")
     assert explain.main(["-c", str(tmp_path / "none.tar")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
     assert explain.main(["-c", checkpoint, "--data", "nowhere", "none.csv", "-g", "cpu"]) == 2
     assert "none.csv" in capsys.readouterr().err
+    assert explain.main(["-c", checkpoint, "--stage", "block", "-g", "cpu"]) == 2
+    assert "expected one of blocks.0, " in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert explain.main(["-c", checkpoint, "-g", "cpu", "-o", str(tmp_path / "file")]) == 2
     assert "set --output" in capsys.readouterr().err
