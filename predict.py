@@ -11,14 +11,15 @@ import cv2
 from tqdm import tqdm
 
 from annotated import save_annotated
-from data_loader import open_clip
+from data_loader import frames_needed, open_clip
 from device import choose_device, prepare
 from errors import UserError, exit_status
 from frames import FRAME_SUFFIXES
-from predictor import Scores, averaged, load_predictors
+from predictor import Predictor, Scores, averaged, load_predictors
 from videos import is_video
 
 LIVE_SECONDS = 3.0  # how much of the past a live prediction is of, at least
+LEAST_SHARE = 0.25  # of a network's clip that must be there; the rest is padded with the last frame
 
 
 # --- what is to be classified ------------------------------------------------------------------
@@ -49,6 +50,17 @@ def find_clips(path) -> list[Path]:
     return [path] if has_frames else clips
 
 
+def open_for(predictor: Predictor, clip):
+    """The clip's frames. Raises UserError if they cannot be read, or are far too few."""
+    source, needed = open_clip(clip, predictor.config), frames_needed(predictor.config)
+    if len(source) < LEAST_SHARE * needed:
+        raise UserError(
+            f"{clip}: {len(source)} frames at {predictor.config.frame_rate:g} a second are far too "
+            f"short; this network looks at {needed}; record a longer one"
+        )
+    return source
+
+
 # --- the command -------------------------------------------------------------------------------
 
 
@@ -58,7 +70,7 @@ def predict(predictors, clips, save_path) -> tuple[dict[Path, Scores], list[str]
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
             found[clip] = averaged([
-                predictor.scores(open_clip(clip, predictor.config)) for predictor in predictors
+                predictor.scores(open_for(predictor, clip)) for predictor in predictors
             ])
             if save_path:
                 source = open_clip(clip, predictors[0].config)

@@ -33,7 +33,9 @@ class VideoFile:
                            for packet in container.demux(stream) if packet.pts is not None)
             if stream.frames > len(times):
                 raise self._error(f"cut off: {len(times)} of {stream.frames} frames are there")
-        if len(times) < 2 or times[-1] <= times[0]:
+        if not times:
+            raise self._error("no frames in it")
+        if times[-1] <= times[0]:
             raise self._error("a single frame: no movement to classify")
         self.times = self._resampled(np.array(times))
 

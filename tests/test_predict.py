@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, draw_frames, write_clip, write_data_set
-from movies import write_video
+from movies import write_sound, write_video
 from PIL import Image
 from runs import make_settings, run_folder, write_config
 
@@ -172,16 +173,24 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no video")
     (tmp_path / "nothing").mkdir()
-    names = ["good", "mixed", "empty.mp4", "notes.txt", "nothing", "missing"]
+    write_clip(tmp_path / "short", draw_frames("Left", 1, rng))  # the network looks at 7 frames
+    write_sound(tmp_path / "sound.mp4")
+    write_video(tmp_path / "still.mp4", draw_frames("Left", 1, rng))
+    whole = Path(write_video(tmp_path / "cut.avi", draw_frames("Left", 20, rng))).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    names = ["good", "mixed", "empty.mp4", "notes.txt", "nothing", "missing", "short", "sound.mp4",
+             "still.mp4", "cut.avi"]  # fmt: skip
     paths = [str(tmp_path / name) for name in names]
     assert predict.main(["-c", checkpoint, "-g", "cpu", *paths]) == 2
     captured = capsys.readouterr()
     assert len(captured.out.strip().split("\n")) == 1 and "good" in captured.out
     errors = captured.err.strip().split("\n")
-    assert errors[-1] == "error: 5 of 6 could not be classified"
+    assert errors[-1] == "error: 9 of 10 could not be classified"
     for name, problem in (("mixed", "holds frames and other clips"), ("empty.mp4", "empty"),
                           ("notes.txt", "neither a video"), ("nothing", "no frames"),
-                          ("missing", "no such file")):  # fmt: skip
+                          ("missing", "no such file"), ("short", "1 frames at 12 a second"),
+                          ("sound.mp4", "no video in it"), ("still.mp4", "a single frame"),
+                          ("cut.avi", "cut off")):  # fmt: skip
         assert any(name in line and problem in line for line in errors), name
 
 
