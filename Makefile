@@ -25,7 +25,7 @@ demo: install
 
 test: install
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) data/demo trainings/quickstart

@@ -176,10 +176,9 @@ def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, t
         assert command.process.poll() is None
         time.sleep(pause)
         command.send(signal.SIGINT, to_group=True)
-    start = time.monotonic()
     status, output, errors = command.finish()
-    assert status == 130 and not errors, output  # and not after the seconds of the step:
-    assert time.monotonic() - start < 2
+    assert status == 130 and not errors, output
+    assert "stopped by" not in output  # which is said once the step is finished and saved
     assert differences(whole_slow_run, resumed(slow_settings, tmp_path)) == []
 
 
