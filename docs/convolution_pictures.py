@@ -1,0 +1,225 @@
+"""A 2D kernel that slides over a frame, and a 3D kernel that slides over frames and time.
+
+Both slide over frames of the built-in data set, shrunk to a few cells of grey values 0 to 9; what
+comes out is computed by PyTorch and can be checked by hand. T frames, H, W cells.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import conv2d, conv3d
+
+import demo_data
+from docs.svg import Steps, Svg
+
+SEED = 10972  # of the hand in the opening picture
+HAND_ROW = 44  # of its middle, in pixels
+RESULT_LEFT = 520  # of the frames that come out of the 3D kernel, in pixels
+
+EDGE_KERNEL = np.array([[-1, 0, 1]] * 3)
+# Its two frames cancel wherever nothing moves. [T, H, W]
+MOVEMENT_KERNEL = np.stack([-EDGE_KERNEL, EDGE_KERNEL])
+
+
+# --- the numbers -------------------------------------------------------------------------------
+
+
+def grey_cells(frames, height, width, cell) -> np.ndarray:
+    """Frames [T, H, W, 3] shrunk around the hand's path to int [T, height, width] of 0 to 9."""
+    left = (frames.shape[2] - width * cell) // 2
+    top = HAND_ROW - height * cell // 2
+    grey = [
+        cv2.resize(
+            cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[top:, left:][: height * cell, : width * cell],
+            (width, height), interpolation=cv2.INTER_AREA,
+        ).astype(float)
+        for frame in frames
+    ]  # fmt: skip
+    dark, bright = np.percentile(grey, [20, 99])
+    return np.rint(9 * np.clip((grey - dark) / (bright - dark), 0, 1)).astype(int)
+
+
+def slide_2d(frame, kernel) -> np.ndarray:
+    """What PyTorch's conv2d makes of one frame: int [H - 2, W - 2] of [H, W]."""
+    return _convolved(conv2d, frame, kernel)
+
+
+def slide_3d(frames, kernel) -> np.ndarray:
+    """What PyTorch's conv3d makes of frames: int [T - 1, H - 2, W - 2] of [T, H, W]."""
+    return _convolved(conv3d, frames, kernel)
+
+
+def _convolved(convolve, values, kernel) -> np.ndarray:
+    inputs, weights = (torch.tensor(array).float()[None, None] for array in (values, kernel))
+    return convolve(inputs, weights)[0, 0].round().int().numpy()
+
+
+def signed(value) -> str:
+    return f"{value:+d}".replace("-", "−").replace("+0", "0")
+
+
+# --- parts of both pictures --------------------------------------------------------------------
+
+
+def draw_frame(picture, x, y, frame, cell, with_digits) -> None:
+    """Grey cells, with their values where there is room."""
+    height, width = frame.shape
+    picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "#0b0e12", line="edge")
+    for (row, column), value in np.ndenumerate(frame):
+        grey = round(28 + 212 * value / 9)
+        left, top = x + column * cell, y + row * cell
+        picture.rect(left, top, cell - 1, cell - 1, f"rgb({grey},{grey},{grey})")
+        if with_digits:
+            colour = "#ffffff" if grey < 128 else "#1f2328"
+            picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, value, 13, colour,
+                         anchor="middle", extra=' opacity=".85"')  # fmt: skip
+
+
+def draw_result(picture, x, y, values, cell, strongest, steps, first_step, with_digits) -> None:
+    """Cells that appear one after the other: blue above 0, orange below."""
+    height, width = values.shape
+    picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "faint", opacity=0.55)
+    for index, value in enumerate(values.flat):
+        left, top = x + index % width * cell, y + index // width * cell
+        appears = steps.appears(first_step + index)
+        picture.open_group(appears)
+        picture.rect(left, top, cell - 1, cell - 1, "card")
+        share = abs(value) / strongest
+        colour = "blue" if value > 0 else "orange"
+        picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.9 * share**1.2)
+        if with_digits:
+            picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, signed(value), 12,
+                         "card" if share > 0.7 else "ink", anchor="middle")  # fmt: skip
+        picture.close_group()
+
+
+def draw_numbers(picture, x, y, values, size, steps) -> None:
+    """The number of each moment, and in the end the strongest of all."""
+    strongest = max(values.flat, key=abs)
+    for step, value in [*enumerate(values.flat), (values.size, strongest)]:
+        colour = "blue" if value > 0 else "orange" if value else "ink"
+        when = steps.appears(step) if step == values.size else steps.only(step)
+        picture.text(x, y, signed(value), size, colour, anchor="middle", bold=True, extra=when)
+    picture.text(x, y + 20, "strongest", 12, "muted", anchor="middle",
+                 extra=steps.appears(values.size))  # fmt: skip
+
+
+def draw_kernel(picture, x, y, kernel, cell) -> None:
+    for (row, column), weight in np.ndenumerate(kernel):
+        left, top = x + column * cell, y + row * cell
+        colour = {1: "blue", -1: "orange", 0: "faint"}[int(weight)]
+        picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.8 if weight else 1)
+        picture.text(left + cell / 2 - 0.5, top + cell / 2 + 5, signed(weight), 14,
+                     "card" if weight else "ink", anchor="middle", bold=True)  # fmt: skip
+    side = 3 * cell
+    picture.rect(x - 1, y - 1, side + 1, side + 1, line="ink", line_width=2)
+
+
+def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float, float]]:
+    """Where a sliding kernel goes, as (x, y) in pixels from its first place, frame by frame."""
+    return [
+        (time * frame_distance + column * cell, row * cell)
+        for time in range(frames) for row in range(height) for column in range(width)
+    ]  # fmt: skip
+
+
+# --- the pictures ------------------------------------------------------------------------------
+
+
+def draw_conv2d() -> str:
+    """A frame, a 3 x 3 kernel, and the picture that comes out. SVG"""
+    clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
+    frame = grey_cells(clip[10:11], 10, 10, 6)[0]
+    result = slide_2d(frame, EDGE_KERNEL)
+    picture = Svg(432, "A 3 x 3 kernel slides over one frame; each place gives one number, and all "
+                       "numbers together are a picture again")  # fmt: skip
+    steps = Steps(picture, result.size)
+    cell, top, left, kernel_left, result_left = 30, 66, 24, 376, 526
+    result_cell, result_top = 34, 66 + 14
+    picture.text(left, 34, "One frame in", 17, bold=True)
+    picture.text(left, 53, "10 × 10 grey values of a hand", 13, "muted")
+    picture.text(kernel_left - 14, 34, "A 2D kernel", 17, bold=True)
+    picture.text(kernel_left - 14, 53, "finds upright edges", 13, "muted")
+    picture.text(result_left, 34, "One picture out", 17, bold=True)
+    picture.text(result_left, 53, "dark to bright is +, bright to dark is −", 13, "muted")
+
+    draw_frame(picture, left, top, frame, cell, with_digits=True)
+    slides = steps.moves("slide", places(*result.shape, cell))
+    picture.rect(left - 1, top - 1, 3 * cell + 1, 3 * cell + 1, line="mark", line_width=4,
+                 extra=slides)  # fmt: skip
+    draw_kernel(picture, kernel_left, result_top, EDGE_KERNEL, 32)
+    middle = kernel_left + 47
+    picture.text(middle, result_top + 130, "9 values × 9 weights,", 13, "muted", anchor="middle")
+    picture.text(middle, result_top + 148, "added up:", 13, "muted", anchor="middle")
+    draw_numbers(picture, middle, result_top + 190, result, 34, steps)
+    picture.arrow(kernel_left + 10, result_top + 236, 76)
+    draw_result(picture, result_left, result_top, result, result_cell,
+                np.abs(result).max(), steps, 0, with_digits=True)  # fmt: skip
+    picture.rect(result_left - 1, result_top - 1, result_cell + 1, result_cell + 1,
+                 line="mark", line_width=4,
+                 extra=steps.moves("fill", places(*result.shape, result_cell)))  # fmt: skip
+    picture.text(left, 408, "Edges are found, but where the hand is going is nowhere in it: time "
+                            "never came in.", 15)  # fmt: skip
+    return picture.source()
+
+
+def draw_conv3d() -> str:
+    """Three clips of the same frames, a kernel of two frames, and the clips that come out. SVG"""
+    clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
+    right = grey_cells(clip[4:17:4], 6, 8, 11)
+    clips = {"Moving right": right, "The same frames backwards: moving left": right[::-1],
+             "Standing still": right[[1] * 4]}  # fmt: skip
+    results = {name: slide_3d(frames.copy(), MOVEMENT_KERNEL) for name, frames in clips.items()}
+    picture = Svg(572, "A kernel of two frames slides over three clips in space and time: its "
+                       "numbers are positive where a hand moves right, negative where it moves "
+                       "left, and zero where it stands still")  # fmt: skip
+    steps = Steps(picture, results["Moving right"].size)
+    strongest = max(np.abs(result).max() for result in results.values())
+    _draw_kernel_over_time(picture)
+    for number, (name, frames) in enumerate(clips.items()):
+        _draw_clip_row(picture, 250 + number * 112, name, frames, results[name], steps, strongest)
+    return picture.source()
+
+
+def _draw_kernel_over_time(picture) -> None:
+    picture.text(24, 34, "A 3D kernel", 17, bold=True)
+    picture.text(24, 53, "3 × 3 cells of 2 frames", 13, "muted")
+    for number, (kernel, name) in enumerate(
+        zip(MOVEMENT_KERNEL, ("earlier frame", "later frame"), strict=True)
+    ):
+        draw_kernel(picture, 24 + number * 126, 66, kernel, 30)
+        picture.text(69 + number * 126, 174, name, 13, "muted", anchor="middle")
+    picture.path("M114.5 66h34M114.5 155.5h34", "ink", 2, opacity=0.5)
+    lines = ("It takes 18 values, from two frames at a time,", "and slides over the frames, and "
+             "over time.", "Its halves cancel out what stands still; where the",
+             "hand is, moving right gives + and moving left −.")  # fmt: skip
+    for number, line in enumerate(lines):
+        picture.text(300, 84 + 22 * number, line, 15)
+    picture.text(24, 214, "Four frames in", 17, bold=True)
+    picture.text(RESULT_LEFT, 214, "Three frames out", 17, bold=True)
+
+
+def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:
+    """Frames at the left, the number of the moment, and the frames that come out."""
+    cell, distance, left = 12, 104, 24
+    result_cell, result_distance, result_top = 15, 98, y + 6
+    picture.text(left, y - 9, name, 14)
+    for time, frame in enumerate(frames):
+        draw_frame(picture, left + time * distance, y, frame, cell, with_digits=False)
+    num_frames, height, width = results.shape
+    side = 3 * cell
+    kernel_places = places(height, width, cell, num_frames, distance)
+    picture.open_group(steps.moves("slide", kernel_places))
+    across = distance - side
+    picture.rect(left + side, y - 1, across, side + 1, "mark", opacity=0.28)
+    for x in (left, left + distance):
+        picture.rect(x - 1, y - 1, side + 1, side + 1, line="mark", line_width=3.5)
+    picture.close_group()
+
+    draw_numbers(picture, 480, y + 40, results, 24, steps)
+    for time, result in enumerate(results):
+        draw_result(picture, RESULT_LEFT + time * result_distance, result_top, result, result_cell,
+                    strongest, steps, time * height * width, with_digits=False)  # fmt: skip
+    fill_places = places(height, width, result_cell, num_frames, result_distance)
+    picture.rect(RESULT_LEFT - 1, result_top - 1, result_cell + 1, result_cell + 1, line="mark",
+                 line_width=3, extra=steps.moves("fill", fill_places))  # fmt: skip
