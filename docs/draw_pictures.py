@@ -1,22 +1,117 @@
 """Draws every picture of the README, from the project's own code and a run of its quickstart.
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
+
+`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe` the run's
+validation set. `reference-curve.csv` holds the published reference run on Jester.
 """
 
 import argparse
 import sys
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import time_probe
+from annotations import read_annotations
+from config_file import load_config
+from device import choose_device, prepare
+from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
+from docs.opening_picture import draw_opening, shown_clips
+from docs.palette import DARK, LIGHT
+from docs.shape_picture import draw_shapes
+from errors import UserError, exit_status
+from predictor import load_predictor
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+MOST_BYTES = 1_000_000
+# Names of data sets in `benchmarks/results/approaches_*.json`, as a reader knows them.
+DATA_SETS = {"gestures8": "Real gestures (silhouettes)", "demo": "Built-in gestures"}
 
 
-def main(arguments=None):
-    (DOCS/"conv2d.svg").write_text(draw_conv2d())
-    (DOCS/"conv3d.svg").write_text(draw_conv3d())
+class Sources:
+    """What the pictures are drawn from; each is made when the first picture needs it."""
+
+    def __init__(self, checkpoint):
+        self.checkpoint = checkpoint
+
+    @cached_property
+    def predictor(self):
+        if self.checkpoint is None:
+            raise UserError("--checkpoint: this picture needs one; train configs/quickstart.json")
+        device = choose_device("cpu")
+        prepare(device, "auto", deterministic=False)
+        return load_predictor(self.checkpoint, device)
+
+    @cached_property
+    def shown_clips(self):
+        return shown_clips(self.predictor)
+
+    @cached_property
+    def time_probe(self):
+        folder, csv_path = self.predictor.config.set_paths("validation")
+        annotations = read_annotations(csv_path, folder, self.predictor.classes)
+        return time_probe.probe(self.predictor, annotations)
+
+    @property
+    def own_history(self):
+        _ = self.predictor  # says what is wrong with the checkpoint
+        return charts.read_rows(Path(self.checkpoint).parent / "history.csv")
+
+    @property
+    def reference_history(self):
+        return charts.read_rows(DOCS / "reference-curve.csv")
+
+    @property
+    def approaches(self):
+        paths = sorted(RESULTS.glob("approaches_*.json"), reverse=True)
+        if not paths:
+            raise UserError(f"{RESULTS}: no approaches_*.json; benchmarks/compare.py makes them")
+        names = [path.stem.removeprefix("approaches_") for path in paths]
+        return {DATA_SETS.get(name, name): charts.read_results(path)
+                for name, path in zip(names, paths, strict=True)}  # fmt: skip
+
+
+PICTURES = {
+    "opening-light.webp": lambda sources: draw_opening(sources.shown_clips, LIGHT),
+    "opening-dark.webp": lambda sources: draw_opening(sources.shown_clips, DARK),
+    "conv2d.svg": lambda sources: draw_conv2d(),
+    "conv3d.svg": lambda sources: draw_conv3d(),
+    "shapes.svg": lambda sources: draw_shapes(load_config(DOCS.parent / "configs/config.json")),
+    "curves.svg": lambda sources: charts.draw_curves(sources.reference_history,
+                                                     sources.own_history),
+    "time-probe.svg": lambda sources: charts.draw_time_probe(sources.time_probe),
+    "remedies.svg": lambda sources: charts.draw_remedies(
+        charts.read_results(RESULTS / "gestures8_quarter.json")),
+    "approaches.svg": lambda sources: charts.draw_approaches(sources.approaches),
+}  # fmt: skip
+
+
+def draw_pictures(options) -> None:
+    """Writes the pictures that options.only names, or all; prints each with its size."""
+    sources = Sources(options.checkpoint)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.only or PICTURES:
+        picture = PICTURES[name](sources)
+        content = picture.encode() if isinstance(picture, str) else picture
+        assert len(content) < MOST_BYTES, name
+        (options.output / name).write_bytes(content)
+        print(f"{options.output / name}: {len(content) / 1000:.0f} kB")
+
+
+def main(arguments=None) -> int:
+    """Returns the exit status: 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", "-c", metavar="FILE", help="of a quickstart run")
+    parser.add_argument("--only", nargs="+", choices=PICTURES, metavar="NAME",
+                        help="of " + ", ".join(PICTURES))  # fmt: skip
+    parser.add_argument("--output", "-o", type=Path, default=DOCS, metavar="FOLDER",
+                        help="(%(default)s)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: draw_pictures(options))
 
 
 if __name__ == "__main__":

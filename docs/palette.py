@@ -5,6 +5,7 @@ it stays readable where the page's theme is not the one that the browser reports
 """
 
 LIGHT = {
+    "page": "#ffffff",  # GitHub's
     "card": "#ffffff",
     "edge": "#d1d9e0",  # of the card
     "ink": "#1f2328",
@@ -16,6 +17,7 @@ LIGHT = {
     "mark": "#f2b800",  # where to look
 }
 DARK = {
+    "page": "#0d1117",
     "card": "#151b23",
     "edge": "#3d444d",
     "ink": "#f0f6fc",

@@ -1,0 +1,265 @@
+"""Charts of what was measured, by matplotlib, in the palette of all pictures."""
+
+import csv
+import io
+import json
+import re
+from html import escape
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from docs.palette import FONT, LIGHT, WIDTH, style_sheet, var
+from errors import UserError
+from time_probe import ORDERS, TimeProbe
+
+DOTS_PER_INCH = 72  # so that a point is a pixel
+SETTINGS = {
+    "svg.fonttype": "none", "svg.hashsalt": "pictures", "font.size": 13, "text.color": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["soft"], "axes.labelcolor": LIGHT["muted"], "axes.labelsize": 13,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 14,
+    "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlepad": 12,
+    "xtick.color": LIGHT["soft"], "xtick.labelcolor": LIGHT["muted"], "xtick.labelsize": 12,
+    "ytick.color": LIGHT["soft"], "ytick.labelcolor": LIGHT["muted"], "ytick.labelsize": 12,
+    "axes.facecolor": "none", "grid.color": LIGHT["faint"], "axes.axisbelow": True,
+}  # fmt: skip
+# By the name of a variant; all others convolve over time.
+APPROACH_COLOURS = {"one_frame": "muted", "cnn_lstm": "orange", "trn": "orange",
+                    "two_stream": "orange"}  # fmt: skip
+
+
+# --- from matplotlib to a picture of ours ------------------------------------------------------
+
+
+def new_figure(height) -> Figure:
+    figure = Figure(figsize=(WIDTH / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH,
+                    layout="constrained", facecolor="none")  # fmt: skip
+    figure.get_layout_engine().set(w_pad=0.3, h_pad=0.28, wspace=0.06)
+    return figure
+
+
+def to_svg(figure, description) -> str:
+    """The figure on a card, its colours exchanged for those of the reader's theme.
+
+    The same figure gives the same bytes.
+    """
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    names = {value: name for name, value in LIGHT.items() if name != "page"}
+    text = re.sub("#[0-9a-f]{6}", lambda found: var(names[found[0]]) if found[0] in names
+                  else found[0], text)  # fmt: skip
+    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", rf"\1 {FONT}", text)
+    text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text)
+    height = round(figure.get_figheight() * DOTS_PER_INCH)
+    card = (
+        f'<title>{escape(description)}</title><style>{style_sheet()}</style><rect x=".5" y=".5" '
+        f'width="{WIDTH - 1}" height="{height - 1}" rx="8" '
+        f'style="fill:{var("card")};stroke:{var("edge")}"/>'
+    )
+    opening_tag, rest = text.split(">", 1)
+    return f"{opening_tag}>{card}{rest}"
+
+
+def read_rows(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a history.csv. Raises UserError if it is not there."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); train first") from None
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_curves(reference, own) -> str:
+    """The published reference run on Jester, and beside it a quickstart run of this project.
+
+    Both: columns of a history.csv.
+    """
+    figure = new_figure(400)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.75, 1))
+    left.set_title("Reference run, Jester (published)")
+    right.set_title("Quickstart, built-in gestures")
+    for axes, history in ((left, reference), (right, own)):
+        epochs = history["epoch"]
+        axes.plot(epochs, history["top1"], color=LIGHT["orange"], linewidth=2)
+        axes.plot(epochs, history["val_top1"], color=LIGHT["blue"], linewidth=2)
+        axes.grid(axis="y")
+        axes.set(xlabel="epoch", xlim=(0.98, 1.015 * epochs[-1]), ylim=(0, 104))
+        axes.tick_params(length=0)
+    left.set_ylabel("top-1, %")
+    best = int(reference["val_top1"].argmax())
+    ahead = reference["top1"] > reference["val_top1"]
+    left.fill_between(reference["epoch"], reference["val_top1"], reference["top1"], where=ahead,
+                      color=LIGHT["soft"], alpha=0.35, linewidth=0)  # fmt: skip
+    epoch, score = reference["epoch"][best], reference["val_top1"][best]
+    left.plot(epoch, score, "o", color=LIGHT["blue"], markersize=8)
+    left.annotate(f"best: {score:.2f} %, epoch {epoch:.0f}", (epoch, score), (epoch, 66),
+                  color=LIGHT["blue"], ha="center", fontweight="bold",
+                  arrowprops={"arrowstyle": "-", "color": LIGHT["blue"]})  # fmt: skip
+    gap, end = reference["top1"][-1] - reference["val_top1"][-1], reference["epoch"][-1]
+    left.annotate(f"overfitting: a gap of\n{gap:.1f} points at the end",
+                  (0.95 * end, reference["val_top1"][-1] + gap / 2), (end, 42), ha="right",
+                  color=LIGHT["muted"], arrowprops={"arrowstyle": "-", "color": LIGHT["muted"]},
+                  )  # fmt: skip
+    _name_lines(left, (0.5 * end, 96), (0.17 * end, 75), "left")
+    last = own["epoch"][-1]
+    right.set_xticks(own["epoch"][:: max(1, len(own["epoch"]) // 8)])
+    _name_lines(right, (last, 88), (0.45 * last, 88), "right")
+    right.text(last, 20, "movements drawn by a\nprogram: far easier", color=LIGHT["muted"],
+               ha="right")  # fmt: skip
+    return to_svg(figure, "Top-1 accuracy of training and validation over the epochs of two runs")
+
+
+def _name_lines(axes, training_place, validation_place, side) -> None:
+    """side: of the text, that lies at these places."""
+    for name, place, colour in (("training", training_place, "orange"),
+                                ("validation", validation_place, "blue")):  # fmt: skip
+        axes.text(*place, name, color=LIGHT[colour], ha=side, fontweight="bold")
+
+
+# --- the time probe ----------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_time_probe(result: TimeProbe) -> str:
+    """Accuracy of the same clips with their frames in other orders, and the classes that swap."""
+    pairs = result.swapped()
+    figure = new_figure(max(300, 60 + 30 * len(pairs)))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    accuracies = [result.accuracy(order) for order in ORDERS]
+    colours = [LIGHT["blue"], LIGHT["orange"], LIGHT["soft"], LIGHT["soft"]]
+    left.barh(ORDERS, accuracies, color=colours, height=0.62)
+    chance = 100 / len(result.classes)
+    left.axvline(chance, color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
+    for place, accuracy in enumerate(accuracies):
+        left.text(max(accuracy, chance) + 2, place, f"{accuracy:.1f} %", va="center")
+    left.text(chance + 2, 3.72, f"guessing: {chance:.1f} %", color=LIGHT["muted"], fontsize=12,
+              va="center")  # fmt: skip
+    left.set(xlim=(0, 122), ylim=(4.0, -0.5), xticks=[], title="Accuracy with the frames …")
+    left.tick_params(length=0, labelsize=14, labelcolor=LIGHT["ink"])
+    left.spines[["bottom"]].set_visible(False)
+    _list_swaps(right, pairs)
+    names = ", ".join(f"{order} {accuracy:.1f} %" for order, accuracy in
+                      zip(ORDERS, accuracies, strict=True))  # fmt: skip
+    return to_svg(figure, f"Accuracy with the frames in other orders: {names}")
+
+
+def _list_swaps(axes, pairs) -> None:
+    """One line for two classes that change places, with the share of each one's clips."""
+    axes.set_axis_off()
+    axes.set_title("Played backwards, what is taken for what")
+    shares = {(name, other): share for name, other, share in pairs}
+    lines = [pair for pair in shares if pair[::-1] not in shares or pair[0] not in
+             [other for _, other in list(shares)[: list(shares).index(pair)]]]  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(max(4, len(lines)) - 0.5, -0.5))
+    for number, (name, other) in enumerate(lines):
+        is_mutual = (other, name) in shares
+        axes.text(0, number, name, va="center", color=LIGHT["blue"])
+        axes.annotate("", (0.46, number), (0.37, number), arrowprops={
+            "arrowstyle": "<->" if is_mutual else "->", "color": LIGHT["muted"]})  # fmt: skip
+        axes.text(0.49, number, other, va="center", color=LIGHT["orange"])
+        percent = f"{shares[name, other]:.0f} %"
+        if is_mutual:
+            percent = f"{shares[name, other]:.0f} and {shares[other, name]:.0f} %"
+        axes.text(0.49, number + 0.34, percent, va="center", color=LIGHT["muted"], fontsize=12)
+    if not lines:
+        axes.text(0, 0, "no class for another", va="center", color=LIGHT["muted"])
+
+
+# --- tables of benchmarks/compare.py -----------------------------------------------------------
+
+
+def read_results(path: Path) -> dict:
+    """Raises UserError if the file is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_remedies(results) -> str:
+    """Mean and range of each variant, the best first, against the first one."""
+    baseline, *_ = results["rows"]
+    rows = sorted(results["rows"], key=lambda row: row["top1"])
+    figure = new_figure(90 + 25 * len(rows))
+    axes = figure.add_subplot()
+    axes.axvline(baseline["top1"], color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
+    for place, row in enumerate(rows):
+        better = row["top1"] > baseline["top1"]
+        colour = LIGHT["ink" if row is baseline else "blue" if better else "orange"]
+        _draw_range(axes, row, place, colour)
+    axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+    axes.tick_params(axis="y", length=0, labelsize=13, labelcolor=LIGHT["ink"])
+    axes.tick_params(axis="x", length=0)
+    seeds = len(baseline["runs"])
+    axes.set(xlim=(0, 102), ylim=(-0.7, len(rows) - 0.3), xticks=range(0, 101, 20),
+             xlabel=f"validation top-1, %: mean and range of {seeds} seeds")  # fmt: skip
+    axes.grid(axis="x")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_title(f"What each change gives, against {baseline['variant']}")
+    worst, best = rows[0], rows[-1]
+    return to_svg(figure, f"Validation top-1 of {len(rows)} variants, from {worst['top1']:.1f} % "
+                          f"({worst['variant']}) to {best['top1']:.1f} % ({best['variant']})")
+
+
+def _draw_range(axes, row, place, colour) -> None:
+    """The mean of a variant's seeds as a dot and a number, their range as a line."""
+    axes.plot(row["top1_range"], [place, place], color=colour, linewidth=5, alpha=0.35,
+              solid_capstyle="round")  # fmt: skip
+    axes.plot(row["top1"], place, "o", color=colour, markersize=9)
+    axes.annotate(f"{row['top1']:.1f}", (1, place), (52, 0), xycoords=axes.get_yaxis_transform(),
+                  textcoords="offset points", ha="right", va="center", color=colour)  # fmt: skip
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_approaches(all_results: dict[str, dict]) -> str:
+    """Accuracy of each approach beside the operations of a clip, for each data set.
+
+    all_results: what compare.py saved, by the data set's title.
+    """
+    counts = [len(results["rows"]) for results in all_results.values()]
+    figure = new_figure(40 + 76 * len(counts) + 30 * sum(counts))
+    grid = figure.subplots(len(counts), 2, squeeze=False, width_ratios=(1.9, 1),
+                           height_ratios=counts)  # fmt: skip
+    for axes, (title, results) in zip(grid, all_results.items(), strict=True):
+        rows = sorted(results["rows"], key=lambda row: (row["top1"], -row["gflop"]))
+        axes[0].set_title(f"{title}: validation top-1, %")
+        axes[1].set_title("GFLOP a clip")
+        for place, row in enumerate(rows):
+            colour = LIGHT[APPROACH_COLOURS.get(row["variant"], "blue")]
+            _draw_range(axes[0], row, place, colour)
+            axes[1].barh(place, row["gflop"], color=colour, height=0.5)
+            axes[1].annotate(f"{row['gflop']:.2f}", (row["gflop"], place), (6, 0), va="center",
+                             textcoords="offset points", color=colour)  # fmt: skip
+        names = [row["variant"].replace("_", " ") for row in rows]
+        axes[0].set_yticks(range(len(rows)), names)
+        axes[0].tick_params(axis="y", labelsize=13, labelcolor=LIGHT["ink"])
+        axes[0].set(xlim=(0, 102), xticks=range(0, 101, 20))
+        axes[0].grid(axis="x")
+        axes[1].set(xlim=(0, 1.25 * max(row["gflop"] for row in rows)), xticks=[], yticks=[])
+        for panel in axes:
+            panel.set_ylim(-0.6, len(rows) - 0.4)
+            panel.tick_params(length=0)
+            panel.spines[["left", "bottom"]].set_visible(False)
+    _explain_colours(grid[-1, 0])
+    return to_svg(figure, "Validation top-1 of each approach, and the operations that a clip takes")
+
+
+def _explain_colours(axes) -> None:
+    words = (("3D convolutions", "blue"), ("2D networks, joined over time", "orange"),
+             ("one frame", "muted"))  # fmt: skip
+    for number, (text, colour) in enumerate(words):
+        shown = axes.annotate(text, (0, 0), ((0, 150, 410)[number], -44), fontweight="bold",
+                              xycoords="axes fraction", textcoords="offset points",
+                              color=LIGHT[colour])  # fmt: skip
+        shown.set_in_layout(number == 0)  # the others may stand below the next panel

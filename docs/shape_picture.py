@@ -1,0 +1,106 @@
+"""The shapes that flow through a network, drawn to scale from what `model.describe` says."""
+
+import re
+from typing import NamedTuple
+
+import torch
+
+import demo_data
+from config import Config
+from docs.palette import WIDTH
+from docs.svg import Svg
+from model import build_model, describe
+
+SHEET_STEP = (4, -3)  # pixels from one frame to the next, x and y
+COLUMN = 70  # pixels, at least, for a stage with frames
+VECTOR_COLUMN = 58
+TALLEST_FRAME, TALLEST_BAR = 124, 84  # pixels
+
+
+class Stage(NamedTuple):
+    name: str
+    shape: tuple[int, ...]  # (C, T, H, W), or (C,)
+
+
+def network_stages(config: Config) -> tuple[list[Stage], str]:
+    """The stages from the input to the classes, and the line of totals."""
+    with torch.device("meta"):
+        model = build_model(config, config.num_classes)
+    _, *lines, total = describe(model, (config.clip_size, *config.crop)).splitlines()
+    rows = [re.split(r"\s{2,}", line) for line in lines]
+    stages = [Stage(name, tuple(map(int, shape.split(", ")))) for name, shape, _ in rows]
+    _, flop, parameters = re.split(r"\s{2,}", total)
+    return stages, f"{parameters} parameters, {flop}"
+
+
+def draw_shapes(config: Config) -> str:
+    """SVG"""
+    stages, total = network_stages(config)
+    inputs, classes = stages[0].shape, stages[-1].shape[0]
+    picture = Svg(464, f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "
+                       "stage by stage in space and time, while channels grow, until one vector "
+                       f"is left, from which {classes} classes are told")  # fmt: skip
+    picture.text(24, 34, "Space and time shrink …", 17, "blue", bold=True)
+    picture.text(24, 53, "frames, height and width of each stage, to scale", 13, "muted")
+    picture.text(24, 345, "… while channels grow", 17, "orange", bold=True)
+    picture.text(24, 364, "in the end they are a vector's entries", 13, "muted")
+    scale = TALLEST_FRAME / inputs[2]
+    widths = [_column_width(stage, scale) for stage in stages]
+    left, gap = 24, (WIDTH - 48 - sum(widths)) / (len(stages) - 1)
+    most = max(stage.shape[0] for stage in stages)
+    for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
+        middle = left + width / 2
+        if len(stage.shape) > 1:
+            _draw_sheets(picture, middle, stage.shape, scale, with_hand=number == 0)
+        _draw_labels(picture, middle, stage, number, len(stages))
+        height = max(1.5, TALLEST_BAR * stage.shape[0] / most)
+        bar_left = middle - 13
+        picture.rect(bar_left, 432 - height, 26, height, "orange", opacity=0.85)
+        picture.text(middle, 450, stage.shape[0], 13, anchor="middle")
+        left += width + gap
+    picture.text(WIDTH - 24, 53, total, 13, "muted", anchor="end")
+    return picture.source()
+
+
+def _column_width(stage, scale) -> float:
+    if len(stage.shape) == 1:
+        return VECTOR_COLUMN
+    _, frames, _, width = stage.shape
+    return max(COLUMN, width * scale + (frames - 1) * SHEET_STEP[0])
+
+
+def _draw_sheets(picture, middle, shape, scale, with_hand) -> None:
+    """A sheet for each frame, the last one at the back."""
+    _, frames, height, width = (max(1, number) for number in shape)
+    step_x, step_y = SHEET_STEP
+    left = middle - (width * scale + (frames - 1) * step_x) / 2
+    top = 156 - (height * scale + (frames - 1) * step_y) / 2
+    for frame in reversed(range(frames)):
+        x, y = left + frame * step_x, top + frame * step_y
+        sides = max(2.5, width * scale), max(2.5, height * scale)
+        picture.rect(x, y, *sides, "card")
+        picture.rect(x, y, *sides, "blue", opacity=0.3 if frame else 0.75, line="blue")
+    if with_hand:
+        _draw_hand(picture, left + width * scale / 2, top + height * scale / 2, 0.28 * sides[1])
+
+
+def _draw_hand(picture, x, y, size) -> None:
+    """The outline that the built-in data set draws."""
+    for outline in demo_data.hand():
+        corners = " ".join(f"{x + size * px:.1f} {y + size * py:.1f}" for px, py in outline)
+        picture.path(f"M{corners}z", None, 0, "card")
+
+
+def _draw_labels(picture, middle, stage, number, num_stages) -> None:
+    if len(stage.shape) > 1:
+        _, frames, height, width = stage.shape
+        name = "input" if number == 0 else stage.name.replace("_", " ")
+        block = re.fullmatch(r"blocks\.(\d+)", stage.name)
+        name = f"block {int(block[1]) + 1}" if block else name
+        lines = [f"{frames} frame" + ("s" if frames > 1 else ""), f"{height} × {width}"]
+    else:
+        name = "classes" if number == num_stages - 1 else "hidden"
+        lines = ["scores" if name == "classes" else "a vector"]
+    picture.text(middle, 268, name, 13, anchor="middle", bold=True)
+    for line_number, line in enumerate(lines):
+        picture.text(middle, 286 + 16 * line_number, line, 12, "muted", anchor="middle")
