@@ -197,13 +197,15 @@ def draw_remedies(results) -> str:
     for place, row in enumerate(rows):
         better = row["top1"] > baseline["top1"]
         colour = LIGHT["ink" if row is baseline else "blue" if better else "orange"]
+        axes.plot(row["train_top1"], place, "o", color=LIGHT["muted"], markersize=6.5,
+                  fillstyle="none")  # fmt: skip
         _draw_range(axes, row, place, colour)
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     axes.tick_params(axis="y", length=0, labelsize=13, labelcolor=LIGHT["ink"])
     axes.tick_params(axis="x", length=0)
     seeds = len(baseline["runs"])
     axes.set(xlim=(0, 102), ylim=(-0.7, len(rows) - 0.3), xticks=range(0, 101, 20),
-             xlabel=f"validation top-1, %: mean and range of {seeds} seeds")  # fmt: skip
+             xlabel=f"top-1, %: validation (●, mean and range of {seeds} seeds), training (○)")
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_title(f"What each change gives, against {baseline['variant']}")
