@@ -101,7 +101,7 @@ def predictor():
     config = make_config(**TINY_NETWORK)
     torch.manual_seed(0)
     model = for_inference(build_model(config, len(demo_data.GESTURES)))
-    return Predictor(config, list(demo_data.GESTURES), model, torch.device("cpu"))
+    return Predictor(config, list(demo_data.GESTURES), model, torch.device("cpu"), epoch=1)
 
 
 def test_the_network_watches_what_was_played_so_far(predictor):
