@@ -69,31 +69,38 @@ def explain_kernels(predictor: Predictor, folder) -> list[Path]:
 
 
 def explain_clip(predictor: Predictor, annotations, index, folder, stage_name) -> list[Path]:
-    """Grad-CAM for the class that the network sees in a clip, and its activations."""
-    config = predictor.config
-    source = open_clip(annotations.clip_path(index), config)
-    clip = window_input(source, (0, len(source)), config)[:1]
-    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
-    scores = logits[0].softmax(0)
-    predicted = int(scores.argmax())
-    values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
-
     clip_id = str(annotations.ids[index])
+    title, stage_name, films = films_of_clip(predictor, annotations, index, stage_name)
     truth = predictor.classes[annotations.labels[index]]
-    title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
     print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
-    frames = clip[0, ..., :3]
-    numbers = {name: output.volume().detach().float().cpu().numpy()
-               for name, output in outputs.items()}
-    films = {
-        "grad_cam": grad_cam.draw(frames, values, title),
-        "activations": layer_films.draw_activations(frames, numbers, title),
-    }
+    config = predictor.config
     rate = max(LEAST_FRAME_RATE, config.frame_rate / config.step_size)
     paths = [folder / f"{what}_{clip_id.replace('/', '_')}.gif" for what in films]
     for path, pictures in zip(paths, films.values(), strict=True):
         save_gif(path, pictures, rate)
     return paths
+
+
+def films_of_clip(predictor: Predictor, annotations, index, stage_name=None):
+    """What the network sees in a clip, the stage that Grad-CAM is of, and two films by name.
+
+    `grad_cam` is for the class that it sees; `activations` are those of all stages. A film is a
+    picture for each of the network's frames.
+    """
+    source = open_clip(annotations.clip_path(index), predictor.config)
+    clip = window_input(source, (0, len(source)), predictor.config)[:1]  # [1, T, H, W, C]
+    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
+    scores = logits[0].softmax(0)
+    predicted = int(scores.argmax())
+    values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
+    title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
+    frames = clip[0, ..., :3]
+    numbers = {name: output.volume().detach().float().cpu().numpy()
+               for name, output in outputs.items()}
+    return title, stage_name, {
+        "grad_cam": grad_cam.draw(frames, values, title),
+        "activations": layer_films.draw_activations(frames, numbers, title),
+    }
 
 
 def one_of_each_class(annotations: Annotations, count) -> list[int]:

@@ -2,8 +2,9 @@
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
 
-`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe` the run's
-validation set. `reference-curve.csv` holds the published reference run on Jester.
+`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe`, `grad-cam` and
+`activations` the run's validation set. `reference-curve.csv` holds the published reference run on
+Jester.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from config_file import load_config
 from device import choose_device, prepare
 from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
+from docs.inside_pictures import draw_pair, films_of_pair
 from docs.opening_picture import draw_opening, shown_clips
 from docs.palette import DARK, LIGHT
 from docs.shape_picture import draw_shapes
@@ -51,10 +53,17 @@ class Sources:
         return shown_clips(self.predictor)
 
     @cached_property
-    def time_probe(self):
+    def validation_clips(self):
         folder, csv_path = self.predictor.config.set_paths("validation")
-        annotations = read_annotations(csv_path, folder, self.predictor.classes)
-        return time_probe.probe(self.predictor, annotations)
+        return read_annotations(csv_path, folder, self.predictor.classes)
+
+    @cached_property
+    def time_probe(self):
+        return time_probe.probe(self.predictor, self.validation_clips)
+
+    @cached_property
+    def inside(self):
+        return films_of_pair(self.predictor, self.validation_clips)
 
     @property
     def own_history(self):
@@ -84,6 +93,8 @@ PICTURES = {
     "curves.svg": lambda sources: charts.draw_curves(sources.reference_history,
                                                      sources.own_history),
     "time-probe.svg": lambda sources: charts.draw_time_probe(sources.time_probe),
+    "grad-cam.webp": lambda sources: draw_pair(sources.inside, "grad_cam"),
+    "activations.webp": lambda sources: draw_pair(sources.inside[:1], "activations"),
     "remedies.svg": lambda sources: charts.draw_remedies(
         charts.read_results(RESULTS / "gestures8_quarter.json")),
     "approaches.svg": lambda sources: charts.draw_approaches(sources.approaches),

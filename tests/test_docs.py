@@ -8,14 +8,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY_NETWORK, make_config
+from conftest import CLASSES, TINY_NETWORK, make_config, write_clip
 from PIL import Image
 
 import demo_data
+from annotations import read_annotations
 from config_file import load_config
 from docs import chart_pictures as charts
 from docs import convolution_pictures as convolutions
 from docs import draw_pictures
+from docs.inside_pictures import draw_pair, films_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
 from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
 from docs.shape_picture import draw_shapes, network_stages
@@ -122,6 +124,19 @@ def test_opening_picture_plays_and_begins_with_its_end(predictor):
         assert picture.width == 2 * WIDTH and picture.info["loop"] == 0
         card = list(bytes.fromhex(colours["card"][1:]))
         assert np.array(picture.convert("RGB"))[40, 20] == pytest.approx(card, abs=6)
+
+
+def test_films_of_two_gestures_play_side_by_side(predictor, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("Moving Right", "Zooming In"):
+        write_clip(tmp_path / name, demo_data.draw_clip(name, rng)[:8])
+    (tmp_path / "set.csv").write_text("".join(f"{name};{name}\n" for name in (
+        "Zooming In", "Moving Right")))  # fmt: skip
+    annotations = read_annotations(tmp_path / "set.csv", tmp_path, predictor.classes)
+    clips = films_of_pair(predictor, annotations)
+    one, both = (Image.open(io.BytesIO(draw_pair(some, "grad_cam"))) for some in (clips[:1], clips))
+    assert both.n_frames == predictor.config.clip_size and both.width > 2 * one.width
+    assert draw_pair(clips, "activations") != draw_pair(clips[::-1], "activations")
 
 
 # --- charts ------------------------------------------------------------------------------------

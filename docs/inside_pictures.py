@@ -1,0 +1,38 @@
+"""Where a network looks, and what its stages make of a clip: films of two gestures."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from annotations import Annotations
+from explain import films_of_clip
+from pictures import blank
+from predictor import Predictor
+
+PAIR = ("Moving Right", "Zooming In")
+FRAME_MS, QUALITY, GAP = 250, 60, 8
+
+
+def films_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -> list[dict]:
+    """The films, by name, of the first clip of each of these classes."""
+    labels = [predictor.classes.index(name) for name in names]
+    indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
+    return [films_of_clip(predictor, annotations, index)[2] for index in indices]
+
+
+def draw_pair(clips: list[dict], name) -> bytes:
+    """The films of that name side by side, as an animated WebP."""
+    moments = [_side_by_side(pictures) for pictures in zip(*(films[name] for films in clips),
+                                                           strict=True)]  # fmt: skip
+    first, *others = [Image.fromarray(moment) for moment in moments]
+    file = io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=FRAME_MS, loop=0,
+               quality=QUALITY, method=6)
+    return file.getvalue()
+
+
+def _side_by_side(pictures) -> np.ndarray:
+    gap = blank(pictures[0].shape[0], GAP)
+    parts = [part for picture in pictures for part in (picture, gap)]
+    return np.concatenate(parts[:-1], axis=1)
