@@ -54,10 +54,10 @@ except OSError as error:
     parser.error(f"--output {options.output}: cannot be made ({error.strerror}); name another")
 
 
-def show(name, film, frame_rate=6):
+def show(name, film, height=200, frame_rate=6):
     """Saves pictures, uint8 [T, H, W, 3], as a GIF; a notebook plays it, too."""
     path = options.output / name
-    save_gif(path, [enlarged(picture, 200) for picture in film], frame_rate)
+    save_gif(path, [enlarged(picture, height) for picture in film], frame_rate)
     print(f"a film of it: {path}")
     if in_notebook:
         display(Image(filename=path))
@@ -366,7 +366,7 @@ assert options.quick or 30 < trained.accuracy("frozen") < 70
 (kernels,) = first_kernels(network).values()
 print(f"change over time in the first kernels: {change_before:.0f} % before training, "
       f"{share_of_change(kernels):.0f} % after")
-show("7_kernels.gif", layer_films.draw_kernels(kernels.numpy()), frame_rate=2)
+show("7_kernels.gif", layer_films.draw_kernels(kernels.numpy()), height=112, frame_rate=2)
 
 assert 40 < change_before < 65
 
