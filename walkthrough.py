@@ -52,6 +52,7 @@ try:
     options.output.mkdir(parents=True, exist_ok=True)
 except OSError as error:
     parser.error(f"--output {options.output}: cannot be made ({error.strerror}); name another")
+torch.set_num_threads(1)  # the networks here are too small for more
 
 
 def show(name, film, height=200, frame_rate=6):
