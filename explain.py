@@ -61,8 +61,9 @@ def explain_kernels(predictor: Predictor, folder) -> list[Path]:
     paths = []
     for name, films in first_kernels(predictor.network).items():
         count, moments, height, width = films.shape[:4]
-        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
-              f"{share_of_change(films):.0f} % of their squares are change over time")
+        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; of their squares "
+              f"{share_of_change(films):.0f} % are change over time, of random ones "
+              f"{100 * (moments - 1) / moments:.0f} %")
         paths.append(folder / f"kernels_{name}.gif")
         save_gif(paths[-1], layer_films.draw_kernels(films.numpy()), KERNEL_RATE)
     return paths
