@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from config import Config
 from config_file import parse_override
 from errors import UserError, exit_status, first_few, message_for_user
 from evaluation import LOGITS_FILE, SavedLogits, read_logits
-from line_chart import line_chart
+from line_chart import LineChart, line_chart
 from run import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, write_whole
 from worst_clips import worst_clips
 
@@ -193,16 +194,18 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     return found
 
 
-def curves(history) -> list:
-    both = [("Loss", "loss", "", {}), ("Top-1 accuracy", "top1", " %", {"limits": (0, 100)})]
+def curves(history) -> list[LineChart]:
+    """Those that the history has figures for."""
+    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top(?!1$)\d+", name)]
+    both = [("Loss", "loss", "", (None, None)), ("Top-1 accuracy", "top1", " %", (0, 100))]
+    both += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k]
+    single = [("Learning rate", "learning_rate", "", True),
+              ("Training clips a second", "clips_per_second", "", False),
+              ("Seconds of training steps", "seconds", " s", False)]
     charts = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
-                         **options)
-              for title, name, unit, options in both]  # fmt: skip
-    single = [("Learning rate", "learning_rate", "", {"may_be_logarithmic": True}),
-              ("Training clips a second", "clips_per_second", "", {}),
-              ("Seconds of training steps", "seconds", " s", {})]
-    charts += [line_chart(title, {"training": column}, history, unit, limits=(0, None), **options)
-               for title, column, unit, options in single]
+                         limits) for title, name, unit, limits in both]
+    charts += [line_chart(title, {"training": name}, history, unit, (0, None), may_be_logarithmic)
+               for title, name, unit, may_be_logarithmic in single]
     return [chart for chart in charts if chart]
 
 
@@ -265,11 +268,12 @@ def results(run: RunFolder) -> dict:
     matrix = evaluation.confusion_matrix(saved.logits, saved.labels)
     pairs = [(saved.classes[true], saved.classes[predicted], count)
              for true, predicted, count in evaluation.most_confused(matrix, NUM_PAIRS)]
+    scores = evaluation.score(saved.logits, saved.labels)
     clips, clips_note = wrong_clips(run)
     return {
         "origin": origin(run),
         "command": run.command("--eval_only", "True", "--resume", "True"),
-        "scores": evaluation.format_scores(evaluation.score(saved.logits, saved.labels)),
+        "scores": evaluation.format_scores(scores).replace("   ", ", "),
         "num_clips": len(saved.ids),
         "skipped": [clip_id for clip_id, row in zip(saved.ids, saved.logits, strict=True)
                     if row.isnan().any()],
