@@ -275,8 +275,7 @@ def results(run: RunFolder) -> dict:
         "command": run.command("--eval_only", "True", "--resume", "True"),
         "scores": evaluation.format_scores(scores).replace("   ", ", "),
         "num_clips": len(saved.ids),
-        "skipped": [clip_id for clip_id, row in zip(saved.ids, saved.logits, strict=True)
-                    if row.isnan().any()],
+        "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
         "num_wrong": int(matrix.sum() - np.diag(matrix).sum()),
         "classes": class_bars(matrix, saved.classes),
         "pairs": pairs,
