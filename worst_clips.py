@@ -22,7 +22,7 @@ from frames import FrameError
 NUM_CLIPS = 12
 # What keeps a page of them below 3 MB, whatever the clips are.
 LONGEST_SIDE, MOST_FRAMES, MOST_BYTES = 128, 32, 150_000
-QUALITIES = (75, 40, 5)  # the next one where a picture is too large
+QUALITIES = (75, 40, 1)  # the next one where a picture is too large
 EFFORT = 2  # of 6; more takes three times as long and saves a twentieth
 SHORTEST_FRAME = 20  # ms; browsers show shorter ones far longer
 
