@@ -8,13 +8,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 import processes
@@ -186,27 +186,39 @@ def write_submission(path, annotations, logits, class_names) -> None:
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
+class Weights(BaseModel):
+    """Of which checkpoint they are."""
+
+    model_config = ConfigDict(strict=True, ser_json_inf_nan="constants")
+
+    path: str
+    epoch: int | None  # epochs finished; None: the checkpoint does not say
+    step: int  # and steps of the running one
+    history_row: dict[str, int | float] | None  # of the last epoch; its times tell runs apart
+
+
 class Origin(BaseModel):
     """Which weights an evaluation is of, and how it read its clips."""
 
     model_config = ConfigDict(strict=True, ser_json_inf_nan="constants")
 
-    checkpoint: str
-    epoch: int | None  # epochs finished; None: the checkpoint does not say
-    step: int  # and steps of the running one
-    history_row: dict[str, int | float] | None  # of the last epoch; its times tell runs apart
-    config: dict[str, Any]  # but for the run's name, which says nothing about the figures
+    networks: Annotated[list[Weights], Field(min_length=1)]  # more than one: an ensemble
+    config: dict[str, Any]  # of the first; without the run's name, which changes no figure
 
     @classmethod
-    def of(cls, config: Config, checkpoint: dict):
-        """checkpoint: one that `run.load_for` gave."""
-        return cls(
-            checkpoint=checkpoint["path"],
-            epoch=checkpoint.get("epoch"),
-            step=checkpoint.get("step", 0),
-            history_row=(checkpoint.get("history") or [None])[-1],
-            config=config.model_dump(exclude={"model_name", "output_dir"}),
-        )
+    def of(cls, config: Config, checkpoints):
+        """checkpoints: those that `run.load_for` gave."""
+        networks = [
+            Weights(
+                path=checkpoint["path"],
+                epoch=checkpoint.get("epoch"),
+                step=checkpoint.get("step", 0),
+                history_row=(checkpoint.get("history") or [None])[-1],
+            )
+            for checkpoint in checkpoints
+        ]
+        return cls(networks=networks,
+                   config=config.model_dump(exclude={"model_name", "output_dir"}))
 
 
 @dataclass

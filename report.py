@@ -287,24 +287,32 @@ def results(run: RunFolder) -> dict:
 
 def origin(run: RunFolder) -> tuple[str, bool]:
     """Which weights the figures are of, and whether the last checkpoint may have others."""
-    origin = run.saved.origin
-    if origin is None:
+    if run.saved.origin is None:
         return ("An earlier version of the program wrote them, which did not record of which "
                 "weights."), True
-    epochs = "an unknown number of epochs" if origin.epoch is None else f"epoch {origin.epoch}"
-    steps = f" and {origin.step} steps" if origin.step else ""
-    text = f"They are of the weights after {epochs}{steps}, in {origin.checkpoint}."
+    networks = run.saved.origin.networks
+    if len(networks) > 1:
+        each = ", ".join(map(_in_words, networks))
+        return f"They are of the mean of {len(networks)} networks: {each}.", False
+    (network,) = networks
+    text = f"They are of the weights of {_in_words(network)}."
     if not run.history:
         return text, False
-    row = next((row for row in run.history if row["epoch"] == origin.epoch), None)
+    row = next((row for row in run.history if row["epoch"] == network.epoch), None)
     # history.csv holds 8 digits of each figure.
-    if row is None or {name: float(f"{value:.8g}") for name, value
-                       in (origin.history_row or {}).items()} != row:
+    own_row = {name: float(f"{value:.8g}") for name, value in (network.history_row or {}).items()}
+    if row != own_row:
         return f"{text} These are not of the training that the curves show.", True
     last = run.history[-1]["epoch"]
-    if last > origin.epoch:
+    if last > network.epoch:
         return f"{text} The last checkpoint is of epoch {last:g}.", True
     return text, False
+
+
+def _in_words(network: evaluation.Weights) -> str:
+    epoch = "an unknown epoch" if network.epoch is None else f"epoch {network.epoch}"
+    steps = f" and {network.step} steps" if network.step else ""
+    return f"{epoch}{steps} ({network.path})"
 
 
 def class_bars(matrix, classes) -> list[tuple[str, int, int]]:

@@ -94,13 +94,12 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     folder = processes.from_main(make_run_folder, config)
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
-        logits = ensemble_logits(options.ensemble, *evaluated)
+        logits, origin = ensemble_logits(options.ensemble, *evaluated)
     else:
-        logits = one_networks_logits(*evaluated)
+        logits, origin = one_networks_logits(*evaluated)
     stopping.over()
     if not processes.is_main():
         return
-    origin = evaluation.Origin.of(config, checkpoint)
     evaluation.write_results(folder, annotations, logits, class_names, origin)
     print(f"written to {folder}")
     if annotations.has_labels:
@@ -110,7 +109,8 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
 def one_networks_logits(config: Config, class_names, annotations, device, set_name):
     checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
     run = start_run(config, class_names, device, checkpoint)
-    return validate(run, build_loader(annotations, config, False, device), set_name)
+    logits = validate(run, build_loader(annotations, config, False, device), set_name)
+    return logits, evaluation.Origin.of(config, [checkpoint])
 
 
 def read_data(config: Config, set_names):

@@ -119,13 +119,18 @@ def folder(trained, tmp_path):
     return Path(shutil.copytree(trained.folder, tmp_path / "7"))
 
 
-def set_logits(folder, likes, **changes):
-    """Logits that like class `likes` best for every clip but the damaged one."""
+def set_logits(folder, likes, config=None, number=1, **changes):
+    """Logits that like class `likes` best for every clip but the damaged one.
+
+    config: keys that change; number: of networks; changes: in what is known of their weights.
+    """
     saved = evaluation.read_logits(folder / "logits.npz")
     known = ~saved.logits.isnan()
     saved.logits[:] = torch.where(known, 0.0, torch.nan)
     saved.logits[:, likes] += torch.arange(1.0, len(saved.ids) + 1)  # the last is the surest
-    origin = saved.origin.model_copy(update=changes) if saved.origin else None
+    network = saved.origin.networks[0].model_copy(update=changes)
+    config = saved.origin.config | (config or {})
+    origin = evaluation.Origin(networks=[network] * number, config=config)
     annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
     evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
     return evaluation.read_logits(folder / "logits.npz")
@@ -164,7 +169,7 @@ def test_after_evaluation(trained):
     text = page.section("Evaluation")
     assert len(known) == 6 and f"{100 - 100 * len(wrong) / 6:.2f} %" in text
     assert "1 of 7 clips could not be read and count nowhere: 25" in text
-    assert "the weights after epoch 2, in" in text and "To evaluate" not in text
+    assert "the weights of epoch 2 (" in text and "To evaluate" not in text
     for name in NAMES:
         of_class = [row for row in known if row["label"] == name]
         right = sum(row["predicted"] == name for row in of_class)
@@ -238,7 +243,7 @@ def test_each_missing_file_is_said(folder):
     for name in ("history.csv", "config.json"):  # as when a published checkpoint is evaluated
         (folder / name).unlink()
     page = Page(report.write_report(folder).read_text())
-    assert len(page.commands) == 2 and page.all("img") and "the weights after" in page.section(
+    assert len(page.commands) == 2 and page.all("img") and "the weights of" in page.section(
         "Evaluation")  # fmt: skip
 
 
@@ -259,15 +264,16 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     assert "To evaluate" not in said()
     last = history.splitlines()[-1]
     (folder / "history.csv").write_text(history + last.replace("2,", "3,", 1) + "\n")
-    assert "weights after epoch 2" in said() and "last checkpoint is of epoch 3" in said()
+    assert "weights of epoch 2" in said() and "last checkpoint is of epoch 3" in said()
     (folder / "history.csv").write_text(history.replace("\n2,", "\n2,9"))  # another loss
     assert "not of the training that the curves show" in said()
     (folder / "history.csv").write_text(history)
     set_logits(folder, 0, step=5)
-    assert "after epoch 2 and 5 steps" in said()
+    assert "of epoch 2 and 5 steps" in said()
     set_logits(folder, 0, epoch=None)
-    assert "unknown number of epochs" in said() and "not of the training" in said()
-    saved = evaluation.read_logits(folder / "logits.npz")
+    assert "an unknown epoch" in said() and "not of the training" in said()
+    saved = set_logits(folder, 0, number=2, epoch=2, step=0)
+    assert "the mean of 2 networks: epoch 2 (" in said() and "To evaluate" not in said()
     annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
     evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
     assert "did not record" in said() and "To evaluate the last checkpoint" in said()
@@ -276,8 +282,8 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
 def test_without_its_data_the_pictures_are_left_out(folder, trained):
     for config, said in (({"val_data_folder": "gone"}, "the data folder gone is not there"),
                          ({"new_key": 1}, "the config is of another version")):
-        origin = evaluation.read_logits(trained.folder / "logits.npz").origin
-        set_logits(folder, 2, config=origin.config | config)
+        shutil.copy(trained.folder / "logits.npz", folder)
+        set_logits(folder, 2, config)
         page = Page(report.write_report(folder).read_text())
         assert f"Their pictures are left out: {said}" in page.section(
             "Most wrongly classified clips")  # fmt: skip
@@ -285,7 +291,8 @@ def test_without_its_data_the_pictures_are_left_out(folder, trained):
             "Most wrongly classified clips")  # fmt: skip
     clips = folder / "clips"
     clips.mkdir()
-    set_logits(folder, 2, config=origin.config | {"val_data_folder": str(clips)})
+    shutil.copy(trained.folder / "logits.npz", folder)
+    set_logits(folder, 2, {"val_data_folder": str(clips)})
     text = Page(report.write_report(folder).read_text()).section("Most wrongly classified clips")
     assert text.count("Its picture is left out") == text.count("predicted, ") > 0
 
