@@ -254,7 +254,8 @@ def read_logits(path) -> SavedLogits:
             raise ValueError("its labels are none of its classes")
     except (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
             zlib.error) as error:  # fmt: skip
-        raise UserError(f"{path}: damaged ({error}); --eval_only writes it anew") from None
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged ({reason}); --eval_only writes it anew") from None
     return saved
 
 

@@ -23,6 +23,7 @@ from runs import make_settings, read_csv, run_folder, write_config
 import evaluation
 import report
 import train
+from errors import UserError
 from line_chart import line_chart, nice_step
 from worst_clips import MOST_BYTES, input_frames, moving_picture
 
@@ -189,6 +190,7 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
     shown = [saved.ids[index] for index in wrong if saved.ids[index] != "25"]
     texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown):]
     assert texts[::3] == shown and VIDEO_ID in shown and NASTY_ID in shown
+    assert page.section("Most wrongly classified clips").count("predicted, ") == len(shown)
     assert set(texts[2::3]) == {NAMES[2]}
     for clip_id, tag in zip(shown, page.all("img"), strict=True):
         assert clip_id in tag["alt"] and (tag["width"], tag["height"]) == ("20", "20")
@@ -307,6 +309,18 @@ def test_damaged_files(folder, name, capsys):
         assert report.main([str(folder)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {folder / name}: damaged (") and "\n" not in error[:-1]
+
+
+@pytest.mark.parametrize("changes", [
+    {"logits": np.zeros((7, 3))}, {"logits": np.zeros((6, 3), np.float32)}, {"labels": [9] * 7},
+    {"labels": [-1] * 7}, {"ids": ["1"]}, {"origin": "{}"}, {"classes": np.array([None])},
+])  # fmt: skip
+def test_logits_that_make_no_sense(folder, changes):
+    with np.load(folder / "logits.npz") as file:
+        arrays = dict(file) | changes
+    np.savez(folder / "logits.npz", **arrays)
+    with pytest.raises(UserError, match=r"logits.npz: damaged \(.*\); --eval_only writes"):
+        evaluation.read_logits(folder / "logits.npz")
 
 
 def test_no_run_folder(tmp_path, capsys):
