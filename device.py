@@ -120,6 +120,12 @@ def precision_name(precision: str, device: torch.device) -> str:
     return next(name for name, value in NUMBER_FORMATS.items() if value is chosen)
 
 
+def devices_in_words(device: torch.device, precision: str) -> str:
+    """`2 x NVIDIA H200 in bf16`: what all processes together compute on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{processes.world_size()} x {name} in {precision_name(precision, device)}"
+
+
 def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
     """What is known against 3D convolutions in `chosen` with this version of cuDNN (as 91002)."""
     if cudnn is None or chosen is torch.float32 or not 90800 <= cudnn < 91500:

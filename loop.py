@@ -17,7 +17,7 @@ from data_loader import batches_of
 from device import autocast, to_network_input
 from errors import UserError
 from optimization import learning_rate, set_learning_rate, training_is_over
-from run import Run, save_run
+from run import HISTORY_FILE, Run, save_run
 from utils import seed_step
 
 
@@ -170,7 +170,7 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
         log.confusion_matrix(matrix, run.class_names, run.epoch)
     save_run(run, log.sizes(), is_best)
     if processes.is_main():
-        write_history(run.config.run_folder / "history.csv", run.history)
+        write_history(run.config.run_folder / HISTORY_FILE, run.history)
     print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(train_scores)}   "
           f"validation: {evaluation.format_scores(scores)}   lr {rate:.1e}   "
           f"{row['clips_per_second']:.1f} clips/s   peak {memory.format_bytes(peak)}"

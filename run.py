@@ -37,11 +37,15 @@ from utils import TrainingMetrics
 LAST_CHECKPOINT = "checkpoint.pth.tar"
 PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
 BEST_CHECKPOINT = "model_best.pth.tar"
+HISTORY_FILE = "history.csv"
+CONFIG_FILE = "config.json"
+VERSIONS_FILE = "versions.json"
+REPORT_FILE = "report.html"
 LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
 # What training writes, and all that --overwrite removes.
-RUN_FILES = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, "history.csv", "bad_clips.csv",
-             "config.json", "versions.json")
+RUN_FILES = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE, "bad_clips.csv",
+             CONFIG_FILE, VERSIONS_FILE)
 # What must not change between two steps of one epoch.
 EPOCH_KEYS = ("batch_size", "seed", "train_data_csv", "labels_csv")
 
@@ -245,11 +249,12 @@ def _say_what_changed(run: Run, saved: dict) -> None:
 # --- the run folder ----------------------------------------------------------------------------
 
 
-def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool) -> None:
+def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: str) -> None:
     """Makes the run folder and writes `config.json` and `versions.json` into it.
 
-    goes_on: the run in it, if any, is the one that is resumed. Raises UserError if another run is
-    there already and may not be overwritten, or if the folder cannot be written.
+    goes_on: the run in it, if any, is the one that is resumed. devices: what computes, in words.
+    Raises UserError if another run is there already and may not be overwritten, or if the folder
+    cannot be written.
     """
     folder = config.run_folder
     found = [name for name in (*RUN_FILES, LOG_FOLDER) if os.path.lexists(folder / name)]
@@ -262,12 +267,12 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool) -> None:
     make_run_folder(config)
     try:
         if not goes_on:
-            for name in RUN_FILES:
+            for name in (*RUN_FILES, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             for name in (LOG_FOLDER, PROFILE_FOLDER):
                 shutil.rmtree(folder / name, ignore_errors=True)
-        _append_versions(folder / "versions.json")
-        _write_whole(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+        _append_versions(folder / VERSIONS_FILE, devices)
+        write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
@@ -286,7 +291,7 @@ def make_run_folder(config: Config) -> Path:
     return config.run_folder
 
 
-def _append_versions(path) -> None:
+def _append_versions(path, devices) -> None:
     """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -295,12 +300,12 @@ def _append_versions(path) -> None:
     if not isinstance(starts, list):
         raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    starts.append({"started": started, "command": sys.argv, **versions()})
-    _write_whole(path, json.dumps(starts, indent=2) + "\n")
+    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
-def _write_whole(path, text) -> None:
-    """So that a start that dies here leaves the file as it was."""
+def write_whole(path, text) -> None:
+    """So that a process that dies here leaves the file as it was."""
     partial = Path(f"{path}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

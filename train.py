@@ -19,14 +19,16 @@ from config import Config
 from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
-from device import choose_device, gpu_numbers, precision_name, prepare
+from device import choose_device, devices_in_words, gpu_numbers, prepare
 from ensemble import ensemble_logits
 from errors import UserError, message_for_user
 from loop import train, validate
 from memory import recompute_activations
 from model import describe
 from profiling import StepProfile
+from report import add_report
 from run import (
+    HISTORY_FILE,
     LOG_FOLDER,
     PROFILE_FOLDER,
     continues_run_folder,
@@ -65,12 +67,13 @@ def run_training(config: Config, options, device) -> None:
     goes_on = bool(resume) and continues_run_folder(config)
     # A scheduler's first start may have died before its first checkpoint.
     overwrite = options.overwrite or (options.resume == "auto" and not has_own)
-    processes.from_main(prepare_run_folder, config, goes_on, overwrite)
+    devices = devices_in_words(device, config.precision)
+    processes.from_main(prepare_run_folder, config, goes_on, overwrite, devices)
     log = SilentLog()
     sizes = checkpoint.get("tensorboard") if goes_on else None
     if processes.is_main():
         log = TensorBoardLog(config.run_folder / LOG_FOLDER, sizes)
-        write_history(config.run_folder / "history.csv", run.history)
+        write_history(config.run_folder / HISTORY_FILE, run.history)
     if not sizes:
         log.hyperparameters(config, ["loss", "top1"])
     try:
@@ -80,6 +83,8 @@ def run_training(config: Config, options, device) -> None:
         raise
     finally:
         log.close()
+    if processes.is_main():
+        add_report(config.run_folder)
 
 
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
@@ -89,20 +94,23 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     folder = processes.from_main(make_run_folder, config)
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
-        logits = ensemble_logits(options.ensemble, *evaluated)
+        logits, origin = ensemble_logits(options.ensemble, *evaluated)
     else:
-        logits = one_networks_logits(*evaluated)
+        logits, origin = one_networks_logits(*evaluated)
     stopping.over()
     if not processes.is_main():
         return
-    evaluation.write_results(folder, annotations, logits, class_names)
+    evaluation.write_results(folder, annotations, logits, class_names, origin)
     print(f"written to {folder}")
+    if annotations.has_labels:
+        add_report(folder)
 
 
 def one_networks_logits(config: Config, class_names, annotations, device, set_name):
     checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
     run = start_run(config, class_names, device, checkpoint)
-    return validate(run, build_loader(annotations, config, False, device), set_name)
+    logits = validate(run, build_loader(annotations, config, False, device), set_name)
+    return logits, evaluation.Origin.of(config, [checkpoint])
 
 
 def read_data(config: Config, set_names):
@@ -134,10 +142,9 @@ def run_command(options, arguments) -> int:
     )
     config = processes.from_main(load_config, options.config, options.overrides, set_names)
     prepare(device, config.precision, config.deterministic)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
-    print(f"{processes.world_size()} x {name} in {precision_name(config.precision, device)}, "
-          f"{numbers}, run folder {config.run_folder}")
+    print(f"{devices_in_words(device, config.precision)}, {numbers}, "
+          f"run folder {config.run_folder}")
     try:
         if options.command == "train":
             run_training(config, options, device)

@@ -1,0 +1,126 @@
+"""Curves over the epochs as plain numbers, which a page's template draws as SVG.
+
+A page that follows the reader's light or dark colours, and a report after each training in
+milliseconds: a plotting library gives neither.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+WIDTH, HEIGHT = 420, 240  # of the picture; its text is to be read on a phone, so it is small
+LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the field that the curves lie in
+NUM_TICKS = 5
+MOST_MARKED = 60  # epochs; with more, dots would hide the line
+LOGARITHMIC_FROM = 20  # times the lowest value that the highest one is, where it may be
+
+
+@dataclass
+class Curve:
+    """One line: its (epoch, value) pairs, and where they lie. None or NaN leaves a gap."""
+
+    name: str
+    values: list[tuple[float, float]]
+    lines: list[str] = field(default_factory=list)  # `x,y x,y ...`, one a piece without gaps
+    dots: list[tuple[float, float, str]] = field(default_factory=list)  # x, y, what it says
+
+
+@dataclass
+class LineChart:
+    title: str
+    curves: list[Curve]
+    unit: str = ""
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # place and text
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)
+    is_logarithmic: bool = False
+
+    @property
+    def description(self) -> str:
+        """What the picture shows, for those who do not see it."""
+        parts = [f"{curve.name} {curve.values[0][1]:.4g} in epoch {curve.values[0][0]:g}, "
+                 f"{curve.values[-1][1]:.4g} in epoch {curve.values[-1][0]:g}"
+                 for curve in self.curves]
+        return f"{self.title} by epoch: {'; '.join(parts)}"
+
+
+def line_chart(title, columns, history, unit="", limits=(None, None), may_be_logarithmic=False):
+    """A LineChart of `columns` ({name of the curve: column}) of the history's rows.
+
+    limits: lowest and highest value shown; None: that of the curves. Returns None if no row has a
+    number in any of the columns.
+    """
+    curves = []
+    for name, column in columns.items():
+        values = [(row["epoch"], row.get(column)) for row in history]
+        values = [(epoch, math.nan if value is None else value) for epoch, value in values]
+        numbers = [pair for pair in values if math.isfinite(pair[1])]
+        if numbers:
+            curves.append((Curve(name, numbers), values))
+    if not curves:
+        return None
+    chart = LineChart(title, [curve for curve, _ in curves], unit)
+    epochs = [epoch for curve in chart.curves for epoch, _ in curve.values]
+    numbers = [value for curve in chart.curves for _, value in curve.values]
+    chart.is_logarithmic = may_be_logarithmic and max(numbers) > LOGARITHMIC_FROM * min(numbers) > 0
+    x_place, chart.x_ticks = _epoch_axis(min(epochs), max(epochs))
+    y_place, chart.y_ticks = _value_axis(numbers, limits, chart.is_logarithmic)
+    for curve, values in curves:
+        _place(curve, values, x_place, y_place, unit)
+    return chart
+
+
+def _place(curve, values, x_place, y_place, unit) -> None:
+    piece, pieces = [], []
+    for epoch, value in [*values, (0, math.nan)]:
+        if math.isfinite(value):
+            piece.append((x_place(epoch), y_place(value)))
+        elif piece:
+            pieces.append(piece)
+            piece = []
+    curve.lines = [" ".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces]
+    if len(curve.values) <= MOST_MARKED:
+        curve.dots = [(round(x_place(epoch), 1), round(y_place(value), 1),
+                       f"{curve.name}, epoch {epoch:g}: {value:.4g}{unit}")
+                      for epoch, value in curve.values]  # fmt: skip
+
+
+def _epoch_axis(low, high):
+    if low == high:  # a single epoch stands in the middle
+        low, high = low - 1, high + 1
+    step = max(1, nice_step((high - low) / NUM_TICKS))
+    ticks = [tick for tick in multiples(low, high, step) if tick == int(tick) and tick >= 1]
+    return _axis(low, high, LEFT, RIGHT, ticks)
+
+
+def _value_axis(numbers, limits, is_logarithmic):
+    if is_logarithmic:
+        low, high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
+        step = max(1, nice_step((high - low) / NUM_TICKS))
+        place, ticks = _axis(low, high, BOTTOM, TOP, multiples(low, high, step))
+        ticks = [(y, f"{10.0 ** float(text):g}") for y, text in ticks]
+        return lambda value: place(math.log10(value)), ticks
+    low = min(numbers) if limits[0] is None else limits[0]
+    high = max(numbers) if limits[1] is None else limits[1]
+    if low >= high:
+        high = low + max(abs(low), 1e-9) if limits[0] is not None else low + abs(low) / 10 + 1e-9
+    step = nice_step((high - low) / NUM_TICKS)
+    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return _axis(low, high, BOTTOM, TOP, multiples(low, high, step))
+
+
+def _axis(low, high, first, last, ticks):
+    def place(value):
+        return first + (value - low) / (high - low) * (last - first)
+
+    return place, [(round(place(tick), 1), f"{tick:g}") for tick in ticks]
+
+
+def nice_step(rough) -> float:
+    """The first of 1, 2, 5, 10 ... (times a power of ten) that is not below `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+
+
+def multiples(low, high, step) -> list[float]:
+    """Those of `step` from low to high, free of the noise of adding it up."""
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]

@@ -1,0 +1,465 @@
+"""The report: what stands in it, that it is safe and needs nothing but itself, in a browser too."""
+
+import base64
+import io
+import json
+import math
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from browser import browse, look_at, needs_chromium
+from conftest import CLASSES, draw_frames, make_config
+from movies import write_video
+from PIL import Image
+from runs import make_settings, read_csv, run_folder, write_config
+
+import evaluation
+import report
+import train
+from errors import UserError
+from line_chart import line_chart, nice_step
+from worst_clips import MOST_BYTES, input_frames, moving_picture
+
+NAMES = ["Left <script>document.title='taken'</script>", "Right \"&' onload=alert(1)",
+         "التمرير 👍🏽"]
+NASTY_ID = "<img src=x onerror=document.title='taken'> & 'so on'"
+VIDEO_ID = "wave.mp4"
+# Elements that are never closed.
+VOID = {"meta", "link", "img", "source"}
+# Of the confusion matrix as a picture, whose fonts lack some of the names' letters.
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page, read strictly: what is opened must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.title = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", " ".join(data.split())))
+        if self.open[-1:] == ["title"] and "svg" not in self.open:
+            self.title += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def headings(self):
+        return [text for tag, text in self.texts if tag == "h2"]
+
+    def section(self, heading) -> str:
+        """The text from a heading to the next one."""
+        start = self.texts.index(("h2", heading)) + 1
+        rest = [("h2", None) if tag == "h2" else (tag, text) for tag, text in self.texts[start:]]
+        return " ".join(text for _, text in rest[: ([*rest, ("h2", None)]).index(("h2", None))])
+
+    @property
+    def commands(self):
+        return [shlex.split(text) for tag, text in self.texts
+                if tag == "code" and text.startswith("python ")]
+
+
+def page_of(folder) -> Page:
+    return Page((Path(folder) / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with hostile names, a video file and a damaged clip, and its pages after each step."""
+    root = tmp_path_factory.mktemp("report")
+    settings = make_settings(root, on_bad_clip="skip", max_bad_share=0.5, checkpoint_minutes=10)
+    clips, csv_path = Path(settings["val_data_folder"]), Path(settings["val_data_csv"])
+    write_video(clips / VIDEO_ID, draw_frames("Still", 12, np.random.default_rng(0)))
+    (clips / "24").rename(clips / NASTY_ID)
+    for path in (clips / "25").iterdir():
+        path.write_bytes(b"")
+    rows = csv_path.read_text().replace("23;", f"{VIDEO_ID};").replace("24;", f"{NASTY_ID};")
+    for path, text in ((csv_path, rows), (Path(settings["train_data_csv"]), None),
+                       (Path(settings["labels_csv"]), None)):  # fmt: skip
+        text = text or path.read_text()
+        for plain, name in zip(CLASSES, NAMES, strict=True):
+            text = text.replace(plain, name)
+        path.write_text(text, encoding="utf-8")
+    assert train.main(["-c", write_config(root / "config.json", settings), "-g", "cpu"]) == 0
+    folder = run_folder(settings)
+    after_training = page_of(folder)
+    (command,) = after_training.commands
+    assert train.main([*command[2:], "-g", "cpu"]) == 0  # as the page tells its reader
+    return SimpleNamespace(folder=folder, settings=settings, after_training=after_training,
+                           page=page_of(folder))
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of the run folder, for a test to change; a name that is JSON, too."""
+    return Path(shutil.copytree(trained.folder, tmp_path / "7"))
+
+
+def set_logits(folder, likes, config=None, number=1, **changes):
+    """Logits that like class `likes` best for every clip but the damaged one.
+
+    config: keys that change; number: of networks; changes: in what is known of their weights.
+    """
+    saved = evaluation.read_logits(folder / "logits.npz")
+    known = ~saved.logits.isnan()
+    saved.logits[:] = torch.where(known, 0.0, torch.nan)
+    saved.logits[:, likes] += torch.arange(1.0, len(saved.ids) + 1)  # the last is the surest
+    network = saved.origin.networks[0].model_copy(update=changes)
+    config = saved.origin.config | (config or {})
+    origin = evaluation.Origin(networks=[network] * number, config=config)
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
+    evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
+    return evaluation.read_logits(folder / "logits.npz")
+
+
+# --- what stands in it -------------------------------------------------------------------------
+
+
+def test_after_training(trained):
+    page = trained.after_training
+    assert page.headings == ["What is missing", "Curves", "Speed", "Settings"]
+    assert page.title == "tiny"
+    assert "has not been evaluated" in page.section("What is missing")
+    history = read_csv(trained.folder / "history.csv")
+    labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
+    assert labels[0] == "Loss by epoch: " + "; ".join(
+        f"{name} {float(history[0][column]):.4g} in epoch 1, {float(history[1][column]):.4g} in "
+        "epoch 2" for name, column in (("training", "loss"), ("validation", "val_loss")))
+    assert [label.split(" by ")[0] for label in labels] == [
+        "Loss", "Top-1 accuracy", "Top-3 accuracy", "Learning rate", "Training clips a second",
+        "Seconds of training steps"]  # fmt: skip
+    assert "in 2 epochs" in page.section("Speed") and "1 x CPU in fp32" in page.section("Speed")
+    assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section("Speed") \
+        or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
+    set_here, at_default = page.section("Settings").split("keys at their defaults")
+    assert "batch_size 8 100 Clips per training step" in set_here and "dropout" not in set_here
+    assert "dropout 0.15 0.15 Share" in at_default
+
+
+def test_after_evaluation(trained):
+    page, rows = trained.page, read_csv(trained.folder / "predictions.csv")
+    assert page.headings == ["Curves", "Evaluation", "Confusion matrix",
+                             "Most wrongly classified clips", "Speed", "Settings"]
+    known = [row for row in rows if row["predicted"]]
+    wrong = [row for row in known if row["label"] != row["predicted"]]
+    text = page.section("Evaluation")
+    assert len(known) == 6 and f"{100 - 100 * len(wrong) / 6:.2f} %" in text
+    assert "1 of 7 clips could not be read and count nowhere: 25" in text
+    assert "the weights of epoch 2 (" in text and "To evaluate" not in text
+    for name in NAMES:
+        of_class = [row for row in known if row["label"] == name]
+        right = sum(row["predicted"] == name for row in of_class)
+        shown = f"{name} {100 * right / len(of_class):.1f} % ({right} of {len(of_class)})"
+        assert shown in text, (shown, text)
+    cells = [tag["title"] for tag in page.all("td") if "title" in tag]
+    assert sorted(cells) == sorted(
+        f"{sum((row['label'], row['predicted']) == pair for row in known)} of {pair[0]} as "
+        f"{pair[1]}" for pair in {(row["label"], row["predicted"]) for row in known})
+    assert len(page.all("img")) == len(wrong) > 0
+
+
+def test_the_worst_clips_come_first_and_move(folder, trained):
+    saved = set_logits(folder, likes=2)
+    page = Page(report.write_report(folder).read_text())
+    wrong = [index for index in (6, 5, 4, 3, 1, 0) if saved.labels[index] != 2]
+    shown = [saved.ids[index] for index in wrong if saved.ids[index] != "25"]
+    texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown):]
+    assert texts[::3] == shown and VIDEO_ID in shown and NASTY_ID in shown
+    assert page.section("Most wrongly classified clips").count("predicted, ") == len(shown)
+    assert set(texts[2::3]) == {NAMES[2]}
+    for clip_id, tag in zip(shown, page.all("img"), strict=True):
+        assert clip_id in tag["alt"] and (tag["width"], tag["height"]) == ("20", "20")
+        picture = picture_of(tag["src"])
+        frames, _ = input_frames(Path(trained.settings["val_data_folder"]) / clip_id,
+                                 make_config(**{key: trained.settings[key] for key in (
+                                     "clip_size", "step_size", "frame_height", "crop_size")}))
+        assert (picture.format, picture.n_frames, len(frames)) == ("WEBP", 4, 4)
+        assert picture.info["loop"] == 0
+        for number in range(4):
+            picture.seek(number)
+            shown_frame = np.asarray(picture.convert("RGB"), int)
+            assert picture.info["duration"] == 167  # 2 frames of 12 a second
+            assert np.abs(shown_frame - frames).mean((1, 2, 3)).argmin() == number
+    losses = [float(text) for text in re.findall(r"loss ([\d.]+)",
+                                                 page.section("Most wrongly classified clips"))]
+    assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(
+        -float(saved.logits[wrong[0]].log_softmax(0)[saved.labels[wrong[0]]]), abs=0.01)
+    stills = [picture_of(tag["srcset"]) for tag in page.all("source")]
+    assert len(stills) == len(shown) and {still.n_frames for still in stills} == {1}
+
+
+def picture_of(uri) -> Image.Image:
+    kind, data = uri.split(",")
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_pictures_stay_small_and_segments_last_their_time(trained):
+    noise = np.random.default_rng(0).integers(0, 255, (32, 128, 128, 3), np.uint8)
+    assert len(base64.b64decode(moving_picture(noise, 100).split(",")[1])) <= MOST_BYTES
+    path = Path(trained.settings["val_data_folder"]) / VIDEO_ID
+    config = make_config(sampling="segments", clip_size=64, frame_height=300, crop_size=[150, 300],
+                         nclips=2, ncrops=3)  # fmt: skip
+    frames, milliseconds = input_frames(path, config)
+    assert frames.shape == (32, 64, 128, 3)
+    assert milliseconds == pytest.approx(1000 / 32)  # a second of video
+
+
+# --- what is missing, older or damaged ---------------------------------------------------------
+
+
+def test_each_missing_file_is_said(folder):
+    wanted = {"config.json": "settings", "history.csv": "Curves", "logits.npz": "evaluated"}
+    for name, said in wanted.items():
+        (folder / name).rename(folder / "aside")
+        page = Page(report.write_report(folder).read_text())
+        assert said in page.section("What is missing") and len(page.commands) == 1
+        (folder / "aside").rename(folder / name)
+    (folder / "versions.json").unlink()
+    assert "Starts" not in Page(report.write_report(folder).read_text()).section("Speed")
+    for name in ("history.csv", "config.json"):  # as when a published checkpoint is evaluated
+        (folder / name).unlink()
+    page = Page(report.write_report(folder).read_text())
+    assert len(page.commands) == 2 and page.all("img") and "the weights of" in page.section(
+        "Evaluation")  # fmt: skip
+
+
+def test_the_command_is_for_the_folder_and_its_last_checkpoint(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"checkpoint": "elsewhere.tar"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "logits.npz").unlink()
+    (command,) = Page(report.write_report(folder).read_text()).commands
+    assert train.main([*command[2:], "-g", "cpu"]) == 0
+    assert "Evaluation" in page_of(folder).headings
+
+
+def test_figures_of_other_weights_are_said_to_be(folder, trained):
+    def said():
+        return Page(report.write_report(folder).read_text()).section("Evaluation")
+
+    history = (folder / "history.csv").read_text()
+    assert "To evaluate" not in said()
+    last = history.splitlines()[-1]
+    (folder / "history.csv").write_text(history + last.replace("2,", "3,", 1) + "\n")
+    assert "weights of epoch 2" in said() and "last checkpoint is of epoch 3" in said()
+    (folder / "history.csv").write_text(history.replace("\n2,", "\n2,9"))  # another loss
+    assert "not of the training that the curves show" in said()
+    (folder / "history.csv").write_text(history)
+    set_logits(folder, 0, step=5)
+    assert "of epoch 2 and 5 steps" in said()
+    set_logits(folder, 0, epoch=None)
+    assert "an unknown epoch" in said() and "not of the training" in said()
+    saved = set_logits(folder, 0, number=2, epoch=2, step=0)
+    assert "the mean of 2 networks: epoch 2 (" in said() and "To evaluate" not in said()
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
+    evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
+    assert "did not record" in said() and "To evaluate the last checkpoint" in said()
+
+
+def test_without_its_data_the_pictures_are_left_out(folder, trained):
+    for config, said in (({"val_data_folder": "gone"}, "the data folder gone is not there"),
+                         ({"new_key": 1}, "the config is of another version")):
+        shutil.copy(trained.folder / "logits.npz", folder)
+        set_logits(folder, 2, config)
+        page = Page(report.write_report(folder).read_text())
+        assert f"Their pictures are left out: {said}" in page.section(
+            "Most wrongly classified clips")  # fmt: skip
+        assert not page.all("img") and "predicted, " in page.section(
+            "Most wrongly classified clips")  # fmt: skip
+    clips = folder / "clips"
+    clips.mkdir()
+    shutil.copy(trained.folder / "logits.npz", folder)
+    set_logits(folder, 2, {"val_data_folder": str(clips)})
+    text = Page(report.write_report(folder).read_text()).section("Most wrongly classified clips")
+    assert text.count("Its picture is left out") == text.count("predicted, ") > 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "versions.json", "history.csv", "logits.npz"])
+def test_damaged_files(folder, name, capsys):
+    contents = {"history.csv": ["epoch,loss\n1,none\n", "loss\n1\n"],
+                "logits.npz": ["PK", (folder / name).read_bytes()[:-300].decode("latin-1")],
+                "config.json": ["{", "[]", "\udc80"], "versions.json": ["{}", "["]}  # fmt: skip
+    for text in contents[name]:
+        (folder / name).write_bytes(text.encode("latin-1", "surrogateescape"))
+        assert report.main([str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {folder / name}: damaged (") and "\n" not in error[:-1]
+
+
+@pytest.mark.parametrize("changes", [
+    {"logits": np.zeros((7, 3))}, {"logits": np.zeros((6, 3), np.float32)}, {"labels": [9] * 7},
+    {"labels": [-1] * 7}, {"ids": ["1"]}, {"origin": "{}"}, {"classes": np.array([None])},
+])  # fmt: skip
+def test_logits_that_make_no_sense(folder, changes):
+    with np.load(folder / "logits.npz") as file:
+        arrays = dict(file) | changes
+    np.savez(folder / "logits.npz", **arrays)
+    with pytest.raises(UserError, match=r"logits.npz: damaged \(.*\); --eval_only writes"):
+        evaluation.read_logits(folder / "logits.npz")
+
+
+def test_no_run_folder(tmp_path, capsys):
+    assert report.main([str(tmp_path / "none")]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_loses_no_training(folder, trained, tmp_path, capsys):
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
+    flags = ["-r", "-c", write_config(tmp_path / "c.json", trained.settings), "-g", "cpu",
+             "--set", f"output_dir={folder.parent}", "--set", 'model_name="7"']  # fmt: skip
+    assert train.main(flags) == 0
+    output = capsys.readouterr()
+    assert "training is over" in output.out and "warning: no report: " in output.err
+    assert "python report.py" in output.err
+    assert report.main([str(folder)]) == 2
+    (folder / "report.html").rmdir()
+    assert report.main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+
+
+# --- histories and matrices of all kinds -------------------------------------------------------
+
+
+def history_of(*losses):
+    return [{"epoch": float(epoch), "loss": loss} for epoch, loss in enumerate(losses, 1)]
+
+
+def test_a_curve_has_gaps_where_figures_are_missing():
+    history = history_of(2.0, math.nan, 1.0, 0.5)
+    history.append({"epoch": 5.0})
+    chart = line_chart("Loss", {"training": "loss", "other": "none"}, history)
+    (curve,) = chart.curves
+    assert [len(line.split()) for line in curve.lines] == [1, 2] and len(curve.dots) == 3
+    assert chart.description == "Loss by epoch: training 2 in epoch 1, 0.5 in epoch 4"
+    assert line_chart("Loss", {"training": "loss"}, history_of(math.nan)) is None
+    assert line_chart("Loss", {"training": "loss"}, []) is None
+
+
+def test_curves_lie_within_their_field():
+    for losses in ([1.0], [0.0, 0.0], [3e-7, 9e8], [-1.0, 1.0], [0.3] * 400):
+        for limits in ((None, None), (0, None)):
+            chart = line_chart("x", {"training": "loss"}, history_of(*losses), limits=limits)
+            places = [tuple(map(float, pair.split(","))) for line in chart.curves[0].lines
+                      for pair in line.split()]
+            assert len(places) == len(losses)
+            assert all(56 <= x <= 408 for x, _ in places)
+            if min(losses) >= 0 or limits[0] is None:
+                assert all(11.9 <= y <= 204.1 for _, y in places), (losses, places[:3])
+            assert 2 <= len(chart.y_ticks) <= 12 and chart.x_ticks
+    assert not chart.curves[0].dots  # of 400 epochs, they would hide the line
+
+
+def test_axes():
+    chart = line_chart("x", {"t": "loss"}, history_of(0.0, 100.0), limits=(0, 100))
+    assert [text for _, text in chart.y_ticks] == ["0", "20", "40", "60", "80", "100"]
+    assert [y for y, _ in chart.y_ticks][::5] == [204, 12]
+    chart = line_chart("x", {"t": "loss"}, history_of(1e-3, 1e-5), may_be_logarithmic=True)
+    assert [text for _, text in chart.y_ticks] == ["1e-05", "0.0001", "0.001"]
+    assert not line_chart("x", {"t": "loss"}, history_of(2, 1), may_be_logarithmic=True) \
+        .is_logarithmic  # fmt: skip
+    assert [nice_step(rough) for rough in (0.1, 0.3, 1.1, 4, 60)] == [0.1, 0.5, 2, 5, 100]
+
+
+def test_a_run_of_one_epoch_without_a_set_end(folder):
+    lines = (folder / "history.csv").read_text().splitlines()[:2]
+    columns = lines[0].split(",")
+    values = dict(zip(columns, lines[1].split(","), strict=True)) | {"loss": "nan", "top1": ""}
+    (folder / "history.csv").write_text("\n".join([lines[0], ",".join(values.values())]) + "\n")
+    config = json.loads((folder / "config.json").read_text()) | {"num_epochs": -1}
+    (folder / "config.json").write_text(json.dumps(config))
+    page = Page(report.write_report(folder).read_text())
+    labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
+    assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 6
+    assert any(text == "without a set end" for _, text in page.texts)
+
+
+def test_many_classes_are_cut_to_those_with_mistakes():
+    matrix = np.diag(np.full(174, 1000))
+    matrix[100:150, 3] = 4
+    rows = report.matrix_rows(matrix, [str(number) for number in range(174)])
+    assert len(rows) == 60 and {name for name, _ in rows} >= {"3", *map(str, range(100, 150))}
+    assert all(len(cells) == 60 for _, cells in rows)
+    few = report.matrix_rows(matrix[:3, :3], "abc")
+    assert [cells[number] for number, (_, cells) in enumerate(few)] == [(1000, 1.0)] * 3
+
+
+# --- safe, and alone ---------------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_and_nothing_runs(trained):
+    for page in (trained.after_training, trained.page):
+        for tag, attributes in page.tags:
+            assert tag not in ("script", "iframe", "object", "embed", "base", "form"), tag
+            for name, value in attributes.items():
+                assert not name.startswith("on"), (tag, name)
+                if name in ("src", "srcset", "href", "xlink:href", "action", "poster", "data"):
+                    assert value.startswith("data:"), (tag, name, value[:80])
+        (policy,) = [tag["content"] for tag in page.all("meta") if "http-equiv" in tag]
+        assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        style = " ".join(text for tag, text in page.texts if tag == "style")
+        assert "prefers-color-scheme: dark" in style
+        assert "url(" not in style and "@import" not in style
+    size = (trained.folder / "report.html").stat().st_size
+    assert size < 3_000_000
+
+
+def test_names_and_ids_stay_text(trained):
+    texts = [text for tag, text in trained.page.texts if tag == "bdi"]
+    assert set(NAMES) <= set(texts)
+    assert all(tag["alt"] for tag in trained.page.all("img"))
+    assert [tag["lang"] for tag in trained.page.all("html")] == ["en"]
+    assert len([tag for tag, _ in trained.page.tags if tag == "h1"]) == 1
+
+
+def test_bytes_that_are_no_text(folder):
+    starts = json.loads((folder / "versions.json").read_text())
+    starts[0]["command"] = ["train.py", "-c", "caf\udce9.json"]
+    (folder / "versions.json").write_text(json.dumps(starts))
+    page = Page(report.write_report(folder).read_text(encoding="utf-8"))
+    assert "caf\\udce9.json" in page.section("Speed")
+
+
+@needs_chromium
+def test_in_a_real_browser(folder, tmp_path):
+    set_logits(folder, likes=2)
+    path = report.write_report(folder)
+    found, complaints = look_at(path.read_text(), tmp_path, [400, 1100])
+    assert complaints == []
+    for width, seen in found.items():
+        assert seen["title"] == "7" and seen["scripts"] == 0
+        assert len(seen["pictures"]) >= 3 and set(seen["pictures"]) == {20}
+        assert seen["needs"] <= width, "the page has to be moved sideways"
+        assert seen["background"] == "rgb(255, 255, 255)"
+    dom, console = browse(path, tmp_path / "dark.png", (1000, 1400), "--force-dark-mode")
+    assert console == [] and Page(dom.removeprefix("<!DOCTYPE html>")).title == "7"
+    screenshot = Image.open(tmp_path / "dark.png").convert("RGB")
+    assert screenshot.size == (1000, 1400) and max(screenshot.getpixel((2, 2))) < 60
+    assert len(screenshot.getcolors(1_000_000)) > 50  # text and curves, not an empty page
