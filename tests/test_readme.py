@@ -1,4 +1,4 @@
-"""What the README and the Makefile tell people to type, run as written but at a small size."""
+"""What the README, its pages and the Makefile tell people to type, run at a small size."""
 
 import json
 import re
@@ -16,13 +16,19 @@ import demo_data
 import explain
 import export
 import predict
+import report
 import train
 from command_line import parse_arguments
 from config import Config
 from model import build_model, describe
 
 PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text()
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+# Files that runs, commands and readers make.
+MADE = ("config.json", "mine.json", "versions.json", "history.csv", "predictions.csv", "scores.csv",
+        "test_predictions.csv", "test_submission.csv", "bad_clips.csv", "data_report.csv",
+        "labels.csv", "train.csv", "validation.csv", "report.html")  # fmt: skip
 SMALL = [f"--set={key}={value}" for key, value in TINY_NETWORK.items()] + [
     "--set=num_epochs=1", "--set=num_workers=0", "--set=batch_size=4", "--set=schedule=constant",
     "--set=warmup_epochs=0",
@@ -30,14 +36,14 @@ SMALL = [f"--set={key}={value}" for key, value in TINY_NETWORK.items()] + [
 
 
 def code_blocks(language):
-    """Blocks of the README, with the indentation of lists taken off."""
-    blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+    """Blocks of all pages, with the indentation of lists taken off."""
+    blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", TEXT, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in blocks]
 
 
 def commands(script):
-    """Arguments of each `python <script> ...` of the README, in its order."""
-    inline = re.findall(r"`(python [^`]*)`", README)
+    """Arguments of each `python <script> ...` of the pages, in their order."""
+    inline = re.findall(r"`(python [^`]*)`", TEXT)
     lines = [line for block in code_blocks("sh") for line in block.splitlines()]
     found = [shlex.split(command.replace("\n", " "), comments=True) for command in lines + inline]
     return [words[2:] for words in found if words[:2] == ["python", script]]
@@ -80,6 +86,8 @@ def test_python_commands_run(workplace, capsys):
     assert Path(shown[-1]).exists()
     (written,) = commands("export.py")
     assert export.main(written) == 0
+    (reported,) = commands("report.py")
+    assert report.main(reported) == 0
     (explained,) = commands("explain.py")
     assert explain.main([*explained, "-g", "cpu"]) == 0
     assert capsys.readouterr().out.count("training is over") >= 3
@@ -103,14 +111,30 @@ def test_stage_table_is_what_a_run_prints():
     assert describe(model, (config.clip_size, *config.crop)) + "\n" in code_blocks("text")
 
 
-def test_links_and_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_pictures_and_files_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     for link in links:
-        assert link.startswith("https://") or (PROJECT / link).exists(), link
-    for name in re.findall(r"`([a-z_/]+\.(?:py|json|txt|toml))`", README):
-        known = PROJECT / name
-        made = name in ("config.json", "scores.csv", "versions.json", "configs/mine.json")
-        assert known.exists() or made, name
+        if not link.startswith("https://"):
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not heading or heading in headings(target.read_text()), link
+    for name in re.findall(r"`([a-z_/]+\.(?:py|json|txt|toml|html|csv))`", text):
+        assert (PROJECT / name).exists() or Path(name).name in MADE, name
+
+
+def headings(text) -> list[str]:
+    """As GitHub makes anchors of them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_pictures_say_what_they_show():
+    for text in re.findall(r"<img [^>]*>", TEXT):
+        (alt,) = re.findall(r'alt="([^"]*)"', text)
+        assert len(alt) > 60 and 'width="' in text, text
 
 
 def test_development_commands_are_those_of_ci():
