@@ -81,6 +81,12 @@ def test_sizes_are_the_published_ones(name, keys, num_classes, shape, parameters
     assert count_flop(model, shape) / 1e9 == pytest.approx(gflop, rel=0.1)
 
 
+@pytest.mark.parametrize("name", SHORT)
+def test_running_statistics_follow_within_tens_of_steps(name):
+    model = build_model(small_config(name), 5)
+    assert all(m.momentum >= 0.01 for m in model.modules() if isinstance(m, _BatchNorm))
+
+
 def test_only_depthwise_kernels_of_csn_see_time_and_space():
     model = build_model(small_config("csn", width=0.5), 5)
     kernels = [module for module in model.layers.modules() if isinstance(module, nn.Conv3d)]
