@@ -23,7 +23,8 @@ TORCHVISION_VIDEO_MODELS = {
     "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
     "mvit_v1_b": "head", "mvit_v2_s": "head",
 }  # fmt: skip
-MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", *TORCHVISION_VIDEO_MODELS)
+MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
+          *TORCHVISION_VIDEO_MODELS)  # fmt: skip
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
 # The keys that belong to some of the networks only.
 MODEL_OPTIONS = {
@@ -32,8 +33,9 @@ MODEL_OPTIONS = {
     "backbone": FRAME_MODELS,
     "lstm_units": ("cnn_lstm",),
     "trn_scales": ("trn",),
-    "width": ("mobilenet3d",),
-    "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "s3d"),
+    "depth": ("csn",),
+    "width": ("mobilenet3d", "csn"),
+    "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "csn", "s3d"),
 }
 # What a network's weights stand for: its input and its form.
 INPUT_AND_NETWORK_KEYS = (
@@ -195,7 +197,8 @@ class Config(BaseModel):
         "conv3d",
         description="conv3d: the tutorial's 3D ConvNet; cnn_lstm: a 2D ConvNet on each frame and "
         "an LSTM; trn: Temporal Relation Network; two_stream: a frame and optical flow; "
-        "mobilenet3d: a light 3D network; the others: torchvision's video models.",
+        "mobilenet3d, csn: light 3D networks of depthwise convolutions; the others: torchvision's "
+        "video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -214,8 +217,9 @@ class Config(BaseModel):
         "multi",
         description="trn: relations of 2 to clip_size frames, or of clip_size frames only.",
     )
+    depth: Literal[26, 50, 101, 152] = Field(26, description="csn: number of layers.")
     width: PositiveFloat = Field(
-        1.0, le=16, description="mobilenet3d: factor for the number of channels."
+        1.0, le=16, description="mobilenet3d, csn: factor for the number of channels."
     )
     dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
 

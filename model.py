@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import TORCHVISION_VIDEO_MODELS, Config
 from errors import UserError
 from networks_2d import CnnLstm, TemporalRelationNetwork, TwoStream
-from networks_3d import ConvColumn, MobileNet3d, torchvision_video
+from networks_3d import ChannelSeparatedResNet, ConvColumn, MobileNet3d, torchvision_video
 
 LARGEST_SIDE, MOST_FRAMES = 256, 64  # how far the smallest clip that a network takes is looked for
 
@@ -56,6 +56,10 @@ def build_mobilenet3d(config: Config, num_classes) -> nn.Module:
     return MobileNet3d(num_classes, config.width, config.dropout)
 
 
+def build_csn(config: Config, num_classes) -> nn.Module:
+    return ChannelSeparatedResNet(num_classes, config.depth, config.width, config.dropout)
+
+
 def build_torchvision_video(config: Config, num_classes) -> nn.Module:
     clip_shape = (config.clip_size, *config.crop)
     dropout = config.dropout if config.model == "s3d" else None
@@ -68,6 +72,7 @@ NETWORKS = {
     "trn": Network(build_trn),  # its heads are `classifiers`
     "two_stream": Network(build_two_stream),
     "mobilenet3d": Network(build_mobilenet3d),
+    "csn": Network(build_csn),
     **{name: Network(build_torchvision_video, head)
        for name, head in TORCHVISION_VIDEO_MODELS.items()},
 }  # fmt: skip

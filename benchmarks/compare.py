@@ -3,9 +3,10 @@
     python benchmarks/compare.py --config configs/quickstart.json --seeds 0 1 2 \\
         --variant fp32 precision=fp32 --variant bf16 precision=bf16 --save precision
 
-A variant is a name and the keys that it changes. Every run is an ordinary run of train.py under
-`--output`; one that was interrupted goes on, and one that is finished already is only read, so
-that the same line with one more variant trains that variant alone.
+A variant is a name and the keys that it changes; one that changes `seed` runs with that one only.
+Every run is an ordinary run of train.py under `--output`; one that was interrupted goes on, and one
+that is finished already is only read, so that the same line with one more variant trains that
+variant alone. With `--opposites` it counts how often the direction of a movement is right, too.
 """
 
 import argparse
@@ -33,17 +34,19 @@ PROJECT = Path(__file__).parent.parent
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     about = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = []
-    for name, *changes in options.variant:
-        runs = [train(options, name, changes, seed) for seed in options.seeds]
-        rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
-        print(markdown([rows[-1]]).split("\n")[-1], flush=True)
     command = shlex.join(["python", "benchmarks/compare.py", *(arguments or sys.argv[1:])])
     text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
-    text += markdown(rows) + "\n"
-    print("\n" + text)
-    if options.save:
-        machine.save(options.save, about | {"command": command, "rows": rows}, text)
+    text += f"{options.note}\n\n" if options.note else ""
+    rows = []
+    for name, *changes in options.variant:
+        own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
+        runs = [train(options, name, changes, seed) for seed in own_seeds or options.seeds]
+        rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
+        print(markdown([rows[-1]]).split("\n")[-1], flush=True)
+        if options.save:  # the rows so far: the next variant may take hours
+            contents = about | {"command": command, "note": options.note, "rows": rows}
+            machine.save(options.save, contents, text + markdown(rows) + "\n")
+    print("\n" + text + markdown(rows))
     return 0
 
 
@@ -56,6 +59,9 @@ def parse_arguments(arguments):
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
                         help="for all variants")
     parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
+    parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
+                        help="classes that differ in direction only")
+    parser.add_argument("--note", default="", help="a line for above the table")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     return parser.parse_args(arguments)
 
@@ -63,16 +69,15 @@ def parse_arguments(arguments):
 def train(options, name, changes, seed) -> dict:
     """What one run has reached; it is trained first unless it is finished already."""
     own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
-    command = [sys.executable, "train.py", "-c", options.config, "--resume", "auto"]
-    for change in [*options.overrides, *changes, *own]:
-        command += ["--set", change]
-    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    if finished.returncode:
-        raise SystemExit(f"{name}, seed {seed}: {' '.join(command)}\n{finished.stderr}")
+    keys = [*options.overrides, *changes, *own]
+    output = run_train(options.config, keys, "--resume", "auto")
     folder = PROJECT / options.output / f"{name}-{seed}"
+    has_predictions = is_newer(folder / "predictions.csv", folder / "checkpoint.pth.tar")
+    if options.opposites and not has_predictions:
+        run_train(options.config, keys, "--resume", "True", "--eval_only", "True")
     with open(folder / "history.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    total = re.search(r"total +([\d.]+) GFLOP a clip +([\d,]+)", finished.stdout)
+    total = re.search(r"total +([\d.]+) GFLOP a clip +([\d,]+)", output)
     return {
         "seed": seed,
         "top1": float(last["val_top1"]),
@@ -81,6 +86,40 @@ def train(options, name, changes, seed) -> dict:
         "clips_per_second": float(last["clips_per_second"]),
         "gflop": float(total[1]),
         "parameters": int(total[2].replace(",", "")),
+        **(opposites_told_apart(folder / "predictions.csv", options.opposites)
+           if options.opposites else {}),
+    }
+
+
+def run_train(config, keys, *flags) -> str:
+    """What train.py prints. Exits if it fails."""
+    command = [sys.executable, "train.py", "-c", config, *flags]
+    for key in keys:
+        command += ["--set", key]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{shlex.join(command)}\n{finished.stderr}")
+    return finished.stdout
+
+
+def is_newer(path, other) -> bool:
+    return path.exists() and path.stat().st_mtime > other.stat().st_mtime
+
+
+def opposites_told_apart(predictions_csv, opposites) -> dict:
+    """Percent of clips taken for a class of their own pair, and of these for the right one.
+
+    opposites: pairs as `LABEL=LABEL`; who only guesses the direction gets 50 % of it right.
+    """
+    pair_of = {label: pair for pair in opposites for label in pair.split("=")}
+    with open(predictions_csv, newline="", encoding="utf-8") as file:
+        clips = [(row["label"], row["predicted"]) for row in csv.DictReader(file)]
+    clips = [clip for clip in clips if clip[0] in pair_of]
+    in_pair = [clip for clip in clips if pair_of[clip[0]] == pair_of.get(clip[1])]
+    right = sum(label == predicted for label, predicted in in_pair)
+    return {
+        "pair": 100 * len(in_pair) / max(1, len(clips)),
+        "direction": 100 * right / max(1, len(in_pair)),
     }
 
 
@@ -108,23 +147,31 @@ def summary(name, changes, runs, kept_mib) -> dict:
         "clips_per_second": statistics.median(run["clips_per_second"] for run in runs),
         "gflop": runs[0]["gflop"],
         "parameters": runs[0]["parameters"],
+        **{key: statistics.mean(run[key] for run in runs)
+           for key in ("pair", "direction") if key in runs[0]},
     }
 
 
 def markdown(rows) -> str:
     """Validation top-1 after the last epoch: mean, and lowest to highest of the seeds."""
-    lines = ["| variant | validation top-1, % | lowest to highest | validation loss "
-             "| training top-1, % | parameters | GFLOP a clip "
-             "| MiB a clip kept for backward | training clips/s |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        low, high = row["top1_range"]
-        lines.append(
-            f"| {row['variant']} | {row['top1']:.1f} | {low:.1f} to {high:.1f} | {row['loss']:.3f} "
-            f"| {row['train_top1']:.1f} | {row['parameters']:,} | {row['gflop']:.2f} "
-            f"| {row['kept_mib_a_clip']:.1f} | {row['clips_per_second']:.1f} |"
-        )
-    return "\n".join(lines)
+    columns = {
+        "variant": lambda row: row["variant"],
+        "seeds": lambda row: str(len(row["runs"])),
+        "validation top-1, %": lambda row: f"{row['top1']:.1f}",
+        "lowest to highest": lambda row: "{:.1f} to {:.1f}".format(*row["top1_range"]),
+        "validation loss": lambda row: f"{row['loss']:.3f}",
+        "training top-1, %": lambda row: f"{row['train_top1']:.1f}",
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "GFLOP a clip": lambda row: f"{row['gflop']:.2f}",
+        "MiB a clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
+        "training clips/s": lambda row: f"{row['clips_per_second']:.1f}",
+    }
+    if "pair" in rows[0]:
+        columns["right pair, %"] = lambda row: f"{row['pair']:.1f}"
+        columns["direction right, % of these"] = lambda row: f"{row['direction']:.1f}"
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SHAPE = (16, 112, 112)  # T, H, W
 CASES = (
     ("conv3d", (18, 84, 84)),
     *((name, SHAPE) for name in ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d",
-                                 "r3d_18", "r2plus1d_18", "s3d", "swin3d_t")),
+                                 "csn", "r3d_18", "r2plus1d_18", "s3d", "swin3d_t")),
 )  # fmt: skip
 
 

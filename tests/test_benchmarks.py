@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import benchmark, machine
+from benchmarks import benchmark, compare, machine
 
 SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
 
@@ -48,3 +48,45 @@ def test_memory_of_a_worker_and_a_whole_epoch(results):
         "loader worker", "start to first batch request", "epoch", "Jester's 118", "epoch",
         "epoch"]  # fmt: skip
     assert all(row["ours"] >= 0 for row in saved["rows"])
+
+
+def test_opposites_are_told_apart_by_the_direction(tmp_path):
+    clips = [("Left", "Left"), ("Left", "Right"), ("Right", "Right"), ("Right", "Up"),
+             ("Up", "Down"), ("Still", "Still")]  # fmt: skip
+    rows = [f"{number},{label},{predicted}" for number, (label, predicted) in enumerate(clips)]
+    path = tmp_path / "predictions.csv"
+    path.write_text("\n".join(["id,label,predicted", *rows]))
+    found = compare.opposites_told_apart(path, ["Left=Right", "Up=Down"])
+    assert found == {"pair": 80.0, "direction": 50.0}
+
+
+@pytest.mark.slow
+def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
+        results, tmp_path, write_config, monkeypatch):
+    common = ["-c", write_config(num_epochs=1), "--output", str(tmp_path / "runs"), "--seeds", "0",
+              "1", "--opposites", "Left=Right", "--note", "a note", "--save", "test",
+              "--variant", "plain"]  # fmt: skip
+    assert compare.main(common) == 0
+    assert compare.main([*common, "--variant", "one", "seed=3", "lr=0.01"]) == 0
+    saved = json.loads((results / "test.json").read_text())
+    assert [(row["variant"], [run["seed"] for run in row["runs"]]) for row in saved["rows"]] == [
+        ("plain", [0, 1]), ("one", [3])]  # fmt: skip
+    assert all(0 <= row["direction"] <= 100 for row in saved["rows"])
+    table = (results / "test.md").read_text()
+    assert "a note" in table and "| one | 1 | " in table and "| right pair, % |" in table
+
+    # All is finished: read, not trained again; and what is there stays if the next one fails.
+    flags = []
+    monkeypatch.setattr(compare, "run_train", _noting(compare.run_train, flags))
+    with pytest.raises(SystemExit, match="lr: found -1"):
+        compare.main([*common, "--variant", "wrong", "lr=-1"])
+    assert flags == [("--resume", "auto")] * 3
+    assert "| plain | 2 | " in (results / "test.md").read_text()
+
+
+def _noting(function, flags):
+    def noting(config, keys, *own_flags):
+        flags.append(own_flags)
+        return function(config, keys, *own_flags)
+
+    return noting

@@ -104,11 +104,13 @@ def test_a_scale_that_is_too_high_leaves_steps_out_until_it_fits(tmp_path):
 
 
 @pytest.mark.slow
-def test_compile_gives_the_losses_of_the_plain_network(tmp_path):
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_compile_gives_the_losses_of_the_plain_network(tmp_path, is_recomputed):
     settings = make_settings(tmp_path, num_epochs=1, dropout=0.0)  # its noise differs
     losses = {}
     for is_compiled in (False, True):
-        own = settings | {"compile": is_compiled, "model_name": f"compile {is_compiled}"}
+        own = settings | {"compile": is_compiled, "model_name": f"compile {is_compiled}",
+                          "checkpoint_activations": is_recomputed}
         config = write_config(tmp_path / "config.json", own)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         saved = load_checkpoint(run_folder(own) / "checkpoint.pth.tar")

@@ -126,6 +126,7 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
     ({"model": "cnn_lstm"}, "backbone.layer2", (3, 6, 1, 1)),
     ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
     ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
+    ({"model": "csn", "width": 0.5}, "layers.1", (3, 1, 1, 1)),
     ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),
 ])  # fmt: skip
 def test_every_kind_of_network_can_be_looked_into(keys, stage, last):

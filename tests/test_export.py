@@ -78,6 +78,7 @@ def test_a_network_that_computes_something_else_is_not_called_done(trained, expo
     {"model": "cnn_lstm", "backbone": "mobilenet_v3_small"},
     {"model": "trn", "backbone": "mobilenet_v3_small"},
     {"model": "mobilenet3d", "width": 0.25},
+    {"model": "csn", "width": 0.25},
 ], ids=lambda keys: keys["model"])  # fmt: skip
 @pytest.mark.slow
 def test_other_networks_are_exported_too(tmp_path, keys):

@@ -24,8 +24,8 @@ from memory import (
 from model import build_model, describe, for_inference, without_data
 
 CPU = torch.device("cpu")
-NETWORKS = ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "r3d_18", "r2plus1d_18",
-            "swin3d_t"]
+NETWORKS = ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn", "r3d_18",
+            "r2plus1d_18", "swin3d_t"]
 
 
 def build_pair(name, **keys):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_config
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import MODELS
@@ -62,17 +63,38 @@ def test_the_stage_table_serves_every_network(name):
 
 
 @pytest.mark.parametrize(
-    "name, parameters, gflop",
-    # Of Kinetics-600 (arXiv 1904.02422, where a multiply-add counts as one operation), and of
-    # Kinetics-400 (torchvision's documentation, likewise).
-    [("mobilenet3d", 3.12e6, 2 * 0.56), ("r3d_18", 33.37e6, 2 * 40.7)],
+    "name, keys, num_classes, shape, parameters, gflop",
+    # As published, where a multiply-add counts as one operation: on Kinetics-600 in arXiv
+    # 1904.02422, on Kinetics-400 in torchvision's documentation and arXiv 1904.02811.
+    [
+        ("mobilenet3d", {}, 600, (16, 112, 112), 3.12e6, 2 * 0.56),
+        ("r3d_18", {}, 400, (16, 112, 112), 33.37e6, 2 * 40.7),
+        ("csn", {"depth": 101}, 400, (8, 224, 224), 22.1e6, 2 * 14.1),
+    ],
 )
-def test_sizes_are_the_published_ones(name, parameters, gflop):
-    num_classes = 600 if name == "mobilenet3d" else 400
+def test_sizes_are_the_published_ones(name, keys, num_classes, shape, parameters, gflop):
+    frames, *side = shape
     with torch.device("meta"):
-        model = build_model(make_config(model=name, clip_size=16, crop_size=112), num_classes)
+        config = make_config(model=name, clip_size=frames, crop_size=side, **keys)
+        model = build_model(config, num_classes)
     assert count_parameters(model) == pytest.approx(parameters, rel=0.02)
-    assert count_flop(model, (16, 112, 112)) / 1e9 == pytest.approx(gflop, rel=0.1)
+    assert count_flop(model, shape) / 1e9 == pytest.approx(gflop, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_running_statistics_follow_within_tens_of_steps(name):
+    model = build_model(small_config(name), 5)
+    assert all(m.momentum >= 0.01 for m in model.modules() if isinstance(m, _BatchNorm))
+
+
+def test_only_depthwise_kernels_of_csn_see_time_and_space():
+    model = build_model(small_config("csn", width=0.5), 5)
+    kernels = [module for module in model.layers.modules() if isinstance(module, nn.Conv3d)]
+    seeing = [kernel for kernel in kernels if kernel.kernel_size != (1, 1, 1)]
+    assert len(seeing) == 8 and all(k.groups == k.in_channels for k in seeing)
+    # With the stem and the classifier: the layers that its name counts, shortcuts apart.
+    shortcuts = sum(len(layer.shortcut) > 0 for layer in model.layers)
+    assert len(kernels) - shortcuts + 2 == 26 and shortcuts == 4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +122,8 @@ def test_relations_are_of_ordered_frames_and_repeat_in_evaluation():
     assert torch.equal(model.tuples(2, "cpu"), model.tuples(2, "cpu"))
 
 
-@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d"])
+@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d",
+                                  "csn"])  # fmt: skip
 def test_the_order_of_frames_matters_to_every_approach(name):
     """The order-free part of two_stream apart, reversing a clip moves the logits."""
     torch.manual_seed(0)

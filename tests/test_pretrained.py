@@ -315,6 +315,7 @@ def test_a_file_goes_before_a_name(networks, write, tmp_path, monkeypatch):
         ("resnet18", "r2plus1d_18", {}, r"only 2% of them fit: conv1.weight is \[64, 3, 7, 7\]"),
         ("mobilenet_v2", "mobilenet3d", {"width": 0.5},
          r"features.0.0.weight is \[32, 3, 3, 3\], .* change pretrained, or model, width$"),
+        ("resnet50", "csn", {}, "conv1.weight is unknown, .* or model, depth, width$"),
     ],
 )  # fmt: skip
 def test_weights_of_another_network(name, model, keys, message, networks, write):

@@ -197,6 +197,8 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         ({"step_jitter": 0.2, "sampling": "segments"}, "step_jitter: found some"),
         ({"model": "trn", "block_widths": [4]}, "block_widths: found [4]; it is an option of"),
         ({"lstm_units": 8}, "lstm_units: found 8; it is an option of cnn_lstm, not of conv3d"),
+        ({"depth": 50}, "depth: found 50; it is an option of csn, not of conv3d"),
+        ({"model": "csn", "depth": 18}, "depth: found 18; expected 26, 50, 101 or 152"),
         ({"model": "two_stream", "crop_size": 12}, "optical flow needs 16 pixels"),
         ({"model": "two_stream", "clip_size": 1}, "two_stream needs movement"),
         ({"model": "conv_3d"}, 'did you mean "conv3d"?'),
@@ -222,7 +224,7 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 # --- the configs that come with it -------------------------------------------------------------
 
 
-LARGE = ("r3d_18", "jester_strong", "mobilenet3d")  # they take their time
+LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn")  # they take their time
 ALL_CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
     for path in sorted(CONFIGS.glob("*.json")) if path.stem != "schema"
