@@ -93,6 +93,19 @@ class FrameFolder:
             yield read_frame(f"{self.folder}{os.sep}{self.names[position]}", self.max_pixels)
 
 
+class FramesInMemory:
+    """Frames that were read already: of a camera, say. frames: uint8 RGB [H, W, 3] each."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def __len__(self):
+        return len(self.frames)
+
+    def frames_at(self, positions):
+        return (self.frames[position] for position in positions)
+
+
 def read_frame(path, max_pixels: int) -> np.ndarray:
     """The picture at `path` as uint8 RGB [H, W, 3], turned upright as its EXIF tag asks.
 

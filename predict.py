@@ -14,7 +14,7 @@ from annotated import save_annotated
 from data_loader import frames_needed, open_clip
 from device import choose_device, prepare
 from errors import UserError, exit_status
-from frames import FRAME_SUFFIXES
+from frames import FRAME_SUFFIXES, FramesInMemory
 from predictor import Predictor, Scores, averaged, load_predictors
 from videos import is_video
 
@@ -117,19 +117,6 @@ def write_results(path: Path, found: dict[Path, Scores], count: int) -> None:
 # --- live --------------------------------------------------------------------------------------
 
 
-class LiveFrames:
-    """The last seconds of a camera, as a clip."""
-
-    def __init__(self, frames):
-        self.frames = frames
-
-    def __len__(self):
-        return len(self.frames)
-
-    def frames_at(self, positions):
-        return (self.frames[position] for position in positions)
-
-
 def predict_live(predictors, number: int) -> None:
     """Prints what the camera shows, over and over, until Ctrl-C. Raises UserError without one."""
     camera = cv2.VideoCapture(number)
@@ -148,7 +135,7 @@ def predict_live(predictors, number: int) -> None:
             taken, frames = now, [*frames, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)]
             frames = frames[-round(LIVE_SECONDS * rate) :]
             if len(frames) > 1:
-                source = LiveFrames(frames)
+                source = FramesInMemory(frames)
                 scores = averaged([predictor.scores(source) for predictor in predictors])
                 line = "   ".join(f"{name} {100 * share:.0f} %" for name, share in scores.top(3))
                 print(f"\r{line:<79}", end="", flush=True)

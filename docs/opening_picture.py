@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 import demo_data
 from data_loader import frames_needed, window_input
 from docs.palette import SMALLEST_TEXT, WIDTH
+from frames import FramesInMemory
 from predictor import Predictor
 
 # (gesture, seed of the clip, its first frame: in earlier ones the hand is faint)
@@ -27,19 +28,6 @@ FRAME_MS, HOLD_MS = 110, 2400
 QUALITY = 45  # of the WebP
 LEFT, COLUMN, GAP, GAP_OF_PAIRS = 24, 184, 12, 22
 CLIP_TOP, CLIP_HEIGHT, CHART_TOP, CHART_HEIGHT = 104, 126, 266, 60
-
-
-class Frames:
-    """Frames in memory, as `data_loader.window_input` takes them."""
-
-    def __init__(self, frames):
-        self.frames = frames
-
-    def __len__(self):
-        return len(self.frames)
-
-    def frames_at(self, positions):
-        return (self.frames[position] for position in positions)
 
 
 @dataclass
@@ -59,7 +47,7 @@ class Shown:
 def watch(predictor: Predictor, frames) -> np.ndarray:
     """Probabilities [T, classes] at each moment, of the frames that were played until then."""
     most = frames_needed(predictor.config)
-    source = Frames(frames)
+    source = FramesInMemory(frames)
     windows = [window_input(source, (max(0, stop - most), stop), predictor.config)
                for stop in range(1, len(frames) + 1)]  # fmt: skip
     return predictor.probabilities(np.concatenate(windows), len(frames))

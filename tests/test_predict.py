@@ -20,6 +20,7 @@ from runs import make_settings, run_folder, write_config
 import predict
 import train
 from checkpoint import load_checkpoint
+from frames import FramesInMemory
 from predictor import averaged, load_predictor
 
 CPU = torch.device("cpu")
@@ -144,7 +145,7 @@ def test_a_long_video_is_looked_at_in_pieces(checkpoint):
 
     rng = np.random.default_rng(0)
     frames = np.concatenate([draw_frames("Left", 30, rng), draw_frames("Still", 30, rng)])
-    scores = averaged([predictor.scores(predict.LiveFrames(list(frames)))])
+    scores = averaged([predictor.scores(FramesInMemory(list(frames)))])
     assert scores.frames.shape == (60, 3)
     np.testing.assert_allclose(scores.frames.sum(1), 1, atol=1e-6)
     assert scores.whole.sum() == pytest.approx(1, abs=1e-6)
