@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -210,6 +211,20 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
         arguments = ["-c", checkpoint, "-c", str(tmp_path / name), str(tmp_path / "clip")]
         assert predict.main([*arguments, "-g", "cpu"]) == 2
         assert problem in capfd.readouterr().err
+
+
+def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
+    """OpenCV plays a file in the place of the device, a frame a second by its clock."""
+    frames = draw_frames("Left", 40, np.random.default_rng(0))
+    path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
+    opened, ticks = cv2.VideoCapture, itertools.count(1)
+    monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: opened(path))
+    monkeypatch.setattr(predict.cv2, "getTickCount", lambda: next(ticks) * cv2.getTickFrequency())
+    assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "0"]) == 2
+    shown = capsys.readouterr()
+    assert "--camera 0: gives no more pictures" in shown.err
+    lines = shown.out.strip("\r\n ").split("\r")
+    assert len(lines) == 39 and all("Left" in line and "%" in line for line in lines)
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(checkpoint, tmp_path):
