@@ -258,7 +258,7 @@ def draw_approaches(all_results: dict[str, dict]) -> str:
 
 
 def _explain_colours(axes) -> None:
-    words = (("3D convolutions", "blue"), ("2D networks, joined over time", "orange"),
+    words = (("3D networks", "blue"), ("2D networks, joined over time", "orange"),
              ("one frame", "muted"))  # fmt: skip
     for number, (text, colour) in enumerate(words):
         shown = axes.annotate(text, (0, 0), ((0, 150, 410)[number], -44), fontweight="bold",
