@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_average_is_what_is_evaluated_and_saved_beside_the_weights(tmp_path,
     for keys in (settings, settings | {"ema_decay": 0.0}):
         write_config(tmp_path / "config.json", keys)
         assert train.main(["-c", config, "-r", "True", "-e", "True", "-g", "cpu"]) == 0
-        loss = capsys.readouterr().out.strip().split("\n")[-2].split()[1]
+        (loss,) = re.findall(r"^loss (\S+)", capsys.readouterr().out, re.MULTILINE)
         assert float(loss) == pytest.approx(saved["history"][-1]["val_loss"], abs=1e-4)
 
 
