@@ -55,7 +55,7 @@ def run_training(config: Config, options, device) -> None:
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
-    print(describe(run.model, clip_shape))
+    print(describe(run.model, clip_shape), flush=True)  # in a log, too, before the first epoch
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:

@@ -167,7 +167,7 @@ def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tm
 def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
     """A single step that takes many seconds, and with it the end after one Ctrl-C."""
     own = slow_settings | {"output_dir": str(tmp_path), "batch_size": 22, "accumulate_steps": 11,
-                      "block_widths": [400, 800]}  # fmt: skip
+                      "block_widths": [200, 400]}  # fmt: skip
     command = Command(write_config(tmp_path / "config.json", own))
     command.wait_for("GFLOP")
     time.sleep(0.7)
