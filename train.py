@@ -150,6 +150,7 @@ def run_command(options, arguments) -> int:
             run_training(config, options, device)
         else:
             run_evaluation(config, options, device, set_names[0])
+        processes.wait_for_all()  # the main one has written a report meanwhile
     finally:
         stopping.end_workers()
     return 0
