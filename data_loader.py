@@ -65,6 +65,13 @@ def frames_needed(config: Config) -> int:
     return (config.clip_size - 1) * config.step_size + 1
 
 
+def frames_apart(num_frames, config: Config) -> float:
+    """Frames of the video from one frame of the network's clip to the next."""
+    if config.sampling == "segments":
+        return num_frames / config.clip_size
+    return config.step_size
+
+
 def sample_window(num_frames, clip_size, step_size, rng=None, num_windows=1) -> np.ndarray:
     """Frame positions [K, T]: `clip_size` frames, `step_size` apart; the last frame pads.
 

@@ -19,7 +19,7 @@ import layer_films
 import time_probe
 from annotations import Annotations, read_annotations
 from callbacks import EventFile
-from data_loader import open_clip, window_input
+from data_loader import frames_apart, open_clip, window_input
 from device import choose_device, prepare
 from errors import UserError, exit_status
 from layers import first_kernels, share_of_change, stage_outputs
@@ -71,24 +71,24 @@ def explain_kernels(predictor: Predictor, folder) -> list[Path]:
 
 def explain_clip(predictor: Predictor, annotations, index, folder, stage_name) -> list[Path]:
     clip_id = str(annotations.ids[index])
-    title, stage_name, films = films_of_clip(predictor, annotations, index, stage_name)
+    source = open_clip(annotations.clip_path(index), predictor.config)
+    title, stage_name, films = films_of_clip(predictor, source, stage_name)
     truth = predictor.classes[annotations.labels[index]]
     print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
     config = predictor.config
-    rate = max(LEAST_FRAME_RATE, config.frame_rate / config.step_size)
+    rate = max(LEAST_FRAME_RATE, config.frame_rate / frames_apart(len(source), config))
     paths = [folder / f"{what}_{clip_id.replace('/', '_')}.gif" for what in films]
     for path, pictures in zip(paths, films.values(), strict=True):
         save_gif(path, pictures, rate)
     return paths
 
 
-def films_of_clip(predictor: Predictor, annotations, index, stage_name=None):
+def films_of_clip(predictor: Predictor, source, stage_name=None):
     """What the network sees in a clip, the stage that Grad-CAM is of, and two films by name.
 
     `grad_cam` is for the class that it sees; `activations` are those of all stages. A film is a
-    picture for each of the network's frames.
+    picture for each of the network's frames. source: what `data_loader.open_clip` gives.
     """
-    source = open_clip(annotations.clip_path(index), predictor.config)
     clip = window_input(source, (0, len(source)), predictor.config)[:1]  # [1, T, H, W, C]
     outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
     scores = logits[0].softmax(0)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from annotations import is_folder_name
 from config import Config
-from data_loader import eval_positions, eval_transforms, open_clip, read_windows
+from data_loader import eval_positions, eval_transforms, frames_apart, open_clip, read_windows
 from evaluation import SavedLogits
 from frames import FrameError
 
@@ -92,11 +92,9 @@ def input_frames(path, config: Config) -> tuple[np.ndarray, float]:
     middle = len(positions) // 2
     clip = np.empty((1, config.clip_size, *config.crop, 3), np.uint8)
     read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], clip)
-    frames_apart = config.step_size
-    if config.sampling == "segments":
-        frames_apart = len(source) / config.clip_size
     every = -(-config.clip_size // MOST_FRAMES)
-    return smaller(clip[0, ::every]), 1000 * every * frames_apart / config.frame_rate
+    seconds = every * frames_apart(len(source), config) / config.frame_rate
+    return smaller(clip[0, ::every]), 1000 * seconds
 
 
 def smaller(frames) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from annotations import Annotations
+from data_loader import open_clip
 from explain import films_of_clip
 from pictures import blank
 from predictor import Predictor
@@ -18,7 +19,8 @@ def films_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) ->
     """The films, by name, of the first clip of each of these classes."""
     labels = [predictor.classes.index(name) for name in names]
     indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
-    return [films_of_clip(predictor, annotations, index)[2] for index in indices]
+    sources = [open_clip(annotations.clip_path(index), predictor.config) for index in indices]
+    return [films_of_clip(predictor, source)[2] for source in sources]
 
 
 def draw_pair(clips: list[dict], name) -> bytes:
