@@ -14,11 +14,12 @@ BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
 
 
 @cache
-def font(size) -> ImageFont.FreeTypeFont:
+def font(size, bold=False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which knows many scripts; matplotlib brings it along. size: pixels."""
     import matplotlib  # here, since it takes a moment that no other use should wait for
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)
 
 
 def write_text(picture, position, text, size=13, colour=TEXT) -> None:

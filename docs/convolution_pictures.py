@@ -14,6 +14,7 @@ from docs.svg import Steps, Svg
 
 SEED = 10972  # of the hand in the opening picture
 HAND_ROW = 44  # of its middle, in pixels
+LEAST_CELL_WITH_DIGITS = 24  # pixels
 RESULT_LEFT = 520  # of the frames that come out of the 3D kernel, in pixels
 
 EDGE_KERNEL = np.array([[-1, 0, 1]] * 3)
@@ -61,7 +62,7 @@ def signed(value) -> str:
 # --- parts of both pictures --------------------------------------------------------------------
 
 
-def draw_frame(picture, x, y, frame, cell, with_digits) -> None:
+def draw_frame(picture, x, y, frame, cell) -> None:
     """Grey cells, with their values where there is room."""
     height, width = frame.shape
     picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "#0b0e12", line="edge")
@@ -69,13 +70,13 @@ def draw_frame(picture, x, y, frame, cell, with_digits) -> None:
         grey = round(28 + 212 * value / 9)
         left, top = x + column * cell, y + row * cell
         picture.rect(left, top, cell - 1, cell - 1, f"rgb({grey},{grey},{grey})")
-        if with_digits:
+        if cell >= LEAST_CELL_WITH_DIGITS:
             colour = "#ffffff" if grey < 128 else "#1f2328"
             picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, value, 13, colour,
                          anchor="middle", extra=' opacity=".85"')  # fmt: skip
 
 
-def draw_result(picture, x, y, values, cell, strongest, steps, first_step, with_digits) -> None:
+def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> None:
     """Cells that appear one after the other: blue above 0, orange below."""
     height, width = values.shape
     picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "faint", opacity=0.55)
@@ -87,7 +88,7 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step, with_
         share = abs(value) / strongest
         colour = "blue" if value > 0 else "orange"
         picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.9 * share**1.2)
-        if with_digits:
+        if cell >= LEAST_CELL_WITH_DIGITS:
             picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, signed(value), 12,
                          "card" if share > 0.7 else "ink", anchor="middle")  # fmt: skip
         picture.close_group()
@@ -143,7 +144,7 @@ def draw_conv2d() -> str:
     picture.text(result_left, 34, "One picture out", 17, bold=True)
     picture.text(result_left, 53, "dark to bright is +, bright to dark is −", 13, "muted")
 
-    draw_frame(picture, left, top, frame, cell, with_digits=True)
+    draw_frame(picture, left, top, frame, cell)
     slides = steps.moves("slide", places(*result.shape, cell))
     picture.rect(left - 1, top - 1, 3 * cell + 1, 3 * cell + 1, line="mark", line_width=4,
                  extra=slides)  # fmt: skip
@@ -154,7 +155,7 @@ def draw_conv2d() -> str:
     draw_numbers(picture, middle, result_top + 190, result, 34, steps)
     picture.arrow(kernel_left + 10, result_top + 236, 76)
     draw_result(picture, result_left, result_top, result, result_cell,
-                np.abs(result).max(), steps, 0, with_digits=True)  # fmt: skip
+                np.abs(result).max(), steps, 0)  # fmt: skip
     picture.rect(result_left - 1, result_top - 1, result_cell + 1, result_cell + 1,
                  line="mark", line_width=4,
                  extra=steps.moves("fill", places(*result.shape, result_cell)))  # fmt: skip
@@ -205,7 +206,7 @@ def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:
     result_cell, result_distance, result_top = 15, 98, y + 6
     picture.text(left, y - 9, name, 14)
     for time, frame in enumerate(frames):
-        draw_frame(picture, left + time * distance, y, frame, cell, with_digits=False)
+        draw_frame(picture, left + time * distance, y, frame, cell)
     num_frames, height, width = results.shape
     side = 3 * cell
     kernel_places = places(height, width, cell, num_frames, distance)
@@ -219,7 +220,7 @@ def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:
     draw_numbers(picture, 480, y + 40, results, 24, steps)
     for time, result in enumerate(results):
         draw_result(picture, RESULT_LEFT + time * result_distance, result_top, result, result_cell,
-                    strongest, steps, time * height * width, with_digits=False)  # fmt: skip
+                    strongest, steps, time * height * width)  # fmt: skip
     fill_places = places(height, width, result_cell, num_frames, result_distance)
     picture.rect(RESULT_LEFT - 1, result_top - 1, result_cell + 1, result_cell + 1, line="mark",
                  line_width=3, extra=steps.moves("fill", fill_places))  # fmt: skip

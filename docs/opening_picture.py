@@ -7,17 +7,16 @@ trained with. Shapes: T frames, H, W pixels.
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import demo_data
 from data_loader import frames_needed, window_input
 from docs.palette import SMALLEST_TEXT, WIDTH
 from frames import FramesInMemory
+from pictures import font
 from predictor import Predictor
 
 # (gesture, seed of the clip, its first frame: in earlier ones the hand is faint)
@@ -155,12 +154,8 @@ class Canvas:
 
     def text(self, x, y, words, size, colour="ink", *, bold=False, anchor="ls"):
         assert size >= SMALLEST_TEXT, words
-        name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        font = ImageFont.truetype(
-            Path(matplotlib.get_data_path(), "fonts/ttf", name), size * SHARPNESS
-        )
         place = (x * SHARPNESS, y * SHARPNESS)
-        self.draw.text(place, words, self.colours[colour], font, anchor)
+        self.draw.text(place, words, self.colours[colour], font(size * SHARPNESS, bold), anchor)
 
     def rect(self, x, y, width, height, colour):
         corners = [x, y, x + width, y + height]
