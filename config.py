@@ -51,6 +51,7 @@ PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -233,6 +234,12 @@ class Config(BaseModel):
     accumulate_steps: Size = Field(
         1, description="Parts that a batch is computed in, for batches that memory cannot hold."
     )
+    batchnorm_refresh_steps: int = Field(
+        300,
+        ge=0,
+        description="Until this many steps of training are done, BatchNorm's running statistics, "
+        "which lag behind, are computed anew from training clips before each validation; 0: never.",
+    )
     checkpoint_activations: bool = Field(
         False,
         description="Recompute activations in the backward pass instead of keeping them: less "
@@ -241,10 +248,16 @@ class Config(BaseModel):
     sync_batchnorm: bool = Field(
         False, description="BatchNorm over the clips of all processes, not each one's own."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         "auto",
-        description="Number format of convolutions and products; the weights are fp32. auto: bf16 "
-        "where the hardware computes in it, else fp32; fp16 scales the loss.",
+        description="Number format of convolutions and products in training; the weights are fp32. "
+        "auto: bf16 where the hardware computes in it, else fp32; fp16 scales the loss; tf32: "
+        "fp32 whose products a GPU rounds to 10 bits.",
+    )
+    eval_precision: Precision = Field(
+        "fp32",
+        description="As precision, for validation, test and prediction: in fp32 the scores of a "
+        "checkpoint are the same on each machine.",
     )
     compile: bool = Field(
         False, description="torch.compile for the network: a slow start, then often faster steps."
@@ -259,7 +272,14 @@ class Config(BaseModel):
         1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
     )
     momentum: Fraction = Field(0.9, description="Share of the past gradient: Adam's beta1.")
-    weight_decay: float = Field(1e-5, ge=0, le=1e6, description="L2 penalty on the weights.")
+    weight_decay: float = Field(
+        1e-5, ge=0, le=1e6, description="L2 penalty on the weights; for adamw and sgd on kernels "
+        "and matrices only, not on biases and BatchNorm.",
+    )
+    grad_clip: PositiveFloat | None = Field(
+        None, description="Gradients are scaled down to this norm where theirs is larger; null: "
+        "off. The history has the norm in any case.",
+    )
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
     label_smoothing: Fraction = Field(
         0.0, description="Share of each label that is spread over all classes."

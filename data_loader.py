@@ -266,10 +266,12 @@ class TrainBatches:
 
     def __init__(self, num_clips, batch_size, seed):
         self.num_clips, self.batch_size, self.seed = num_clips, batch_size, seed
-        self.epoch = self.first_step = 0
+        self.start_at(0, 0)
 
-    def start_at(self, epoch: int, step: int) -> None:
+    def start_at(self, epoch: int, step: int, last: int | None = None) -> None:
+        """The next pass is over the steps from `step` to `last` (excluded; None: to the end)."""
         self.epoch, self.first_step = epoch, step
+        self.last_step = len(self) if last is None else min(last, len(self))
 
     def __len__(self):
         """Steps of a whole epoch."""
@@ -279,7 +281,7 @@ class TrainBatches:
     def __iter__(self):
         epoch = self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
-        for step in range(self.first_step, len(self)):
+        for step in range(self.first_step, self.last_step):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
             own = indices[processes.rank() :: processes.world_size()]
             yield [ClipKey(epoch, int(index)) for index in own]

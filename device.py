@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 
 import torch
 
@@ -59,12 +60,15 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
     """Sets how PyTorch computes, for the life of the process; warns of versions that do it badly.
 
     deterministic: on a GPU, only algorithms that give the same bits each time.
+    Raises UserError if the device cannot compute in `precision`.
     """
+    check_precision(precision, device)
+    allow_tf32(precision == "tf32")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # Max pooling has no other algorithm; where windows do not overlap, as here, it repeats.
+        # `warn_if_not_repeatable` says which networks this is true of; the others repeat.
         warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
     else:
@@ -74,6 +78,24 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
     problem = version_problem(torch.backends.cudnn.version(), number_format(precision, device))
     if device.type == "cuda" and problem:
         print(f"warning: {problem}", file=sys.stderr)
+
+
+def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
+    """Says so if `model` has an operation that no algorithm on a GPU repeats bit for bit.
+
+    That is the backward pass of 3D max pooling whose windows overlap: several gradients are then
+    added to one place in any order. (torch.use_deterministic_algorithms)
+    """
+    pools = [module for module in model.modules() if isinstance(module, torch.nn.MaxPool3d)]
+    if any(_overlaps(pool.kernel_size, pool.stride) for pool in pools):
+        print(f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
+              "does not repeat bit for bit on a GPU; two runs may differ by rounding",
+              file=sys.stderr)
+
+
+def _overlaps(kernel, stride) -> bool:
+    kernel, stride = ((size,) * 3 if isinstance(size, int) else size for size in (kernel, stride))
+    return any(size > step for size, step in zip(kernel, stride, strict=True))
 
 
 def keep_freed_memory() -> None:
@@ -94,7 +116,31 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 # --- precision ---------------------------------------------------------------------------------
 
-NUMBER_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUMBER_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16,
+                  "fp16": torch.float16}
+FIRST_GPU_WITH_TF32 = (8, 0)  # CUDA's compute capability of the Ampere generation
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError if `device` has no tf32 and `precision` asks for it."""
+    has_tf32 = device.type == "cuda" and (
+        torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_TF32
+    )
+    if precision == "tf32" and not has_tf32:
+        raise UserError(
+            "precision, eval_precision: found tf32, which NVIDIA GPUs have from the Ampere "
+            "generation on; use fp32 here"
+        )
+
+
+def allow_tf32(is_allowed: bool) -> None:
+    """Whether fp32 convolutions and products on a GPU may round their inputs to 10 bits.
+
+    PyTorch allows it for convolutions by default. These two switches, and not the newer
+    `fp32_precision`, since PyTorch refuses to read one kind after the other was set.
+    """
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
 
 @functools.cache
@@ -115,15 +161,31 @@ def _cpu_has_bf16() -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
+def computes_natively(precision: str, device: torch.device) -> bool:
+    """Whether the device has instructions for `precision`; a CPU without them is slow."""
+    if device.type == "cuda" or number_format(precision, device) is torch.float32:
+        return True
+    if number_format(precision, device) is torch.bfloat16:
+        return _cpu_has_bf16()
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_fp16") or abilities.get("amx_fp16"))
+
+
 def precision_name(precision: str, device: torch.device) -> str:
-    chosen = number_format(precision, device)
-    return next(name for name, value in NUMBER_FORMATS.items() if value is chosen)
+    """What `auto` stands for on the device; any other name as it is."""
+    if precision != "auto":
+        return precision
+    return "bf16" if number_format(precision, device) is torch.bfloat16 else "fp32"
 
 
-def devices_in_words(device: torch.device, precision: str) -> str:
-    """`2 x NVIDIA H200 in bf16`: what all processes together compute on."""
+def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> str:
+    """`2 x NVIDIA H200, training in bf16, evaluation in fp32`: what all processes compute on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{processes.world_size()} x {name} in {precision_name(precision, device)}"
+    words = [f"{processes.world_size()} x {name}"]
+    if is_trained:
+        words.append(f"training in {precision_name(config.precision, device)}")
+    words.append(f"evaluation in {precision_name(config.eval_precision, device)}")
+    return ", ".join(words)
 
 
 def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
@@ -144,10 +206,27 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, chosen if enabled else None, enabled=enabled)
 
 
+@contextmanager
+def evaluating(device: torch.device, config: Config):
+    """Inside, the network computes in `eval_precision`, and no gradients are kept."""
+    before = torch.backends.cudnn.allow_tf32
+    allow_tf32(config.eval_precision == "tf32")
+    try:
+        with torch.inference_mode(), autocast(device, config.eval_precision):
+            yield
+    finally:
+        allow_tf32(before)
+
+
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Keeps small gradients above fp16's smallest number; with other formats it does nothing."""
-    is_needed = number_format(precision, device) is torch.float16
-    return torch.amp.GradScaler(device.type, enabled=is_needed)
+    """Keeps small gradients above fp16's smallest number.
+
+    In other formats its scale is 1, for good. What remains is that it lets no optimizer move by
+    gradients with NaN or inf in them, and finds these without waiting for a GPU.
+    """
+    if precision == "fp16":
+        return torch.amp.GradScaler(device.type)
+    return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
 
 def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

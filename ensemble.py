@@ -15,7 +15,7 @@ from config import INPUT_AND_NETWORK_KEYS, Config
 from config_file import config_of_checkpoint
 from data_loader import build_loader
 from device import to_device
-from evaluation import Origin, compute_logits, format_scores, score
+from evaluation import Origin, compute_logits, format_scores, log_mean_probability, score
 from model import build_model
 from run import load_for
 
@@ -26,7 +26,7 @@ def ensemble_logits(paths, config: Config, class_names, annotations, device, set
     What each network reaches alone is printed where the set has labels. Raises UserError if a
     checkpoint cannot be read, or knows other classes.
     """
-    probabilities, members = [], []
+    all_logits, members = [], []
     for path in paths:
         asked = config.model_copy(update={"checkpoint": path})
         checkpoint = with_averaged_weights(processes.from_main(load_for, asked, class_names))
@@ -40,11 +40,11 @@ def ensemble_logits(paths, config: Config, class_names, annotations, device, set
         bad_clips.report(annotations, set_name, epoch=1)
         if annotations.has_labels:
             print(f"alone: {format_scores(score(logits, torch.from_numpy(annotations.labels)))}")
-        probabilities.append(logits.softmax(1))
+        all_logits.append(logits)
         members.append(Origin.of(member, [checkpoint]))
     networks = [network for member in members for network in member.networks]
     origin = members[0].model_copy(update={"networks": networks})
-    return torch.stack(probabilities).mean(0).log(), origin
+    return log_mean_probability(torch.stack(all_logits), dim=0), origin
 
 
 def config_of_member(config: Config, checkpoint) -> Config:

@@ -4,6 +4,7 @@ Shapes: N clips, K windows a clip (`nclips` x `ncrops`).
 """
 
 import csv
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tqdm import tqdm
 import processes
 from config import Config
 from data_loader import batches_of
-from device import autocast, to_network_input
+from device import evaluating, to_network_input
 from errors import UserError, first_few
 from model import for_inference
 from utils import top_k_correct, top_k_for
@@ -28,7 +29,6 @@ from utils import top_k_correct, top_k_for
 LOGITS_FILE = "logits.npz"
 
 
-@torch.inference_mode()
 def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor:
     """Logits float32 [N, classes] of every clip of the loader's set, in CSV order, on the CPU.
 
@@ -49,18 +49,25 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
         note_bad_clips(batch)
         if len(batch.indices):
             windows = to_network_input(batch.clips.flatten(0, 1), device, config)
-            with autocast(device, config.precision):
+            with evaluating(device, config):
                 outputs = model(windows).float()  # [N * K, classes]
             if config.windows_per_video > 1:
-                windows_shape = (len(batch.indices), config.windows_per_video, -1)
-                probabilities = outputs.softmax(1).view(windows_shape)
-                outputs = probabilities.mean(1).log()
+                outputs = outputs.view(len(batch.indices), config.windows_per_video, -1)
+                outputs = log_mean_probability(outputs, dim=1)
             logits[batch.indices.to(device)] = outputs
         bad += [clip.index for clip in batch.bad]
     logits = logits.cpu()
     _check_logits(logits, data_set.annotations)
     logits[bad] = torch.nan
     return processes.total(logits)
+
+
+def log_mean_probability(logits, dim) -> torch.Tensor:
+    """The logarithm of the probabilities' mean over `dim`; the last dimension is the classes.
+
+    Computed from logarithms, since a probability that rounds to 0 would give a loss of inf.
+    """
+    return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
 
 
 def _check_logits(logits, annotations):
@@ -105,7 +112,7 @@ def _with_logits(logits, labels):
 def format_scores(scores: dict[str, float]) -> str:
     """`loss 0.123   top-1 95.00 %   top-5 100.00 %`"""
     accuracies = [f"{name.replace('top', 'top-')} {value:.2f} %"
-                  for name, value in scores.items() if name != "loss"]
+                  for name, value in scores.items() if name.startswith("top")]
     return "   ".join([f"loss {scores['loss']:.4f}", *accuracies])
 
 

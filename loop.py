@@ -6,12 +6,14 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import evaluation
 import memory
 import processes
 import stopping
 from augmentation import mixed
+from batchnorm import refresh_statistics
 from callbacks import CheckpointTimer, Progress, TensorBoardLog, write_history
 from data_loader import batches_of
 from device import autocast, to_network_input
@@ -31,10 +33,16 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
         try:
             while not (reason := training_is_over(run.config, run.epoch, run.validation_losses)):
                 train_epoch(run, train_loader, log, timer)
+                num_steps = (run.epoch + 1) * len(train_loader)
+                if num_steps <= run.config.batchnorm_refresh_steps:
+                    refresh_statistics(
+                        run.evaluated_model, train_loader, run.epoch, run.device, run.config
+                    )
                 logits = validate(run, validation_loader)
                 finish_epoch(run, logits, validation_loader.dataset.annotations, log)
                 timer.restart()
         except stopping.Stopped as stopped:
+            run.loss_watch.settle()
             save_run(run, log.sizes())
             # Once a process has left, the launcher gives the others only seconds to finish.
             processes.highest(saved=1)
@@ -57,72 +65,120 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     start = time.perf_counter()
     for batch in progress.over(run.profile.over(batches_of(loader))):
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
+        is_due = run.step > loader.batch_sampler.first_step and timer.is_due()
+        counts = agree_before_a_step(run, batch, log, timer, is_due)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
         rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
         set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, run.epoch, run.step)
 
-        num_clips = train_step(run, batch, annotations)
+        train_step(run, batch, annotations.ids, counts)
 
         run.step += 1
         now = time.perf_counter()
         run.seconds, start = run.seconds + now - start, now
-        progress.update(run.step, num_clips, run.metrics, rate)
-        asked = processes.highest(signal=stopping.requested(), save=timer.is_due())
-        if asked["save"] or asked["signal"]:
-            run.loss_watch.settle()
-        if asked["save"]:
-            save_run(run, log.sizes())
-            timer.restart()
-        if asked["signal"]:
-            raise stopping.Stopped(asked["signal"])
+        progress.update(run.step, sum(counts), run.metrics, rate)
     run.loss_watch.settle()
+    if processes.highest(save=timer.is_due())["save"]:  # validation may take long
+        save_run(run, log.sizes())
     progress.close()
     run.bad_clips.report(annotations, "train", run.epoch + 1)
 
 
-def train_step(run: Run, batch, annotations) -> int:
-    """Forward, backward, and a step of the optimizer. Returns the clips in it, of all processes.
+def agree_before_a_step(run: Run, batch, log, timer: CheckpointTimer, is_due) -> list[int]:
+    """What the processes have to know of each other, in one exchange: the clips of each one.
+
+    Saves if one of them is due to. Raises Stopped if a signal has come to any, and UserError if
+    the loss of a step before was bad in any.
+    """
+    answers = processes.exchange(
+        clips=len(batch.labels), signal=stopping.requested(), save=is_due,
+        bad=run.loss_watch.found_bad(),
+    )  # fmt: skip
+    if max(answers["bad"]):
+        run.loss_watch.stop()
+    if max(answers["save"]):
+        run.loss_watch.settle()
+        save_run(run, log.sizes())
+        timer.restart()
+    if max(answers["signal"]):
+        raise stopping.Stopped(max(answers["signal"]))
+    return answers["clips"]
+
+
+def train_step(run: Run, batch, ids, counts) -> None:
+    """Forward, backward, and a step of the optimizer.
 
     The loss is the mean over the clips of all processes and parts, whatever their sizes.
+    ids: those of the set, for messages; counts: clips of the batch in each process.
     """
-    config = run.config
-    counts = processes.counts(len(batch.labels))
-    num_clips, num_parts = sum(counts), min(config.accumulate_steps, min(counts) // 2)
+    config, section = run.config, run.profile.section
+    num_parts = min(config.accumulate_steps, min(counts) // 2)
     if not num_parts:
         print(f"step {run.step + 1} left out: too few of its clips can be read")
-        return 0
+        return
+    with section("copy"):
+        clips, labels = (tensor.to(run.device, non_blocking=True)
+                         for tensor in (batch.clips[:, 0], batch.labels))
     run.optimizer.zero_grad()
-    batch_loss, section = 0.0, run.profile.section
+    batch_loss = 0.0
     for part in range(num_parts):
-        clips, labels = batch.clips[part::num_parts, 0], batch.labels[part::num_parts]
-        with section("copy"):
-            clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
-            labels = labels.to(run.device, non_blocking=True)
-        clips, targets = mixed(clips, labels, len(run.class_names), config)
         is_last = part == num_parts - 1
         with nullcontext() if is_last or run.network is run.model else run.network.no_sync():
-            with section("forward"), autocast(run.device, config.precision):
-                logits = run.network(clips)
-            loss_sum = F.cross_entropy(
-                logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
+            batch_loss += forward_and_backward(
+                run, clips[part::num_parts], labels[part::num_parts], sum(counts)
             )
-            with section("backward"):
-                # Gradients of processes are averaged, so each counts its share of them all.
-                mean_loss = loss_sum * (processes.world_size() / num_clips)
-                run.scaler.scale(mean_loss).backward()
-        run.metrics.update(loss_sum, logits, labels)
-        batch_loss += loss_sum.detach()
-    rate = run.optimizer.param_groups[0]["lr"]
-    ids = annotations.ids[batch.indices.numpy()]
-    run.loss_watch.note(batch_loss, run.epoch, run.step, rate, ids)
     with section("optimizer"):
+        gradient_norm = clip_gradients(run)
+        run.metrics.update_norm(gradient_norm)
+        is_bad = ~batch_loss.isfinite() | _is_bad_gradient(run, gradient_norm)
+        rate = run.optimizer.param_groups[0]["lr"]
+        run.loss_watch.note(is_bad, run.epoch, run.step, rate, ids[batch.indices.numpy()])
         run.scaler.step(run.optimizer)
         run.scaler.update()
     if run.average:
         run.average.update(run.model)
-    return num_clips
+
+
+def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:
+    """Adds the gradients of some clips to those that are there; returns the sum of their losses.
+
+    clips: uint8 [N, T, H, W, C]; num_clips: of the whole batch, over all processes.
+    """
+    config, section = run.config, run.profile.section
+    with section("copy"):
+        clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
+    clips, targets = mixed(clips, labels, len(run.class_names), config)
+    with section("forward"), autocast(run.device, config.precision):
+        logits = run.network(clips)
+    loss_sum = F.cross_entropy(
+        logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
+    )
+    with section("backward"):
+        # Gradients of processes are averaged, so each counts its share of them all. A loss of inf
+        # can have finite gradients; as NaN they keep the optimizers of all processes from moving.
+        share = processes.world_size() / num_clips
+        share = torch.where(loss_sum.detach().isfinite(), share, torch.nan)
+        run.scaler.scale(loss_sum * share).backward()
+    run.metrics.update(loss_sum, logits, labels)
+    return loss_sum.detach()
+
+
+def clip_gradients(run: Run) -> torch.Tensor:
+    """The norm of all gradients before they are scaled down to `grad_clip`; on the device."""
+    run.scaler.unscale_(run.optimizer)
+    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters])
+    if run.config.grad_clip:
+        clip_grads_with_norm_(parameters, run.config.grad_clip, norm)
+    return norm
+
+
+def _is_bad_gradient(run: Run, norm) -> torch.Tensor:
+    """Whether the norm is NaN or inf, and not for fp16's scale, which then comes down by itself."""
+    scale = run.scaler.scale(torch.ones((), device=run.device))
+    return ~norm.isfinite() & (scale <= 1)
 
 
 def validate(run: Run, loader, set_name="validation") -> torch.Tensor:
@@ -149,7 +205,8 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
             f"train_data_csv: no step of epoch {run.epoch + 1} could be done, since too few clips "
             "of each batch can be read; --check_data finds them all"
         )
-    train_scores = {name: total / count for name, (total, count) in metrics.items()}
+    # Where fp16's scale was too high for each step, there was no norm of a gradient.
+    train_scores = {name: total / count for name, (total, count) in metrics.items() if count}
     run.epoch += 1
     rate = learning_rate(run.config, run.epoch, run.validation_losses)
     # A run that was stopped in validation has had no step since to set it.

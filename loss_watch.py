@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no finite number, without making a GPU wait for the answer."""
+"""Stops a run whose loss or gradient is NaN or inf, without making a GPU wait for the answer."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from errors import UserError, first_few
 
 
 class _Step(NamedTuple):
-    """A step whose loss is still to be looked at."""
+    """A step that is still to be looked at."""
 
     is_bad: torch.Tensor  # bool, on the CPU
     arrived: torch.cuda.Event | None  # after which `is_bad` can be read
@@ -20,44 +20,58 @@ class _Step(NamedTuple):
 
 
 class LossWatch:
-    """Looks at the loss of each step: on the CPU at once, of a GPU's while it does the next one.
+    """Remembers the steps whose loss or gradient is bad, until all processes stop together.
 
-    So on a GPU one more step may have moved the weights in memory; since `settle` comes before
-    every save, no checkpoint ever holds one that came after a bad loss.
+    The optimizer has not moved in such a step (see `device.loss_scaler`), and `settle` comes before
+    every save, so no checkpoint comes after one. A GPU is asked about the step before the last one
+    only, which it has finished while it was given the last.
     """
 
-    def __init__(self, device: torch.device):
-        self.device, self.waiting = device, None
+    def __init__(self, device: torch.device, precision: str):
+        """precision: its name, which the message has."""
+        self.device, self.precision = device, precision
+        self.waiting: list[_Step] = []
+        self.bad: _Step | None = None
 
-    def note(self, batch_loss: torch.Tensor, epoch, step, learning_rate, ids) -> None:
-        """Takes the loss of a step. Raises UserError for one that was noted before, or this one."""
-        arrived, before = None, self.waiting
-        is_bad = (~torch.isfinite(batch_loss)).to("cpu", non_blocking=True)
+    def note(self, is_bad: torch.Tensor, epoch, step, learning_rate, ids) -> None:
+        """Takes what is known of a step; is_bad: bool, on the device."""
+        is_bad, arrived = is_bad.detach().to("cpu", non_blocking=True), None
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        self.waiting = _Step(is_bad, arrived, epoch, step, learning_rate, list(ids))
-        if self.device.type == "cuda":
-            _check(before)
-        else:
-            self.settle()
+        self.waiting.append(_Step(is_bad, arrived, epoch, step, learning_rate, list(ids)))
+
+    def found_bad(self, is_last_included=False) -> bool:
+        """Whether a step of this process was bad; each process then has to call `stop`."""
+        is_kept = self.device.type == "cuda" and not is_last_included
+        while len(self.waiting) > is_kept:
+            step = self.waiting.pop(0)
+            if step.arrived:
+                step.arrived.synchronize()
+            if self.bad is None and bool(step.is_bad):
+                self.bad = step
+        return self.bad is not None
 
     def settle(self) -> None:
-        """Waits for what is known of the last step; raises UserError if its loss was bad."""
-        waiting, self.waiting = self.waiting, None
-        _check(waiting)
+        """Waits for what is known of the last step. Every process has to call this.
 
+        Raises UserError if a step was bad in any of them.
+        """
+        if processes.highest(bad=self.found_bad(is_last_included=True))["bad"]:
+            self.stop()
 
-def _check(step: _Step | None) -> None:
-    if step is None:
-        return
-    if step.arrived:
-        step.arrived.synchronize()
-    is_bad = bool(step.is_bad)
-    if processes.highest(bad=is_bad)["bad"]:
-        ids = processes.gathered(step.ids if is_bad else [])
+    def stop(self) -> None:
+        """Raises UserError with the bad step's clips, in all processes."""
+        steps = processes.gathered([self.bad._replace(is_bad=None, arrived=None)]
+                                   if self.bad else [])
+        ids = [clip_id for step in steps for clip_id in step.ids]
+        first = steps[0]
+        in_fp32 = "" if self.precision == "fp32" else (
+            f"set precision to fp32, since this run computes in {self.precision}, "
+        )
         raise UserError(
-            f"the loss is no finite number in epoch {step.epoch + 1}, step {step.step + 1}, at a "
-            f"learning rate of {step.learning_rate:g}, with the clips {first_few(ids, 100)}; lower "
-            "lr, or look at these clips; the last checkpoint is from before this step"
+            f"the loss or its gradient is NaN or inf in epoch {first.epoch + 1}, step "
+            f"{first.step + 1}, at a learning rate of {first.learning_rate:g}, with the clips "
+            f"{first_few(ids, 100)}; {in_fp32}lower lr, or look at these clips; the last "
+            "checkpoint is from before this step"
         )

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 
 from config import Config
 from errors import UserError, first_few
@@ -11,7 +12,7 @@ from errors import UserError, first_few
 PLATEAU_THRESHOLD = 1e-4
 
 
-def build_optimizer(config: Config, parameters, device) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Optimizer:
     """The optimizer that the config names.
 
     Adam is with AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
@@ -19,27 +20,60 @@ def build_optimizer(config: Config, parameters, device) -> torch.optim.Optimizer
     """
     shared = {"lr": config.lr, "weight_decay": config.weight_decay}
     shared["fused"] = device.type == "cuda"  # one kernel for all parameters
+    # Adam is the tutorial's, which decays all.
+    decays_all = config.optimizer == "adam"
+    groups = list(model.parameters()) if decays_all else decayed_and_others(model)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+        return torch.optim.SGD(groups, momentum=config.momentum, **shared)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, betas=(config.momentum, 0.999), amsgrad=config.amsgrad, **shared)
+    return kind(groups, betas=(config.momentum, 0.999), amsgrad=config.amsgrad, **shared)
 
 
-def load_optimizer_state(optimizer, saved: dict, path) -> None:
+def decayed_and_others(model: nn.Module) -> list[dict]:
+    """Parameter groups: kernels and matrices, which decay, and biases and BatchNorm's, which don't.
+
+    A scale or an offset that is pulled to 0 makes a network no simpler. (He et al., arXiv
+    1812.01187, section 3.1)
+    """
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def optimizer_state(optimizer, model: nn.Module) -> dict:
+    """The optimizer's `state_dict` with its states numbered as `model.parameters()` are.
+
+    So a checkpoint does not depend on how parameters are grouped.
+    """
+    numbers = _numbers_of_parameters(optimizer, model)
+    own = optimizer.state_dict()
+    return own | {"state": {numbers[index]: state for index, state in own["state"].items()}}
+
+
+def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
     """Puts the saved running means back; the settings (lr, betas ...) stay those of the config.
 
-    PyTorch itself compares little more than the number of parameters. Raises UserError if the
-    state is of another network or optimizer.
+    saved: what `optimizer_state` gave. PyTorch itself compares little more than the number of
+    parameters. Raises UserError if the state is of another network or optimizer.
     """
     own, states = optimizer.state_dict(), saved.get("state")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    problems = _differences(states, parameters, optimizer.defaults)
+    problems = _differences(states, list(model.parameters()), optimizer.defaults)
     if problems:
         raise UserError(
             f"{path}: optimizer state of another network or optimizer: {first_few(problems, 3)}; "
             "resume with the config it was trained with, or start a new run with `pretrained`"
         )
+    numbers = _numbers_of_parameters(optimizer, model)
+    states = {index: states[number] for index, number in enumerate(numbers) if number in states}
     optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
+
+
+def _numbers_of_parameters(optimizer, model) -> list[int]:
+    """For each parameter in the order of the optimizer's groups, its number in the model's."""
+    numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
+    return [numbers[id(parameter)] for group in optimizer.param_groups
+            for parameter in group["params"]]
 
 
 def _differences(states, parameters, defaults) -> list[str]:

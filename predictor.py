@@ -12,8 +12,9 @@ from torch import nn
 from checkpoint import load_checkpoint, load_weights, with_averaged_weights
 from config import Config
 from config_file import config_of_checkpoint
+from convolution_check import replace_wrong_convolutions
 from data_loader import frames_needed, window_input
-from device import autocast, to_device, to_network_input
+from device import check_precision, evaluating, to_device, to_network_input
 from errors import UserError
 from model import build_model, for_inference
 
@@ -76,13 +77,12 @@ class Predictor:
         clips = [window_input(source, span, self.config) for span in spans]
         return self.probabilities(np.concatenate(clips), len(spans))
 
-    @torch.inference_mode()
     def probabilities(self, windows, num_clips) -> np.ndarray:
         """[clips, classes], as `--eval_only` computes them; windows: uint8 [clips * K, T, H, W, C].
 
         The K windows of a clip stand in a row, and are averaged.
         """
-        with autocast(self.device, self.config.precision):
+        with evaluating(self.device, self.config):
             logits = self.network(self.inputs(windows)).float()
         return logits.softmax(1).view(num_clips, -1, len(self.classes)).mean(1).cpu().numpy()
 
@@ -99,7 +99,13 @@ def load_predictor(path, device) -> Predictor:
     config = config_of_checkpoint(path, keys)
     model = build_model(config, len(classes))
     load_weights(model, checkpoint, path)
-    network = for_inference(to_device(model, device))
+    check_precision(config.eval_precision, device)
+    num_windows = WINDOWS_AT_ONCE * config.windows_per_video
+    replace_wrong_convolutions(
+        to_device(model, device), (config.clip_size, *config.crop), num_windows, device,
+        config.eval_precision, training=False,
+    )  # fmt: skip
+    network = for_inference(model)
     return Predictor(config, classes, network, device, checkpoint.get("epoch", 0))
 
 

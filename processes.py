@@ -165,20 +165,21 @@ def highest(**values: int) -> dict[str, int]:
     return dict(zip(values, numbers.tolist(), strict=True))
 
 
+def exchange(**values: int) -> dict[str, list[int]]:
+    """Each of the values of every process, by rank, in one exchange."""
+    if world_size() == 1:
+        return {name: [value] for name, value in values.items()}
+    own = torch.tensor(list(values.values()), dtype=torch.int64)
+    everyones = own.new_zeros(world_size(), len(own))
+    dist.all_gather_into_tensor(everyones, own)
+    return dict(zip(values, everyones.T.tolist(), strict=True))
+
+
 def stop_together() -> None:
     """Raises Stopped in all processes if a signal has come to any of them."""
     number = highest(signal=stopping.requested())["signal"]
     if number:
         raise stopping.Stopped(number)
-
-
-def counts(number: int) -> list[int]:
-    """`number` of every process, by rank."""
-    if world_size() == 1:
-        return [number]
-    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(numbers, torch.tensor([number]))
-    return [int(other) for other in numbers]
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

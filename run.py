@@ -24,12 +24,13 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import Config
-from device import loss_scaler, to_device
+from convolution_check import replace_wrong_convolutions
+from device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
 from ema import AverageOfWeights
 from errors import UserError
 from loss_watch import LossWatch
 from model import build_model
-from optimization import build_optimizer, load_optimizer_state
+from optimization import build_optimizer, load_optimizer_state, optimizer_state
 from pretrained import take_pretrained
 from profiling import StepProfile
 from utils import TrainingMetrics
@@ -92,18 +93,32 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
         take_pretrained(model, config, class_names)
+    if config.deterministic and device.type == "cuda":
+        warn_if_not_repeatable(model, config.model)
+    _check_convolutions(model, config, device)
     if config.sync_batchnorm:
         model = processes.synchronise_batchnorm(model, device)
-    optimizer = build_optimizer(config, model.parameters(), device)
+    optimizer = build_optimizer(config, model, device)
     average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
     run = Run(
         config, class_names, device, model, model, optimizer,
         loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
-        BadClips(config), average, LossWatch(device),
+        BadClips(config), average, LossWatch(device, precision_name(config.precision, device)),
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
+
+
+def _check_convolutions(model, config: Config, device) -> None:
+    """Makes sure that the network computes right in training's precision, and in evaluation's."""
+    clip_shape = (config.clip_size, *config.crop)
+    num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
+    replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
+    num_windows = config.videos_per_eval_batch * config.windows_per_video
+    replace_wrong_convolutions(
+        model, clip_shape, num_windows, device, config.eval_precision, training=False
+    )
 
 
 # --- saving ------------------------------------------------------------------------------------
@@ -126,8 +141,8 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
         "arch": run.config.model,
         "state_dict": run.model.state_dict(),
         "best_prec1": run.best_top1,
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
+        "optimizer": optimizer_state(run.optimizer, run.model),
+        "scaler": run.scaler.state_dict() if run.config.precision == "fp16" else {},
         "metrics": metrics,
         "history": run.history,
         "bad_clips": bad_clips,
@@ -218,13 +233,13 @@ def restore(run: Run, checkpoint: dict) -> None:
     run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
     run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
     saved_scaler = checkpoint.get("scaler")
-    if saved_scaler and run.scaler.is_enabled():
+    if saved_scaler and run.config.precision == "fp16":
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
         print("the checkpoint holds no optimizer state; the optimizer starts afresh")
     # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
     elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
-        load_optimizer_state(run.optimizer, checkpoint["optimizer"], path)
+        load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
     _say_what_changed(run, checkpoint.get("config", {}))
 
 

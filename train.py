@@ -19,7 +19,7 @@ from config import Config
 from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
-from device import choose_device, devices_in_words, gpu_numbers, prepare
+from device import check_precision, choose_device, devices_in_words, gpu_numbers, prepare
 from ensemble import ensemble_logits
 from errors import UserError, message_for_user
 from loop import train, validate
@@ -59,7 +59,7 @@ def run_training(config: Config, options, device) -> None:
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:
-        run.model.compile()
+        run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     run.network = processes.parallel(run.model, device, clip_shape)
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
@@ -67,7 +67,7 @@ def run_training(config: Config, options, device) -> None:
     goes_on = bool(resume) and continues_run_folder(config)
     # A scheduler's first start may have died before its first checkpoint.
     overwrite = options.overwrite or (options.resume == "auto" and not has_own)
-    devices = devices_in_words(device, config.precision)
+    devices = devices_in_words(device, config, is_trained=True)
     processes.from_main(prepare_run_folder, config, goes_on, overwrite, devices)
     log = SilentLog()
     sizes = checkpoint.get("tensorboard") if goes_on else None
@@ -141,10 +141,11 @@ def run_command(options, arguments) -> int:
         options.command, ["train", "validation"]
     )
     config = processes.from_main(load_config, options.config, options.overrides, set_names)
+    check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
-    print(f"{devices_in_words(device, config.precision)}, {numbers}, "
-          f"run folder {config.run_folder}")
+    devices = devices_in_words(device, config, options.command == "train")
+    print(f"{devices}, {numbers}, run folder {config.run_folder}")
     try:
         if options.command == "train":
             run_training(config, options, device)

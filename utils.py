@@ -30,15 +30,15 @@ class AverageMeter:
     def __init__(self):
         self.sum, self.count = 0.0, 0
 
-    def update(self, batch_sum: torch.Tensor, count: int):
-        """batch_sum: the values of `count` clips, added up."""
+    def update(self, batch_sum: torch.Tensor, count: int | torch.Tensor):
+        """batch_sum: `count` values, added up."""
         steps = (batch_sum.detach().double() / self.RESOLUTION).round()
         self.sum = self.sum + steps * self.RESOLUTION
         self.count += count
 
     @property
     def average(self) -> float:
-        return float(self.sum) / self.count if self.count else float("nan")
+        return float(self.sum) / int(self.count) if self.count else float("nan")
 
 
 def top_k_for(num_classes: int) -> int:
@@ -52,11 +52,15 @@ def top_k_correct(logits, labels, k) -> torch.Tensor:
 
 
 class TrainingMetrics:
-    """Running loss, top-1 and top-k (percent) of the clips seen so far in an epoch."""
+    """Running loss, top-1 and top-k (percent) of the clips, and the norm of the steps' gradients.
+
+    All are of the clips and steps seen so far in an epoch.
+    """
 
     def __init__(self, num_classes: int):
         self.k = top_k_for(num_classes)
-        self.meters = {name: AverageMeter() for name in ("loss", "top1", f"top{self.k}")}
+        names = ("loss", "top1", f"top{self.k}", "grad_norm")
+        self.meters = {name: AverageMeter() for name in names}
 
     def update(self, loss_sum, logits, labels):
         """loss_sum: added up over the clips; logits: [N, classes]; labels: [N]."""
@@ -65,13 +69,18 @@ class TrainingMetrics:
         for name, batch_sum in sums.items():
             self.meters[name].update(batch_sum, len(labels))
 
+    def update_norm(self, norm):
+        """norm: of a step's gradients; inf does not count, which fp16 has at too high a scale."""
+        is_finite = norm.isfinite()
+        self.meters["grad_norm"].update(torch.where(is_finite, norm, 0), is_finite.long())
+
     def averages(self) -> dict[str, float]:
         """The means of this process's clips."""
         return {name: meter.average for name, meter in self.meters.items()}
 
     def state(self) -> dict[str, list]:
         """Sum and count of each meter over all processes, which all have to call this."""
-        own = [[float(meter.sum), meter.count] for meter in self.meters.values()]
+        own = [[float(meter.sum), int(meter.count)] for meter in self.meters.values()]
         sums = processes.total(torch.tensor(own, dtype=torch.float64)).tolist()
         return dict(zip(self.meters, sums, strict=True))
 

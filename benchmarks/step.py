@@ -11,7 +11,7 @@ from benchmarks.plain import plain_evaluation, plain_step
 from config import Config
 from config_file import parse_override
 from data_loader import Batch
-from device import autocast, number_format, precision_name, prepare, to_device, to_network_input
+from device import evaluating, number_format, precision_name, prepare, to_device, to_network_input
 from loop import train_step
 from model import build_model, count_flop, for_inference
 from run import start_run
@@ -63,10 +63,11 @@ def our_trainer(device, config):
     prepare(device, config.precision, config.deterministic)
     run = start_run(config, [f"class {n}" for n in range(NUM_CLASSES)], device)
     if config.compile:
-        run.model.compile()
+        run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     run.network.train()
     batch = make_batch(config, config.batch_size)
-    return functools.partial(train_step, run, batch, FakeAnnotations(config.batch_size))
+    ids = np.arange(config.batch_size).astype(str)
+    return functools.partial(train_step, run, batch, ids, [config.batch_size])
 
 
 MAKERS = {"plain": plain_trainer, "ours": our_trainer}
@@ -134,10 +135,9 @@ def our_evaluator(device, config):
     model = for_inference(to_device(model, device))
     batch = make_batch(config, config.videos_per_eval_batch)
 
-    @torch.inference_mode()
     def evaluate():
         windows = to_network_input(batch.clips[:, 0], device, config)
-        with autocast(device, config.precision):
+        with evaluating(device, config):
             model(windows)
 
     return evaluate
@@ -152,13 +152,6 @@ def make_config(options, batch_size=None) -> Config:
     keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
             "batch_size": batch_size or options.batch_size}  # fmt: skip
     return Config(**keys | dict(map(parse_override, options.overrides)))
-
-
-class FakeAnnotations:
-    """The names of clips, for messages."""
-
-    def __init__(self, num_clips):
-        self.ids = np.arange(num_clips).astype(str)
 
 
 def make_batch(config, num_clips) -> Batch:

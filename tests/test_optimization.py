@@ -1,8 +1,22 @@
 import pytest
 import torch
+from runs import make_settings, read_csv, run_folder, write_config
 
+import train
+from checkpoint import load_checkpoint
 from config import Config
-from optimization import build_optimizer, learning_rate, plateau_learning_rate, training_is_over
+from config_file import load_config
+from model import build_model
+from optimization import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    optimizer_state,
+    plateau_learning_rate,
+    training_is_over,
+)
+
+CPU = torch.device("cpu")
 
 
 def make_config(**changes):
@@ -45,11 +59,66 @@ def test_constant_goes_on_until_stopped():
 
 
 def test_optimizer_is_adam_with_amsgrad_and_weight_decay():
-    weight = torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.BatchNorm1d(3)
     config = make_config(weight_decay=0.5, momentum=0.8)
-    optimizer = build_optimizer(config, [weight], torch.device("cpu"))
-    group = optimizer.param_groups[0]
+    optimizer = build_optimizer(config, model, CPU)
+    (group,) = optimizer.param_groups
     assert group["amsgrad"] and group["weight_decay"] == 0.5 and group["betas"] == (0.8, 0.999)
-    weight.grad = torch.zeros(3)
+    model.weight.grad = torch.zeros(3)
     optimizer.step()
-    assert (weight < 1).all()  # decays without a gradient
+    assert (model.weight < 1).all()  # decays without a gradient
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_only_kernels_and_matrices_decay(kind):
+    model = make_model()
+    optimizer = build_optimizer(make_config(optimizer=kind, weight_decay=0.5), model, CPU)
+    decays = {parameter: group["weight_decay"] for group in optimizer.param_groups
+              for parameter in group["params"]}
+    assert {name: decays[value] for name, value in model.named_parameters()} == {
+        "0.weight": 0.5, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 0.5, "3.bias": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_saved_states_are_numbered_as_the_models_parameters(kind):
+    """As they were before parameters had groups, so that older checkpoints load."""
+    model, config = make_model(), make_config(optimizer=kind, weight_decay=0.5)
+    optimizer = build_optimizer(config, model, CPU)
+    model(torch.randn(4, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
+    saved = optimizer_state(optimizer, model)
+    for number, parameter in enumerate(model.parameters()):
+        for value in saved["state"][number].values():
+            assert value.ndim == 0 or value.shape == parameter.shape
+    other = build_optimizer(config, model, CPU)
+    load_optimizer_state(other, model, saved, "a path")
+    for parameter in model.parameters():
+        for name, value in optimizer.state[parameter].items():
+            assert torch.equal(other.state[parameter][name], value)
+
+
+def make_model():
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(36, 2))
+
+
+def test_the_norm_of_gradients_is_in_the_history_and_grad_clip_bounds_it(tmp_path):
+    norms, weights = {}, {}
+    for name, keys in (("free", {}), ("wide", {"grad_clip": 1e6}), ("tight", {"grad_clip": 1e-9})):
+        # Without momentum, and at so small a norm, the weights stay where they are.
+        settings = make_settings(tmp_path / name, optimizer="sgd", momentum=0.0, weight_decay=0.0,
+                                 num_epochs=1, **keys)  # fmt: skip
+        config = write_config(tmp_path / "config.json", settings)
+        assert train.main(["-c", config, "-g", "cpu"]) == 0
+        (row,) = read_csv(run_folder(settings) / "history.csv")
+        norms[name] = float(row["grad_norm"])
+        saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
+        weights[name] = saved["state_dict"]["classifier.weight"]
+    assert norms["free"] == norms["wide"] > 0.01
+    assert torch.equal(weights["free"], weights["wide"])
+    assert (weights["free"] - weights["tight"]).abs().max() > 1e-4
+    config = load_config(config)
+    torch.manual_seed(config.seed)
+    fresh = build_model(config, 3).classifier.weight
+    assert (fresh - weights["tight"]).abs().max() < 1e-8

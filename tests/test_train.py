@@ -20,13 +20,14 @@ def test_run_folder(write_config, settings, capsys):
     assert train.main(["--config", write_config()]) == 0
     folder = run_folder(settings)
     output = capsys.readouterr().out
-    assert output.split("\n")[0].startswith(("1 x CPU in fp32, python", "1 x NVIDIA"))
+    assert output.split("\n")[0].startswith(
+        ("1 x CPU, training in fp32, evaluation in fp32, python", "1 x NVIDIA"))
     assert "train: 14 clips" in output and "validation: 7 clips" in output
     history = read_csv(folder / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert list(history[0]) == [
-        "epoch", "loss", "top1", "top3", "learning_rate", "seconds", "clips_per_second",
-        "peak_memory_mib", "val_loss", "val_top1", "val_top3",
+        "epoch", "loss", "top1", "top3", "grad_norm", "learning_rate", "seconds",
+        "clips_per_second", "peak_memory_mib", "val_loss", "val_top1", "val_top3",
     ]  # fmt: skip
     used = json.loads((folder / "config.json").read_text())
     assert used["batch_size"] == 4 and used["dropout"] == 0.15
