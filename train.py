@@ -5,7 +5,6 @@ import stopping
 if __name__ == "__main__":
     stopping.install()  # before the imports below, which take seconds
 
-import signal
 import sys
 
 import torch
@@ -21,7 +20,7 @@ from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
 from device import choose_device, devices_in_words, gpu_numbers, prepare
 from ensemble import ensemble_logits
-from errors import UserError, message_for_user
+from errors import UserError, exit_status
 from loop import train, validate
 from memory import recompute_activations
 from model import describe
@@ -158,26 +157,20 @@ def run_command(options, arguments) -> int:
 
 def main(arguments=None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
-    try:
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    def command():
         stopping.ready()
         processes.meet()
-        arguments = sys.argv[1:] if arguments is None else arguments
-        return run_command(parse_arguments(arguments), arguments)
-    except stopping.Stopped as stopped:
-        return stopped.code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        with stopping.deferred():  # the launcher ends all processes once the first has left
-            if processes.is_first_to_tell():
-                print(f"error: {message}", file=sys.stderr)
-        return 2
+        status = run_command(parse_arguments(arguments), arguments)
+        # After a failure the others may be waiting for this process, and NCCL for them.
+        processes.leave()
+        return status
+
+    try:
+        return exit_status(command, processes.is_first_to_tell)
     finally:
         stopping.over()
-        processes.leave()
 
 
 if __name__ == "__main__":
