@@ -276,6 +276,13 @@ class TrainBatches:
         full, rest = divmod(self.num_clips, self.batch_size)
         return full + (rest >= 2 * processes.world_size())
 
+    def clips_per_part(self, num_parts: int) -> int:
+        """Clips of this process in the first part of a full step, computed in `num_parts`."""
+        num_clips, num_processes = min(self.batch_size, self.num_clips), processes.world_size()
+        fewest = num_clips // num_processes
+        own = len(range(processes.rank(), num_clips, num_processes))
+        return -(-own // min(num_parts, fewest // 2))
+
     def __iter__(self):
         epoch = self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)

@@ -48,7 +48,7 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
 
 def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -> None:
     """The steps of an epoch that are still to be done."""
-    config, num_steps = run.config, len(loader)
+    config, num_steps, first_step = run.config, len(loader), run.step
     annotations = loader.dataset.annotations
     loader.batch_sampler.start_at(run.epoch, run.step)
     progress = Progress(run.epoch, run.step, num_steps, config, run.device)
@@ -56,6 +56,8 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     memory.reset_peak(run.device)
     start = time.perf_counter()
     for batch in progress.over(run.profile.over(batches_of(loader))):
+        is_due = run.step > first_step and timer.is_due()  # else nothing has moved
+        counts = agree(run, len(batch.labels), is_due, log, timer)
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
@@ -63,32 +65,43 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, run.epoch, run.step)
 
-        num_clips = train_step(run, batch, annotations)
+        num_clips = train_step(run, batch, annotations, counts)
 
         run.step += 1
         now = time.perf_counter()
         run.seconds, start = run.seconds + now - start, now
         progress.update(run.step, num_clips, run.metrics, rate)
-        asked = processes.highest(signal=stopping.requested(), save=timer.is_due())
-        if asked["save"] or asked["signal"]:
-            run.loss_watch.settle()
-        if asked["save"]:
-            save_run(run, log.sizes())
-            timer.restart()
-        if asked["signal"]:
-            raise stopping.Stopped(asked["signal"])
     run.loss_watch.settle()
     progress.close()
     run.bad_clips.report(annotations, "train", run.epoch + 1)
 
 
-def train_step(run: Run, batch, annotations) -> int:
+def agree(run: Run, num_clips: int, is_due: bool, log: TensorBoardLog, timer) -> list[int]:
+    """What all processes do before a step, in one exchange. Returns the `num_clips` of each.
+
+    A checkpoint that is due, a signal, or a bad loss of an earlier step in one process is one in
+    all. Raises Stopped, and UserError for a bad loss.
+    """
+    asked = processes.gather_ints(clips=num_clips, bad=run.loss_watch.knows_a_bad_loss(),
+                                  save=is_due, signal=stopping.requested())  # fmt: skip
+    is_bad, save, number = (max(row[key] for row in asked) for key in ("bad", "save", "signal"))
+    if is_bad or save or number:
+        run.loss_watch.settle()
+    if save:
+        save_run(run, log.sizes())
+        timer.restart()
+    if number:
+        raise stopping.Stopped(number)
+    return [row["clips"] for row in asked]
+
+
+def train_step(run: Run, batch, annotations, counts: list[int]) -> int:
     """Forward, backward, and a step of the optimizer. Returns the clips in it, of all processes.
 
+    counts: clips of each process in it, by rank.
     The loss is the mean over the clips of all processes and parts, whatever their sizes.
     """
     config = run.config
-    counts = processes.counts(len(batch.labels))
     num_clips, num_parts = sum(counts), min(config.accumulate_steps, min(counts) // 2)
     if not num_parts:
         print(f"step {run.step + 1} left out: too few of its clips can be read")

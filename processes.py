@@ -156,6 +156,16 @@ def is_main() -> bool:
 # --- agreeing ----------------------------------------------------------------------------------
 
 
+def gather_ints(**values: int) -> list[dict[str, int]]:
+    """The values of each process, by rank, in one collective call."""
+    if world_size() == 1:
+        return [values]
+    own = torch.tensor(list(values.values()), dtype=torch.int64)
+    rows = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(rows, own)
+    return [dict(zip(values, row.tolist(), strict=True)) for row in rows]
+
+
 def highest(**values: int) -> dict[str, int]:
     """The highest of each value over all processes: one that asks to stop stops all."""
     if world_size() == 1:
@@ -170,15 +180,6 @@ def stop_together() -> None:
     number = highest(signal=stopping.requested())["signal"]
     if number:
         raise stopping.Stopped(number)
-
-
-def counts(number: int) -> list[int]:
-    """`number` of every process, by rank."""
-    if world_size() == 1:
-        return [number]
-    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(numbers, torch.tensor([number]))
-    return [int(other) for other in numbers]
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -218,20 +219,31 @@ def from_main(function, *arguments):
 # --- the network over several processes --------------------------------------------------------
 
 
-def parallel(model: nn.Module, device: torch.device, clip_shape) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
     """`model` with gradients averaged over all processes; itself where there is only one.
 
-    clip_shape: (T, H, W).
+    clips_shape: (N, T, H, W) of a step's part in this process; autocast: its context of forward.
     """
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    network = nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    network = nn.parallel.DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True
+    )
+    # BatchNorm's running statistics do not enter training, and evaluation takes the main ones.
+    network.broadcast_buffers = False  # the argument has another name in later versions
     # Once it has seen a backward pass, it adds up in another order. If that pass were the first
     # step, three processes that resume would not do bit for bit what they did uninterrupted.
-    network.eval()
-    network(torch.zeros(1, model.num_channels, *clip_shape, device=device)).sum().backward()
+    kept = [buffer.clone() for buffer in model.buffers()]
+    clips = torch.zeros(*clips_shape, model.num_channels, device=device).permute(0, 4, 1, 2, 3)
+    network.train()
+    with autocast:
+        logits = network(clips)
+    logits.float().sum().backward()
     network.zero_grad()
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
     return network
 
 
@@ -243,49 +255,15 @@ def copy_buffers_from_main(model: nn.Module) -> None:
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with BatchNorm over the batch of all processes instead of each one's part."""
+    """`model` with BatchNorm over the batch of all processes instead of each one's part.
+
+    Raises UserError on the CPU, where PyTorch's SyncBatchNorm does not run.
+    """
+    if device.type == "cpu":
+        raise UserError(
+            "sync_batchnorm: found true; on the CPU BatchNorm sees the clips of each process only; "
+            "set it to false, or train on GPUs"
+        )
     if world_size() == 1:
         return model
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm3d):
-            module.__class__ = CPUSyncBatchNorm
-    return model
-
-
-class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over all processes on the CPU, where PyTorch's SyncBatchNorm does not run."""
-
-    def _check_input_dim(self, _inputs):
-        pass
-
-    def forward(self, inputs):
-        """inputs: [N, C, ...], N may differ between the processes."""
-        if not self.training:
-            return super().forward(inputs)
-        given_type, inputs = inputs.dtype, inputs.float()  # bf16 is too coarse for sums
-        dims = [0, *range(2, inputs.dim())]
-        shape = [1, -1, *[1] * (inputs.dim() - 2)]
-        count = total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
-        mean = _SumOverProcesses.apply(inputs.sum(dims)) / count
-        centred = inputs - mean.view(shape)
-        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(given_type)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """A sum that each process's loss depends on; so the gradients of all are summed, too."""
-
-    @staticmethod
-    def forward(_context, values):
-        return total(values)
-
-    @staticmethod
-    def backward(_context, gradient):
-        return total(gradient.contiguous())
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

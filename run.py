@@ -92,8 +92,6 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
         take_pretrained(model, config, class_names)
-    if config.sync_batchnorm:
-        model = processes.synchronise_batchnorm(model, device)
     optimizer = build_optimizer(config, model.parameters(), device)
     average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
     run = Run(

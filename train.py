@@ -18,7 +18,7 @@ from config import Config
 from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
-from device import choose_device, devices_in_words, gpu_numbers, prepare
+from device import autocast, choose_device, devices_in_words, gpu_numbers, prepare
 from ensemble import ensemble_logits
 from errors import UserError, exit_status
 from loop import train, validate
@@ -51,6 +51,8 @@ def run_training(config: Config, options, device) -> None:
         resume = has_own or config.checkpoint is not None
     checkpoint = processes.from_main(load_for, config, class_names) if resume else None
     run = start_run(config, class_names, device, checkpoint)
+    if config.sync_batchnorm:
+        processes.synchronise_batchnorm(run.model, device)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
@@ -59,7 +61,9 @@ def run_training(config: Config, options, device) -> None:
         recompute_activations(run.model)
     if config.compile:
         run.model.compile()
-    run.network = processes.parallel(run.model, device, clip_shape)
+    num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
+    run.network = processes.parallel(run.model, device, (num_clips, *clip_shape),
+                                     autocast(device, config.precision))  # fmt: skip
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 

@@ -80,8 +80,7 @@ def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
 # --- output ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("streams", ["stdout", "both"])
+@pytest.mark.parametrize("streams, unbuffered", [("stdout", ""), ("both", "1")])
 def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_path, monkeypatch):
     """`train.py | head`, and `train.py 2>&1 | head`: as SIGPIPE would end any other command."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)

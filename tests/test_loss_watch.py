@@ -1,4 +1,4 @@
-"""A loss that is no finite number stops the run; a GPU's loss is looked at a step later."""
+"""A loss that is no finite number stops the run; a GPU's loss is looked at when it is there."""
 
 from types import SimpleNamespace
 
@@ -20,36 +20,43 @@ def test_on_the_cpu_the_step_itself_is_stopped():
 
 @pytest.fixture
 def events(monkeypatch):
-    """Stands in for the GPU's events; records which ones were waited for."""
-    waited = []
-
+    """Stands in for the GPU's events: those that have come are in a set, waited for in a list."""
     class Event:
+        arrived, waited = set(), []
+
         def record(self):
             pass
 
+        def query(self):
+            return self in Event.arrived
+
         def synchronize(self):
-            waited.append(self)
+            Event.waited.append(self)
 
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(Event=Event))
-    return waited
+    return Event
 
 
-def test_a_gpu_is_asked_about_the_step_before_only(events):
+def test_a_gpu_is_never_waited_for_between_steps(events):
     watch = LossWatch(torch.device("cuda"))
     watch.note(GOOD, 0, 0, 0.1, ["a"])
-    assert not events
     watch.note(BAD, 0, 1, 0.2, ["b"])
-    assert len(events) == 1
+    watch.note(BAD, 0, 2, 0.3, ["c"])  # with weights that the step before has spoilt
+    assert not watch.knows_a_bad_loss()
+    events.arrived.add(watch.waiting[0].arrived)
+    assert not watch.knows_a_bad_loss()
+    events.arrived.add(watch.waiting[0].arrived)
+    assert watch.knows_a_bad_loss() and not events.waited
     with pytest.raises(UserError, match=r"epoch 1, step 2, at a learning rate of 0.2, .* b;"):
-        watch.note(GOOD, 0, 2, 0.3, ["c"])
+        watch.settle()
 
 
-def test_before_a_save_the_last_step_is_looked_at_too(events):
+def test_before_a_save_the_last_steps_are_looked_at_too(events):
     watch = LossWatch(torch.device("cuda"))
     watch.note(GOOD, 0, 0, 0.1, ["a"])
     watch.settle()
     watch.settle()
-    assert len(events) == 1
+    assert len(events.waited) == 1
     watch.note(BAD, 4, 6, 0.1, ["b"])
     with pytest.raises(UserError, match="epoch 5, step 7"):
         watch.settle()
