@@ -333,12 +333,13 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         _check_batch_size(config, batches)
     else:
         batches = EvalBatches(len(annotations), config.videos_per_eval_batch)
+    num_workers = processes.loader_workers(config.num_workers)
     return DataLoader(
         VideoFolder(annotations, config, training),
         batch_sampler=batches,
         collate_fn=_as_it_is,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         # The loader draws its base seed from this one instead of from the global generator,
         # whose state dropout depends on.

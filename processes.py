@@ -4,12 +4,15 @@ Everything here works, and costs nothing, in a single process that never joined 
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
 import time
 import uuid
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -39,7 +42,7 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         arguments, num_processes = _without_gpus(arguments), len(gpus)
     # As torchrun does: the processes would otherwise all take all cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -151,6 +154,48 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
     return rank() == 0
+
+
+# --- cores -------------------------------------------------------------------------------------
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time per period
+MOST_WORKERS_THAT_PAY = 16
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity mask and its container's limit."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such limit, or "max"
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, quota // period)
+    return max(1, cores)
+
+
+def cores_per_process() -> int:
+    """This process's share of the cores, which torchrun's other processes here use, too."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loader_workers(asked: int | None) -> int:
+    """Processes that read frames for this one: as asked, but at most one per core; None: that many.
+
+    More would only take turns; the order of clips does not depend on them.
+    """
+    cores = cores_per_process()
+    if asked is None:
+        return min(cores, MOST_WORKERS_THAT_PAY)
+    if asked > cores:
+        _say_that_workers_are_fewer(asked, cores)
+    return min(asked, cores)
+
+
+@functools.cache  # once is enough
+def _say_that_workers_are_fewer(asked, cores) -> None:
+    print(f"num_workers: {asked} asked for, {cores} started: as many as there are cores for each "
+          "process")
 
 
 # --- agreeing ----------------------------------------------------------------------------------
