@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import processes
-import stopping
 from config import Config
 from data_loader import batches_of
 from device import evaluating, to_network_input
@@ -39,10 +38,9 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
     loader.batch_sampler.start_at(epoch, 0, last=-(-NUM_CLIPS // config.batch_size))
     with evaluating(device, config):
         for batch in batches_of(loader):
-            answers = processes.exchange(clips=len(batch.labels), signal=stopping.requested())
-            if max(answers["signal"]):
-                raise stopping.Stopped(max(answers["signal"]))
-            if min(answers["clips"]) >= 2:  # BatchNorm needs two
+            processes.stop_together()
+            counts = [row["clips"] for row in processes.gather_ints(clips=len(batch.labels))]
+            if min(counts) >= 2:  # BatchNorm needs two
                 copied(to_network_input(batch.clips[:, 0], device, config))
     counts = [float(norm.num_batches_tracked) for norm in norms]
     sums = [torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])

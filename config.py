@@ -118,8 +118,10 @@ class Config(BaseModel):
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Number of classes; null: as many as labels_csv has lines."
     )
-    num_workers: int = Field(
-        4, ge=0, le=1024, description="Processes that read frames; 0: the main one."
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        None,
+        description="Processes that read frames for each process that trains, at most one per "
+        "core; null: one per core, up to 16; 0: none, it reads them itself.",
     )
     max_frame_pixels: PositiveInt = Field(
         16_000_000, description="Frames with more pixels than this are refused before decoding."

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import processes
 import stopping
 from annotations import is_folder_name, read_labels, read_rows
 from config import SET_PREFIXES, Config
@@ -195,7 +196,8 @@ def _examine_clips(clip_sets, config, report):
     paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
     examine = partial(examine_clip, frames_needed=frames_needed(config),
                       max_pixels=config.max_frame_pixels, frame_rate=config.frame_rate)
-    num_workers = max(1, config.num_workers)
+    num_workers = processes.available_cores() if config.num_workers is None else \
+        max(1, config.num_workers)
     chunk = max(1, min(_LARGEST_CHUNK, len(clips) // (8 * num_workers)))
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log needs fewer lines
     first_seen, stop = {}, multiprocessing.Event()

@@ -278,6 +278,13 @@ class TrainBatches:
         full, rest = divmod(self.num_clips, self.batch_size)
         return full + (rest >= 2 * processes.world_size())
 
+    def clips_per_part(self, num_parts: int) -> int:
+        """Clips of this process in the first part of a full step, computed in `num_parts`."""
+        num_clips, num_processes = min(self.batch_size, self.num_clips), processes.world_size()
+        fewest = num_clips // num_processes
+        own = len(range(processes.rank(), num_clips, num_processes))
+        return -(-own // min(num_parts, fewest // 2))
+
     def __iter__(self):
         epoch = self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
@@ -328,12 +335,13 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         _check_batch_size(config, batches)
     else:
         batches = EvalBatches(len(annotations), config.videos_per_eval_batch)
+    num_workers = processes.loader_workers(config.num_workers)
     return DataLoader(
         VideoFolder(annotations, config, training),
         batch_sampler=batches,
         collate_fn=_as_it_is,
-        num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         # The loader draws its base seed from this one instead of from the global generator,
         # whose state dropout depends on.

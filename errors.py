@@ -1,15 +1,20 @@
-"""The one exception for mistakes that the user can put right."""
+"""The one exception for mistakes that the user can put right, and what ends a command."""
 
 import errno
 import os
 import sys
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG)
-# What gloo and NCCL say when a process that they wait for is gone.
-_LOST_PROCESS_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
-                       "ncclRemoteError", "Timed out waiting", "Connect timeout")
-# What PyTorch says on a GPU and on the CPU, and OpenCV.
-_MEMORY_SIGNS = ("out of memory", "you tried to allocate", "Insufficient memory")
+import stopping
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_DISK_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EIO, errno.EFBIG)
+# Where PyTorch has no class of its own for an error, its text has to tell. gloo names the file of
+# its own that lost the connection, whatever was the reason.
+_GLOO_SIGN = "gloo/transport/"
+_SHARED_MEMORY_SIGNS = ("shared memory(shm)", "killed by signal: Bus error")
+_DEAD_WORKER_SIGN = "DataLoader worker (pid"  # what a worker *raised* reads "in DataLoader worker"
+# Of the CPU's allocator, of CUDA outside PyTorch's allocator, and of OpenCV.
+_MEMORY_SIGNS = ("you tried to allocate", "CUDA error: out of memory", "Insufficient memory")
 
 
 class UserError(ValueError):
@@ -32,27 +37,46 @@ def message_for_user(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, OSError) and (error.filename or error.errno in _DISK_ERRORS):
-        return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
-                "see that the disk is not full, and that you may write there; a checkpoint that "
-                "was there before is whole")
-    # PyTorch has classes of its own for these only in part.
-    if "DataLoader worker (pid" in text:  # it died; what it raised reads "in DataLoader worker"
+    if isinstance(error, OSError):
+        return _message_for_disk(error)
+    import torch  # here, since commands such as `python config.py` do without
+    from torch.distributed import DistError
+
+    if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
+        return ("/dev/shm: too small for the batches that the loader's workers put there; start "
+                "the container with `docker run --ipc=host` (or --shm-size=8g), or lower "
+                "batch_size, or set num_workers to 0")
+    if _DEAD_WORKER_SIGN in text:
         return f"{text.splitlines()[0]}; if memory is short, lower num_workers or batch_size"
-    if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or \
+            any(sign in text for sign in _MEMORY_SIGNS):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
-    if any(sign in text for sign in _LOST_PROCESS_SIGNS):
-        return "another process of this run has ended or was killed; --resume auto goes on"
+    if isinstance(error, DistError) or _GLOO_SIGN in text:
+        reason = " ".join(text.split())
+        return ("another process of this run has ended or was killed, or cannot be reached "
+                f"({reason[:200]}); --resume auto goes on")
     return None
 
 
-def exit_status(command) -> int:
-    """Calls `command`, and returns its exit status: 0 if it returns none, 2 for a user's mistake.
+def _message_for_disk(error: OSError) -> str | None:
+    # A pipe or a socket whose other end is gone says nothing about a disk.
+    if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
+        return None
+    remedy = "make room" if error.errno in _FULL_DISK else "see that you may write and read there"
+    return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
+            f"{remedy}; a checkpoint that was there before is whole")
 
-    For commands of one process; train.py, whose processes must agree on who tells, has its own.
+
+def exit_status(command, tells=lambda: True) -> int:
+    """Calls `command` and returns its exit status: 0 if it returns none, 2 for a user's mistake.
+
+    128 + the number of a signal that stopped it; a closed pipe counts as SIGPIPE. Bugs are raised.
+    tells: whether this process is the one that prints the message, asked once there is one.
     """
     try:
         return command() or 0
+    except stopping.Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who read the output, `head` say, has seen enough
@@ -62,5 +86,7 @@ def exit_status(command) -> int:
         message = message_for_user(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        with stopping.deferred():  # a launcher ends all processes once the first has left
+            if tells():
+                print(f"error: {message}", file=sys.stderr)
         return 2

@@ -92,19 +92,17 @@ def agree_before_a_step(run: Run, batch, log, timer: CheckpointTimer, is_due) ->
     Saves if one of them is due to. Raises Stopped if a signal has come to any, and UserError if
     the loss of a step before was bad in any.
     """
-    answers = processes.exchange(
-        clips=len(batch.labels), signal=stopping.requested(), save=is_due,
-        bad=run.loss_watch.found_bad(),
-    )  # fmt: skip
-    if max(answers["bad"]):
-        run.loss_watch.stop()
-    if max(answers["save"]):
+    asked = processes.gather_ints(clips=len(batch.labels), bad=run.loss_watch.found_bad(),
+                                  save=is_due, signal=stopping.requested())  # fmt: skip
+    is_bad, save, number = (max(row[key] for row in asked) for key in ("bad", "save", "signal"))
+    if is_bad or save or number:
         run.loss_watch.settle()
+    if save:
         save_run(run, log.sizes())
         timer.restart()
-    if max(answers["signal"]):
-        raise stopping.Stopped(max(answers["signal"]))
-    return answers["clips"]
+    if number:
+        raise stopping.Stopped(number)
+    return [row["clips"] for row in asked]
 
 
 def train_step(run: Run, batch, ids, counts) -> None:

@@ -42,7 +42,7 @@ class LossWatch:
         self.waiting.append(_Step(is_bad, arrived, epoch, step, learning_rate, list(ids)))
 
     def found_bad(self, is_last_included=False) -> bool:
-        """Whether a step of this process was bad; each process then has to call `stop`."""
+        """Whether a step of this process was bad; each process then has to call `settle`."""
         is_kept = self.device.type == "cuda" and not is_last_included
         while len(self.waiting) > is_kept:
             step = self.waiting.pop(0)
@@ -57,15 +57,12 @@ class LossWatch:
 
         Raises UserError if a step was bad in any of them.
         """
-        if processes.highest(bad=self.found_bad(is_last_included=True))["bad"]:
-            self.stop()
-
-    def stop(self) -> None:
-        """Raises UserError with the bad step's clips, in all processes."""
-        steps = processes.gathered([self.bad._replace(is_bad=None, arrived=None)]
-                                   if self.bad else [])
-        ids = [clip_id for step in steps for clip_id in step.ids]
-        first = steps[0]
+        if not processes.highest(bad=self.found_bad(is_last_included=True))["bad"]:
+            return
+        found = [self.bad._replace(is_bad=None, arrived=None)] if self.bad else []
+        steps = processes.gathered(found)
+        first = min(steps, key=lambda step: (step.epoch, step.step))
+        ids = [clip_id for step in steps if step.step == first.step for clip_id in step.ids]
         in_fp32 = "" if self.precision == "fp32" else (
             f"set precision to fp32, since this run computes in {self.precision}, "
         )

@@ -4,12 +4,15 @@ Everything here works, and costs nothing, in a single process that never joined 
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
 import time
 import uuid
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -39,7 +42,7 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         arguments, num_processes = _without_gpus(arguments), len(gpus)
     # As torchrun does: the processes would otherwise all take all cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -153,7 +156,59 @@ def is_main() -> bool:
     return rank() == 0
 
 
+# --- cores -------------------------------------------------------------------------------------
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time per period
+MOST_WORKERS_THAT_PAY = 16
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity mask and its container's limit."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such limit, or "max"
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, quota // period)
+    return max(1, cores)
+
+
+def cores_per_process() -> int:
+    """This process's share of the cores, which torchrun's other processes here use, too."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loader_workers(asked: int | None) -> int:
+    """Processes that read frames for this one: as asked, but at most one per core; None: that many.
+
+    More would only take turns; the order of clips does not depend on them.
+    """
+    cores = cores_per_process()
+    if asked is None:
+        return min(cores, MOST_WORKERS_THAT_PAY)
+    if asked > cores:
+        _say_that_workers_are_fewer(asked, cores)
+    return min(asked, cores)
+
+
+@functools.cache  # once is enough
+def _say_that_workers_are_fewer(asked, cores) -> None:
+    print(f"num_workers: {asked} asked for, {cores} started: as many as there are cores for each "
+          "process")
+
+
 # --- agreeing ----------------------------------------------------------------------------------
+
+
+def gather_ints(**values: int) -> list[dict[str, int]]:
+    """The values of each process, by rank, in one collective call."""
+    if world_size() == 1:
+        return [values]
+    own = torch.tensor(list(values.values()), dtype=torch.int64)
+    rows = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(rows, own)
+    return [dict(zip(values, row.tolist(), strict=True)) for row in rows]
 
 
 def highest(**values: int) -> dict[str, int]:
@@ -163,16 +218,6 @@ def highest(**values: int) -> dict[str, int]:
     numbers = torch.tensor(list(values.values()), dtype=torch.int64)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return dict(zip(values, numbers.tolist(), strict=True))
-
-
-def exchange(**values: int) -> dict[str, list[int]]:
-    """Each of the values of every process, by rank, in one exchange."""
-    if world_size() == 1:
-        return {name: [value] for name, value in values.items()}
-    own = torch.tensor(list(values.values()), dtype=torch.int64)
-    everyones = own.new_zeros(world_size(), len(own))
-    dist.all_gather_into_tensor(everyones, own)
-    return dict(zip(values, everyones.T.tolist(), strict=True))
 
 
 def stop_together() -> None:
@@ -219,20 +264,31 @@ def from_main(function, *arguments):
 # --- the network over several processes --------------------------------------------------------
 
 
-def parallel(model: nn.Module, device: torch.device, clip_shape) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
     """`model` with gradients averaged over all processes; itself where there is only one.
 
-    clip_shape: (T, H, W).
+    clips_shape: (N, T, H, W) of a step's part in this process; autocast: its context of forward.
     """
     if world_size() == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    network = nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    network = nn.parallel.DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True
+    )
+    # BatchNorm's running statistics do not enter training, and evaluation takes the main ones.
+    network.broadcast_buffers = False  # the argument has another name in later versions
     # Once it has seen a backward pass, it adds up in another order. If that pass were the first
     # step, three processes that resume would not do bit for bit what they did uninterrupted.
-    network.eval()
-    network(torch.zeros(1, model.num_channels, *clip_shape, device=device)).sum().backward()
+    kept = [buffer.clone() for buffer in model.buffers()]
+    clips = torch.zeros(*clips_shape, model.num_channels, device=device).permute(0, 4, 1, 2, 3)
+    network.train()
+    with autocast:
+        logits = network(clips)
+    logits.float().sum().backward()
     network.zero_grad()
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
     return network
 
 
@@ -244,49 +300,15 @@ def copy_buffers_from_main(model: nn.Module) -> None:
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with BatchNorm over the batch of all processes instead of each one's part."""
+    """`model` with BatchNorm over the batch of all processes instead of each one's part.
+
+    Raises UserError on the CPU, where PyTorch's SyncBatchNorm does not run.
+    """
+    if device.type == "cpu":
+        raise UserError(
+            "sync_batchnorm: found true; on the CPU BatchNorm sees the clips of each process only; "
+            "set it to false, or train on GPUs"
+        )
     if world_size() == 1:
         return model
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm3d):
-            module.__class__ = CPUSyncBatchNorm
-    return model
-
-
-class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over all processes on the CPU, where PyTorch's SyncBatchNorm does not run."""
-
-    def _check_input_dim(self, _inputs):
-        pass
-
-    def forward(self, inputs):
-        """inputs: [N, C, ...], N may differ between the processes."""
-        if not self.training:
-            return super().forward(inputs)
-        given_type, inputs = inputs.dtype, inputs.float()  # bf16 is too coarse for sums
-        dims = [0, *range(2, inputs.dim())]
-        shape = [1, -1, *[1] * (inputs.dim() - 2)]
-        count = total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
-        mean = _SumOverProcesses.apply(inputs.sum(dims)) / count
-        centred = inputs - mean.view(shape)
-        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(given_type)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """A sum that each process's loss depends on; so the gradients of all are summed, too."""
-
-    @staticmethod
-    def forward(_context, values):
-        return total(values)
-
-    @staticmethod
-    def backward(_context, gradient):
-        return total(gradient.contiguous())
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,6 +1,5 @@
 """Where the time goes: the share spent waiting for data, and the sections of a training step."""
 
-import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,9 +56,9 @@ def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
     """What to change if much of the time of `num_steps` steps was spent waiting for data."""
     if share <= WORTH_A_HINT or num_steps < STEPS_BEFORE_A_HINT:
         return None
-    cores = max(1, os.cpu_count() // processes.world_size())
-    if config.num_workers < cores:
-        remedy = f"raise num_workers ({config.num_workers}; {cores} cores are there for them)"
+    cores, num_workers = processes.cores_per_process(), processes.loader_workers(config.num_workers)
+    if num_workers < cores:
+        remedy = f"raise num_workers ({num_workers}; {cores} cores are there for them)"
     else:
         remedy = (
             "put the frames on a faster disk, or store them no higher than frame_height "

@@ -96,8 +96,6 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
     if config.deterministic and device.type == "cuda":
         warn_if_not_repeatable(model, config.model)
     _check_convolutions(model, config, device)
-    if config.sync_batchnorm:
-        model = processes.synchronise_batchnorm(model, device)
     optimizer = build_optimizer(config, model, device)
     average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
     run = Run(

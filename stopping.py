@@ -1,11 +1,14 @@
 """SIGTERM and Ctrl-C: finish the running step, save, leave with 128 + the signal's number.
 
-It imports nothing heavy: the command installs the handlers before the seconds that torch takes.
+A closed pipe, as in `train.py | head`, stops a run in the same way, as if by SIGPIPE. This module
+imports nothing heavy: the command installs the handlers before the seconds that torch takes.
 """
 
+import io
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 
@@ -32,10 +35,13 @@ _deferred = False
 def install() -> None:
     """From now on SIGTERM and SIGINT end the process at once; after `ready`, they raise Stopped.
 
-    Inside `deferred` they are raised when asked. A second Ctrl-C leaves at once in any case.
+    Inside `deferred` they are raised when asked. A second Ctrl-C leaves at once in any case. If
+    nobody reads the output any more, that counts as SIGPIPE.
     """
     for number in SIGNALS:
         signal.signal(number, _on_signal)
+    sys.stdout = _watched(sys.stdout, "standard output")
+    sys.stderr = _watched(sys.stderr, "standard error")
 
 
 def ready() -> None:
@@ -98,6 +104,44 @@ def _on_signal(number, _frame):
     # A second one would only disturb the leaving.
     if is_first and not (_deferred or _is_over):
         raise Stopped(number)
+
+
+# --- output ------------------------------------------------------------------------------------
+
+
+class _Output(io.FileIO):
+    """A file descriptor whose closed pipe asks the command to stop instead of raising an error.
+
+    An error would be raised wherever something is printed, in the middle of a step for example.
+    """
+
+    def __init__(self, descriptor: int, title: str):
+        super().__init__(descriptor, "w", closefd=False)
+        self.title = title
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _on_signal(signal.SIGPIPE, None)
+            return len(data)
+        except OSError as error:  # of a full disk, say, which does not name it
+            error.filename = self.title
+            raise
+
+
+def _watched(stream, title):
+    """`stream` over an `_Output`; itself if it is no file descriptor."""
+    try:
+        raw = _Output(stream.fileno(), title)
+    except (AttributeError, OSError):  # closed before the start, or something of a test's
+        return stream
+    unbuffered = stream.write_through
+    stream.flush()
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw), stream.encoding, stream.errors,
+        line_buffering=stream.line_buffering, write_through=unbuffered,
+    )  # fmt: skip
 
 
 # --- other processes ---------------------------------------------------------------------------

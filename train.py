@@ -5,7 +5,6 @@ import stopping
 if __name__ == "__main__":
     stopping.install()  # before the imports below, which take seconds
 
-import signal
 import sys
 
 import torch
@@ -19,9 +18,16 @@ from config import Config
 from config_file import load_config
 from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
-from device import check_precision, choose_device, devices_in_words, gpu_numbers, prepare
+from device import (
+    autocast,
+    check_precision,
+    choose_device,
+    devices_in_words,
+    gpu_numbers,
+    prepare,
+)
 from ensemble import ensemble_logits
-from errors import UserError, message_for_user
+from errors import UserError, exit_status
 from loop import train, validate
 from memory import recompute_activations
 from model import describe
@@ -52,6 +58,8 @@ def run_training(config: Config, options, device) -> None:
         resume = has_own or config.checkpoint is not None
     checkpoint = processes.from_main(load_for, config, class_names) if resume else None
     run = start_run(config, class_names, device, checkpoint)
+    if config.sync_batchnorm:
+        processes.synchronise_batchnorm(run.model, device)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
@@ -60,7 +68,9 @@ def run_training(config: Config, options, device) -> None:
         recompute_activations(run.model)
     if config.compile:
         run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
-    run.network = processes.parallel(run.model, device, clip_shape)
+    num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
+    run.network = processes.parallel(run.model, device, (num_clips, *clip_shape),
+                                     autocast(device, config.precision))  # fmt: skip
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 
@@ -159,26 +169,20 @@ def run_command(options, arguments) -> int:
 
 def main(arguments=None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
-    try:
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    def command():
         stopping.ready()
         processes.meet()
-        arguments = sys.argv[1:] if arguments is None else arguments
-        return run_command(parse_arguments(arguments), arguments)
-    except stopping.Stopped as stopped:
-        return stopped.code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Exception as error:
-        message = message_for_user(error)
-        if message is None:
-            raise
-        with stopping.deferred():  # the launcher ends all processes once the first has left
-            if processes.is_first_to_tell():
-                print(f"error: {message}", file=sys.stderr)
-        return 2
+        status = run_command(parse_arguments(arguments), arguments)
+        # After a failure the others may be waiting for this process, and NCCL for them.
+        processes.leave()
+        return status
+
+    try:
+        return exit_status(command, processes.is_first_to_tell)
     finally:
         stopping.over()
-        processes.leave()
 
 
 if __name__ == "__main__":

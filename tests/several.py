@@ -5,7 +5,7 @@ Each start of torchrun takes seconds, so a job is a list of commands, which run 
   {"flags": [...], "fault": NAME, "at": [EPOCH, STEP], "rank": RANK}
                                         ... and one of FAULTS before this step (both from 0), in
                                         one process, or in all if no rank is given
-  {"check": "batchnorm"}                CPUSyncBatchNorm against BatchNorm
+  {"flags": [...], "watch": true}       ... with collective calls counted
 Faults happen in the first start only, not after the launcher has started the processes again. What
 came of the commands goes to `JOB.START.RANK.json`.
 """
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -86,65 +86,109 @@ def train_step_with(fault, at, rank=None):
     return step
 
 
-# --- the check of the layer --------------------------------------------------------------------
+# --- what a step does --------------------------------------------------------------------------
+
+COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object",
+               "broadcast_object_list")  # fmt: skip
 
 
-def check_batchnorm() -> dict[str, float]:
-    """Relative differences between BatchNorm over all clips, and CPUSyncBatchNorm over parts."""
-    processes.meet()
-    processes.join(torch.device("cpu"))
-    clips = torch.Generator().manual_seed(0)
-    # The first process has two clips, the second three and so on.
-    sizes = [2 + rank for rank in range(processes.world_size())]
-    own = slice(sum(sizes[: processes.rank()]), sum(sizes[: processes.rank() + 1]))
-    found = {}
-    for layer, shape in ((nn.BatchNorm1d, [5]), (nn.BatchNorm3d, [5, 2, 3, 4])):
-        inputs = torch.randn(sum(sizes), *shape, generator=clips) * 3 + 10
-        targets = torch.randn(inputs.shape, generator=clips)
-        whole, spread = layer(5), processes.synchronise_batchnorm(layer(5), torch.device("cpu"))
-        one, other = one_step(whole, inputs, targets), one_step(spread, inputs[own], targets[own])
-        for name in ("weight", "bias"):
-            other[name] = processes.total(other[name])
-        for name in ("outputs", "inputs", "evaluation"):
-            one[name] = one[name][own]
-        found |= {f"{layer.__name__} {name}": relative_difference(one[name], other[name])
-                  for name in one}
-    processes.leave()
-    return found
+@contextmanager
+def watched_steps(found: dict):
+    """Notes collective calls between steps, and what there is before the first one."""
+    calls, train_step = [], loop.train_step
+
+    def step(run, *rest):
+        if found:
+            found["calls"].append(list(calls))
+        else:
+            sums = [float(buffer.sum()) for name, buffer in run.model.named_buffers()
+                    if not name.endswith("running_var")]  # fmt: skip
+            found.update(calls=[], buffers=sums, views=run.network.gradient_as_bucket_view,
+                         broadcast_buffers=run.network.broadcast_buffers)
+        calls.clear()
+        return train_step(run, *rest)
+
+    def noting(name, call):
+        return lambda *arguments, **keys: calls.append(name) or call(*arguments, **keys)
+
+    noted = {name: noting(name, getattr(dist, name)) for name in COLLECTIVES}
+    with mock.patch.multiple(dist, **noted), mock.patch.object(loop, "train_step", step):
+        yield
 
 
-def one_step(layer, inputs, targets) -> dict[str, torch.Tensor]:
-    """What goes out of the layer, the gradients that come back, and what it remembers."""
-    inputs = inputs.clone().requires_grad_()
-    nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(1))
-    outputs = layer(inputs)
-    (outputs - targets).square().sum().backward()
-    gradients = {"inputs": inputs.grad, "weight": layer.weight.grad, "bias": layer.bias.grad}
-    buffers = dict(layer.named_buffers())
-    return {"outputs": outputs, **gradients, **buffers, "evaluation": layer.eval()(inputs)}
+# --- BatchNorm ---------------------------------------------------------------------------------
 
 
-def relative_difference(one, other) -> float:
-    return ((one - other).abs().max() / one.abs().max()).item()
+def synchronise_batchnorm(model: nn.Module, _device) -> nn.Module:
+    """`processes.synchronise_batchnorm` for the CPU, to show that several processes compute as one.
+
+    PyTorch's own runs on GPUs only.
+    """
+    for module in model.modules():
+        if processes.world_size() > 1 and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = CPUSyncBatchNorm
+    return model
+
+
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the clips of all processes."""
+
+    def _check_input_dim(self, _inputs):
+        pass
+
+    def forward(self, inputs):
+        """inputs: [N, C, ...], N may differ between the processes."""
+        if not self.training:
+            return super().forward(inputs)
+        given_type, inputs = inputs.dtype, inputs.float()  # bf16 is too coarse for sums
+        dims = [0, *range(2, inputs.dim())]
+        shape = [1, -1, *[1] * (inputs.dim() - 2)]
+        count = processes.total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
+        mean = _SumOverProcesses.apply(inputs.sum(dims)) / count
+        centred = inputs - mean.view(shape)
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(given_type)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum that each process's loss depends on; so the gradients of all are summed, too."""
+
+    @staticmethod
+    def forward(_context, values):
+        return processes.total(values)
+
+    @staticmethod
+    def backward(_context, gradient):
+        return processes.total(gradient.contiguous())
 
 
 # --- the job -----------------------------------------------------------------------------------
 
 
-def run_command(flags=(), check=None, **fault) -> dict:
+def run_command(flags, watch=False, **fault) -> dict:
     """Status, stdout, stderr and written files of one command in this process."""
-    if check:
-        return {"differences": check_batchnorm()}
-    step = train_step_with(**fault) if fault else loop.train_step
-    stdout, stderr, WRITTEN[:] = StringIO(), StringIO(), []
-    patch = mock.patch.object(loop, "train_step", step)
-    with patch, redirect_stdout(stdout), redirect_stderr(stderr):
+    stdout, stderr, WRITTEN[:], watched = StringIO(), StringIO(), [], {}
+    with ExitStack() as changes:
+        changes.enter_context(
+            mock.patch.object(processes, "synchronise_batchnorm", synchronise_batchnorm))
+        if fault:
+            changes.enter_context(mock.patch.object(loop, "train_step", train_step_with(**fault)))
+        if watch:
+            changes.enter_context(watched_steps(watched))
+        changes.enter_context(redirect_stdout(stdout))
+        changes.enter_context(redirect_stderr(stderr))
         try:
             status = train.main(flags)
         except PowerCut:
             status = "power cut"
+    processes.leave()  # which a command that failed did not do, as its process would end
     return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue(),
-            "written": list(WRITTEN), "ended": time.time()}
+            "written": list(WRITTEN), "ended": time.time(), "watched": watched}
 
 
 WRITTEN = []  # what the running command creates, opens for writing, renames or removes

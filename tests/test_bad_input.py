@@ -747,7 +747,7 @@ def test_a_loss_that_is_no_number_names_the_clips(command):
     kept = Path(CHECKPOINT).read_bytes()
     check_message(
         command(*RESUME, "--set", "mean=[1e38, 1e38, 1e38]"),
-        ["no finite number in epoch 2, step 1", "with the clips ", "lower lr"],
+        ["is NaN or inf in epoch 2, step 1", "with the clips ", "lower lr"],
     )
     assert Path(CHECKPOINT).read_bytes() == kept
 

@@ -22,7 +22,7 @@ def test_on_the_cpu_the_step_itself_is_found():
     watch.note(BAD, 0, 1, 0.1, ["b"])
     assert watch.found_bad()
     with pytest.raises(UserError, match=r"epoch 1, step 2, at a learning rate of 0.1, .* b; lower"):
-        watch.stop()
+        watch.settle()
 
 
 def test_precision_is_named_where_it_may_be_the_cause():
@@ -57,7 +57,7 @@ def test_a_gpu_is_asked_about_the_step_before_only(events):
     watch.note(GOOD, 0, 2, 0.3, ["c"])
     assert watch.found_bad() and len(events) == 2
     with pytest.raises(UserError, match=r"epoch 1, step 2, at a learning rate of 0.2, .* b;"):
-        watch.stop()
+        watch.settle()
 
 
 def test_before_a_save_the_last_step_is_looked_at_too(events):

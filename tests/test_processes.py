@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 import two_hosts
-from conftest import TINY_NETWORK, write_data_set
+from conftest import TINY_NETWORK, make_config, write_data_set
 from runs import PROJECT, differences, write_config
+from torch import nn
 
 import evaluation
 import processes
@@ -26,13 +27,13 @@ from checkpoint import load_checkpoint
 from data_loader import TrainBatches
 from device import choose_device
 from errors import UserError
+from model import build_model
 
 # What makes the number of processes show in a run is left out. Of the 24 clips the last batch has
 # 6, and two processes have parts of 5 and 4 clips.
-ANY_NUMBER = {"affine_degrees": 0.0, "affine_translate": 0.0, "dropout": 0.0,
-              "sync_batchnorm": True, "batch_size": 9}
+ANY_NUMBER = {"affine_degrees": 0.0, "affine_translate": 0.0, "dropout": 0.0, "batch_size": 9}
 # BatchNorm over each process's own clips is that of one process that computes in parts.
-IN_PARTS = ANY_NUMBER | {"sync_batchnorm": False, "batch_size": 8}
+IN_PARTS = ANY_NUMBER | {"batch_size": 8}
 EVALUATIONS = {
     "one clip a batch": {"batch_size": 2, "nclips": 2},
     "three clips a batch": {"batch_size": 3},
@@ -52,7 +53,7 @@ MISTAKES = {
     "too small": ["crop_size: 3 x 3 pixels are too small"],
     "bad training clip": ["clips/broken/00001.jpg: file is empty"],
     "bad validation clip": ["clips/broken/00001.jpg: file is empty"],
-    "no number": ["the loss is no finite number in epoch 1, step 2"],
+    "no number": ["the loss or its gradient is NaN or inf in epoch 1, step 2"],
 }
 
 
@@ -189,7 +190,6 @@ def one(project):
         "same": project.flags("same 1", **ANY_NUMBER),
         "parts": project.flags("parts 1", **IN_PARTS, accumulate_steps=2),
         "accumulated": project.flags("accumulated 1", **IN_PARTS, accumulate_steps=4),
-        "same in bf16": project.flags("same in bf16 1", **ANY_NUMBER, precision="bf16"),
     }
     for flags in (runs | evaluations(project, 1)).values():
         assert train.main(flags) == 0
@@ -198,10 +198,9 @@ def one(project):
 @pytest.fixture(scope="module")
 def two(project, one):
     flags = {
-        "same": project.flags("same 2", **ANY_NUMBER),
+        "same": project.flags("same 2", **ANY_NUMBER, sync_batchnorm=True),
         "parts": project.flags("parts 2", **IN_PARTS),
         "accumulated": project.flags("accumulated 2", **IN_PARTS, accumulate_steps=2),
-        "same in bf16": project.flags("same in bf16 2", **ANY_NUMBER, precision="bf16"),
         "whole": project.flags("whole 2"),
     }
     mistakes = {
@@ -220,7 +219,7 @@ def two(project, one):
     commands = as_commands(flags | evaluations(project, 2) | mistakes) | {
         "no number": {"flags": project.flags("no number"), "fault": "lose_a_number",
                       "at": [0, 1], "rank": 1},
-        "batchnorm": {"check": "batchnorm"},
+        "watched": {"flags": project.flags("watched", checkpoint_minutes=10.0), "watch": True},
     }  # fmt: skip
     return run_job(project, 2, commands)
 
@@ -228,14 +227,13 @@ def two(project, one):
 @pytest.fixture(scope="module")
 def three(project, one):
     flags = {
-        "same": project.flags("same 3", **ANY_NUMBER),
+        "same": project.flags("same 3", **ANY_NUMBER, sync_batchnorm=True),
         "whole": project.flags("whole 3"),
     }
     interrupted = {"flags": project.flags("interrupted 3"), "fault": "power_cut", "at": [1, 1]}
     commands = as_commands(flags | evaluations(project, 3)) | {
         "interrupted": interrupted,
         "resumed": {"flags": [*interrupted["flags"], "--resume"]},
-        "batchnorm": {"check": "batchnorm"},
     }
     return run_job(project, 3, commands)
 
@@ -283,18 +281,37 @@ def test_each_process_has_its_part_of_a_batch(project, two, name):
     check_gradients(project, f"{name} 1", f"{name} 2")
 
 
-def test_batchnorm_over_all_processes(several):
-    _, results = several
-    for result in results["batchnorm"]:
-        assert len(result["differences"]) == 16
-        assert max(result["differences"].values()) < 1e-5, result["differences"]
+def test_batchnorm_over_all_processes_is_for_gpus(project, capsys, monkeypatch):
+    flags = {"sync_batchnorm": True, "num_epochs": 1}
+    assert train.main(project.flags("synchronised", **flags)) == 2
+    assert "sync_batchnorm: found true; on the CPU" in capsys.readouterr().err
+    assert not project.run_folder("synchronised").exists()
+    # Of a network that was trained so, nothing is synchronised in evaluation.
+    assert train.main(project.flags("plain", num_epochs=1)) == 0
+    assert train.main(project.flags("plain", "-e", "-r", **flags)) == 0
+
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    for model in ("conv3d", "cnn_lstm"):
+        network = build_model(make_config(model=model, clip_size=4, crop_size=32), 3)
+        number = count(network, nn.modules.batchnorm._BatchNorm)
+        processes.synchronise_batchnorm(network, torch.device("cuda"))
+        assert count(network, nn.SyncBatchNorm) == number > 4
 
 
-def test_batchnorm_over_all_processes_in_bf16(project, two):
-    assert [result["status"] for result in two["same in bf16"]] == [0, 0]
-    expected, found = (figures(project, name, "loss", "val_loss")
-                       for name in ("same in bf16 1", "same in bf16 2"))
-    assert found == [pytest.approx(row, abs=0.02) for row in expected]
+def count(network, kind) -> int:
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+def test_one_exchange_for_each_step(two):
+    """Besides the gradients; and the pass before the first step leaves no trace."""
+    for result in two["watched"]:
+        watched = result["watched"]
+        # Between the two epochs there are the validation, and a checkpoint.
+        first, second, *between, last, very_last = watched["calls"]
+        assert len(between) == 1 and "broadcast" in between[0]
+        assert [first, second, last, very_last] == 4 * [["all_gather"]]
+        assert set(watched["buffers"]) == {0.0}
+        assert watched["views"] and not watched["broadcast_buffers"]
 
 
 @pytest.mark.parametrize("name", [*EVALUATIONS, "test set"])

@@ -4,13 +4,18 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_config
-from runs import make_settings, run_folder, write_config
+from runs import PROJECT, make_settings, run_folder, write_config
 
+import processes
 import train
+from annotations import Annotations
 from callbacks import Progress
+from config import Config
+from data_loader import build_loader
 from profiling import StepProfile, WaitingTime, waiting_hint
 
 CPU = torch.device("cpu")
@@ -39,8 +44,9 @@ def test_only_the_time_before_a_batch_comes_is_waiting(clock):
 
 
 def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, clock):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(processes, "available_cores", lambda: 8)
     few, many = make_config(num_workers=2), make_config(num_workers=8, frame_height=100)
+    assert "frame_height (100)" in waiting_hint(0.5, 100, make_config())  # as many as there are
     assert "raise num_workers (2; 8 cores" in waiting_hint(0.5, 100, few)
     assert "50 % of the time" in waiting_hint(0.5, 100, few)
     assert "frame_height (100)" in waiting_hint(0.5, 100, many)
@@ -54,6 +60,69 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
             progress.step = step
         progress.close()
     assert capsys.readouterr().out.count("raise num_workers") == 1
+
+
+# --- cores -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cores(monkeypatch, tmp_path):
+    """Sets which cores the process may run on, and its container's limit."""
+    processes._say_that_workers_are_fewer.cache_clear()
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+    def set_cores(number, limit="max 100000"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(number)), raising=False)
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+        monkeypatch.setattr(processes, "CPU_QUOTA", tmp_path / "cpu.max")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # the machine's, which says nothing
+    return set_cores
+
+
+def test_cores_are_those_that_the_process_may_use(cores, monkeypatch):
+    cores(12)
+    assert processes.cores_per_process() == processes.loader_workers(None) == 12
+    cores(12, limit="250000 100000")
+    assert processes.available_cores() == 2
+    cores(12, limit="50000 100000")
+    assert processes.available_cores() == 1
+    cores(64)
+    assert processes.loader_workers(None) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # of this machine; WORLD_SIZE counts all of them
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    assert processes.cores_per_process() == processes.loader_workers(None) == 8
+    cores(4)
+    assert processes.cores_per_process() == processes.loader_workers(None) == 1
+
+
+def test_more_workers_than_cores_are_lowered_and_said_once(cores, capsys):
+    cores(2)
+    assert [processes.loader_workers(number) for number in (0, 1, 2, 9, 9)] == [0, 1, 2, 2, 2]
+    assert capsys.readouterr().out == (
+        "num_workers: 9 asked for, 2 started: as many as there are cores for each process\n")
+
+
+def test_the_launcher_shares_the_cores(cores, monkeypatch):
+    cores(6)
+    monkeypatch.setattr(processes, "elastic_launch", lambda *_: lambda *_: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processes.launch("train.py", [], None, num_processes=2)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("name", ["config.json", "quickstart.json"])
+def test_shipped_configs_start_on_two_cores_without_a_warning(name, cores, recwarn):
+    cores(2)
+    keys = json.loads((PROJECT / "configs" / name).read_text())
+    config = Config(**{key: value for key, value in keys.items() if key != "$schema"})
+    clips = Annotations(np.array(["1"] * 600), np.zeros(600, int), "", 0, ("Left", "Right"))
+    for training in (True, False):
+        assert build_loader(clips, config, training, CPU).num_workers == 2
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+# --- progress and profile ----------------------------------------------------------------------
 
 
 def test_the_progress_line_says_how_much_was_waiting(tmp_path, capsys):

@@ -436,9 +436,9 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(
     before, seen = path.read_bytes(), []
     train_step = loop.train_step
 
-    def watch(run, batch, annotations):
+    def watch(run, batch, annotations, counts):
         seen.extend([run, annotations.ids[batch.indices].tolist()])
-        return train_step(run, batch, annotations)
+        return train_step(run, batch, annotations, counts)
 
     monkeypatch.setattr(loop, "train_step", watch)
     config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})

@@ -1,0 +1,146 @@
+"""What ended a command is told by what it is: a closed pipe, a full disk, a lost process, memory.
+
+The messages for mistakes in the input are those of test_bad_input.py.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from runs import PROJECT, differences, make_settings, run_folder, write_config
+
+import processes
+import stopping
+import train
+from checkpoint import load_checkpoint
+from errors import UserError, exit_status, message_for_user
+
+LOST = "another process of this run has ended"
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
+KILLED = "DataLoader worker (pid 7) is killed by signal: "
+
+
+# --- told apart --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error, expected", [
+    (OSError(errno.ENOSPC, "No space left on device"), "make room"),
+    (PermissionError(errno.EACCES, "Permission denied", "history.csv"), "history.csv: cannot be"),
+    (dist.DistNetworkError("failed to recv, got 0 bytes"), LOST),
+    (dist.DistStoreError("wait timeout after 600000ms"), LOST),
+    (dist.DistBackendError("NCCL error: ncclRemoteError: A call failed"), LOST),
+    (RuntimeError(f"{GLOO}pair.cc:561] Connection closed by peer [127.0.0.1]:3064"), LOST),
+    (RuntimeError(f"{GLOO}pair.cc:545] Read error [127.0.0.1]:3064: Connection reset"), LOST),
+    (RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 3000ms for recv"), LOST),
+    (RuntimeError(f"Gloo connectFullMesh failed with {GLOO}pair.cc:1] no error"), LOST),
+    (RuntimeError(f"{KILLED}Killed. "), "lower num_workers or batch_size"),
+    (RuntimeError(f"{KILLED}Bus error. It is possible that"), "--ipc=host"),
+    (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "
+                  "device (28)"), "--shm-size"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "batch_size"),
+])  # fmt: skip
+def test_an_error_is_told_by_what_it_is(error, expected):
+    assert expected in message_for_user(error)
+
+
+@pytest.mark.parametrize("error", [
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),  # nothing that a disk does
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    RuntimeError("Timed out waiting for a bug"),
+    RuntimeError("No space left in the table of bugs"),
+])
+def test_an_error_that_only_sounds_like_one_is_a_bug(error):
+    if isinstance(error, OSError):
+        error.filename = "trainings/tiny"
+    assert message_for_user(error) is None
+
+
+# --- shared memory -----------------------------------------------------------------------------
+
+
+def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
+    """As in a container that was started without --ipc=host; one batch needs more."""
+    settings = make_settings(tmp_path, num_workers=1, crop_size=200, frame_height=200)
+    config = write_config(tmp_path / "config.json", settings)
+    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", small], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    command = ["unshare", "-m", "sh", "-c", f'{small} && exec "$@"', "sh", sys.executable,
+               "train.py", "-c", config, "-g", "cpu"]  # fmt: skip
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith("error: /dev/shm") and "--ipc=host" in ended.stderr
+
+
+# --- output ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams, unbuffered", [("stdout", ""), ("both", "1")])
+def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_path, monkeypatch):
+    """`train.py | head`, and `train.py 2>&1 | head`: as SIGPIPE would end any other command."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = make_settings(tmp_path, print_freq=1)
+    config = write_config(tmp_path / "config.json", settings)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "-c", config, "-g", "cpu"], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if streams == "both" else subprocess.PIPE,
+    )  # fmt: skip
+    while "step 1/3" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert streams == "both" or process.stderr.read() == ""
+    saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
+    assert saved["epoch"] < 2
+    assert train.main(["-c", config, "-g", "cpu", "--resume"]) == 0
+    whole = settings | {"output_dir": str(tmp_path / "whole")}
+    assert train.main(["-c", write_config(tmp_path / "whole.json", whole), "-g", "cpu"]) == 0
+    assert differences(run_folder(whole), run_folder(settings)) == []
+
+
+def test_output_to_a_full_disk_is_named(tmp_path):
+    settings = make_settings(tmp_path)
+    command = [sys.executable, "train.py", "-c", write_config(tmp_path / "config.json", settings)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: standard output: cannot be written"), ended.stderr
+
+
+def test_exit_statuses():
+    def fail(error):
+        raise error
+
+    assert exit_status(lambda: None) == 0 and exit_status(lambda: 3) == 3
+    assert exit_status(lambda: fail(UserError("a mistake"))) == 2
+    assert exit_status(lambda: fail(KeyboardInterrupt())) == 130
+    assert exit_status(lambda: fail(stopping.Stopped(signal.SIGTERM))) == 143
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_status(lambda: fail(RuntimeError("a bug")))
+
+
+def test_a_mistake_is_told_by_one_process_only(capsys):
+    def fail():
+        raise UserError("a mistake")
+
+    assert exit_status(fail, tells=lambda: True) == exit_status(fail, tells=lambda: False) == 2
+    assert capsys.readouterr().err == "error: a mistake\n"
+
+
+# --- leaving -----------------------------------------------------------------------------------
+
+
+def test_only_a_command_that_succeeded_leaves_the_others(tmp_path, monkeypatch, capsys):
+    """With NCCL, leaving waits for the others, who may be waiting for this one."""
+    calls = []
+    monkeypatch.setattr(processes, "leave", lambda: calls.append(os.getpid()))
+    settings = make_settings(tmp_path, num_epochs=1)
+    config = write_config(tmp_path / "config.json", settings)
+    assert train.main(["-c", config, "-g", "cpu", "--set", "lr=-1"]) == 2 and not calls
+    assert train.main(["-c", config, "-g", "cpu"]) == 0 and len(calls) == 1
