@@ -130,7 +130,7 @@ def train_step(run: Run, batch, ids, counts) -> None:
     with section("optimizer"):
         gradient_norm = clip_gradients(run)
         run.metrics.update_norm(gradient_norm)
-        is_bad = ~batch_loss.isfinite() | _is_bad_gradient(run, gradient_norm)
+        is_bad = torch.stack([~batch_loss.isfinite(), _is_bad_gradient(run, gradient_norm)])
         rate = run.optimizer.param_groups[0]["lr"]
         run.loss_watch.note(is_bad, run.epoch, run.step, rate, ids[batch.indices.numpy()])
         run.scaler.step(run.optimizer)

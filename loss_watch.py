@@ -11,7 +11,7 @@ from errors import UserError, first_few
 class _Step(NamedTuple):
     """A step that is still to be looked at."""
 
-    is_bad: torch.Tensor  # bool, on the CPU
+    is_bad: torch.Tensor  # bool [2], on the CPU: the loss of this process, the gradient of all
     arrived: torch.cuda.Event | None  # after which `is_bad` can be read
     epoch: int
     step: int
@@ -34,7 +34,7 @@ class LossWatch:
         self.bad: _Step | None = None
 
     def note(self, is_bad: torch.Tensor, epoch, step, learning_rate, ids) -> None:
-        """Takes what is known of a step; is_bad: bool, on the device."""
+        """Takes what is known of a step; is_bad: bool [2] on the device, as `_Step` has it."""
         is_bad, arrived = is_bad.detach().to("cpu", non_blocking=True), None
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()
@@ -48,7 +48,7 @@ class LossWatch:
             step = self.waiting.pop(0)
             if step.arrived:
                 step.arrived.synchronize()
-            if self.bad is None and bool(step.is_bad):
+            if self.bad is None and bool(step.is_bad.any()):
                 self.bad = step
         return self.bad is not None
 
@@ -59,10 +59,11 @@ class LossWatch:
         """
         if not processes.highest(bad=self.found_bad(is_last_included=True))["bad"]:
             return
-        found = [self.bad._replace(is_bad=None, arrived=None)] if self.bad else []
-        steps = processes.gathered(found)
+        steps = processes.gathered([self.bad._replace(arrived=None)] if self.bad else [])
         first = min(steps, key=lambda step: (step.epoch, step.step))
-        ids = [clip_id for step in steps if step.step == first.step for clip_id in step.ids]
+        # A bad loss in one process is a bad gradient in all; the clips are the one's.
+        culprits = [step for step in steps if step.is_bad[0]] or steps
+        ids = [clip_id for step in culprits if step.step == first.step for clip_id in step.ids]
         in_fp32 = "" if self.precision == "fp32" else (
             f"set precision to fp32, since this run computes in {self.precision}, "
         )

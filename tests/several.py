@@ -149,8 +149,9 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            momentum = self.momentum or 1 / self.num_batches_tracked  # None: the plain mean
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(given_type)
 

@@ -12,7 +12,8 @@ import train
 from errors import UserError
 from loss_watch import LossWatch
 
-GOOD, BAD = torch.tensor(False), torch.tensor(True)
+# Whether the loss is bad, and the gradient.
+GOOD, BAD = torch.tensor([False, False]), torch.tensor([False, True])
 
 
 def test_on_the_cpu_the_step_itself_is_found():
