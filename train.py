@@ -21,7 +21,7 @@ from data_doctor import check_data
 from data_loader import build_loader, read_class_names, read_set
 from device import choose_device, devices_in_words, gpu_numbers, prepare
 from ensemble import ensemble_logits
-from errors import UserError, message_for_user
+from errors import UserError, check_system, message_for_user
 from loop import train, validate
 from memory import recompute_activations
 from model import describe
@@ -159,6 +159,7 @@ def run_command(options, arguments) -> int:
 def main(arguments=None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
     try:
+        check_system()
         stopping.ready()
         processes.meet()
         arguments = sys.argv[1:] if arguments is None else arguments

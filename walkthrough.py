@@ -30,6 +30,7 @@ from annotations import read_annotations
 from config import Config
 from data_loader import batches_of, build_loader
 from device import to_network_input
+from errors import UserError, check_system
 from layers import first_kernels, share_of_change
 from model import build_model, describe
 from networks_3d import shape_after_block
@@ -50,7 +51,10 @@ parser.add_argument("--quick", action="store_true",
                     help="fewer clips, and so rougher figures, in a third of the time")
 options = parser.parse_args([] if in_notebook else None)
 try:
+    check_system()
     options.output.mkdir(parents=True, exist_ok=True)
+except UserError as error:
+    parser.error(str(error))
 except OSError as error:
     parser.error(f"--output {options.output}: cannot be made ({error.strerror}); name another")
 torch.set_num_threads(1)  # the networks here are too small for more

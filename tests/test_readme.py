@@ -93,6 +93,20 @@ def test_python_commands_run(workplace, capsys):
     assert capsys.readouterr().out.count("training is over") >= 3
 
 
+@pytest.mark.parametrize("command, arguments", [
+    (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
+    (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
+    assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Windows is not supported" in line and "WSL" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_make_runs_the_same_commands(workplace):
     shown = subprocess.run(["make", "-n", "demo", "-C", PROJECT], capture_output=True, text=True)
     flags = re.findall(r"train\.py ((?:--\w+ [\w/.]+ ?)+)", shown.stdout)

@@ -158,6 +158,14 @@ def test_output_that_cannot_be_made(tmp_path, capsys):
     assert "--output file/pictures" in capsys.readouterr().err
 
 
+def test_windows_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stopped:
+        walk(tmp_path, num_cells=1)
+    assert stopped.value.code == 2
+    assert "Windows is not supported" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_whole_run(tmp_path):
     printed = walk(tmp_path, arguments=())
