@@ -215,16 +215,11 @@ def test_several_processes_of_one_machine_run(workplace, line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in OTHER_LINES if "benchmarks/" in line])
+@pytest.mark.parametrize("line", [line for line in OTHER_LINES if "benchmark.py" in line])
 def test_benchmarks_run(workplace, monkeypatch, line):
-    _, script, *words = shlex.split(line)
     monkeypatch.setattr(machine, "RESULTS", Path.cwd())
-    small = {"benchmark.py": ["--device", "cpu", "--rounds", "1", "--clips", "1000",
-                              "--batch_size", "2"], "memory_a_clip.py": ["--models", "conv3d"]}
-    name = Path(script).name
-    if name in small:  # compare.py runs in the repository's folder: see test_benchmarks.py
-        command = {"benchmark.py": benchmark, "memory_a_clip.py": memory_a_clip}[name]
-        assert command.main([*words, *small[name]]) == 0
+    small = ["--device", "cpu", "--rounds", "1", "--clips", "1000", "--batch_size", "2"]
+    assert benchmark.main([*shlex.split(line)[2:], *small]) == 0
 
 
 @pytest.mark.parametrize("command, arguments", [
