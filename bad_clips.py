@@ -1,11 +1,14 @@
-"""Clips that cannot be read while a run is under way: they stop it, or are skipped and listed."""
+"""Clips that cannot be read while a run is under way: they stop it, or are skipped and listed.
+
+Clips that are too short are counted, too.
+"""
 
 import csv
 from pathlib import Path
 
 import processes
 from config import Config
-from data_loader import Batch
+from data_loader import Batch, short_clips_note
 from errors import first_few
 from frames import FrameError
 
@@ -19,13 +22,18 @@ class BadClips:
         self.config = config
         self.rows: list[dict] = []
         self.unshared: list[dict] = []  # rows that only this process knows of
+        self.lengths: dict[str, list] = {}  # by set: short clips and all clips that were read
+        self.told: set[str] = set()  # sets whose short clips were counted to the end
 
     def note(self, batch: Batch, annotations, set_name: str, epoch: int) -> None:
-        """Takes down the clips that are missing from `batch`.
+        """Takes down the clips that are missing from `batch`, and counts its short ones.
 
         Raises FrameError with the path if bad clips stop the run, or if they are more than
         `max_bad_share` of the set.
         """
+        lengths = self.lengths.setdefault(set_name, [0, 0])
+        lengths[0] += batch.num_short
+        lengths[1] += len(batch.indices)
         for bad in batch.bad:
             if self.config.on_bad_clip == "stop":
                 raise FrameError(bad.reason)
@@ -58,9 +66,16 @@ class BadClips:
     def report(self, annotations, set_name: str, epoch: int) -> None:
         """Prints which clips of a set an epoch went without; every process has to call this.
 
-        Raises FrameError if those of all processes together are more than `max_bad_share`.
+        The first time, it also prints how many are short. Raises FrameError if more clips of all
+        processes together than `max_bad_share` allows cannot be read.
         """
         self.share()
+        if set_name not in self.told:
+            self.told.add(set_name)
+            counts = processes.gathered([self.lengths.get(set_name, (0, 0))])
+            num_short, num_read = map(sum, zip(*counts, strict=True))
+            if num_short:
+                print(f"{set_name}: {short_clips_note(num_short, num_read, self.config)}")
         ids = [row["id"] for row in self.rows if (row["set"], row["epoch"]) == (set_name, epoch)]
         if ids:
             print(f"{set_name}: {len(ids)} clips skipped, since they cannot be read: "

@@ -53,6 +53,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 [N]; -1 where the set has none
     indices: torch.Tensor  # int64 [N], positions in the CSV
     bad: list[BadClip]  # clips that are missing from the batch
+    num_short: int = 0  # clips with fewer than `frames_needed`
 
 
 # --- clips -------------------------------------------------------------------------------------
@@ -63,6 +64,15 @@ def frames_needed(config: Config) -> int:
     if config.sampling == "segments":
         return config.clip_size
     return (config.clip_size - 1) * config.step_size + 1
+
+
+def short_clips_note(num_short, num_clips, config: Config) -> str:
+    """What is said of short clips, once in a command."""
+    how = "padded with their last frame"
+    if config.sampling == "segments":
+        how = "some of their frames repeated"
+    return f"short clips (fewer than {frames_needed(config)} frames), {how}: " \
+           f"{num_short:,} of {num_clips:,}"
 
 
 def frames_apart(num_frames, config: Config) -> float:
@@ -126,20 +136,21 @@ class VideoFolder(Dataset):
         num_windows = 1 if self.training else config.windows_per_video
         clip_shape = (num_windows, config.clip_size, *config.crop, config.num_channels)
         clips = _empty_clips((len(keys), *clip_shape))
-        good, labels, bad = [], [], []
+        good, labels, bad, num_short = [], [], [], 0
         for key in keys:
             try:
-                label = self.read_clip(key, clips[len(good)].numpy())
+                label, num_frames = self.read_clip(key, clips[len(good)].numpy())
             except FrameError as error:
                 bad.append(BadClip(key.index, str(error)))
             else:
                 good.append(key.index)
                 labels.append(label)
+                num_short += num_frames < frames_needed(config)
         return Batch(clips[: len(good)], torch.tensor(labels, dtype=torch.int64),
-                     torch.tensor(good, dtype=torch.int64), bad)
+                     torch.tensor(good, dtype=torch.int64), bad, num_short)
 
-    def read_clip(self, key: ClipKey, clip: np.ndarray) -> int:
-        """Fills `clip`, uint8 [K, T, H, W, C], and returns the label that it then has.
+    def read_clip(self, key: ClipKey, clip: np.ndarray) -> tuple[int, int]:
+        """Fills `clip`, uint8 [K, T, H, W, C]; returns its label, and the frames of the whole clip.
 
         Raises FrameError with the path of a bad frame.
         """
@@ -147,14 +158,15 @@ class VideoFolder(Dataset):
         source = open_clip(self.annotations.clip_path(key.index), config)
         if not self.training:
             read_windows(source, eval_positions(len(source), config), eval_transforms(config), clip)
-            return label
+            return label, len(source)
         rng = np.random.default_rng([config.seed, *key])
         positions = train_positions(len(source), config, rng)
         movement = draw_movement(rng, config)
         transform = train_transform(movement, frame_height=config.frame_height, crop=config.crop)
         read_windows(source, positions, [transform], clip)
         augment(clip[0], config, rng)
-        return int(self.mirrored_labels[label]) if movement.is_mirrored else label
+        label = int(self.mirrored_labels[label]) if movement.is_mirrored else label
+        return label, len(source)
 
 
 def train_positions(num_frames, config: Config, rng) -> np.ndarray:

@@ -34,6 +34,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from errors import check_system
+
 VERSION = 1  # raise it when the same arguments give other pictures
 CLIPS_PER_SET = {"train": 800, "validation": 160, "test": 40}
 MARKER = "demo.json"  # in the output folder: who made it, with which arguments, is it complete
@@ -361,6 +363,7 @@ def main(arguments=None):
     start = time.perf_counter()
     counts = {set_name: getattr(options, f"{set_name}_clips") for set_name in CLIPS_PER_SET}
     try:
+        check_system()
         num_frames = write_data_set(options.output, counts, options.seed, options.force)
     except (ValueError, OSError) as error:
         print(f"demo_data.py: {error}", file=sys.stderr)

@@ -25,6 +25,14 @@ class UserError(ValueError):
     """
 
 
+def check_system() -> None:
+    """Raises UserError on Windows, which lacks signals and system calls that runs depend on."""
+    if sys.platform == "win32":
+        raise UserError(
+            "Windows is not supported; install WSL (`wsl --install`) and run this in its Linux"
+        )
+
+
 def first_few(names, limit=10):
     """`a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
     names = [str(name) for name in names]
@@ -74,6 +82,7 @@ def exit_status(command, tells=lambda: True) -> int:
     tells: whether this process is the one that prints the message, asked once there is one.
     """
     try:
+        check_system()
         return command() or 0
     except stopping.Stopped as stopped:
         return stopped.code

@@ -4,61 +4,74 @@ import argparse
 import csv
 import itertools
 import json
+import os
 import sys
+import threading
+from collections import deque
 from pathlib import Path
+from time import monotonic
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from annotated import save_annotated
-from data_loader import frames_needed, open_clip
+from data_loader import frames_needed, open_clip, short_clips_note
 from device import choose_device, prepare
 from errors import UserError, exit_status
 from frames import FRAME_SUFFIXES, FramesInMemory
-from predictor import Predictor, Scores, averaged, load_predictors
+from predictor import Scores, averaged, load_predictors
 from videos import is_video
 
 LIVE_SECONDS = 3.0  # how much of the past a live prediction is of, at least
-LEAST_SHARE = 0.25  # of a network's clip that must be there; the rest is padded with the last frame
+ROUNDING = 1e-6  # of times, seconds
 
 
 # --- what is to be classified ------------------------------------------------------------------
 
 
-def find_clips(path) -> list[Path]:
-    """The clips that a path stands for: itself, or the videos and folders of frames in it.
+def find_clips(path) -> tuple[list[Path], list[str]]:
+    """The clips that a path stands for, and what is wrong with other folders below it.
 
-    Raises UserError if it is missing, empty, or holds frames beside other clips.
+    A clip is a video file or a folder of frames; in all other folders, of classes say, clips are
+    looked for. Raises UserError if the path is missing, or a file that is no video.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; correct the path")
-    if not path.is_dir():
-        if not is_video(path):
-            raise UserError(f"{path}: neither a video file nor a folder; give the clip's folder")
-        return [path]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    clips = [entry for entry in entries if entry.is_dir() or is_video(entry)]
-    has_frames = any(entry.name.lower().endswith(FRAME_SUFFIXES) for entry in entries)
-    if has_frames and clips:
-        raise UserError(
-            f"{path}: holds frames and other clips ({clips[0].name}); keep each clip in a folder "
-            "of its own"
-        )
-    if not has_frames and not clips:
-        raise UserError(f"{path}: no frames ({', '.join(FRAME_SUFFIXES)}) and no videos in it")
-    return [path] if has_frames else clips
+    if path.is_dir():
+        return _clips_below(path)
+    if not is_video(path):
+        raise UserError(f"{path}: neither a video file nor a folder; give the clip's folder")
+    return [path], []
 
 
-def open_for(predictor: Predictor, clip):
-    """The clip's frames. Raises UserError if they cannot be read, or are far too few."""
-    source, needed = open_clip(clip, predictor.config), frames_needed(predictor.config)
-    if len(source) < LEAST_SHARE * needed:
-        raise UserError(
-            f"{clip}: {len(source)} frames at {predictor.config.frame_rate:g} a second are far too "
-            f"short; this network looks at {needed}; record a longer one"
-        )
-    return source
+def _clips_below(folder: Path) -> tuple[list[Path], list[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            entries = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries
+                             if not entry.name.startswith("."))
+    except OSError as error:
+        return [], [f"{folder}: cannot be read ({error.strerror})"]
+    inner = [entry for entry in entries if entry[1] or is_video(entry[0])]
+    has_frames = any(name.lower().endswith(FRAME_SUFFIXES)
+                     for name, is_folder, _ in entries if not is_folder)
+    if has_frames:
+        if not inner:
+            return [folder], []
+        return [], [f"{folder}: holds frames and other clips ({inner[0][0]}); keep each clip in a "
+                    "folder of its own"]
+    if not inner:
+        return [], [f"{folder}: no frames ({', '.join(FRAME_SUFFIXES)}) and no videos in it"]
+    clips, problems = [], []
+    for name, is_folder, is_link in inner:
+        path = folder / name
+        if is_link and folder.resolve().is_relative_to(path.resolve()):
+            continue  # it leads back to where the search has come from
+        found, wrong = _clips_below(path) if is_folder else ([path], [])
+        clips += found
+        problems += wrong
+    return clips, problems
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -66,26 +79,46 @@ def open_for(predictor: Predictor, clip):
 
 def predict(predictors, clips, save_path) -> tuple[dict[Path, Scores], list[str]]:
     """Scores by clip, and what kept others from being classified."""
-    found, problems = {}, []
+    found, problems, num_short = {}, [], [0] * len(predictors)
+    places = places_for(save_path, clips) if save_path else {}
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
+            sources = [open_clip(clip, predictor.config) for predictor in predictors]
             found[clip] = averaged([
-                predictor.scores(open_for(predictor, clip)) for predictor in predictors
+                predictor.scores(source)
+                for predictor, source in zip(predictors, sources, strict=True)
             ])
-            if save_path:
-                source = open_clip(clip, predictors[0].config)
-                save_annotated(place_for(save_path, clip, len(clips)), source, found[clip],
+            if places:
+                save_annotated(places[clip], sources[0], found[clip],
                                predictors[0].config.frame_rate)
         except UserError as error:
+            found.pop(clip, None)
             problems.append(str(error))
+            continue
+        for number, (predictor, source) in enumerate(zip(predictors, sources, strict=True)):
+            num_short[number] += len(source) < frames_needed(predictor.config)
+    notes = [short_clips_note(number, len(found), predictor.config)
+             for number, predictor in zip(num_short, predictors, strict=True) if number]
+    for note in dict.fromkeys(notes):  # networks of one clip length say the same
+        print(f"note: {note}", file=sys.stderr)
     return found, problems
 
 
-def place_for(save_path: Path, clip: Path, num_clips: int) -> Path:
-    """One clip goes to the file that --save names; several to files in a folder of that name."""
-    if num_clips == 1 and save_path.suffix.lower() in (".gif", ".mp4"):
-        return save_path
-    return save_path / f"{clip.name}.mp4"
+def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:
+    """Where --save writes each clip: one file each.
+
+    A single clip goes to the file that --save names; several to a folder of that name, in which
+    they lie as they do below the folder that they all share.
+    """
+    if len(clips) == 1 and save_path.suffix.lower() in (".gif", ".mp4"):
+        return {clips[0]: save_path}
+    paths = [Path(os.path.abspath(clip)) for clip in clips]
+    root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    names = [path.relative_to(root) for path in paths]
+    stems = [name.with_suffix("") if is_video(name) else name for name in names]
+    if len(set(stems)) == len(stems):
+        names = stems
+    return {clip: save_path / f"{name}.mp4" for clip, name in zip(clips, names, strict=True)}
 
 
 def table(found: dict[Path, Scores], count: int) -> str:
@@ -117,30 +150,99 @@ def write_results(path: Path, found: dict[Path, Scores], count: int) -> None:
 # --- live --------------------------------------------------------------------------------------
 
 
+class Camera:
+    """What a webcam has shown in the last seconds: each picture with the time at which it came.
+
+    A thread takes the pictures as they come. So none waits while a network computes, and a
+    movement has its own speed in them, however slow the network is.
+    """
+
+    def __init__(self, number: int, seconds: float):
+        """seconds: how much is kept. Raises UserError if there is no such camera."""
+        self.number, self.seconds = number, seconds
+        self.device = cv2.VideoCapture(number)
+        if not self.device.isOpened():
+            raise UserError(f"--camera {number}: OpenCV finds no such camera; try another number")
+        self.pictures = deque()  # (time in seconds, uint8 BGR [H, W, 3])
+        self.has_new, self.is_over, self.changed = False, False, threading.Condition()
+        self.thread = threading.Thread(target=self._take_pictures, daemon=True)
+        self.thread.start()
+
+    def _take_pictures(self):
+        try:
+            while not self.is_over:
+                is_read, picture = self.device.read()
+                if not is_read:
+                    return
+                now = monotonic()
+                with self.changed:
+                    self.pictures.append((now, picture))
+                    while len(self.pictures) > 1 and now - self.pictures[1][0] >= self.seconds:
+                        self.pictures.popleft()
+                    self.has_new = True
+                    self.changed.notify()
+        finally:
+            with self.changed:
+                self.is_over = True
+                self.changed.notify()
+
+    def wait_for_more(self, seconds: float) -> None:
+        """Until there is a new picture, and one that is `seconds` older.
+
+        Raises UserError once the camera gives no more.
+        """
+
+        def is_there():
+            if self.is_over or not self.pictures:
+                return self.is_over
+            return self.has_new and self.pictures[-1][0] - self.pictures[0][0] >= seconds - ROUNDING
+
+        with self.changed:
+            self.changed.wait_for(is_there)
+            if self.is_over:
+                raise UserError(f"--camera {self.number}: gives no more pictures")
+            self.has_new = False
+
+    def newest(self, frame_rate: float, most: int) -> FramesInMemory:
+        """The last pictures at `frame_rate` a second, at most `most` of them.
+
+        As in a video file, each frame is what was shown at its time.
+        """
+        with self.changed:
+            pictures = list(self.pictures)
+        times = np.array([time for time, _ in pictures])
+        num_frames = min(most, 1 + int((times[-1] - times[0]) * frame_rate + ROUNDING))
+        wanted = times[-1] - np.arange(num_frames)[::-1] / frame_rate
+        shown = np.searchsorted(times, wanted + ROUNDING, side="right") - 1
+        return FramesInMemory([cv2.cvtColor(pictures[index][1], cv2.COLOR_BGR2RGB)
+                               for index in shown])
+
+    def close(self) -> None:
+        self.is_over = True
+        self.thread.join(1)
+        if not self.thread.is_alive():  # releasing what it reads from could crash
+            self.device.release()
+
+
 def predict_live(predictors, number: int) -> None:
     """Prints what the camera shows, over and over, until Ctrl-C. Raises UserError without one."""
-    camera = cv2.VideoCapture(number)
-    if not camera.isOpened():
-        raise UserError(f"--camera {number}: OpenCV finds no such camera; try another number")
-    rate = predictors[0].config.frame_rate
-    frames, taken = [], 0.0
+    rates = [predictor.config.frame_rate for predictor in predictors]
+    most = [max(round(LIVE_SECONDS * rate), predictor.gesture_length)
+            for rate, predictor in zip(rates, predictors, strict=True)]
+    least_seconds = max((predictor.gesture_length - 1) / rate
+                        for rate, predictor in zip(rates, predictors, strict=True))
+    camera = Camera(number, max(count / rate for count, rate in zip(most, rates, strict=True)))
     try:
         while True:
-            is_read, picture = camera.read()
-            if not is_read:
-                raise UserError(f"--camera {number}: gives no more pictures")
-            now = cv2.getTickCount() / cv2.getTickFrequency()
-            if now - taken < 1 / rate:
-                continue
-            taken, frames = now, [*frames, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)]
-            frames = frames[-round(LIVE_SECONDS * rate) :]
-            if len(frames) > 1:
-                source = FramesInMemory(frames)
-                scores = averaged([predictor.scores(source) for predictor in predictors])
-                line = "   ".join(f"{name} {100 * share:.0f} %" for name, share in scores.top(3))
-                print(f"\r{line:<79}", end="", flush=True)
+            camera.wait_for_more(least_seconds)  # so that no network's clip is padded
+            scores = averaged([
+                predictor.scores(camera.newest(rate, count))
+                for predictor, rate, count in zip(predictors, rates, most, strict=True)
+            ])
+            line = "   ".join(f"{name} {100 * share:.0f} %" for name, share in scores.top(3))
+            print(f"\r{line:<79}", end="", flush=True)
     finally:
-        camera.release()
+        camera.close()
         print()
 
 
@@ -150,7 +252,7 @@ def predict_live(predictors, number: int) -> None:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a folder of frames, a video "
-                        "file, or a folder of either")
+                        "file, or a folder of either, also in folders of classes")
     parser.add_argument("--checkpoint", "-c", action="append", required=True, metavar="FILE",
                         help="given several times, the networks' scores are averaged")
     parser.add_argument("--top", type=int, default=3, help="classes a clip (%(default)s)")
@@ -184,11 +286,14 @@ def predict_paths(predictors, options) -> int:
     clips, problems = [], []
     for path in options.paths:
         try:
-            clips += find_clips(path)
+            found, wrong = find_clips(path)
+            clips += found
+            problems += wrong
         except UserError as error:
             problems.append(str(error))
+    clips = list({os.path.abspath(clip): clip for clip in reversed(clips)}.values())[::-1]
     count = min(options.top, len(predictors[0].classes))
-    found, others = predict(predictors, list(dict.fromkeys(clips)), options.save)
+    found, others = predict(predictors, clips, options.save)
     problems += others
     if found:
         print(table(found, count))

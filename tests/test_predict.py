@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, draw_frames, write_clip, write_data_set
+from conftest import CLASSES, draw_frames, make_config, write_clip, write_data_set
 from movies import write_sound, write_video
 from PIL import Image
 from runs import make_settings, run_folder, write_config
@@ -21,8 +22,9 @@ from runs import make_settings, run_folder, write_config
 import predict
 import train
 from checkpoint import load_checkpoint
+from errors import UserError
 from frames import FramesInMemory
-from predictor import averaged, load_predictor
+from predictor import Predictor, Scores, averaged, load_predictor
 
 CPU = torch.device("cpu")
 
@@ -153,6 +155,86 @@ def test_a_long_video_is_looked_at_in_pieces(checkpoint):
     assert np.abs(scores.frames[5] - scores.frames[-5]).max() > 0.05
 
 
+def test_short_clips_are_padded_as_in_evaluation(trained, checkpoint, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lengths = {"1": 1, "2": 6, "3": 7, "4": 9}  # the network looks at 7 frames
+    for name, length in lengths.items():
+        write_clip(tmp_path / "clips" / name, draw_frames("Left", length, rng))
+    (tmp_path / "set.csv").write_text("".join(f"{name};Left\n" for name in lengths))
+    own = trained[0] | {"val_data_folder": str(tmp_path / "clips"), "checkpoint": checkpoint,
+                        "val_data_csv": str(tmp_path / "set.csv"), "output_dir": str(tmp_path)}
+    config = write_config(tmp_path / "config.json", own)
+    assert train.main(["-c", config, "-e", "-r", "-g", "cpu"]) == 0
+    told = "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"
+    assert f"validation: {told}\n" in capsys.readouterr().out
+    output = tmp_path / "found.csv"
+    both = ["-c", checkpoint, "-c", checkpoint]
+    assert predict.main([*both, "-g", "cpu", "-o", str(output), str(tmp_path / "clips")]) == 0
+    assert capsys.readouterr().err == f"note: {told}\n"
+    for one, other in zip(rows_of(output), rows_of(run_folder(own) / "predictions.csv"),
+                          strict=True):
+        assert one["predicted"] == other["predicted"]
+        assert float(one["score1"]) == pytest.approx(float(other["score1"]), abs=1e-5)
+
+
+# --- which clips, and where they are saved -----------------------------------------------------
+
+
+def touch_clips(root, *names):
+    """Folders of one frame, and videos, both empty: for what goes by names only."""
+    for name in names:
+        path = root / name if "." in name else root / name / "1.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_clips_are_found_in_class_folders(tmp_path):
+    touch_clips(tmp_path, "Left/2", "Left/1", "Right/3.mp4", "Right/deeper/4", ".hidden/5", "6.avi")
+    (tmp_path / "Left" / "notes.txt").touch()
+    clips, problems = predict.find_clips(tmp_path)
+    found = [str(clip.relative_to(tmp_path)) for clip in clips]
+    assert found == ["6.avi", "Left/1", "Left/2", "Right/3.mp4", "Right/deeper/4"]
+    assert problems == []
+    assert predict.find_clips(tmp_path / "Left" / "1") == ([tmp_path / "Left" / "1"], [])
+
+
+def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
+    touch_clips(tmp_path, "good", "classes/good", "classes/mixed", "classes/mixed/a.mp4")
+    (tmp_path / "classes" / "empty").mkdir()
+    (tmp_path / "classes" / "round").symlink_to(tmp_path)
+    clips, problems = predict.find_clips(tmp_path)
+    assert clips == [tmp_path / "classes" / "good", tmp_path / "good"]
+    empty, mixed = problems
+    assert empty.startswith(f"{tmp_path}/classes/empty: no frames")
+    assert mixed.startswith(f"{tmp_path}/classes/mixed: holds frames and other clips (a.mp4)")
+
+
+@pytest.mark.parametrize("names, places", [
+    (["A/1", "A/2.avi"], ["1", "2"]),
+    (["A/x", "B/x"], ["A/x", "B/x"]),
+    (["A/Left/x.mp4", "A/Right/x.mp4"], ["Left/x", "Right/x"]),
+    (["A/x", "A/x.avi", "A/y.avi"], ["x", "x.avi", "y.avi"]),
+    (["A/clip.v1", "A/clip.v2"], ["clip.v1", "clip.v2"]),
+])  # fmt: skip
+def test_no_two_clips_are_saved_to_one_file(names, places):
+    clips = [Path(name) for name in names]
+    found = predict.places_for(Path("out"), clips)
+    assert found == {clip: Path("out", f"{place}.mp4")
+                     for clip, place in zip(clips, places, strict=True)}  # fmt: skip
+
+
+def test_the_same_path_twice_is_one_clip(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("A/1", "B/1"):
+        write_clip(tmp_path / name, draw_frames("Left", 9, rng))
+    paths = ["A", "B", "./A/1", str(tmp_path / "B")]
+    assert predict.main(["-c", checkpoint, "-g", "cpu", "--save", "out", *paths]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    saved = sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.*"))
+    assert saved == ["A/1.mp4", "B/1.mp4"]
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_the_annotated_clip_can_be_opened(checkpoint, tmp_path, suffix):
     write_clip(tmp_path / "clip", draw_frames("Right", 9, np.random.default_rng(0)))
@@ -175,24 +257,22 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no video")
     (tmp_path / "nothing").mkdir()
-    write_clip(tmp_path / "short", draw_frames("Left", 1, rng))  # the network looks at 7 frames
     write_sound(tmp_path / "sound.mp4")
     write_video(tmp_path / "still.mp4", draw_frames("Left", 1, rng))
     whole = Path(write_video(tmp_path / "cut.avi", draw_frames("Left", 20, rng))).read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    names = ["good", "mixed", "empty.mp4", "notes.txt", "nothing", "missing", "short", "sound.mp4",
+    names = ["good", "mixed", "empty.mp4", "notes.txt", "nothing", "missing", "sound.mp4",
              "still.mp4", "cut.avi"]  # fmt: skip
     paths = [str(tmp_path / name) for name in names]
     assert predict.main(["-c", checkpoint, "-g", "cpu", *paths]) == 2
     captured = capsys.readouterr()
     assert len(captured.out.strip().split("\n")) == 1 and "good" in captured.out
     errors = captured.err.strip().split("\n")
-    assert errors[-1] == "error: 9 of 10 could not be classified"
+    assert errors[-1] == "error: 8 of 9 could not be classified"
     for name, problem in (("mixed", "holds frames and other clips"), ("empty.mp4", "empty"),
                           ("notes.txt", "neither a video"), ("nothing", "no frames"),
-                          ("missing", "no such file"), ("short", "1 frames at 12 a second"),
-                          ("sound.mp4", "no video in it"), ("still.mp4", "a single frame"),
-                          ("cut.avi", "cut off")):  # fmt: skip
+                          ("missing", "no such file"), ("sound.mp4", "no video in it"),
+                          ("still.mp4", "a single frame"), ("cut.avi", "cut off")):  # fmt: skip
         assert any(name in line and problem in line for line in errors), name
 
 
@@ -213,18 +293,130 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
         assert problem in capfd.readouterr().err
 
 
+# --- live --------------------------------------------------------------------------------------
+
+
+class PlayedCamera:
+    """A video file in the place of a camera, `pace` frames a second by a clock of its own.
+
+    The clock goes on in `pass_time` alone, a frame at a time, once the last one was taken; and for
+    the first `num_waited_for` frames by itself, as the command waits for them.
+    """
+
+    def __init__(self, path, pace, num_waited_for):
+        self.file, self.pace, self.num_waited_for = cv2.VideoCapture(path), pace, num_waited_for
+        self.num_asked = self.num_shown = 0
+        self.is_over, self.changed = False, threading.Condition()
+
+    def isOpened(self):  # noqa: N802 - OpenCV's name
+        return True
+
+    def read(self):
+        with self.changed:
+            self.num_asked += 1
+            if self.num_asked <= self.num_waited_for:
+                self.num_shown = self.num_asked
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.num_shown >= self.num_asked)
+            is_read, picture = self.file.read()
+            self.is_over = not is_read
+            self.changed.notify_all()
+            return is_read, picture
+
+    def clock(self):
+        return self.num_shown / self.pace
+
+    def pass_time(self, seconds):
+        for _ in range(round(seconds * self.pace)):
+            with self.changed:
+                self.num_shown += 1
+                self.changed.notify_all()
+                assert self.changed.wait_for(
+                    lambda: self.num_asked > self.num_shown or self.is_over, timeout=60
+                ), "nobody takes the camera's pictures"
+
+    def release(self):
+        self.file.release()
+
+
+class SlowPredictor:
+    """Notes which frames it is given, by their brightness, and takes seconds to look at them."""
+
+    def __init__(self, camera, seconds, **keys):
+        self.camera, self.seconds, self.seen = camera, seconds, []
+        self.predictor = Predictor(make_config(**keys), CLASSES, None, CPU, epoch=1)
+        self.config, self.gesture_length = self.predictor.config, self.predictor.gesture_length
+
+    def scores(self, source):
+        frames = source.frames_at(range(len(source)))
+        self.seen.append([round(frame.mean() / 2) for frame in frames])
+        self.camera.pass_time(self.seconds)
+        return Scores(CLASSES, np.full(3, 1 / 3), np.full((len(source), 3), 1 / 3))
+
+
+@pytest.fixture
+def play_camera(tmp_path, monkeypatch):
+    """Puts a PlayedCamera of 120 frames, each brighter than the last, in the place of OpenCV's."""
+
+    def play(pace, num_waited_for):
+        frames = np.stack([np.full((24, 32, 3), 2 * number, np.uint8) for number in range(120)])
+        path = write_video(tmp_path / "a.avi", frames, codec="ffv1", pix_fmt="bgr0")
+        camera = PlayedCamera(path, pace, num_waited_for)
+        monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: camera)
+        monkeypatch.setattr(predict, "monotonic", camera.clock)
+        return camera
+
+    return play
+
+
+def test_a_slow_network_sees_movements_at_their_own_speed(play_camera):
+    camera = play_camera(pace=24, num_waited_for=13)  # 7 frames at 12 a second
+    slow = SlowPredictor(camera, seconds=1, clip_size=4, step_size=2)
+    with pytest.raises(UserError, match="--camera 0: gives no more pictures"):
+        predict.predict_live([slow], 0)
+    assert [frames[-1] for frames in slow.seen] == [12, 36, 60, 84, 108]  # the newest there was
+    assert [len(frames) for frames in slow.seen] == [7, 19, 31, 36, 36]  # 3 seconds at most
+    assert all(set(np.diff(frames)) == {2} for frames in slow.seen)
+
+
+def test_a_camera_slower_than_the_network_repeats_frames(play_camera):
+    camera = play_camera(pace=8, num_waited_for=5)
+    slow = SlowPredictor(camera, seconds=9, clip_size=4, step_size=2)
+    with pytest.raises(UserError, match="gives no more pictures"):
+        predict.predict_live([slow], 0)
+    assert slow.seen[0] == [0, 0, 1, 2, 2, 3, 4]
+    assert slow.seen[1][-4:] == [74, 74, 75, 76] and len(slow.seen[1]) == 36
+
+
+def test_the_live_window_is_as_long_as_the_networks_clip(play_camera):
+    camera = play_camera(pace=12, num_waited_for=69)
+    slow = SlowPredictor(camera, seconds=1, clip_size=18, step_size=4)
+    segments = SlowPredictor(camera, seconds=0, clip_size=5, step_size=9, sampling="segments")
+    with pytest.raises(UserError, match="gives no more pictures"):
+        predict.predict_live([slow, segments], 0)
+    assert {len(frames) for frames in slow.seen} == {69}
+    assert slow.seen[0] == list(range(69)) and slow.seen[1] == list(range(12, 81))
+    assert {len(frames) for frames in segments.seen} == {45}
+
+
 def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
-    """OpenCV plays a file in the place of the device, a frame a second by its clock."""
     frames = draw_frames("Left", 40, np.random.default_rng(0))
     path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
-    opened, ticks = cv2.VideoCapture, itertools.count(1)
-    monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: opened(path))
-    monkeypatch.setattr(predict.cv2, "getTickCount", lambda: next(ticks) * cv2.getTickFrequency())
+    camera = PlayedCamera(path, pace=12, num_waited_for=7)
+    monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: camera)
+    monkeypatch.setattr(predict, "monotonic", camera.clock)
+    scores = Predictor.scores
+
+    def scores_in_time(predictor, source):
+        camera.pass_time(1 / 12)
+        return scores(predictor, source)
+
+    monkeypatch.setattr(Predictor, "scores", scores_in_time)
     assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "0"]) == 2
     shown = capsys.readouterr()
     assert "--camera 0: gives no more pictures" in shown.err
     lines = shown.out.strip("\r\n ").split("\r")
-    assert len(lines) == 39 and all("Left" in line and "%" in line for line in lines)
+    assert len(lines) == 34 and all("Left" in line and "%" in line for line in lines)
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(checkpoint, tmp_path):

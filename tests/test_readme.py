@@ -1,16 +1,24 @@
 """What the README, its pages and the Makefile tell people to type, run at a small size."""
 
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_NETWORK, write_data_set
+from conftest import TINY_NETWORK, draw_frames, write_data_set
+from movies import write_video
+from numpy.random import default_rng
+from packaging.requirements import Requirement
+from tensorboard import program
+from torch.distributed.run import get_args_parser as torchrun_flags
 
 import demo_data
 import explain
@@ -18,8 +26,10 @@ import export
 import predict
 import report
 import train
+from benchmarks import benchmark, compare, machine, memory_a_clip
 from command_line import parse_arguments
 from config import Config
+from config_file import load_config
 from model import build_model, describe
 
 PROJECT = Path(__file__).parent.parent
@@ -41,11 +51,24 @@ def code_blocks(language):
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in blocks]
 
 
+def shell_lines() -> list[str]:
+    """What the pages tell people to type, each once: in blocks, and within sentences."""
+    lines = [line for block in code_blocks("sh") for line in block.splitlines()]
+    sentences = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", sentences)]
+    lines += [code for code in inline if re.match(r"(\w+=\S+ )*[a-z][\w.-]* \S", code)]
+    words = [shlex.split(line, comments=True) for line in lines if line not in NO_COMMANDS]
+    return list(dict.fromkeys(map(shlex.join, words)))
+
+
+NO_COMMANDS = ("one frame",)
+# Those that `test_python_commands_run` runs.
+SCRIPTS = ("demo_data.py", "train.py", "predict.py", "export.py", "report.py", "explain.py")
+
+
 def commands(script):
     """Arguments of each `python <script> ...` of the pages, in their order."""
-    inline = re.findall(r"`(python [^`]*)`", TEXT)
-    lines = [line for block in code_blocks("sh") for line in block.splitlines()]
-    found = [shlex.split(command.replace("\n", " "), comments=True) for command in lines + inline]
+    found = map(shlex.split, shell_lines())
     return [words[2:] for words in found if words[:2] == ["python", script]]
 
 
@@ -61,6 +84,10 @@ def workplace(tmp_path, monkeypatch):
         names = ["Left", "Right", "Still", *(f"class {n}" for n in (labels or [])[3:])]
         root = tmp_path / config["model_name"]
         made = write_data_set(root, {"train": 8, "validation": 4, "test": 2})
+        if config is own_config:  # a clip may be a video file
+            write_video(root / "clips" / "wave.mp4", draw_frames("Left", 9, default_rng(0)))
+            with open(made["train_data_csv"], "a") as file:
+                file.write("wave.mp4;Left\n")
         for key, path in made.items():
             if key in config:
                 Path(config[key]).parent.mkdir(parents=True, exist_ok=True)
@@ -70,17 +97,12 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_python_commands_run(workplace, capsys):
-    (drawing,) = commands("demo_data.py")[:1]
     small = ["--train_clips", "8", "--validation_clips", "8", "--test_clips", "2"]
-    assert demo_data.main(drawing + small) == 0
-    seen = []
+    for drawing in commands("demo_data.py"):
+        assert demo_data.main(drawing + small) == 0
     for arguments in commands("train.py"):
-        if arguments in seen or "--config" not in arguments:
-            continue
-        seen.append(arguments)
         overwrite = [] if "--resume" in arguments else ["--overwrite"]
         assert train.main(arguments + overwrite + SMALL) == 0, arguments
-    assert len(seen) >= 7
     (shown,) = commands("predict.py")
     assert predict.main([*shown, "-g", "cpu"]) == 0
     assert Path(shown[-1]).exists()
@@ -90,7 +112,128 @@ def test_python_commands_run(workplace, capsys):
     assert report.main(reported) == 0
     (explained,) = commands("explain.py")
     assert explain.main([*explained, "-g", "cpu"]) == 0
-    assert capsys.readouterr().out.count("training is over") >= 3
+    output = capsys.readouterr().out
+    assert output.count("training is over") >= 3 and "train: 9 clips in data/mine/clips" in output
+    assert "train: 9 clips examined" in output
+
+
+# --- the lines that it does not run ------------------------------------------------------------
+
+
+def check_make(_, *targets):
+    shown = subprocess.run(["make", "-n", *targets, "-C", PROJECT], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+
+
+def check_pip(*words):
+    assert words == ("pip", "install", "-r", "requirements.txt")
+    for line in (PROJECT / "requirements.txt").read_text().splitlines():
+        if text := line.partition("#")[0].strip():
+            needed = Requirement(text)
+            assert version(needed.name) in needed.specifier, line
+
+
+def check_tensorboard(*words):
+    server = program.TensorBoard()
+    server.configure(argv=words)
+    assert server.flags.logdir == "trainings"
+
+
+def check_torchrun(*words):
+    """The flags of both; two processes, restarts and two hosts are run in test_processes.py."""
+    words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), words))
+    options = torchrun_flags().parse_args(words[1:])
+    assert options.training_script == "train.py"
+    assert Path(parse_arguments(options.training_script_args).config).exists()
+
+
+def check_apt_get(*words):
+    names = [word for word in words[2:] if not word.startswith("-")]
+    assert re.search(rf"apt-get install .*{' '.join(names)}", (PROJECT / ".ci/run").read_text())
+
+
+def check_development(_, *words):
+    recipe, settings = (PROJECT / "Makefile").read_text(), (PROJECT / "pyproject.toml").read_text()
+    assert shlex.join(words) in recipe or f'markers = ["{words[-1]}:' in settings
+
+
+def check_benchmark(_, script, *words):
+    """The flags; a small run of each script is in test_benchmarks.py or test_memory.py."""
+    if script.endswith("benchmark.py"):
+        options = benchmark.parse_arguments(list(words))
+        load_config(PROJECT / "configs/config.json", options.overrides)
+    elif script.endswith("compare.py"):
+        options = compare.parse_arguments(list(words))
+        for _, *changes in options.variant:
+            load_config(options.config, options.overrides + changes)
+    else:
+        memory_a_clip.parse_arguments(list(words))
+
+
+def check_other_test(*words):
+    name = RUN_BY_OTHER_TESTS[shlex.join(words)]
+    assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/test_*.py"))
+
+
+RUN_BY_OTHER_TESTS = {
+    "python walkthrough.py": "test_whole_run",
+    "python config.py": "test_schema_is_current",
+    "python tests/two_hosts.py": "test_two_hosts_of_which_one_is_killed_and_started_again",
+}
+# By how the line begins.
+CHECKS = {
+    "make ": check_make,
+    "pip ": check_pip,
+    "tensorboard ": check_tensorboard,
+    "torchrun ": check_torchrun,
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ": check_torchrun,
+    "apt-get ": check_apt_get,
+    "python -m ": check_development,
+    "python benchmarks/": check_benchmark,
+} | dict.fromkeys(RUN_BY_OTHER_TESTS, check_other_test)
+OTHER_LINES = [line for line in shell_lines()
+               if not line.startswith(tuple(f"python {script}" for script in SCRIPTS))]
+
+
+@pytest.mark.parametrize("line", OTHER_LINES)
+def test_the_other_lines_are_run_in_part(workplace, line):
+    checks = [check for start, check in CHECKS.items() if line.startswith(start)]
+    assert len(checks) == 1, "no test runs this line of the README or the docs"
+    checks[0](*shlex.split(line))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in OTHER_LINES if line.startswith("torchrun")])
+def test_several_processes_of_one_machine_run(workplace, line):
+    demo_data.main(["--train_clips", "8", "--validation_clips", "8", "--test_clips", "2"])
+    _, *words = shlex.split(line)
+    words[words.index("train.py")] = train.__file__
+    command = [sys.executable, "-m", "torch.distributed.run", *words, *SMALL]
+    ended = subprocess.run(command, capture_output=True, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert ended.returncode == 0 and "training is over" in ended.stdout, ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in OTHER_LINES if "benchmark.py" in line])
+def test_benchmarks_run(workplace, monkeypatch, line):
+    monkeypatch.setattr(machine, "RESULTS", Path.cwd())
+    small = ["--device", "cpu", "--rounds", "1", "--clips", "1000", "--batch_size", "2"]
+    assert benchmark.main([*shlex.split(line)[2:], *small]) == 0
+
+
+@pytest.mark.parametrize("command, arguments", [
+    (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
+    (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
+], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
+    assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Windows is not supported" in line and "WSL" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_make_runs_the_same_commands(workplace):

@@ -33,8 +33,6 @@ NASTY_ID = "<img src=x onerror=document.title='taken'> & 'so on'"
 VIDEO_ID = "wave.mp4"
 # Elements that are never closed.
 VOID = {"meta", "link", "img", "source"}
-# Of the confusion matrix as a picture, whose fonts lack some of the names' letters.
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
 
 
 class Page(HTMLParser):
@@ -409,6 +407,42 @@ def test_many_classes_are_cut_to_those_with_mistakes():
     assert all(len(cells) == 60 for _, cells in rows)
     few = report.matrix_rows(matrix[:3, :3], "abc")
     assert [cells[number] for number, (_, cells) in enumerate(few)] == [(1000, 1.0)] * 3
+
+
+def test_the_picture_of_the_matrix_does_not_grow_with_the_classes():
+    rng = np.random.default_rng(0)
+    shapes = []
+    for num_classes in (3, 27, 60, 400, 1000):
+        matrix = rng.integers(0, 2, (num_classes, num_classes))
+        names = [f"a class with a rather long name, number {n}" for n in range(num_classes)]
+        shapes.append(evaluation.draw_confusion_matrix(matrix, names).shape)
+    assert all(max(shape) <= 1150 for shape in shapes), shapes
+    assert shapes[0][0] < 500 and shapes[2] == shapes[3]
+
+
+@pytest.mark.parametrize("num_classes, has_digits", [(8, True), (50, True), (174, False)])
+def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
+    matrix = np.zeros((num_classes, num_classes), int)
+    matrix[5, [7, 3]] = 1000, 1
+    picture = evaluation.draw_confusion_matrix(matrix, [""] * num_classes)
+    side = min(evaluation.FIELD, 40 * num_classes)
+    right = picture.shape[1] - evaluation.MARGIN if num_classes > 8 else 14 + side
+    bottom = picture.shape[0] - evaluation.MARGIN - 6  # below it are the names, which are empty
+    field = picture[bottom - side : bottom, right - side : right]
+    rows, columns = np.nonzero((field == evaluation.BLUES[2]).all(2))
+    cell = side / num_classes
+    edges = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
+    assert edges == pytest.approx([5 * cell, 6 * cell, 7 * cell, 8 * cell], abs=1)
+    is_whole = len(rows) == np.ptp(edges[:2]) * np.ptp(edges[2:])
+    assert is_whole != has_digits
+
+
+@pytest.mark.parametrize("num_classes, named", [(50, 50), (174, 58)])
+def test_classes_are_named_where_there_is_room(num_classes, named):
+    names = ["I"] * num_classes
+    picture = evaluation.draw_confusion_matrix(np.eye(num_classes, dtype=int), names)
+    beside = picture[-evaluation.FIELD - 20 :, :20].min((1, 2)) < 200
+    assert np.count_nonzero(np.diff(beside.astype(int)) == 1) == named
 
 
 # --- safe, and alone ---------------------------------------------------------------------------

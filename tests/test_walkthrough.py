@@ -112,21 +112,23 @@ def holds(assertion, names) -> bool:
     return True
 
 
-def test_what_was_learnt_is_asked_in_a_whole_run(walked):
+def test_what_was_learnt_is_asked_and_other_rounding_passes(walked):
     _, _, names = walked
-    learnt = assertions("options.quick or")
+    learnt = assertions(".accuracy(")
     assert len(learnt) == 6
 
     def told(**accuracies):
         by_order = {key.replace("_", " "): value for key, value in accuracies.items()}
         return SimpleNamespace(accuracy=by_order.__getitem__)
 
-    good = {"options": SimpleNamespace(quick=False), "one_frame": told(in_order=50),
-            "still": told(in_order=50),
+    good = {"one_frame": told(in_order=50), "still": told(in_order=50),
             "trained": told(in_order=100, reversed=0, shuffled=50, frozen=50)}  # fmt: skip
+    rough = {"one_frame": told(in_order=66), "still": told(in_order=34),
+             "trained": told(in_order=90.6, reversed=9.4, shuffled=61, frozen=39)}  # fmt: skip
     bad = good | {"one_frame": told(in_order=90), "still": told(in_order=90),
                   "trained": told(in_order=60, reversed=50, shuffled=90, frozen=90)}  # fmt: skip
-    assert all(holds(assertion, names | good) for assertion in learnt)
+    for other in (names, names | good, names | rough):
+        assert all(holds(assertion, other) for assertion in learnt)
     assert not any(holds(assertion, names | bad) for assertion in learnt)
 
 
@@ -154,6 +156,14 @@ def test_output_that_cannot_be_made(tmp_path, capsys):
         walk(tmp_path, arguments=["--output", "file/pictures"], num_cells=1)
     assert stopped.value.code == 2
     assert "--output file/pictures" in capsys.readouterr().err
+
+
+def test_windows_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stopped:
+        walk(tmp_path, num_cells=1)
+    assert stopped.value.code == 2
+    assert "Windows is not supported" in capsys.readouterr().err
 
 
 @pytest.mark.slow
