@@ -56,8 +56,7 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     memory.reset_peak(run.device)
     start = time.perf_counter()
     for batch in progress.over(run.profile.over(batches_of(loader))):
-        is_due = run.step > first_step and timer.is_due()  # else nothing has moved
-        counts = agree(run, len(batch.labels), is_due, log, timer)
+        counts = agree(run, len(batch.labels), run.step > first_step, log, timer)
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
@@ -71,19 +70,22 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         now = time.perf_counter()
         run.seconds, start = run.seconds + now - start, now
         progress.update(run.step, num_clips, run.metrics, rate)
+    agree(run, 0, run.step > first_step, log, timer)
     run.loss_watch.settle()
     progress.close()
     run.bad_clips.report(annotations, "train", run.epoch + 1)
 
 
-def agree(run: Run, num_clips: int, is_due: bool, log: TensorBoardLog, timer) -> list[int]:
-    """What all processes do before a step, in one exchange. Returns the `num_clips` of each.
+def agree(run: Run, num_clips: int, has_moved: bool, log: TensorBoardLog, timer) -> list[int]:
+    """What all processes do between two steps, in one exchange. Returns the `num_clips` of each.
 
     A checkpoint that is due, a signal, or a bad loss of an earlier step in one process is one in
     all. Raises Stopped, and UserError for a bad loss.
     """
-    asked = processes.gather_ints(clips=num_clips, bad=run.loss_watch.knows_a_bad_loss(),
-                                  save=is_due, signal=stopping.requested())  # fmt: skip
+    asked = processes.gather_ints(
+        clips=num_clips, bad=run.loss_watch.knows_a_bad_loss(), signal=stopping.requested(),
+        save=has_moved and timer.is_due(),
+    )  # fmt: skip
     is_bad, save, number = (max(row[key] for row in asked) for key in ("bad", "save", "signal"))
     if is_bad or save or number:
         run.loss_watch.settle()

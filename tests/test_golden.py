@@ -40,9 +40,9 @@ def losses_of_steps(folder) -> list[float]:
     config = data | RECIPE | {"model_name": "golden", "output_dir": str(folder)}
     train_step, losses = loop.train_step, []
 
-    def watched_step(run, batch, annotations):
+    def watched_step(run, batch, *rest):
         before = float(run.metrics.meters["loss"].sum)
-        num_clips = train_step(run, batch, annotations)
+        num_clips = train_step(run, batch, *rest)
         losses.append((float(run.metrics.meters["loss"].sum) - before) / num_clips)
         return num_clips
 
