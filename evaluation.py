@@ -27,7 +27,7 @@ from data_loader import batches_of
 from device import evaluating, to_network_input
 from errors import UserError, first_few
 from model import for_inference
-from utils import top_k_correct, top_k_for
+from utils import accuracy_ranks, top_k_correct
 
 LOGITS_FILE = "logits.npz"
 
@@ -83,16 +83,15 @@ def _check_logits(logits, annotations):
 
 
 def score(logits, labels) -> dict[str, float]:
-    """Mean loss, top-1 and top-k in percent. logits: [N, classes]; labels: int64 [N].
+    """Mean loss, top-1 and top-5 in percent. logits: [N, classes]; labels: int64 [N].
 
     Clips without logits (NaN) do not count.
     """
     logits, labels = _with_logits(logits, labels)
-    k = top_k_for(logits.shape[1])
-    return {
-        "loss": F.cross_entropy(logits.double(), labels).item(),
-        "top1": 100 * top_k_correct(logits, labels, 1).double().mean().item(),
-        f"top{k}": 100 * top_k_correct(logits, labels, k).double().mean().item(),
+    loss = F.cross_entropy(logits.double(), labels).item()
+    return {"loss": loss} | {
+        f"top{k}": 100 * top_k_correct(logits, labels, k).double().mean().item()
+        for k in accuracy_ranks(logits.shape[1])
     }
 
 
@@ -168,7 +167,7 @@ def write_results(folder, annotations, logits, class_names, origin=None) -> None
 
 def write_predictions(path, annotations, logits, class_names) -> None:
     """A CSV row per clip: id, label (if there are labels), predicted, confidence, top k, scores."""
-    k = top_k_for(len(class_names))
+    k = min(5, len(class_names))
     scores, classes = logits.softmax(1).topk(k, dim=1)
     has_labels = annotations.has_labels
     top_columns = [f"{kind}{rank}" for rank in range(1, k + 1) for kind in ("top", "score")]

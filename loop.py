@@ -56,7 +56,7 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
 
 def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -> None:
     """The steps of an epoch that are still to be done."""
-    config, num_steps = run.config, len(loader)
+    config, num_steps, first_step = run.config, len(loader), run.step
     annotations = loader.dataset.annotations
     loader.batch_sampler.start_at(run.epoch, run.step)
     progress = Progress(run.epoch, run.step, num_steps, config, run.device)
@@ -64,9 +64,8 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
     memory.reset_peak(run.device)
     start = time.perf_counter()
     for batch in progress.over(run.profile.over(batches_of(loader))):
+        counts = agree(run, len(batch.labels), run.step > first_step, log, timer)
         run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
-        is_due = run.step > loader.batch_sampler.first_step and timer.is_due()
-        counts = agree_before_a_step(run, batch, log, timer, is_due)
         if run.epoch == 0 and run.step == 0 and len(batch.clips):
             log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
         rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
@@ -79,21 +78,22 @@ def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -
         now = time.perf_counter()
         run.seconds, start = run.seconds + now - start, now
         progress.update(run.step, sum(counts), run.metrics, rate)
+    agree(run, 0, run.step > first_step, log, timer)
     run.loss_watch.settle()
-    if processes.highest(save=timer.is_due())["save"]:  # validation may take long
-        save_run(run, log.sizes())
     progress.close()
     run.bad_clips.report(annotations, "train", run.epoch + 1)
 
 
-def agree_before_a_step(run: Run, batch, log, timer: CheckpointTimer, is_due) -> list[int]:
-    """What the processes have to know of each other, in one exchange: the clips of each one.
+def agree(run: Run, num_clips: int, has_moved: bool, log: TensorBoardLog, timer) -> list[int]:
+    """What all processes do between two steps, in one exchange. Returns the `num_clips` of each.
 
-    Saves if one of them is due to. Raises Stopped if a signal has come to any, and UserError if
-    the loss of a step before was bad in any.
+    A checkpoint that is due, a signal, or a bad loss or gradient of an earlier step in one process
+    is one in all. Raises Stopped, and UserError for a bad loss.
     """
-    asked = processes.gather_ints(clips=len(batch.labels), bad=run.loss_watch.found_bad(),
-                                  save=is_due, signal=stopping.requested())  # fmt: skip
+    asked = processes.gather_ints(
+        clips=num_clips, bad=run.loss_watch.found_bad(), signal=stopping.requested(),
+        save=has_moved and timer.is_due(),
+    )  # fmt: skip
     is_bad, save, number = (max(row[key] for row in asked) for key in ("bad", "save", "signal"))
     if is_bad or save or number:
         run.loss_watch.settle()

@@ -41,9 +41,12 @@ class AverageMeter:
         return float(self.sum) / int(self.count) if self.count else float("nan")
 
 
-def top_k_for(num_classes: int) -> int:
-    """5 as is customary, or the number of classes if that is smaller."""
-    return min(5, num_classes)
+def accuracy_ranks(num_classes: int) -> list[int]:
+    """The k of the top-k accuracies that are measured: 1, and 5 where there are more classes.
+
+    With 5 classes or fewer the label is always among the 5 highest.
+    """
+    return [k for k in (1, 5) if k < num_classes]
 
 
 def top_k_correct(logits, labels, k) -> torch.Tensor:
@@ -52,20 +55,20 @@ def top_k_correct(logits, labels, k) -> torch.Tensor:
 
 
 class TrainingMetrics:
-    """Running loss, top-1 and top-k (percent) of the clips, and the norm of the steps' gradients.
+    """Running loss, top-1 and top-5 (percent) of the clips, and the norm of the steps' gradients.
 
     All are of the clips and steps seen so far in an epoch.
     """
 
     def __init__(self, num_classes: int):
-        self.k = top_k_for(num_classes)
-        names = ("loss", "top1", f"top{self.k}", "grad_norm")
+        self.ranks = accuracy_ranks(num_classes)
+        names = ["loss", *(f"top{k}" for k in self.ranks), "grad_norm"]
         self.meters = {name: AverageMeter() for name in names}
 
     def update(self, loss_sum, logits, labels):
         """loss_sum: added up over the clips; logits: [N, classes]; labels: [N]."""
-        sums = {"loss": loss_sum, "top1": 100 * top_k_correct(logits, labels, 1).sum()}
-        sums[f"top{self.k}"] = 100 * top_k_correct(logits, labels, self.k).sum()
+        sums = {"loss": loss_sum}
+        sums |= {f"top{k}": 100 * top_k_correct(logits, labels, k).sum() for k in self.ranks}
         for name, batch_sum in sums.items():
             self.meters[name].update(batch_sum, len(labels))
 

@@ -149,7 +149,7 @@ def test_after_training(trained):
         f"{name} {float(history[0][column]):.4g} in epoch 1, {float(history[1][column]):.4g} in "
         "epoch 2" for name, column in (("training", "loss"), ("validation", "val_loss")))
     assert [label.split(" by ")[0] for label in labels] == [
-        "Loss", "Top-1 accuracy", "Top-3 accuracy", "Learning rate", "Training clips a second",
+        "Loss", "Top-1 accuracy", "Learning rate", "Training clips a second",
         "Seconds of training steps"]  # fmt: skip
     assert "in 2 epochs" in page.section("Speed") and "1 x CPU in fp32" in page.section("Speed")
     assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section("Speed") \
@@ -395,7 +395,7 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
     (folder / "config.json").write_text(json.dumps(config))
     page = Page(report.write_report(folder).read_text())
     labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
-    assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 6
+    assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 5
     assert any(text == "without a set end" for _, text in page.texts)
 
 

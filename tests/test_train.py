@@ -13,7 +13,10 @@ from conftest import write_data_set
 from runs import curves, differences, read_csv, run_folder, train_until, without_times
 from tensorboard import program
 
+import evaluation
 import train
+from checkpoint import save_checkpoint
+from utils import TrainingMetrics
 
 
 def test_run_folder(write_config, settings, capsys):
@@ -26,9 +29,10 @@ def test_run_folder(write_config, settings, capsys):
     history = read_csv(folder / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert list(history[0]) == [
-        "epoch", "loss", "top1", "top3", "grad_norm", "learning_rate", "seconds",
-        "clips_per_second", "peak_memory_mib", "val_loss", "val_top1", "val_top3",
+        "epoch", "loss", "top1", "grad_norm", "learning_rate", "seconds", "clips_per_second",
+        "peak_memory_mib", "val_loss", "val_top1",
     ]  # fmt: skip
+    assert "top-1" in output and "top-3" not in output  # which is all clips of three classes
     used = json.loads((folder / "config.json").read_text())
     assert used["batch_size"] == 4 and used["dropout"] == 0.15
     assert json.loads((folder / "versions.json").read_text())[0]["torch"] == torch.__version__
@@ -44,6 +48,34 @@ def test_the_used_config_starts_the_same_run_again(write_config, settings):
     histories = [read_csv(Path(settings["output_dir"]) / name / "history.csv")
                  for name in ("tiny", "again")]
     assert without_times(histories[0]) == without_times(histories[1])
+
+
+@pytest.mark.parametrize("num_classes, names", [
+    (5, ["loss", "top1"]), (6, ["loss", "top1", "top5"]),
+])  # fmt: skip
+def test_top_5_is_measured_where_there_are_more_than_5_classes(num_classes, names):
+    logits, labels = -torch.arange(num_classes).float().repeat(2, 1), torch.tensor([0, 4])
+    metrics = TrainingMetrics(num_classes)
+    metrics.update(torch.tensor(1.0), logits, labels)
+    scores = evaluation.score(logits, labels)
+    assert list(metrics.averages()) == list(scores) == names
+    assert metrics.averages()["top1"] == scores["top1"] == 50
+    assert scores.get("top5", 100) == 100
+    assert ("top-5 100.00 %" in evaluation.format_scores(scores)) == (num_classes > 5)
+
+
+def test_a_run_that_measured_more_goes_on(write_config, settings):
+    """Earlier versions measured top-3 of three classes."""
+    config = write_config(checkpoint_minutes=0)
+    train_until(["-c", config], epoch=1, step=2)
+    path = run_folder(settings) / "checkpoint.pth.tar"
+    saved = torch.load(path, weights_only=True)
+    saved["metrics"]["top3"] = [800.0, 8]
+    saved["history"][0] |= {"top3": 100.0, "val_top3": 100.0}
+    save_checkpoint(saved, path)
+    assert train.main(["-c", config, "--resume"]) == 0
+    first, second = read_csv(run_folder(settings) / "history.csv")
+    assert (first["val_top3"], second["val_top3"]) == ("100", "")
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
@@ -139,7 +171,7 @@ def test_a_real_tensorboard_server_shows_the_curves(trained):
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
     url = server.launch()
-    wanted = {"loss", "top1", "top3"}
+    wanted = {"loss", "top1"}
     deadline = time.time() + 30
     while time.time() < deadline:
         tags = json.load(urllib.request.urlopen(url + "data/plugin/scalars/tags"))
