@@ -20,6 +20,8 @@ from errors import UserError
 from networks_2d import CnnLstm, TemporalRelationNetwork, TwoStream
 from networks_3d import ChannelSeparatedResNet, ConvColumn, MobileNet3d, torchvision_video
 
+# Elements of a tensor that cuDNN's fast kernels can count; beyond, convolutions take slow ones.
+MOST_ELEMENTS = 2**31 - 1
 LARGEST_SIDE, MOST_FRAMES = 256, 64  # how far the smallest clip that a network takes is looked for
 
 
@@ -152,10 +154,11 @@ def for_inference(model) -> nn.Module:
 # --- the stage table ---------------------------------------------------------------------------
 
 
-def describe(model: nn.Module, clip_shape) -> str:
+def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
     """A table of stages: name, output shape, parameters; then the totals and GFLOPs a clip.
 
     clip_shape: (T, H, W). A multiplication and an addition count as two operations.
+    num_clips: that are computed at once; a last line warns if they are too many.
     """
     meta_model = without_data(model)
     shapes = {}
@@ -178,7 +181,26 @@ def describe(model: nn.Module, clip_shape) -> str:
     lines += [f"{name:<{width}}{shape:<24}{count:>12,}" for name, shape, count in rows]
     total = f"{gflop:.2f} GFLOP a clip"
     lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
+    most = largest_batch(model, clip_shape)
+    if num_clips > most:
+        lines.append(f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
+                     "which GPUs convolve by slow kernels; raise accumulate_steps, so that a part "
+                     f"has at most {most:,} clips")
     return "\n".join(lines)
+
+
+def largest_batch(model, clip_shape) -> int:
+    """Clips whose activations have at most MOST_ELEMENTS elements in each tensor."""
+    meta_model, most = without_data(model), []
+
+    def note_size(_module, _inputs, output):
+        if isinstance(output, torch.Tensor):
+            most.append(output.numel())
+
+    for module in meta_model.modules():
+        module.register_forward_hook(note_size)
+    run_without_data(meta_model, clip_shape)
+    return MOST_ELEMENTS // max(most)
 
 
 def count_flop(model, clip_shape) -> int:

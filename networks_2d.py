@@ -129,8 +129,9 @@ class TwoStream(nn.Module):
         num_frames = frames.shape[2]
         chosen = int(torch.randint(num_frames, ())) if self.training else num_frames // 2
         spatial = self.spatial(frames[:, :, chosen])
-        # The last frame has no next one.
-        temporal = self.temporal(flow[:, :, : max(1, num_frames - 1)].flatten(1, 2))
+        # The last frame has no next one. Flattened where it lies last, it stays channels last.
+        flow = flow[:, :, : max(1, num_frames - 1)].permute(0, 3, 4, 1, 2).flatten(3)
+        temporal = self.temporal(flow.permute(0, 3, 1, 2))
         return (
             self.classifier["spatial"](self.dropout(spatial))
             + self.classifier["temporal"](self.dropout(temporal))

@@ -63,7 +63,9 @@ def run_training(config: Config, options, device) -> None:
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
-    print(describe(run.model, clip_shape), flush=True)  # in a log, too, before the first epoch
+    num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
+    # In a log, too, before the first epoch.
+    print(describe(run.model, clip_shape, num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:

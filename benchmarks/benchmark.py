@@ -5,8 +5,9 @@
     python benchmarks/benchmark.py --parts epoch --epoch_clips 400
 
 Both ways are timed in turn, round by round, and a ratio is the median over the rounds: what else
-the machine does then falls on both. The table and `results/<machine>.json` name the machine and
-the versions. The limit says what no way of doing it could beat here.
+the machine does then falls on both. The table names the machine and the versions; each row is
+printed, and saved, as soon as it is known. The limit says what no way of doing it could beat here
+(for steps see limit.py).
 """
 
 import argparse
@@ -18,8 +19,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
-
 from benchmarks import epoch, loader, machine, memory, step
 
 PARTS = {"loader": loader.measure, "step": step.measure, "evaluation": step.measure_evaluation,
@@ -28,23 +27,26 @@ PARTS = {"loader": loader.measure, "step": step.measure, "evaluation": step.meas
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    device = torch.device(options.device)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [row for part in options.parts for row in PARTS[part](device, options, folder)]
-    table = markdown(rows)
+    device = machine.device_of(options.device)
     about = machine.describe(device)
-    print(f"\n{about['machine']}, {about['versions']}\n\n{table}")
-    if options.save:
-        text = f"{about['machine']}, {about['versions']}, {about['date']}\n\n{table}\n"
-        machine.save(options.save, about | {"rows": rows}, text)
+    title = f"{about['machine']}, {about['versions']}"
+    print(f"{title}\n\n{HEADER}", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in options.parts:
+            for row in PARTS[part](device, options, folder):
+                rows.append(row)
+                print(table_row(row), flush=True)
+                if options.save:
+                    text = f"{title}, {about['date']}\n\n{markdown(rows)}\n"
+                    machine.save(options.save, about | {"rows": rows}, text)
     return 0
 
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    default = "cuda" if torch.cuda.is_available() else "cpu"
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--device", default=default, help="(%(default)s)")
+    parser.add_argument("--device", help="(a GPU if there is one)")
     parser.add_argument("--parts", nargs="+", choices=PARTS,
                         help="(all, but on a CPU no epoch)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
@@ -52,26 +54,33 @@ def parse_arguments(arguments):
     parser.add_argument("--clips", type=int, default=20_000,
                         help="rows for the memory part (%(default)s; Jester has 118562)")
     parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
+    parser.add_argument("--epoch_seconds", type=float, metavar="SECONDS",
+                        help="stop the epoch then, and go by what it did (all of it)")
     parser.add_argument("--num_workers", type=int, default=cores, help="of the epoch (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
-                        help="change keys of the tutorial's config for step and evaluation")
+                        help="change keys of the tutorial's config for step, evaluation, epoch")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     options = parser.parse_args(arguments)
+    has_gpu = machine.device_of(options.device).type == "cuda"
     if not options.parts:
-        options.parts = [part for part in PARTS if part != "epoch" or options.device != "cpu"]
+        options.parts = [part for part in PARTS if part != "epoch" or has_gpu]
     if options.batch_size is None:
-        options.batch_size = 8 if options.device == "cpu" else 100
+        options.batch_size = 100 if has_gpu else 8
     return options
+
+
+HEADER = "| what | plain way | ours | ratio | limit |\n|---|---|---|---|---|"
 
 
 def markdown(rows) -> str:
     """A table: what | plain way | ours | ratio | limit."""
-    lines = ["| what | plain way | ours | ratio | limit |", "|---|---|---|---|---|"]
-    for row in rows:
-        plain, ours, limit = (format_figure(row.get(key)) for key in ("plain", "ours", "limit"))
-        ratio = f"{row['ratio']:.2f}" if row.get("ratio") else ""
-        lines.append(f"| {row['what']} | {plain} | {ours} | {ratio} | {limit} |")
-    return "\n".join(lines)
+    return "\n".join([HEADER, *map(table_row, rows)])
+
+
+def table_row(row) -> str:
+    plain, ours, limit = (format_figure(row.get(key)) for key in ("plain", "ours", "limit"))
+    ratio = f"{row['ratio']:.2f}" if row.get("ratio") else ""
+    return f"| {row['what']} | {plain} | {ours} | {ratio} | {limit} |"
 
 
 def format_figure(value) -> str:

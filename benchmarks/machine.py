@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -11,6 +13,14 @@ import torch
 from run import versions
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name, a GPU with its number; None: a GPU if there is one."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -43,13 +53,25 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(function, device: torch.device) -> float:
-    """Wall-clock time of one call, the device's work included."""
+def seconds_of(function, device: torch.device, calls: int = 1) -> float:
+    """Wall-clock time of one call of so many, the device's work included."""
     synchronise(device)
     start = time.perf_counter()
-    function()
+    for _ in range(calls):
+        function()
     synchronise(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
+
+
+def calls_between(device: torch.device) -> int:
+    """Calls to time at once: a GPU is given several, as in training, and then waited for."""
+    return 10 if device.type == "cuda" else 1
+
+
+def apart(function, *arguments):
+    """What the function returns, or raises, in a process of its own."""
+    with _one_process() as process:
+        return process.submit(function, *arguments).result()
 
 
 def in_turn_apart(makers: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -58,35 +80,37 @@ def in_turn_apart(makers: dict, rounds: int, device: torch.device) -> dict[str, 
     makers: {name: (function, arguments)}, where the function returns the one that is timed. So
     what one way sets for its whole process, as ours does, leaves the other as it is.
     """
-    context = multiprocessing.get_context("spawn")
-    connections, processes = {}, []
-    for name, maker in makers.items():
-        connections[name], other = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(other, device, *maker), daemon=True))
-        processes[-1].start()
-        other.close()
-    calls = {name: lambda name=name: _ask(connections[name]) for name in makers}
-    for call in calls.values():
-        call()
-    seconds = {name: [] for name in makers}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(call())
-    for process in processes:
-        process.kill()
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(_one_process()) for name in makers}
+        for name, maker in makers.items():
+            processes[name].submit(_make, device, *maker).result()
+        seconds = {name: [] for name in makers}
+        for _ in range(rounds):
+            for name, process in processes.items():
+                seconds[name].append(process.submit(_call, device).result())
     return seconds
 
 
-def _ask(connection) -> float:
-    connection.send("go")
-    return connection.recv()
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _serve(connection, device, maker, arguments):
-    function = maker(*arguments)
-    while True:
-        connection.recv()
-        connection.send(seconds_of(function, device))
+_made = None  # in a process of `in_turn_apart`: the function that is timed
+
+
+def _make(device, maker, arguments) -> None:
+    """Makes it, and calls it twice: the first calls try out algorithms and set things up."""
+    global _made
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
+    _made = maker(*arguments)
+    for _ in range(2 if device.type == "cuda" else 1):
+        _made()
+    synchronise(device)
+
+
+def _call(device) -> float:
+    return seconds_of(_made, device, calls_between(device))
 
 
 def in_turn(functions: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -6,49 +6,51 @@ import statistics
 import numpy as np
 import torch
 
-from benchmarks.machine import in_turn_apart, seconds_of, synchronise
+from benchmarks import limit
+from benchmarks.machine import apart, in_turn_apart, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
 from config import Config
 from config_file import parse_override
 from data_loader import Batch
 from device import evaluating, number_format, precision_name, prepare, to_device, to_network_input
 from loop import train_step
-from model import build_model, count_flop, for_inference
+from memory import MIB
+from model import build_model, for_inference, largest_batch
 from run import start_run
 
 NUM_CLASSES = 27
 
 
-def measure(device, options, _folder) -> list[dict]:
+def measure(device, options, _folder):
     """Clips a second of a training step; on a GPU also its memory, and the largest batch."""
-    rows = [measure_training(device, options, {"plain": options.batch_size,
-                                               "ours": options.batch_size})]
-    return rows + (memory_rows(device, options) if device.type == "cuda" else [])
+    sizes = {"plain": options.batch_size, "ours": options.batch_size}
+    yield measure_training(device, options, sizes)
+    if device.type == "cuda":
+        yield from memory_rows(device, options)
 
 
-def measure_evaluation(device, options, _folder) -> list[dict]:
+def measure_evaluation(device, options, _folder):
     """Clips a second without gradients: batches of the default size beside the plain way's."""
     config = make_config(options)
-    num_clips = config.videos_per_eval_batch
-    arguments = (device, config)
-    makers = {"plain": (plain_evaluator, arguments), "ours": (our_evaluator, arguments)}
-    seconds = in_turn_apart(makers, options.rounds, device)
-    row = clips_per_second(seconds, {"plain": config.batch_size, "ours": num_clips})
-    what = f"evaluation, batch {num_clips}: clips/s (limit: matrix product)"
-    return [row | against_the_limit(row, 1, device, config) | {"what": what}]
+    sizes = {"plain": config.batch_size, "ours": config.videos_per_eval_batch}
+    makers = {name: (maker, (device, config)) for name, maker in EVALUATORS.items()}
+    row = clips_per_second(in_turn_apart(makers, options.rounds, device), sizes)
+    what = f"evaluation, batch {sizes['ours']}: clips/s"
+    yield against_the_limit(row, what, device, config, sizes["ours"], is_training=False)
 
 
 # --- a training step ---------------------------------------------------------------------------
 
 
 def measure_training(device, options, batch_sizes) -> dict:
-    """A row of the table; the limit is the speed of a large matrix product."""
+    """A row of the table; batch_sizes: {"plain": clips, "ours": clips}."""
     makers = {name: (MAKERS[name], (device, make_config(options, size)))
               for name, size in batch_sizes.items()}
     row = clips_per_second(in_turn_apart(makers, options.rounds, device), batch_sizes)
     sizes = " and ".join(map(str, dict.fromkeys(batch_sizes.values())))
-    what = f"training step, batch {sizes}: clips/s (limit: matrix product)"
-    return row | against_the_limit(row, 3, device, make_config(options)) | {"what": what}
+    what = f"training step, batch {sizes}: clips/s"
+    config = make_config(options, batch_sizes["ours"])
+    return against_the_limit(row, what, device, config, config.batch_size, is_training=True)
 
 
 def plain_trainer(device, config):
@@ -73,29 +75,37 @@ def our_trainer(device, config):
 MAKERS = {"plain": plain_trainer, "ours": our_trainer}
 
 
-def memory_rows(device, options) -> list[dict]:
+def memory_rows(device, options):
     """Peak memory a clip, and the largest batch that fits with the speed that it gives."""
     size = options.batch_size
-    per_clip = {name: peak_memory(maker(device, make_config(options)), device) / size / 2**20
+    per_clip = {name: apart(peak_memory, maker, device, make_config(options)) / size / MIB
                 for name, maker in MAKERS.items()}
-    largest = {name: largest_batch(name, device, options) for name in MAKERS}
-    return [
-        per_clip | {"what": f"training step, batch {size}: peak memory a clip, MiB",
-                    "ratio": per_clip["plain"] / per_clip["ours"]},
-        largest | {"what": "training step: largest batch that fits, clips",
-                   "ratio": largest["ours"] / largest["plain"]},
-        measure_training(device, options, largest),
-    ]
+    yield per_clip | {"what": f"training step, batch {size}: peak memory a clip, MiB",
+                      "ratio": per_clip["plain"] / per_clip["ours"]}
+    largest = {name: apart(largest_that_fits, name, device, options) for name in MAKERS}
+    yield largest | {"what": "training step: largest batch in 45 % of the memory, clips (limit: "
+                             "2^31 elements a tensor)", "limit": most_clips(make_config(options)),
+                     "ratio": largest["ours"] / largest["plain"]}
+    yield measure_training(device, options, largest)
 
 
-def largest_batch(name, device, options) -> int:
-    """Clips of the largest batch that a step can be done with, to an eighth."""
-    fits = options.batch_size
-    while _fits(name, device, options, 2 * fits):
-        fits *= 2
+def largest_that_fits(name, device, options) -> int:
+    """Clips of the largest batch that a step can be done with, to an eighth; at most the limit."""
+    most = most_clips(make_config(options))
+    fits = min(options.batch_size, most)
+    while fits < most and _fits(name, device, options, min(2 * fits, most)):
+        fits = min(2 * fits, most)
     for step in (fits // 2, fits // 4, fits // 8):
-        fits += step if _fits(name, device, options, fits + step) else 0
+        if fits + step <= most and _fits(name, device, options, fits + step):
+            fits += step
     return fits
+
+
+def most_clips(config) -> int:
+    """Of a batch that leaves convolutions their fast kernels."""
+    with torch.device("meta"):
+        model = build_model(config, NUM_CLASSES)
+    return largest_batch(model, (config.clip_size, *config.crop))
 
 
 def _fits(name, device, options, batch_size) -> bool:
@@ -112,10 +122,13 @@ def _fits(name, device, options, batch_size) -> bool:
     return True
 
 
-def peak_memory(function, device) -> int:
-    torch.cuda.empty_cache()
+def peak_memory(maker, device, config) -> int:
+    """Bytes for the tensors of a step that is not the first."""
+    torch.cuda.set_device(device)
+    step = maker(device, config)
+    step()
     torch.cuda.reset_peak_memory_stats(device)
-    function()
+    step()
     synchronise(device)
     return torch.cuda.max_memory_allocated(device)
 
@@ -141,6 +154,9 @@ def our_evaluator(device, config):
             model(windows)
 
     return evaluate
+
+
+EVALUATORS = {"plain": plain_evaluator, "ours": our_evaluator}
 
 
 # --- what both need ----------------------------------------------------------------------------
@@ -184,25 +200,18 @@ def clips_per_second(seconds, num_clips) -> dict:
     return row | {"ratio": ratio}
 
 
-def against_the_limit(row, passes, device, config) -> dict:
-    """The clips/s that a large matrix product's speed would give, and how near ours come.
+def against_the_limit(row, what, device, config, num_clips, is_training) -> dict:
+    """The row, with the clips/s that nothing could beat on the device, and how near ours come.
 
-    passes: as many times the forward pass's operations; a training step has about three.
+    num_clips: in one batch of ours.
     """
-    with torch.device("meta"):
-        model = build_model(config, NUM_CLASSES)
-    flop = passes * count_flop(model, (config.clip_size, *config.crop))
-    limit = peak_flops(device, config.precision) / flop
-    share = statistics.median(row["ours"]) / limit
-    precision = precision_name(config.precision, device)
-    return {"limit": limit, "share_of_limit": share, "precision": precision}
-
-
-def peak_flops(device, precision) -> float:
-    """Operations a second of a large matrix product in the number format of the step."""
-    side = 8192 if device.type == "cuda" else 1024
-    dtype = number_format(precision, device)
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    left @ right
-    fastest = min(seconds_of(lambda: left @ right, device) for _ in range(5))
-    return 2 * side**3 / fastest
+    number_type = number_format(config.precision, device)
+    work = limit.count(config, num_clips, NUM_CLASSES, is_training, number_type)
+    speed = limit.speed_of(device, config.precision)
+    highest, reason = limit.clips_per_second(work, num_clips, speed)
+    return row | {
+        "what": f"{what} (limit: {reason})",
+        "limit": highest,
+        "share_of_limit": statistics.median(row["ours"]) / highest,
+        "precision": precision_name(config.precision, device),
+    }

@@ -1,6 +1,8 @@
 """A small data set in Jester's layout, and configs for it: all that the tests train on."""
 
 import json
+import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import simplejpeg
 import torch
 
+import device
+from callbacks import Progress
 from config import Config
 
 torch.set_num_threads(1)  # the networks here are too small for more
@@ -22,6 +26,31 @@ TINY_NETWORK = {
     "head_widths": [16, 8],
     "precision": "fp32",  # as CPUs with and without bf16 compute alike
 }
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch):
+    """Each test begins with the same seeds, and leaves the settings of the process to the next.
+
+    Commands, which set some of them for the life of their process, run in the tests' own.
+    """
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    flags, environment = (cudnn.benchmark, cudnn.deterministic), dict(os.environ)
+    monkeypatch.setattr(Progress, "_has_hinted", False)
+    device.number_format.cache_clear()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    cudnn.benchmark, cudnn.deterministic = flags
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def make_config(**keys) -> Config:

@@ -3,8 +3,10 @@ import copy
 import pytest
 import torch
 
+import model as model_module
+import train
 from errors import UserError
-from model import count_parameters, describe, for_inference
+from model import count_parameters, describe, for_inference, largest_batch
 from networks_3d import ConvColumn, conv_block
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
@@ -23,6 +25,27 @@ def test_published_stages_parameters_and_operations():
                       "256, 1, 3, 3", "512, 1, 1, 1", "512", "256", "27"]
     assert lines[-1].split() == ["total", "8.87", "GFLOP", "a", "clip", "3,886,883"]
     assert model.last_conv.kernel_size == (1, 3, 3)
+
+
+def test_batches_that_slow_kernels_would_compute_are_known():
+    """The second convolution of the first block gives 32 x 18 x 82 x 82 elements per clip."""
+    model = conv_column((18, 84, 84))
+    most = largest_batch(model, (18, 84, 84))
+    assert most == 554 and most * 32 * 18 * 82 * 82 < 2**31 <= 555 * 32 * 18 * 82 * 82
+    plain = describe(model, (18, 84, 84))
+    assert describe(model, (18, 84, 84), 554) == plain
+    warning = describe(model, (18, 84, 84), 555).removeprefix(plain + "\n")
+    assert warning.startswith("warning: 555 clips at once make tensors of more than 2^31 elements")
+    assert warning.endswith("raise accumulate_steps, so that a part has at most 554 clips")
+
+
+def test_training_warns_of_a_batch_that_slow_kernels_compute(write_config, monkeypatch, capsys):
+    """The widest tensor of the tiny network has 4 x 4 x 18 x 18 elements per clip."""
+    monkeypatch.setattr(model_module, "MOST_ELEMENTS", 3 * 4 * 4 * 18 * 18)
+    for parts, warns in ((1, True), (2, False)):
+        config = write_config(num_epochs=1, model_name=f"{parts} parts", accumulate_steps=parts)
+        assert train.main(["-c", config, "-g", "cpu"]) == 0
+        assert ("warning: 4 clips at once" in capsys.readouterr().out) == warns
 
 
 @pytest.mark.parametrize(
