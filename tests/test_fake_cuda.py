@@ -33,7 +33,7 @@ OPTIONS = {
 }
 # What is planted, and what must be said of it.
 FAULTS = {
-    "read": "a value is read from the GPU (loop.py, train_step)",
+    "read": "a value is read from the GPU (loop.py, forward_and_backward)",
     "blocking": "copy of [8] from cuda to cpu is blocking",
     "not dense": "copy of [8] from cpu to cuda is not of dense memory",
     "type": "output of a convolution, [8, 32, 17, 82, 82], is torch.float32",
@@ -88,14 +88,8 @@ def test_a_step_of_a_large_network_never_waits_and_keeps_the_memory_order(large_
     check(name, large_steps[name])
 
 
-SLICED_ON_THE_CPU = pytest.mark.xfail(
-    strict=True, reason="parts of a batch are cut out on the CPU, where they are not dense")
 
-
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[SLICED_ON_THE_CPU] if name == "accumulate" else [])
-    for name in OPTIONS
-])  # fmt: skip
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_with_an_option_never_waits_and_keeps_the_memory_order(steps, name):
     check(name, steps[name])
 
