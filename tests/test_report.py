@@ -151,7 +151,7 @@ def test_after_training(trained):
     assert [label.split(" by ")[0] for label in labels] == [
         "Loss", "Top-1 accuracy", "Learning rate", "Training clips a second",
         "Seconds of training steps"]  # fmt: skip
-    assert "in 2 epochs" in page.section("Speed") and "1 x CPU in fp32" in page.section("Speed")
+    assert "in 2 epochs" in page.section("Speed") and "1 x CPU, training in fp32" in page.section("Speed")
     assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section("Speed") \
         or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
     set_here, at_default = page.section("Settings").split("keys at their defaults")

@@ -409,7 +409,7 @@ def test_a_gradient_that_is_no_number_is_not_saved(settings, copy_of_stopped, tm
     before = path.read_bytes()
     config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
     assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 2
-    assert "no finite numbers after epoch 1, step 3, at a learning" in capsys.readouterr().err
+    assert "is NaN or inf in epoch 2, step 3, at a learning rate" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
@@ -436,9 +436,9 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(
     before, seen = path.read_bytes(), []
     train_step = loop.train_step
 
-    def watch(run, batch, annotations, counts):
-        seen.extend([run, annotations.ids[batch.indices].tolist()])
-        return train_step(run, batch, annotations, counts)
+    def watch(run, batch, ids, counts):
+        seen.extend([run, ids[batch.indices].tolist()])
+        return train_step(run, batch, ids, counts)
 
     monkeypatch.setattr(loop, "train_step", watch)
     config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})

@@ -58,7 +58,7 @@ def test_top_5_is_measured_where_there_are_more_than_5_classes(num_classes, name
     metrics = TrainingMetrics(num_classes)
     metrics.update(torch.tensor(1.0), logits, labels)
     scores = evaluation.score(logits, labels)
-    assert list(metrics.averages()) == list(scores) == names
+    assert list(metrics.averages()) == [*names, "grad_norm"] and list(scores) == names
     assert metrics.averages()["top1"] == scores["top1"] == 50
     assert scores.get("top5", 100) == 100
     assert ("top-5 100.00 %" in evaluation.format_scores(scores)) == (num_classes > 5)
