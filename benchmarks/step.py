@@ -65,7 +65,7 @@ def our_trainer(device, config):
     prepare(device, config.precision, config.deterministic)
     run = start_run(config, [f"class {n}" for n in range(NUM_CLASSES)], device)
     if config.compile:
-        run.model.compile()
+        run.model.compile(dynamic=False)
     run.network.train()
     batch = make_batch(config, config.batch_size)
     return functools.partial(train_step, run, batch, FakeAnnotations(config.batch_size))
