@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from run import versions
+from run import versions, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,8 +34,8 @@ def describe(device: torch.device) -> dict[str, str]:
 def save(name: str, contents: dict, text: str) -> None:
     """Writes results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(contents, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(text)
+    write_whole(RESULTS / f"{name}.json", json.dumps(contents, indent=2) + "\n")
+    write_whole(RESULTS / f"{name}.md", text)
 
 
 def _cpu_name() -> str:

@@ -1,6 +1,5 @@
 """Number formats: which one is chosen, and that training in each works and resumes."""
 
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,7 +9,6 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 
 import device
 import train
-from benchmarks.step import make_config, our_trainer
 from checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -117,17 +115,3 @@ def test_compile_gives_the_losses_of_the_plain_network(tmp_path, is_recomputed):
         losses[is_compiled] = saved["history"][0]["loss"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
     assert losses[True] != losses[False]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_training_step_never_waits_for_the_gpu():
-    small = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
-    options = SimpleNamespace(batch_size=4, overrides=small)
-    train_step = our_trainer(torch.device("cuda", 0), make_config(options))
-    train_step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            train_step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,447 @@
+"""All that needs a GPU, in one command and less than nine minutes.
+
+    python benchmarks/on_a_gpu.py                        everything, on the first GPU
+    python benchmarks/on_a_gpu.py --sections speed       a part of it
+    python benchmarks/on_a_gpu.py --device cpu --small   to try this file itself
+
+Each section runs in a process of its own, and has its time: one that fails, or is cut off, leaves
+the others. Each result is written to `results/<GPU>.json` and `.md` as soon as it is known; started
+again, the command does the sections that are not done yet.
+"""
+
+import argparse
+import csv
+import gc
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple, get_args
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.distributed as dist
+
+import processes
+import train
+from benchmarks import epoch, limit, machine, step
+from benchmarks.memory import PROJECT
+from config import Config
+from device import number_format, prepare, to_device
+from memory import MIB, format_bytes
+from model import build_model
+
+PRECISIONS = [name for name in get_args(Config.model_fields["precision"].annotation)
+              if name != "auto"]
+SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
+SECONDS_TO_END = 10  # from SIGTERM to SIGKILL
+MARK = "RESULT "  # before a result, in what a section prints
+COMMAND = [sys.executable, __file__]
+
+
+class Section(NamedTuple):
+    """A part of what is done here."""
+
+    results: callable  # (device, options) -> iterator of results: {"what": ..., figure: value}
+    seconds: float  # after which it is cut off
+    title: str
+
+
+# --- the sections --------------------------------------------------------------------------------
+
+
+def about(device, _options):
+    """Machine, versions and date."""
+    found = machine.describe(device)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        found |= {"cudnn": f"cuDNN {torch.backends.cudnn.version()}",
+                  "memory": f"{format_bytes(memory)} of memory"}
+    yield found
+
+
+def check_arithmetic(device, options):
+    for precision in options.precisions:
+        yield convolution_checks(device, precision, options)
+
+
+def convolution_checks(device, precision, options) -> dict:
+    """The check of each distinct convolution of the tutorial's network against fp32."""
+    try:
+        from conv_check import check_convolutions
+    except ImportError:
+        return {"what": precision, "found": "there is no conv_check.py yet"}
+    prepare(device, precision, deterministic=False)
+    config = config_for(options, precision)
+    model = to_device(build_model(config, step.NUM_CLASSES), device)
+    clip_shape = (config.clip_size, *config.crop)
+    number_type = number_format(precision, device)
+    found = check_convolutions(model, clip_shape, config.batch_size, number_type, device)
+    return {"what": precision, "convolutions": len(found), "found": "; ".join(map(str, found))}
+
+
+def run_tests(device, options):
+    """The tests that need a GPU, but for `resume_exactly`."""
+    paths = ["tests/test_gpu.py"] if options.small else ["tests"]
+    yield from test_results(*paths, "-k", "not bit_for_bit")
+
+
+def resume_exactly(device, options):
+    yield from test_results("tests/test_gpu.py", "-k", "bit_for_bit")
+
+
+def test_results(*arguments):
+    """A result for each test with the marker `gpu`; raises RuntimeError if one failed."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-vv", "--tb=short", *arguments]
+    # Of a test in one process with others, it would come too late.
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if found := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)", line):
+            yield {"what": found[1], "outcome": found[2].lower()}
+    if process.wait():
+        raise RuntimeError(f"pytest ended with {process.returncode}")
+
+
+def measure_speed(device, options):
+    """Clips/s of a step and of evaluation, and memory, in each precision beside the plain way."""
+    config = config_for(options, "fp32")
+    plain = figures_of(device, config.batch_size, step.plain_trainer(device, config))
+    plain |= evaluation_figures(device, config.batch_size, step.plain_evaluator(device, config))
+    yield {"what": "the plain way, in PyTorch's default precision"} | plain
+    for precision in options.precisions:
+        config = config_for(options, precision)
+        ours = figures_of(device, config.batch_size, step.our_trainer(device, config))
+        num_clips = config.videos_per_eval_batch
+        ours |= evaluation_figures(device, num_clips, step.our_evaluator(device, config))
+        yield {"what": precision} | ours | beside(plain, ours) | limits(device, config, ours)
+
+
+def measure_compiled(device, options):
+    """Clips/s of a compiled step, and its memory; evaluation is never compiled."""
+    for precision in reversed(options.precisions):
+        torch.compiler.reset()
+        config = config_for(options, precision, "compile=true")
+        start = time.perf_counter()
+        train_step = step.our_trainer(device, config)
+        train_step()
+        seconds = time.perf_counter() - start
+        ours = figures_of(device, config.batch_size, train_step)
+        yield {"what": precision} | ours | limits(device, config, ours) | {
+            "s to compile": round(seconds, 1)}  # fmt: skip
+
+
+def figures_of(device, num_clips, train_step) -> dict:
+    """Clips/s and MiB a clip of a training step."""
+    figures = {"step, clips/s": clips_per_second(device, num_clips, train_step)}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        train_step()
+        machine.synchronise(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        figures["peak, MiB/clip"] = round(peak / MIB / num_clips, 1)
+    return figures
+
+
+def evaluation_figures(device, num_clips, evaluate) -> dict:
+    return {"evaluation, clips/s": clips_per_second(device, num_clips, evaluate)}
+
+
+def clips_per_second(device, num_clips, function) -> float:
+    for _ in range(3):  # algorithms are tried out, memory is found
+        function()
+    calls = machine.calls_between(device)
+    seconds = [machine.seconds_of(function, device, calls) for _ in range(5)]
+    return round(num_clips / statistics.median(seconds), 1)
+
+
+def beside(plain, ours) -> dict:
+    names = {"step, clips/s": "step, times plain", "evaluation, clips/s": "evaluation, times plain"}
+    return {name: round(ours[key] / plain[key], 2) for key, name in names.items()}
+
+
+def limits(device, config, ours) -> dict:
+    """What the device allows (see limit.py), and the share of it that is reached."""
+    number_type = number_format(config.precision, device)
+    speed = limit.measure_speed(device, config.precision)
+    found = {}
+    sizes = {"step": config.batch_size, "evaluation": config.videos_per_eval_batch}
+    for name, num_clips in sizes.items():
+        if f"{name}, clips/s" not in ours:
+            continue
+        work = limit.count(config, num_clips, step.NUM_CLASSES, name == "step", number_type)
+        highest, reason = limit.clips_per_second(work, num_clips, speed)
+        found[f"{name}, limit"] = f"{highest:,.0f} ({reason})"
+        found[f"{name}, % of limit"] = round(100 * ours[f"{name}, clips/s"] / highest, 1)
+    return found
+
+
+def measure_epoch(device, options):
+    with tempfile.TemporaryDirectory() as folder:
+        for row in epoch.measure(device, options, folder):
+            yield {"what": row["what"], "value": round(row["ours"], 1)}
+
+
+# --- several processes on one GPU ----------------------------------------------------------------
+
+
+def train_in_processes(device, options):
+    """Losses of two processes by gloo, and of one by NCCL, beside those of one without either."""
+    alone = "nccl" if device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        own = SimpleNamespace(epoch_clips=16, batch_size=8, num_workers=1, overrides=[
+            *options.overrides, "precision=fp32", "num_epochs=2", "dropout=0", "affine_degrees=0",
+            "affine_translate=0", f"output_dir={folder}",
+        ])  # fmt: skip
+        config = epoch.write_config(Path(folder) / "data", device, own)
+        expected = losses_of(config, folder, device, None, 1)
+        for backend, number in (("gloo", 2), (alone, 1)):
+            losses = losses_of(config, folder, device, backend, number)
+            difference = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
+            yield {"what": f"{number} by {backend}", "losses": losses, "without": expected,
+                   "largest relative difference": difference}
+            if not difference < 0.01:  # NaN, too
+                raise RuntimeError(f"{number} by {backend}: other losses than without")
+
+
+def losses_of(config, folder, device, backend, number) -> list[float]:
+    """The training loss of each epoch of a run in so many processes, in two parts together."""
+    keys = json.loads(Path(config).read_text())
+    keys |= {"model_name": f"{number} by {backend}", "accumulate_steps": 2 // number}
+    path = Path(folder) / f"{keys['model_name']}.json"
+    path.write_text(json.dumps(keys))
+    command = [__file__, "--process", str(backend), "--config", path, "--device", str(device)]
+    if backend:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+        command = launcher + command
+    subprocess.run([sys.executable, *command], cwd=PROJECT, check=True)
+    with open(Path(folder) / keys["model_name"] / "history.csv", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def one_process(options) -> int:
+    """`train.py` on `--device`, whichever process this is, by `--process`, a backend or "None".
+
+    The program gives each process a GPU of its own, and leaves a single one as it is; here two
+    share one, and a single one averages its gradients all the same.
+    """
+    device, backend = machine.device_of(options.device), options.process
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # flags and figures travel between CPUs
+    init_process_group, parallel = dist.init_process_group, processes.parallel
+
+    def with_backend(_backend, **settings):
+        return init_process_group(backend, **settings)
+
+    def always_parallel(*arguments, **settings):
+        with mock.patch.object(processes, "world_size", lambda: max(2, dist.get_world_size())):
+            return parallel(*arguments, **settings)
+
+    with mock.patch.object(train, "choose_device", lambda *_: device):
+        if backend == "None":
+            return train.main(["-c", options.config])
+        with mock.patch.object(dist, "init_process_group", with_backend), \
+                mock.patch.object(processes, "parallel", always_parallel):
+            return train.main(["-c", options.config])
+
+
+SECTIONS = {
+    "checks": Section(check_arithmetic, 30, "Convolutions against fp32"),
+    "speed": Section(measure_speed, 80, "Speed and memory"),
+    "resume": Section(resume_exactly, 45, "A deterministic run that is resumed"),
+    "processes": Section(train_in_processes, 75, "Several processes on one GPU"),
+    "epoch": Section(measure_epoch, 100, "An epoch of Jester's size"),
+    "tests": Section(run_tests, 80, "Tests that need a GPU"),
+    "compiled": Section(measure_compiled, 100, "Speed and memory of the compiled network"),
+}
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    if options.process:
+        return one_process(options)
+    if options.section:
+        return print_results(options)
+    first = run_section("about", 60, options, lambda _: None)
+    if not first["results"]:
+        print(f"{options.device or 'cuda'}: {first['error']}", file=sys.stderr)
+        return 1
+    report = Report(options.save, first["results"][0])
+    deadline = time.monotonic() + 60 * options.minutes
+    for name in options.sections:
+        if report.is_done(name) and not options.again:
+            print(f"{name}: done before")
+            continue
+        seconds = min(SECTIONS[name].seconds, deadline - time.monotonic())
+        if seconds > SECONDS_TO_END:
+            run = run_section(name, seconds, options, lambda run, name=name: report.put(name, run))
+        else:
+            run = {"status": "left out: no time is left", "seconds": 0, "results": [], "error": ""}
+        report.put(name, run)
+        print(f"{name}: {run['status']} in {run['seconds']:.0f} s\n{run['error']}", flush=True)
+    print(f"\n{report.markdown()}")
+    return 0 if all(map(report.is_done, options.sections)) else 1
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", help="(a GPU if there is one)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--minutes", type=float, default=9, help="for all of it (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="do what is done already, too")
+    parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
+    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json (the GPU's name)")
+    for name in ("section", "process", "config"):  # what the processes are told that it starts
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.overrides = SMALL if options.small else []
+    options.precisions = PRECISIONS[:1] if options.small else PRECISIONS
+    options.batch_size = 4 if options.small else 100
+    options.epoch_clips = 24 if options.small else epoch.CLIPS_OF_JESTER
+    options.epoch_seconds = 40
+    options.num_workers = len(os.sched_getaffinity(0))
+    return options
+
+
+def config_for(options, precision, *overrides) -> Config:
+    keys = [*options.overrides, f"precision={precision}", *overrides]
+    return step.make_config(SimpleNamespace(batch_size=options.batch_size, overrides=keys))
+
+
+def print_results(options) -> int:
+    """What a section's own process does."""
+    device = machine.device_of(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
+    results = about if options.section == "about" else SECTIONS[options.section].results
+    for result in results(device, options):
+        print(MARK + json.dumps(result), flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return 0
+
+
+def run_section(name, seconds, options, put) -> dict:
+    """Runs a section in a process of its own, and calls `put` after each result.
+
+    Returns status, seconds, results, and the end of what the process printed if it failed.
+    """
+    command = [*COMMAND, "--section", name]
+    command += ["--device", options.device] if options.device else []
+    command += ["--small"] if options.small else []
+    print(f"\n{shlex.join(command[1:])}", flush=True)
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)
+    run, printed = {"status": "running", "seconds": 0, "results": [], "error": ""}, []
+    try:
+        for line in lines_until(process, start + seconds):
+            print(line, end="", flush=True)
+            if line.startswith(MARK):
+                run["results"].append(json.loads(line.removeprefix(MARK)))
+                put(run)
+            printed.append(line)
+        is_late = process.poll() is None
+    finally:
+        end(process)
+    run["status"] = "done" if process.returncode == 0 else "failed"
+    if is_late:
+        run["status"] = f"cut off after {seconds:.0f} s"
+    if run["status"] != "done":
+        run["error"] = "".join(printed[-40:])
+    return run | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def lines_until(process, deadline):
+    """Lines that the process prints, until it ends or the time has come."""
+    lines = queue.SimpleQueue()
+
+    def read():
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            line = lines.get(timeout=min(left, 1))
+        except queue.Empty:
+            if process.poll() is not None:  # what it started may live on, and keep the pipe open
+                return
+            continue
+        if line is None:
+            process.wait()
+            return
+        yield line
+
+
+def end(process) -> None:
+    """Ends a process with all that it has started; torchrun needs a moment to end its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + SECONDS_TO_END
+        with suppress(ProcessLookupError):  # all are gone
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+    process.wait()
+
+
+class Report:
+    """What is known so far, in results/NAME.json and results/NAME.md."""
+
+    def __init__(self, name, about):
+        self.name = name or re.sub(r"[^\w.-]+", "_", about["machine"]).lower()
+        path = machine.RESULTS / f"{self.name}.json"
+        self.contents = json.loads(path.read_text()) if path.exists() else {"sections": {}}
+        self.about = about
+
+    def is_done(self, name) -> bool:
+        return self.contents["sections"].get(name, {}).get("status") == "done"
+
+    def put(self, name, run) -> None:
+        self.contents["sections"][name] = run | {"about": self.about}
+        machine.save(self.name, self.contents, self.markdown())
+
+    def markdown(self) -> str:
+        """A table for each section."""
+        text = ["`python benchmarks/on_a_gpu.py`"]
+        for name, section in SECTIONS.items():
+            if run := self.contents["sections"].get(name):
+                about = ", ".join(map(str, run["about"].values()))
+                took = f"{run['status']}, {run['seconds']:.0f} s"
+                text.append(f"## {section.title}\n\n{took}; {about}")
+                text += [table(run["results"])] if run["results"] else []
+                text += [f"```\n{run['error']}```"] if run["error"] else []
+        return "\n\n".join(text) + "\n"
+
+
+def table(results) -> str:
+    columns = list(dict.fromkeys(key for result in results for key in result))
+    rows = [columns, ["---"] * len(columns)]
+    rows += [[str(result.get(column, "")) for column in columns] for result in results]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
