@@ -239,6 +239,22 @@ def test_a_start_that_dies_while_it_writes_leaves_a_folder_to_start_in(settings,
     assert len(json.loads((run_folder(own) / "versions.json").read_text())) == 2
 
 
+def test_what_others_put_beside_the_curves_stays(settings, whole_run, tmp_path):
+    """TensorBoard's own plugins have folders below those of the log."""
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=1, step=1)
+    log = run_folder(own) / "tensorboard"
+    others = [log / "plugins/profile/one/trace.json", log / "pictures/events.out.tfevents.1"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    train_until(arguments, epoch=1, step=2)
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+    assert all(path.exists() for path in others)
+
+
 # --- resume auto -------------------------------------------------------------------------------
 
 
