@@ -5,6 +5,7 @@ import stopping
 if __name__ == "__main__":
     stopping.install()  # before the imports below, which take seconds
 
+import multiprocessing
 import signal
 import sys
 
@@ -130,6 +131,8 @@ def run_command(options, arguments) -> int:
     if options.check_data:
         if processes.launched():
             raise UserError("--check_data: one process does it; start it without torchrun")
+        # Each of its workers would import this file anew, which takes seconds.
+        multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(options.config, options.overrides))
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
