@@ -78,7 +78,8 @@ def test_python_commands_run(workplace, capsys):
         if arguments in seen or "--config" not in arguments:
             continue
         seen.append(arguments)
-        overwrite = [] if "--resume" in arguments else ["--overwrite"]
+        goes_on = {"--resume", "--checkpoint"} & set(arguments)
+        overwrite = [] if goes_on else ["--overwrite"]
         assert train.main(arguments + overwrite + SMALL) == 0, arguments
     assert len(seen) >= 7
     (shown,) = commands("predict.py")
