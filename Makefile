@@ -15,11 +15,11 @@ $(VENV)/installed: requirements.txt
 demo: install
 	$(RUN) demo_data.py --output data/demo
 	$(RUN) train.py --config configs/quickstart.json --overwrite True
-	$(RUN) train.py --eval_only True --resume True --config configs/quickstart.json
+	$(RUN) train.py --eval_only True --checkpoint best --config configs/quickstart.json
 	@echo
 	@echo "Next:"
 	@echo "  $(VENV)/bin/tensorboard --logdir trainings     the curves, at http://localhost:6006"
-	@echo "  $(RUN) train.py --test_only True --resume True --config configs/quickstart.json"
+	@echo "  $(RUN) train.py --test_only True --checkpoint best --config configs/quickstart.json"
 	@echo "                                             predictions for clips without labels"
 	@echo "  $(RUN) train.py --config configs/config.json   the tutorial's recipe, on Jester"
 

@@ -5,6 +5,7 @@ The other has commas and a header with at least `video_id`, and `label` unless i
 """
 
 import csv
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Annotations:
     @property
     def has_labels(self) -> bool:
         return bool((self.labels >= 0).all())
+
+    def digest(self) -> str:
+        """A hash of the ids and labels in their order, wherever the clips are."""
+        ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def clip_path(self, index) -> str:
         return os.path.join(self.folder, str(self.ids[index]))

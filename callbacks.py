@@ -133,7 +133,7 @@ class TensorBoardLog:
         self.train.writer.flush()
         self.validation.writer.flush()
         return {str(path.relative_to(self.folder)): path.stat().st_size
-                for path in sorted(self.folder.glob("*/*"))}
+                for path in _event_files(self.folder)}
 
     def hyperparameters(self, config: Config, metric_names):
         values = {key: value if isinstance(value, bool | int | float | str) else str(value)
@@ -170,8 +170,14 @@ class SilentLog:
         return lambda *_arguments: {}
 
 
+def _event_files(folder: Path) -> list[Path]:
+    """The log's own files; what others put beside them, TensorBoard's plugins say, is not ours."""
+    return sorted(path for name in ("train", "validation")
+                  for path in (folder / name).glob("events.*") if path.is_file())
+
+
 def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
-    for path in folder.glob("*/*"):
+    for path in _event_files(folder):
         size = sizes.get(str(path.relative_to(folder)))
         if size is None:
             path.unlink()

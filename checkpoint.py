@@ -40,10 +40,11 @@ class Contents(BaseModel):
     state_dict: dict[str, torch.Tensor]
     epoch: Count = 0  # epochs finished
     arch: str = ""
-    best_prec1: Finite = 0.0  # percent
+    best_prec1: Finite = 0.0  # percent; below 0: no epoch is finished yet
     step: Count = 0  # steps finished in the running epoch
     seconds: Finite = 0.0  # that they took
     classes: list[str] | None = None
+    train_clips: str | None = None  # digest of the training set
     config: dict[str, bool | int | float | str | list[int | float] | dict[str, str] | None] = {}
     state_dict_ema: dict[str, torch.Tensor] | None = None
     ema_updates: Count = 0

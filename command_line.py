@@ -24,6 +24,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
                         help="go on from the checkpoint; auto: if there is one")
     parser.add_argument("--eval_only", "-e", **flag, help="score the validation set")
     parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
+    parser.add_argument("--checkpoint", metavar="best|last|FILE", help="with --eval_only, "
+                        "--test_only or --resume True: the run folder's best or last checkpoint, "
+                        "or a file; default: `checkpoint` of the config, or else the last")
     parser.add_argument("--ensemble", nargs="+", metavar="FILE", help="with --eval_only or "
                         "--test_only: the mean of these checkpoints' scores")
     parser.add_argument("--check_data", **flag, help="look at every frame of all sets, and stop")
@@ -44,13 +47,21 @@ def _check(options) -> None:
     if options.eval_only and options.test_only:
         raise UserError("--eval_only and --test_only: choose one")
     evaluates = options.eval_only or options.test_only
-    if options.ensemble and (options.resume or not evaluates):
+    if options.ensemble and (options.resume or options.checkpoint or not evaluates):
         raise UserError(
             "--ensemble: names checkpoints to evaluate; it goes with --eval_only or --test_only, "
-            "and takes the place of --resume"
+            "and takes the place of --resume and --checkpoint"
         )
-    if evaluates and not (options.resume or options.ensemble):
-        raise UserError("--eval_only and --test_only need a checkpoint: add --resume True")
+    if evaluates and not (options.resume or options.checkpoint or options.ensemble):
+        raise UserError(
+            "--eval_only and --test_only need a checkpoint: add --resume True, or --checkpoint "
+            "with best, last or a file"
+        )
+    if options.checkpoint and not evaluates and options.resume is not True:
+        raise UserError(
+            "--checkpoint: goes with --eval_only, --test_only or --resume True; --resume auto "
+            "takes the run's last one"
+        )
     if options.profile and (evaluates or options.check_data):
         raise UserError("--profile: traces training steps; leave the other command out")
     if options.resume is True and options.overwrite:

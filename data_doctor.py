@@ -29,7 +29,6 @@ import processes
 import stopping
 from annotations import is_folder_name, read_labels, read_rows
 from config import SET_PREFIXES, Config
-from data_loader import frames_needed
 from data_report import describe_sizes, open_report, plural, print_findings, print_sets
 from errors import UserError, first_few
 from frames import (
@@ -56,7 +55,8 @@ _stop = None  # in a worker: the event that tells it to leave its chunk
 def check_data(config: Config, report_path="data_report.csv") -> int:
     """Examines all clips of all sets of `config`; prints a summary and writes `report_path`.
 
-    Returns the exit status: 1 if anything of severity "error" was found, else 0.
+    Returns the exit status: 2 if anything of severity "error" was found, as for any mistake that
+    the user can put right, else 0.
     Raises UserError if the report cannot be written, or if a worker process dies.
     """
     with open_report(report_path) as report:
@@ -73,7 +73,7 @@ def check_data(config: Config, report_path="data_report.csv") -> int:
     errors, notes = report.total("error"), report.total("note")
     verdict = f"{plural(errors, 'error')}, {plural(notes, 'note')}"
     print(f"{verdict if errors or notes else 'No problems found'}; report: {report_path}")
-    return 1 if errors else 0
+    return 2 if errors else 0
 
 
 # --- clip lists ----------------------------------------------------------------------------------
@@ -192,36 +192,52 @@ def _find_unlisted_folders(clip_sets, report):
 
 
 def _examine_clips(clip_sets, config, report):
+    # Here, since the workers, which import this file, have no use for the seconds of PyTorch.
+    from data_loader import frames_needed
+
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
     paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
     examine = partial(examine_clip, frames_needed=frames_needed(config),
                       max_pixels=config.max_frame_pixels, frame_rate=config.frame_rate)
-    num_workers = processes.available_cores() if config.num_workers is None else \
-        max(1, config.num_workers)
+    if config.num_workers == 0:
+        with warnings.catch_warnings():
+            _ignore_warnings()
+            _take_down(clips, map(examine, paths), report)
+        return
+    num_workers = config.num_workers or processes.available_cores()
     chunk = max(1, min(_LARGEST_CHUNK, len(clips) // (8 * num_workers)))
-    pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log needs fewer lines
-    first_seen, stop = {}, multiprocessing.Event()
-    with ProcessPoolExecutor(num_workers, None, _start_worker, (stop,)) as pool:
+    # Not forked off this process: a copy of one with OpenCV's or PyTorch's threads can hang.
+    context = multiprocessing.get_context("forkserver")
+    stop = context.Event()
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (stop,)) as pool:
         try:
             with stopping.kept_from_workers():  # until they are ready for them
                 results = pool.map(examine, paths, chunksize=chunk)  # in the order of `clips`
-            progress = tqdm(results, "examining", len(clips), unit=" clips", **pace)
-            for (clip_set, clip_id), result in zip(clips, progress, strict=True):
-                clip_set.lengths[result.num_frames] += 1
-                clip_set.sizes.update(result.sizes)
-                for kind, detail, frame in result.findings:
-                    report.add(clip_set.name, kind, detail, clip_id, frame)
-                _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
+            _take_down(clips, results, report)
         except BrokenProcessPool:
             clip_set, clip_id = clips[sum(clip_set.lengths.total() for clip_set in clip_sets)]
             raise UserError(
                 f"{os.path.join(clip_set.folder, clip_id)}: a worker process died at this clip or "
-                f"one of the {chunk * num_workers} after it (was memory short?); lower num_workers"
+                f"one of the {chunk * num_workers} after it (was memory short?); lower "
+                "num_workers"
             ) from None
         except BaseException:  # Ctrl-C above all: wait for one frame, not for all that are queued
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _take_down(clips, results, report):
+    """Adds what was seen of each clip to its set and to the report, as it comes."""
+    pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log needs fewer lines
+    first_seen = {}
+    progress = tqdm(results, "examining", len(clips), unit=" clips", **pace)
+    for (clip_set, clip_id), result in zip(clips, progress, strict=True):
+        clip_set.lengths[result.num_frames] += 1
+        clip_set.sizes.update(result.sizes)
+        for kind, detail, frame in result.findings:
+            report.add(clip_set.name, kind, detail, clip_id, frame)
+        _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
 
 
 def _find_in_other_sets(clip_set, clip_id, digest, first_seen, report):
@@ -242,8 +258,12 @@ def _start_worker(stop):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler, if it has one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
-    warnings.simplefilter("ignore")  # of Pillow, about EXIF data and the like
+    _ignore_warnings()
     threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _ignore_warnings():
+    warnings.simplefilter("ignore")  # of Pillow, about EXIF data and the like
 
 
 def _end_with_main_process():

@@ -299,7 +299,9 @@ class TrainBatches:
 
     def __iter__(self):
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        # Without the spawn key it would be the stream of clip 0, which (seed, epoch, 0) names.
+        seeds = np.random.SeedSequence([self.seed, epoch], spawn_key=(0,))
+        order = np.random.default_rng(seeds).permutation(self.num_clips)
         for step in range(self.first_step, self.last_step):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
             own = indices[processes.rank() :: processes.world_size()]

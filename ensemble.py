@@ -1,7 +1,7 @@
-"""Several networks' scores of one set, averaged: `--eval_only True --ensemble FILE FILE`.
+"""Logits of one set, by a checkpoint's network or by those of several, averaged (`--ensemble`).
 
-Each network gets the clips as its own checkpoint says; the data, and how they are evaluated, are
-the config's. Shapes: N clips.
+The data, and how they are evaluated, are the config's. Of several networks, each gets the clips as
+its own checkpoint says. Shapes: N clips.
 """
 
 from functools import partial
@@ -13,11 +13,39 @@ from bad_clips import BadClips
 from checkpoint import load_weights, with_averaged_weights
 from config import INPUT_AND_NETWORK_KEYS, Config
 from config_file import config_of_checkpoint
+from convolution_check import replace_wrong_convolutions
 from data_loader import build_loader
 from device import to_device
 from evaluation import Origin, compute_logits, format_scores, log_mean_probability, score
 from model import build_model
 from run import load_for
+
+
+def load_to_evaluate(path, config: Config, class_names) -> dict:
+    """The checkpoint at `path`, for all processes, with averaged weights if it has any.
+
+    Raises UserError if it cannot be read, or knows other classes.
+    """
+    return with_averaged_weights(processes.from_main(load_for, path, config, class_names))
+
+
+def checkpoint_logits(checkpoint, config: Config, class_names, annotations, device, set_name):
+    """Logits float32 [N, classes] of the config's network with the checkpoint's weights.
+
+    All else in the checkpoint, which training needs, is left alone. Raises UserError if the weights
+    are of another network.
+    """
+    model = to_device(build_model(config, len(class_names)), device)
+    load_weights(model, checkpoint, checkpoint["path"])
+    num_windows = config.videos_per_eval_batch * config.windows_per_video
+    replace_wrong_convolutions(model, (config.clip_size, *config.crop), num_windows, device,
+                               config.eval_precision, training=False)  # fmt: skip
+    loader = build_loader(annotations, config, False, device)
+    bad_clips = BadClips(config)
+    note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
+    logits = compute_logits(model, loader, device, set_name, note)
+    bad_clips.report(annotations, set_name, epoch=1)
+    return logits
 
 
 def ensemble_logits(paths, config: Config, class_names, annotations, device, set_name):
@@ -28,16 +56,9 @@ def ensemble_logits(paths, config: Config, class_names, annotations, device, set
     """
     all_logits, members = [], []
     for path in paths:
-        asked = config.model_copy(update={"checkpoint": path})
-        checkpoint = with_averaged_weights(processes.from_main(load_for, asked, class_names))
+        checkpoint = load_to_evaluate(path, config, class_names)
         member = config_of_member(config, checkpoint)
-        model = build_model(member, len(class_names))
-        load_weights(model, checkpoint, path)
-        loader = build_loader(annotations, member, False, device)
-        bad_clips = BadClips(member)
-        note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
-        logits = compute_logits(to_device(model, device), loader, device, set_name, note)
-        bad_clips.report(annotations, set_name, epoch=1)
+        logits = checkpoint_logits(checkpoint, member, class_names, annotations, device, set_name)
         if annotations.has_labels:
             print(f"alone: {format_scores(score(logits, torch.from_numpy(annotations.labels)))}")
         all_logits.append(logits)

@@ -49,8 +49,8 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
-        print(f"training is over: {reason}; best validation top-1 {run.best_top1:.2f} % in "
-              f"{run.config.run_folder}")
+        best = f"best validation top-1 {run.best_top1:.2f} %" if run.best_top1 >= 0 else "no epoch"
+        print(f"training is over: {reason}; {best} in {run.config.run_folder}")
         stopping.over()
 
 

@@ -78,7 +78,7 @@ class RunFolder:
     saved: SavedLogits | None
 
     def command(self, *flags) -> str:
-        """train.py with this run's config, for this folder and its last checkpoint."""
+        """train.py with this run's config, for this folder."""
         if self.config is None:
             return shlex.join(["python", "train.py", *flags, "--config", "FILE"])
         words = ["python", "train.py", *flags, "--config", str(self.folder / CONFIG_FILE)]
@@ -87,8 +87,6 @@ class RunFolder:
         if own_folder.resolve() != self.folder.resolve():  # it was moved
             words += _override("output_dir", str(self.folder.parent))
             words += _override("model_name", self.folder.resolve().name)
-        if self.config.get("checkpoint"):  # where the run once came from
-            words += ["--set", "checkpoint=null"]
         return shlex.join(words)
 
 
@@ -166,18 +164,18 @@ def missing(run: RunFolder) -> list[tuple[str, str]]:
     if not run.history:
         found.append(("Curves and speed: no epoch is finished.", run.command("--resume", "auto")))
     if run.saved is None:
+        command = run.command("--eval_only", "True", "--checkpoint", "best")
         found.append(("Confusion matrix, classes and wrongly classified clips: the network has not "
-                      "been evaluated.", run.command("--eval_only", "True", "--resume", "True")))
+                      "been evaluated.", command))
     return found
 
 
 def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     """(what, figure, remark) for the head of the page."""
     found = []
-    scored = [row for row in run.history if np.isfinite(row.get("val_top1", np.nan))]
+    scored = scored_epochs(run)
     if scored:
-        best = max(scored, key=lambda row: row["val_top1"])
-        for which, row in (("best", best), ("last", scored[-1])):
+        for which, row in (("best", best_of(scored)), ("last", scored[-1])):
             found.append((f"{which} validation top-1", f"{row['val_top1']:.2f} %",
                           f"epoch {row['epoch']:g}"))
     if run.saved:
@@ -192,6 +190,15 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     if speeds:
         found.append(("training clips a second", f"{median(speeds):,.1f}", "median of the epochs"))
     return found
+
+
+def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
+    return [row for row in run.history if np.isfinite(row.get("val_top1", np.nan))]
+
+
+def best_of(scored) -> dict[str, float]:
+    """The first of the rows with the best top-1, which is the one that training keeps."""
+    return max(scored, key=lambda row: row["val_top1"])
 
 
 def curves(history) -> list[LineChart]:
@@ -272,7 +279,7 @@ def results(run: RunFolder) -> dict:
     clips, clips_note = wrong_clips(run)
     return {
         "origin": origin(run),
-        "command": run.command("--eval_only", "True", "--resume", "True"),
+        "command": run.command("--eval_only", "True", "--checkpoint", "last"),
         "scores": evaluation.format_scores(scores).replace("   ", ", "),
         "num_clips": len(saved.ids),
         "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
@@ -303,7 +310,9 @@ def origin(run: RunFolder) -> tuple[str, bool]:
     own_row = {name: float(f"{value:.8g}") for name, value in (network.history_row or {}).items()}
     if row != own_row:
         return f"{text} These are not of the training that the curves show.", True
-    last = run.history[-1]["epoch"]
+    last, scored = run.history[-1]["epoch"], scored_epochs(run)
+    if last > network.epoch and not network.step and scored and best_of(scored) == row:
+        return f"{text} It is the best epoch; the last one is {last:g}.", False
     if last > network.epoch:
         return f"{text} The last checkpoint is of epoch {last:g}.", True
     return text, False

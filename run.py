@@ -1,6 +1,7 @@
 """A run: what training moves, its folder, and how both are started, saved and resumed."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -44,11 +45,14 @@ VERSIONS_FILE = "versions.json"
 REPORT_FILE = "report.html"
 LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
-# What training writes, and all that --overwrite removes.
-RUN_FILES = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE, "bad_clips.csv",
-             CONFIG_FILE, VERSIONS_FILE)
-# What must not change between two steps of one epoch.
-EPOCH_KEYS = ("batch_size", "seed", "train_data_csv", "labels_csv")
+# A folder with any of these holds a run, which nothing but --overwrite deletes.
+RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
+# What a start replaces in a folder that holds no run: an earlier one failed before it saved.
+STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
+# What must not change between two steps of one epoch. The training clips must not, either:
+# checkpoints have their digest, those of earlier versions the names of the files.
+EPOCH_KEYS = ("batch_size", "seed")
+CLIP_KEYS = ("train_data_csv", "labels_csv")
 
 
 @dataclass
@@ -66,11 +70,12 @@ class Run:
     bad_clips: BadClips
     average: AverageOfWeights | None  # of the model's weights
     loss_watch: LossWatch
+    train_clips: str = ""  # the digest of the training set
     profile: StepProfile = field(default_factory=StepProfile)
     epoch: int = 0  # epochs finished
     step: int = 0  # steps finished in the running epoch
     seconds: float = 0.0  # that these steps took
-    best_top1: float = 0.0  # percent, on the validation set
+    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
     history: list[dict] = field(default_factory=list)  # a row an epoch
     last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
 
@@ -87,8 +92,11 @@ class Run:
         self.metrics = TrainingMetrics(len(self.class_names))
 
 
-def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
-    """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved."""
+def start_run(config: Config, class_names, device, checkpoint=None, train_clips="") -> Run:
+    """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved.
+
+    train_clips: the digest of the training set.
+    """
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
@@ -102,6 +110,7 @@ def start_run(config: Config, class_names, device, checkpoint=None) -> Run:
         config, class_names, device, model, model, optimizer,
         loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
         BadClips(config), average, LossWatch(device, precision_name(config.precision, device)),
+        train_clips,
     )  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
@@ -145,6 +154,7 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
         "history": run.history,
         "bad_clips": bad_clips,
         "classes": run.class_names,
+        "train_clips": run.train_clips,
         "config": run.config.model_dump(),
         "tensorboard": log_sizes,
     }
@@ -176,30 +186,32 @@ def _check_finite(run: Run) -> None:
 # --- resuming ----------------------------------------------------------------------------------
 
 
-def has_own_checkpoint(config: Config) -> bool:
-    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
-    return any((config.run_folder / name).exists() for name in names)
+def is_own(path, config: Config) -> bool:
+    """Whether a checkpoint is one of the run folder's."""
+    return Path(path).resolve().parent == config.run_folder.resolve()
 
 
-def continues_run_folder(config: Config) -> bool:
-    """Whether the checkpoint to resume from is one of the run folder's own."""
-    if config.checkpoint is None:
-        return True
-    return Path(config.checkpoint).resolve().parent == config.run_folder.resolve()
+def named_checkpoint(config: Config, name: str | None = None) -> Path:
+    """The file that `--checkpoint` names: `best`, `last` or a path.
 
-
-def load_for(config: Config, class_names) -> dict:
-    """The checkpoint that `config` resumes from: `checkpoint`, or the run folder's last one.
-
-    If the last one is damaged, the one before it serves. Raises UserError if there is none, or if
-    it knows other classes than `class_names`.
+    None: the config's `checkpoint`, or else the run folder's last.
     """
-    path = Path(config.checkpoint or config.run_folder / LAST_CHECKPOINT)
-    before = config.run_folder / PREVIOUS_CHECKPOINT
+    own = {"best": BEST_CHECKPOINT, "last": LAST_CHECKPOINT}
+    if name in own:
+        return config.run_folder / own[name]
+    return Path(name or config.checkpoint or config.run_folder / LAST_CHECKPOINT)
+
+
+def load_for(path, config: Config, class_names) -> dict:
+    """The checkpoint at `path`; if it is the run folder's last and damaged, the one before it.
+
+    Raises UserError if there is none, or if it knows other classes than `class_names`.
+    """
+    last, before = (config.run_folder / name for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
     try:
         checkpoint = load_checkpoint(path)
     except DamagedCheckpointError as error:
-        if config.checkpoint or not before.exists():
+        if Path(path).resolve() != last.resolve() or not before.exists():
             raise
         print(f"warning: {error}\nwarning: going on from the one before, {before}",
               file=sys.stderr)
@@ -208,6 +220,49 @@ def load_for(config: Config, class_names) -> dict:
     step = f", {checkpoint['step']} steps" if checkpoint.get("step") else ""
     print(f"checkpoint {path}: {checkpoint.get('epoch', 'unknown')} epochs{step}")
     return checkpoint | {"path": str(path)}
+
+
+def which_weights(config: Config, checkpoint: dict) -> str:
+    """`epoch 8 (trainings/quickstart/checkpoint.pth.tar)`, and how to get the best if it is not."""
+    path, epoch, step = (checkpoint.get(key) for key in ("path", "epoch", "step"))
+    words = "an unknown epoch" if epoch is None else f"epoch {epoch}"
+    words += f" and {step} steps ({path})" if step else f" ({path})"
+    best = [row["epoch"] for row in checkpoint.get("history", [])
+            if row.get("val_top1") == checkpoint.get("best_prec1", math.nan)]
+    is_last = is_own(path, config) and Path(path).name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    if is_last and best and (best[0] != epoch or step):
+        words += f"; the best is of epoch {best[0]}: --checkpoint best"
+    return words
+
+
+def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
+    """What `--resume auto` goes on from: the run's own checkpoint, or else what `checkpoint` names.
+
+    None: there is none, so a run is to be started. Raises UserError as `load_for`, and where going
+    on would lose epochs, because the checkpoint is not the last one, unless `overwrite` allows it.
+    """
+    folder, path = config.run_folder, _path_for_auto(config)
+    if path is None:
+        return None
+    checkpoint = load_for(path, config, class_names)
+    history = folder / HISTORY_FILE
+    if is_own(path, config) and path.name != LAST_CHECKPOINT and history.exists():
+        num_epochs = len(history.read_text().splitlines()) - 1
+        if num_epochs > checkpoint.get("epoch", 0):
+            if overwrite:
+                return None
+            raise UserError(_occupied(folder))
+    return checkpoint
+
+
+def _path_for_auto(config) -> Path | None:
+    folder, named = config.run_folder, Path(config.checkpoint) if config.checkpoint else None
+    if any((folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        return folder / LAST_CHECKPOINT
+    if (folder / BEST_CHECKPOINT).exists():  # it died in its first save, which writes this first
+        return folder / BEST_CHECKPOINT
+    # A config may name the checkpoint that its own run is going to write.
+    return named if named and (named.exists() or not is_own(named, config)) else None
 
 
 def restore(run: Run, checkpoint: dict) -> None:
@@ -225,7 +280,8 @@ def restore(run: Run, checkpoint: dict) -> None:
         run.average = AverageOfWeights(run.model, run.config.ema_decay)
     run.epoch, run.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
     run.seconds = checkpoint.get("seconds", 0.0)
-    run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
+    if is_own(path, run.config):  # another run's best says nothing about this folder's
+        run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
     run.history = checkpoint.get("history", [])
     run.metrics.load_state(checkpoint.get("metrics", {}))
     run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
@@ -238,7 +294,7 @@ def restore(run: Run, checkpoint: dict) -> None:
     # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
     elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
-    _say_what_changed(run, checkpoint.get("config", {}))
+    _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
 
 
 def _has_trained(checkpoint: dict) -> bool:
@@ -246,16 +302,28 @@ def _has_trained(checkpoint: dict) -> bool:
     return checkpoint.get("epoch", 0) > 0 or any(counts)
 
 
-def _say_what_changed(run: Run, saved: dict) -> None:
-    changed = [key for key, value in run.config.model_dump().items()
+def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
+    """Prints and returns the keys whose values are others than when the checkpoint was saved."""
+    saved = checkpoint.get("config", {})
+    changed = [key for key, value in config.model_dump().items()
                if key in saved and saved[key] != value and key != "checkpoint"]
     for key in changed:
-        print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(run.config, key)}")
-    fixed = [key for key in changed if key in EPOCH_KEYS]
+        print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(config, key)}")
+    return changed
+
+
+def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
+    """Raises UserError if what is left of an epoch would not be what it was begun with."""
+    known = checkpoint.get("train_clips")
+    keys = EPOCH_KEYS if known else EPOCH_KEYS + CLIP_KEYS
+    fixed = [key for key in changed if key in keys]
+    if known and known != run.train_clips:
+        print("changed since the checkpoint: the training clips, their labels or their order")
+        fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.step and fixed:
         raise UserError(
-            f"{', '.join(fixed)}: the checkpoint stands in the middle of epoch {run.epoch + 1}, "
-            "which must be finished as it was begun; change them between two epochs"
+            f"{', '.join(fixed)}: changed in the middle of epoch {run.epoch + 1}, which must be "
+            "finished as it was begun; put it back, and change it between two epochs"
         )
 
 
@@ -265,31 +333,43 @@ def _say_what_changed(run: Run, saved: dict) -> None:
 def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: str) -> None:
     """Makes the run folder and writes `config.json` and `versions.json` into it.
 
-    goes_on: the run in it, if any, is the one that is resumed. devices: what computes, in words.
+    goes_on: the run in it is the one that is resumed. devices: what computes, in words.
     Raises UserError if another run is there already and may not be overwritten, or if the folder
     cannot be written.
     """
     folder = config.run_folder
-    found = [name for name in (*RUN_FILES, LOG_FOLDER) if os.path.lexists(folder / name)]
-    if found and not (goes_on or overwrite):
-        raise UserError(
-            f"{folder}: holds a run already ({', '.join(found)}); go on with it by --resume True "
-            "and a checkpoint of its own, choose another model_name, or delete it by "
-            "--overwrite True"
-        )
+    if _records(folder) and not (goes_on or overwrite):
+        raise UserError(_occupied(folder))
     make_run_folder(config)
     try:
-        if not goes_on:
-            for name in (*RUN_FILES, REPORT_FILE):
+        if overwrite and not goes_on:
+            for name in (*RECORDS, REPORT_FILE):
                 (folder / name).unlink(missing_ok=True)
             for name in (LOG_FOLDER, PROFILE_FOLDER):
                 shutil.rmtree(folder / name, ignore_errors=True)
+        for name in () if goes_on else STARTED:
+            (folder / name).unlink(missing_ok=True)
         _append_versions(folder / VERSIONS_FILE, devices)
         write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
         ) from None
+
+
+def _records(folder) -> list[str]:
+    return [name for name in RECORDS if os.path.lexists(folder / name)]
+
+
+def _occupied(folder) -> str:
+    found = _records(folder)
+    way_on = "it has no checkpoint to go on from; "
+    if LAST_CHECKPOINT in found or PREVIOUS_CHECKPOINT in found:
+        way_on = "go on with it by --resume True --checkpoint last, "
+    elif BEST_CHECKPOINT in found:
+        way_on = "go back to its best epoch by --resume True --checkpoint best, "
+    return (f"{folder}: holds a run already ({', '.join(found)}); {way_on}choose another "
+            "model_name, or delete it by --overwrite True")
 
 
 def make_run_folder(config: Config) -> Path:

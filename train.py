@@ -5,14 +5,13 @@ import stopping
 if __name__ == "__main__":
     stopping.install()  # before the imports below, which take seconds
 
+import multiprocessing
 import sys
 
 import torch
 
-import evaluation
 import processes
 from callbacks import SilentLog, TensorBoardLog, write_history
-from checkpoint import with_averaged_weights
 from command_line import parse_arguments
 from config import Config
 from config_file import load_config
@@ -26,9 +25,10 @@ from device import (
     gpu_numbers,
     prepare,
 )
-from ensemble import ensemble_logits
+from ensemble import checkpoint_logits, ensemble_logits, load_to_evaluate
 from errors import UserError, exit_status
-from loop import train, validate
+from evaluation import Origin, write_results
+from loop import train
 from memory import recompute_activations
 from model import describe
 from profiling import StepProfile
@@ -37,13 +37,16 @@ from run import (
     HISTORY_FILE,
     LOG_FOLDER,
     PROFILE_FOLDER,
-    continues_run_folder,
-    has_own_checkpoint,
+    is_own,
     load_for,
+    load_for_auto,
     make_run_folder,
+    named_checkpoint,
     prepare_run_folder,
+    say_what_changed,
     start_run,
     versions,
+    which_weights,
 )
 
 # --- the commands ------------------------------------------------------------------------------
@@ -51,13 +54,8 @@ from run import (
 
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
-    resume, has_own = options.resume, processes.from_main(has_own_checkpoint, config)
-    if resume == "auto":
-        if has_own:  # `checkpoint` is where the run once came from
-            config = config.model_copy(update={"checkpoint": None})
-        resume = has_own or config.checkpoint is not None
-    checkpoint = processes.from_main(load_for, config, class_names) if resume else None
-    run = start_run(config, class_names, device, checkpoint)
+    checkpoint = processes.from_main(checkpoint_to_resume, config, options, class_names)
+    run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
     train_loader = build_loader(train_set, config, True, device)
@@ -76,11 +74,9 @@ def run_training(config: Config, options, device) -> None:
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 
-    goes_on = bool(resume) and continues_run_folder(config)
-    # A scheduler's first start may have died before its first checkpoint.
-    overwrite = options.overwrite or (options.resume == "auto" and not has_own)
+    goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
     devices = devices_in_words(device, config, is_trained=True)
-    processes.from_main(prepare_run_folder, config, goes_on, overwrite, devices)
+    processes.from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
     log = SilentLog()
     sizes = checkpoint.get("tensorboard") if goes_on else None
     if processes.is_main():
@@ -99,6 +95,15 @@ def run_training(config: Config, options, device) -> None:
         add_report(config.run_folder)
 
 
+def checkpoint_to_resume(config: Config, options, class_names) -> dict | None:
+    """What `--resume` goes on from; None: a run is to be started."""
+    if options.resume == "auto":
+        return load_for_auto(config, class_names, options.overwrite)
+    if options.resume:
+        return load_for(named_checkpoint(config, options.checkpoint), config, class_names)
+    return None
+
+
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
@@ -107,22 +112,21 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
         logits, origin = ensemble_logits(options.ensemble, *evaluated)
+        weights = f"the mean of {len(origin.networks)} networks"
     else:
-        logits, origin = one_networks_logits(*evaluated)
+        path = named_checkpoint(config, options.checkpoint)
+        checkpoint = load_to_evaluate(path, config, class_names)
+        say_what_changed(config, checkpoint)
+        logits = checkpoint_logits(checkpoint, *evaluated)
+        origin, weights = Origin.of(config, [checkpoint]), which_weights(config, checkpoint)
     stopping.over()
     if not processes.is_main():
         return
-    evaluation.write_results(folder, annotations, logits, class_names, origin)
+    write_results(folder, annotations, logits, class_names, origin)
+    print(f"{'scored' if annotations.has_labels else 'predicted by'}: {weights}")
     print(f"written to {folder}")
     if annotations.has_labels:
         add_report(folder)
-
-
-def one_networks_logits(config: Config, class_names, annotations, device, set_name):
-    checkpoint = with_averaged_weights(processes.from_main(load_for, config, class_names))
-    run = start_run(config, class_names, device, checkpoint)
-    logits = validate(run, build_loader(annotations, config, False, device), set_name)
-    return logits, evaluation.Origin.of(config, [checkpoint])
 
 
 def read_data(config: Config, set_names):
@@ -142,6 +146,8 @@ def run_command(options, arguments) -> int:
     if options.check_data:
         if processes.launched():
             raise UserError("--check_data: one process does it; start it without torchrun")
+        # Each of its workers would import this file anew, which takes seconds.
+        multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(options.config, options.overrides))
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):

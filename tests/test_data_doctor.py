@@ -19,6 +19,7 @@ import simplejpeg
 from PIL import Image
 
 import data_doctor
+import train
 from config import Config
 from data_doctor import check_data
 from data_report import KINDS
@@ -92,7 +93,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 def make_config(data, **changes) -> Config:
     values = {
-        "model_name": "doctor", "labels_csv": str(data / "labels.csv"), "num_workers": 1,
+        "model_name": "doctor", "labels_csv": str(data / "labels.csv"), "num_workers": 0,
         "clip_size": NUM_FRAMES, "step_size": 1, "max_frame_pixels": 48 * 32,
     }
     for set_name, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
@@ -301,7 +302,7 @@ def test_finds_what_is_planted_and_nothing_else(data, capsys, name):
         return
     assert [tuple(row[:5]) for row in findings] == [expected]
     assert words in findings[0][5]
-    assert status == (1 if expected[0] == "error" else 0)
+    assert status == (2 if expected[0] == "error" else 0)
     output = capsys.readouterr().out
     severity, set_name, clip, frame, kind, detail = findings[0]
     shown = "/".join(part for part in (clip, frame) if part) or detail
@@ -335,7 +336,7 @@ def plant_several(data):
 def test_problems_are_counted_by_set_and_ten_are_named(data, capsys):
     plant_several(data)
     status, findings = examine(data)
-    assert status == 1
+    assert status == 2
     assert sum(row[4] == "damaged frame" for row in findings) == 13
     output = capsys.readouterr().out
     shown = ", ".join(f"3/{number:05}.jpg" for number in range(3, 12))
@@ -351,6 +352,14 @@ def test_the_report_is_the_same_with_any_number_of_processes(data):
         check_data(make_config(data, num_workers=num_workers), f"{num_workers}.csv")
         reports.append(Path(f"{num_workers}.csv").read_bytes())
     assert reports[0] == reports[1] == reports[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_workers_are_not_forked_off_a_process_that_may_have_threads(data, monkeypatch):
+    def fork():
+        raise AssertionError("forked")
+    monkeypatch.setattr(os, "fork", fork)
+    assert examine(data, num_workers=2) == (0, [])
 
 
 def test_the_data_stays_as_it_is(data):
@@ -399,8 +408,15 @@ def test_frame_sizes_of_different_clips_are_a_note(data):
 def test_mistakes_in_the_config_are_findings(data, changes, set_name, kind, words):
     status, findings = examine(data, **changes)
     (finding,) = (row for row in findings if row[0] == "error")
-    assert (status, finding[1], finding[4]) == (1, set_name, kind)
+    assert (status, finding[1], finding[4]) == (2, set_name, kind)
     assert words in finding[5]
+
+
+def test_a_mistake_in_a_clip_list_ends_the_check_as_it_ends_training(data):
+    add_line(data, "train", "99;Left")
+    Path("config.json").write_text(make_config(data).model_dump_json())
+    for flags in ([], ["--check_data"]):
+        assert train.main(["-c", "config.json", "-g", "cpu", *flags]) == 2
 
 
 def test_a_set_that_is_not_in_the_config_is_passed_over(data):
@@ -478,8 +494,16 @@ SLOW_PICTURE = huge_png(side=3_000)
 
 
 def workers_of(pid) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
+    """The processes that the main one's fork server has started."""
+    return [worker for child in children_of(pid) for worker in children_of(child)]
+
+
+def children_of(pid) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:  # it has ended
+        return []
+    return [int(child) for child in children.split()]
 
 
 needs_proc = pytest.mark.skipif(

@@ -72,6 +72,16 @@ def test_train_batches_are_a_function_of_seed_and_epoch():
     assert {key.epoch for batch in batches for key in batch} == {1}
 
 
+def test_the_order_is_drawn_from_a_stream_that_is_no_clips():
+    """Zeros at the end of a seed sequence change nothing: [seed, epoch] is clip 0's as well."""
+    batches = TrainBatches(10, 10, seed=1)
+    batches.start_at(3, 0)
+    (batch,) = batches
+    for clip in range(10):
+        order = np.random.default_rng([1, *ClipKey(3, clip)]).permutation(10)
+        assert [key.index for key in batch] != order.tolist()
+
+
 def test_a_last_batch_of_one_clip_is_left_out():
     assert [len(batch) for batch in TrainBatches(9, 4, 0)] == [4, 4]
     assert len(TrainBatches(9, 4, 0)) == 2

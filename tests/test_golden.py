@@ -7,8 +7,8 @@ What other CPUs change is rounding, which training amplifies: an activation clos
 the other side, and Adam, which scales gradients, follows. So the learning rate is low, there is no
 BatchNorm over a handful of numbers, and the seed is one whose run has no such place. Dropout is
 off, since its random numbers are not the same in all builds of PyTorch. Measured with other
-instruction sets (AVX2, SSE4.1 and none, MKL's compatible mode): within 3e-7. A twentieth more
-learning rate moves the losses by 1e-2, other clips or other crops of them by more than 2e-2.
+instruction sets (AVX2, SSE4.1 and none, MKL's compatible mode): within 1e-5. A twentieth more
+learning rate moves the losses by 7e-3, other clips or other crops of them by more than 2e-2.
 """
 
 import json

@@ -101,7 +101,10 @@ def test_python_commands_run(workplace, capsys):
     for drawing in commands("demo_data.py"):
         assert demo_data.main(drawing + small) == 0
     for arguments in commands("train.py"):
-        overwrite = [] if "--resume" in arguments else ["--overwrite"]
+        if "--config" not in arguments:
+            continue
+        goes_on = {"--resume", "--checkpoint"} & set(arguments)
+        overwrite = [] if goes_on else ["--overwrite"]
         assert train.main(arguments + overwrite + SMALL) == 0, arguments
     (shown,) = commands("predict.py")
     assert predict.main([*shown, "-g", "cpu"]) == 0

@@ -20,6 +20,7 @@ from movies import write_video
 from PIL import Image
 from runs import make_settings, read_csv, run_folder, write_config
 
+import callbacks
 import evaluation
 import report
 import train
@@ -151,7 +152,8 @@ def test_after_training(trained):
     assert [label.split(" by ")[0] for label in labels] == [
         "Loss", "Top-1 accuracy", "Learning rate", "Training clips a second",
         "Seconds of training steps"]  # fmt: skip
-    assert "in 2 epochs" in page.section("Speed") and "1 x CPU, training in fp32" in page.section("Speed")
+    assert "in 2 epochs" in page.section("Speed")
+    assert "1 x CPU, training in fp32" in page.section("Speed")
     assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section("Speed") \
         or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
     set_here, at_default = page.section("Settings").split("keys at their defaults")
@@ -168,7 +170,10 @@ def test_after_evaluation(trained):
     text = page.section("Evaluation")
     assert len(known) == 6 and f"{100 - 100 * len(wrong) / 6:.2f} %" in text
     assert "1 of 7 clips could not be read and count nowhere: 25" in text
-    assert "the weights of epoch 2 (" in text and "To evaluate" not in text
+    top1 = [float(row["val_top1"]) for row in read_csv(trained.folder / "history.csv")]
+    best = top1.index(max(top1)) + 1
+    assert f"the weights of epoch {best} (" in text and "To evaluate" not in text
+    assert ("It is the best epoch; the last one is 2." in text) == (best == 1)
     for name in NAMES:
         of_class = [row for row in known if row["label"] == name]
         right = sum(row["predicted"] == name for row in of_class)
@@ -260,14 +265,25 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     def said():
         return Page(report.write_report(folder).read_text()).section("Evaluation")
 
-    history = (folder / "history.csv").read_text()
-    assert "To evaluate" not in said()
-    last = history.splitlines()[-1]
-    (folder / "history.csv").write_text(history + last.replace("2,", "3,", 1) + "\n")
+    def write_history(*rows):
+        callbacks.write_history(folder / "history.csv", rows)
+
+    rows = [{name: float(value) for name, value in row.items()}
+            for row in read_csv(folder / "history.csv")]  # fmt: skip
+    best, last = (row | {"val_top1": top1} for row, top1 in zip(rows, (90.0, 10.0), strict=True))
+    write_history(best, last)
+    set_logits(folder, 0, epoch=2, history_row=last)
+    assert "weights of epoch 2 (" in said() and "To evaluate" not in said()
+    set_logits(folder, 0, epoch=1, history_row=best)
+    assert "It is the best epoch; the last one is 2." in said() and "To evaluate" not in said()
+    set_logits(folder, 0, epoch=1, history_row=best, step=2)
+    assert "of epoch 1 and 2 steps" in said() and "last checkpoint is of epoch 2" in said()
+    set_logits(folder, 0, epoch=2, history_row=last)
+    write_history(best, last, last | {"epoch": 3})
     assert "weights of epoch 2" in said() and "last checkpoint is of epoch 3" in said()
-    (folder / "history.csv").write_text(history.replace("\n2,", "\n2,9"))  # another loss
+    write_history(best, last | {"val_loss": 9})
     assert "not of the training that the curves show" in said()
-    (folder / "history.csv").write_text(history)
+    write_history(best, last)
     set_logits(folder, 0, step=5)
     assert "of epoch 2 and 5 steps" in said()
     set_logits(folder, 0, epoch=None)

@@ -6,6 +6,7 @@ The long form: `python -m pytest -m slow tests/test_resume.py`.
 import itertools
 import json
 import os
+import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +28,7 @@ import loop
 import processes
 import stopping
 import train
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -239,6 +240,22 @@ def test_a_start_that_dies_while_it_writes_leaves_a_folder_to_start_in(settings,
     assert len(json.loads((run_folder(own) / "versions.json").read_text())) == 2
 
 
+def test_what_others_put_beside_the_curves_stays(settings, whole_run, tmp_path):
+    """TensorBoard's own plugins have folders below those of the log."""
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=1, step=1)
+    log = run_folder(own) / "tensorboard"
+    others = [log / "plugins/profile/one/trace.json", log / "pictures/events.out.tfevents.1"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    train_until(arguments, epoch=1, step=2)
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+    assert all(path.exists() for path in others)
+
+
 # --- resume auto -------------------------------------------------------------------------------
 
 
@@ -276,3 +293,162 @@ def test_resume_auto_prefers_the_runs_own_checkpoint(settings, whole_run, tmp_pa
         assert f"checkpoint {run_folder(own)}" in capsys.readouterr().out or name == "whole"
     assert differences(tmp_path / "whole/tiny", tmp_path / "parts/tiny") == []
     assert load_checkpoint(tmp_path / "parts/tiny/checkpoint.pth.tar")["epoch"] == 4
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth.tar", "model_best.pth.tar"])
+def test_resume_auto_starts_a_run_whose_config_names_a_checkpoint_of_its_own(
+    name, settings, whole_run, tmp_path
+):
+    """As configs in circulation do, before there is any."""
+    own = settings | {"output_dir": str(tmp_path), "checkpoint": str(tmp_path / "tiny" / name)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=1, step=1)
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+
+
+def test_resume_auto_goes_on_with_a_run_that_died_in_its_first_save(settings, whole_run, tmp_path):
+    """Between the best checkpoint and the last."""
+    own = settings | {"output_dir": str(tmp_path), "checkpoint_minutes": 1000}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    replace = os.replace
+
+    def die_before(source, target):
+        if Path(target).name == "checkpoint.pth.tar":
+            raise PowerCut
+        replace(source, target)
+
+    with mock.patch.object(os, "replace", die_before), pytest.raises(PowerCut):
+        train.main(arguments)
+    assert [path.name for path in run_folder(own).glob("*.tar")] == ["model_best.pth.tar"]
+    train_until(arguments, epoch=1, step=2)
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+
+
+# --- nothing is lost ---------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume", "True"], ["--resume", "auto"]])
+@pytest.mark.parametrize("left", ["best and history", "history"])
+def test_a_run_without_its_last_checkpoint_is_not_deleted(
+    left, flags, settings, whole_run, tmp_path, capsys
+):
+    own = settings | {"output_dir": str(tmp_path)}
+    folder = Path(shutil.copytree(whole_run(), run_folder(own)))
+    for path in folder.glob("*.tar"):
+        if path.name != "model_best.pth.tar" or left == "history":
+            path.unlink()
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu"]
+    before = contents(folder)
+    assert train.main([*arguments, *flags]) == 2
+    error = capsys.readouterr().err
+    assert contents(folder) == before
+    if flags == ["--resume", "True"]:
+        assert f"{folder / 'checkpoint.pth.tar'}: no such checkpoint" in error
+    else:
+        assert f"{folder}: holds a run already" in error and "--overwrite True" in error
+        assert ("--checkpoint best" in error) == (left != "history")
+    if left != "history":
+        best = load_checkpoint(folder / "model_best.pth.tar")["epoch"]
+        assert train.main([*arguments, "--resume", "True", "--checkpoint", "best"]) == 0
+        assert f"model_best.pth.tar: {best} epochs" in capsys.readouterr().out
+    elif flags:
+        assert train.main([*arguments, "--resume", "auto", "--overwrite", "True"]) == 0
+    else:
+        assert train.main([*arguments, "--overwrite", "True"]) == 0
+    assert differences(whole_run(), folder) == []
+
+
+def test_a_start_that_failed_before_it_saved_is_no_run(settings, whole_run, tmp_path, capsys):
+    own = settings | {"output_dir": str(tmp_path), "checkpoint_minutes": 1000}
+    broken = Path(shutil.copytree(settings["train_data_folder"], tmp_path / "clips"))
+    for frame in (broken / "9").iterdir():
+        frame.write_bytes(b"")
+    failing = write_config(tmp_path / "failing.json", own | {"train_data_folder": str(broken)})
+    config = write_config(tmp_path / "config.json", own)
+    for _ in range(2):
+        assert train.main(["-c", failing, "-g", "cpu"]) == 2
+        assert "0 bytes" in capsys.readouterr().err
+        assert not list(run_folder(own).glob("*.tar"))
+    (run_folder(own) / "versions.json").write_text("half of it")
+    (run_folder(own) / "predictions.csv").write_text("of another network")
+    assert train.main(["-c", config, "-g", "cpu", "--resume"]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert train.main(["-c", config, "-g", "cpu"]) == 0
+    assert (run_folder(own) / "predictions.csv").read_text() == "of another network"
+    (run_folder(own) / "predictions.csv").unlink()
+    assert len(json.loads((run_folder(own) / "versions.json").read_text())) == 1
+    assert differences(whole_run(), run_folder(own)) == []
+
+
+# --- what a checkpoint is of -------------------------------------------------------------------
+
+
+def test_a_new_run_has_a_best_of_its_own(settings, whole_run, tmp_path, capsys):
+    """However good the other run was whose checkpoint it starts from."""
+    saved = load_checkpoint(whole_run() / "checkpoint.pth.tar")
+    save_checkpoint(saved | {"best_prec1": 100.0}, tmp_path / "other.pth.tar")
+    keys = {"checkpoint": str(tmp_path / "other.pth.tar"), "output_dir": str(tmp_path)}
+    arguments = ["-g", "cpu", "--resume", "True"]
+    own = settings | keys | {"model_name": "over"}
+    config = write_config(tmp_path / "over.json", own)
+    assert train.main(["-c", config, *arguments]) == 0  # it has no epoch of its own
+    assert "training is over: 2 epochs are done; no epoch in" in capsys.readouterr().out
+    own = settings | keys | {"num_epochs": 3}
+    config = write_config(tmp_path / "config.json", own)
+    train_until(["-c", config, *arguments], epoch=2, step=1)
+    assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 0
+    best = load_checkpoint(run_folder(own) / "model_best.pth.tar")
+    assert best["epoch"] == 3 and best["best_prec1"] == best["history"][-1]["val_top1"]
+
+
+def test_an_epoch_is_finished_with_the_clips_that_it_was_begun_with(
+    settings, whole_run, tmp_path, capsys
+):
+    clips = tmp_path / "train.csv"
+    shutil.copy(settings["train_data_csv"], clips)
+    own = settings | {"output_dir": str(tmp_path), "train_data_csv": str(clips)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=1, step=1)
+    text = clips.read_text()
+    lines = text.splitlines(keepends=True)
+    other_label = lines[0].replace("Left", "Right")
+    for edited in (lines[1:], lines[::-1], [other_label, *lines[1:]]):
+        clips.write_text("".join(edited))
+        before = contents(run_folder(own))
+        assert train.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"the clips of {clips}" in error and "must be finished as it was begun" in error
+        assert contents(run_folder(own)) == before
+    # Under another name they are still the same clips.
+    clips.rename(tmp_path / "renamed.csv")
+    (tmp_path / "renamed.csv").write_text(text)
+    arguments += ["--set", f"train_data_csv={tmp_path / 'renamed.csv'}"]
+    assert train.main([*arguments, "--set", "batch_size=4"]) == 2
+    assert "batch_size: " in capsys.readouterr().err
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []
+    # Between two epochs they may be others.
+    (tmp_path / "renamed.csv").write_text("".join(lines[1:]))
+    assert train.main([*arguments, "--set", "num_epochs=3"]) == 0
+    assert "changed since the checkpoint: the training clips" in capsys.readouterr().out
+
+
+def test_older_checkpoints_do_not_know_their_clips(settings, whole_run, tmp_path, capsys):
+    own = settings | {"output_dir": str(tmp_path)}
+    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
+    train_until(arguments, epoch=1, step=1)
+    path = run_folder(own) / "checkpoint.pth.tar"
+    saved = load_checkpoint(path)
+    del saved["train_clips"]
+    save_checkpoint(saved, path)
+    copy = shutil.copy(settings["train_data_csv"], tmp_path / "train.csv")
+    assert train.main([*arguments, "--set", f"train_data_csv={copy}"]) == 2
+    assert "train_data_csv: " in capsys.readouterr().err
+    assert train.main(arguments) == 0
+    assert differences(whole_run(), run_folder(own)) == []

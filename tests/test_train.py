@@ -1,6 +1,7 @@
 """The commands as a user gives them, on a small data set and a tiny network."""
 
 import json
+import shutil
 import time
 import urllib.parse
 import urllib.request
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
-from conftest import write_data_set
+from conftest import TINY_NETWORK, write_data_set
 from runs import curves, differences, read_csv, run_folder, train_until, without_times
 from tensorboard import program
 
@@ -142,6 +144,99 @@ def test_evaluation_files(trained, capsys):
     predicted = [saved["classes"][index] for index in saved["logits"].argmax(1)]
     assert predicted == [row["predicted"] for row in rows]
     assert (folder / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_needs_the_weights_alone(write_config, settings, capsys):
+    """Of a checkpoint within an epoch, whatever the config says of training by now."""
+    config = write_config(checkpoint_minutes=0, ema_decay=0.5)
+    train_until(["-c", config], epoch=1, step=2)
+    folder, logits = run_folder(settings), []
+    path = folder / "checkpoint.pth.tar"
+    changes = ["batch_size=3", "optimizer=sgd", "seed=7", "train_data_csv=gone.csv",
+               "ema_decay=0", "sync_batchnorm=true", "pretrained=gone.pth.tar"]  # fmt: skip
+    for flags in ([], [f"--set={change}" for change in changes]):
+        capsys.readouterr()
+        assert train.main(["-e", "-r", "-c", config, *flags]) == 0
+        output = capsys.readouterr().out
+        assert f"checkpoint {path}: 1 epochs, 2 steps\n" in output
+        assert ("changed since the checkpoint: batch_size: 4 -> 3" in output) == bool(flags)
+        logits.append(np.load(folder / "logits.npz")["logits"])
+    assert np.allclose(*logits, atol=1e-5)
+    saved = torch.load(path, weights_only=True)
+    for key in ("optimizer", "metrics", "history", "bad_clips", "tensorboard", "train_clips"):
+        del saved[key]
+    torch.save(saved, path)
+    assert train.main(["-t", "-r", "-c", config]) == 0
+
+
+@pytest.fixture(scope="module")
+def best_and_last(data_set, tmp_path_factory):
+    """The config and folder of a run of three epochs, of which the second is the best."""
+    root = tmp_path_factory.mktemp("best")
+    settings = data_set | TINY_NETWORK | {
+        "model_name": "three", "num_epochs": 3, "schedule": "constant", "batch_size": 7,
+        "num_workers": 0, "output_dir": str(root),
+    }  # fmt: skip
+    config = runs.write_config(root / "config.json", settings)
+    score, top1 = evaluation.score, iter([40.0, 60.0, 50.0])
+
+    def planned_score(*arguments):
+        return score(*arguments) | {"top1": next(top1)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "score", planned_score)
+        assert train.main(["-c", config, "-g", "cpu"]) == 0
+    return config, root / "three"
+
+
+@pytest.mark.parametrize(("flags", "name"), [
+    (["--resume", "True"], "checkpoint.pth.tar"),
+    (["--checkpoint", "last"], "checkpoint.pth.tar"),
+    (["--checkpoint", "best"], "model_best.pth.tar"),
+    (["--checkpoint", "best", "--resume", "True"], "model_best.pth.tar"),
+    (["--checkpoint", "{folder}/model_best.pth.tar"], "model_best.pth.tar"),
+    # The flag counts more than the key.
+    (["--checkpoint", "last", "--set", "checkpoint=elsewhere.tar"], "checkpoint.pth.tar"),
+])  # fmt: skip
+def test_the_checkpoint_that_is_scored_is_chosen_and_said(best_and_last, flags, name, capsys):
+    config, folder = best_and_last
+    flags = [flag.format(folder=folder) for flag in flags]
+    said = {"checkpoint.pth.tar": f"epoch 3 ({folder / name}); the best is of epoch 2: --checkpoint"
+            " best", "model_best.pth.tar": f"epoch 2 ({folder / name})"}[name]
+    assert train.main(["--eval_only", "True", "-c", config, "-g", "cpu", *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:-1] == [
+        f"scored: {said}", f"written to {folder}"]  # fmt: skip
+    saved = evaluation.read_logits(folder / "logits.npz")
+    (network,) = saved.origin.networks
+    assert (network.path, network.epoch) == (str(folder / name), 2 if "best" in name else 3)
+    scores = evaluation.score(saved.logits, saved.labels)
+    row = read_csv(folder / "history.csv")[network.epoch - 1]
+    assert scores["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-5)
+    assert train.main(["--test_only", "True", "-c", config, "-g", "cpu", *flags]) == 0
+    assert f"predicted by: {said}\n" in capsys.readouterr().out
+
+
+def test_training_goes_back_to_the_checkpoint_that_is_named(best_and_last, tmp_path, capsys):
+    config, folder = best_and_last
+    shutil.copytree(folder, tmp_path / "three")
+    arguments = ["-c", config, "-g", "cpu", "--set", f"output_dir={tmp_path}"]
+    assert train.main([*arguments, "--resume", "True", "--checkpoint", "best"]) == 0
+    assert "three/model_best.pth.tar: 2 epochs" in capsys.readouterr().out
+    weights = [torch.load(path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+               for path in (folder, tmp_path / "three")]  # fmt: skip
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--checkpoint", "best"], "--checkpoint: goes with --eval_only"),
+    (["--checkpoint", "best", "--resume", "auto"], "--checkpoint: goes with --eval_only"),
+    (["--checkpoint", "best", "-e", "--ensemble", "a"], "takes the place of --resume and --ch"),
+    (["--checkpoint", "none.tar", "-e"], "none.tar: no such checkpoint"),
+    (["--checkpoint", "best", "-e"], "model_best.pth.tar: no such checkpoint"),
+])  # fmt: skip
+def test_mistakes_with_a_checkpoint(write_config, capsys, flags, message):
+    assert train.main(["-c", write_config(), "-g", "cpu", *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_test_files_hold_no_accuracy(trained, settings, capsys):
