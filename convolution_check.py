@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import processes
-from device import autocast, computes_natively, number_format, precision_name
+from device import computes_natively, computing_in, number_format, precision_name
 from errors import first_few
 from model import run_without_data, without_data
 
@@ -241,23 +241,24 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
     inputs = inputs.contiguous(memory_format=memory_format).requires_grad_(training)
     with torch.no_grad():
         gradient = torch.randn(probe(inputs).shape, device=device, generator=random)
-    expected = _results(probe, inputs, gradient, torch.autocast(device.type, enabled=False))
+    with computing_in(device, "fp32"):
+        expected = _results(probe, inputs, gradient)
     errors = dict.fromkeys(expected, 0.0)
     for fill in FILLS:
-        found = _results(probe, inputs, gradient, autocast(device, precision), fill)
+        with computing_in(device, precision):
+            found = _results(probe, inputs, gradient, fill)
         for name, value in found.items():
             error = ((value.float() - expected[name]).norm() / expected[name].norm()).item()
             errors[name] = max(errors[name], error if math.isfinite(error) else math.inf)
     return errors
 
 
-def _results(module, inputs, gradient, context, fill=None) -> dict[str, torch.Tensor]:
+def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
     """Output, and where gradients are kept, those of the input, the kernel and the bias."""
     sizes = [tensor.numel() for tensor in (inputs, gradient, module.weight)]
     if fill is not None:
         _fill_freed_memory(fill, sizes, inputs.device)
-    with context:
-        output = module(inputs)
+    output = module(inputs)
     results = {"output": output}
     if inputs.requires_grad:
         if fill is not None:

@@ -207,15 +207,22 @@ def autocast(device: torch.device, precision: str):
 
 
 @contextmanager
-def evaluating(device: torch.device, config: Config):
-    """Inside, the network computes in `eval_precision`, and no gradients are kept."""
+def computing_in(device: torch.device, precision: str):
+    """As `autocast`, with IEEE fp32 or tf32 where it computes in fp32."""
     before = torch.backends.cudnn.allow_tf32
-    allow_tf32(config.eval_precision == "tf32")
+    allow_tf32(precision == "tf32")
     try:
-        with torch.inference_mode(), autocast(device, config.eval_precision):
+        with autocast(device, precision):
             yield
     finally:
         allow_tf32(before)
+
+
+@contextmanager
+def evaluating(device: torch.device, config: Config):
+    """Inside, the network computes in `eval_precision`, and no gradients are kept."""
+    with torch.inference_mode(), computing_in(device, config.eval_precision):
+        yield
 
 
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

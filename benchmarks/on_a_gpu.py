@@ -40,6 +40,7 @@ import train
 from benchmarks import epoch, limit, machine, step
 from benchmarks.memory import PROJECT
 from config import Config
+from convolution_check import convolution_cases, find_faults
 from device import number_format, prepare, to_device
 from memory import MIB, format_bytes
 from model import build_model
@@ -80,17 +81,14 @@ def check_arithmetic(device, options):
 
 def convolution_checks(device, precision, options) -> dict:
     """The check of each distinct convolution of the tutorial's network against fp32."""
-    try:
-        from conv_check import check_convolutions
-    except ImportError:
-        return {"what": precision, "found": "there is no conv_check.py yet"}
     prepare(device, precision, deterministic=False)
     config = config_for(options, precision)
     model = to_device(build_model(config, step.NUM_CLASSES), device)
     clip_shape = (config.clip_size, *config.crop)
-    number_type = number_format(precision, device)
-    found = check_convolutions(model, clip_shape, config.batch_size, number_type, device)
-    return {"what": precision, "convolutions": len(found), "found": "; ".join(map(str, found))}
+    cases = convolution_cases(model, clip_shape, config.batch_size)
+    faults = find_faults(model, clip_shape, config.batch_size, device, precision, training=True)
+    return {"what": precision, "convolutions": len(cases),
+            "found": "; ".join(map(str, faults)) or "all are right"}
 
 
 def run_tests(device, options):
