@@ -248,7 +248,8 @@ class Config(BaseModel):
         "memory, about a third more time.",
     )
     sync_batchnorm: bool = Field(
-        False, description="BatchNorm over the clips of all processes, not each one's own."
+        False,
+        description="On GPUs: BatchNorm over the clips of all processes, not each one's own.",
     )
     precision: Precision = Field(
         "auto",

@@ -60,9 +60,9 @@ def message_for_user(error: Exception) -> str | None:
             any(sign in text for sign in _MEMORY_SIGNS):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
     if isinstance(error, DistError) or _GLOO_SIGN in text:
-        reason = " ".join(text.split())
+        reason = " ".join(text.split()).partition(". ")[0]
         return ("another process of this run has ended or was killed, or cannot be reached "
-                f"({reason[:200]}); --resume auto goes on")
+                f"({reason[:300]}); --resume auto goes on")
     return None
 
 

@@ -145,7 +145,7 @@ def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:
     clips: uint8 [N, T, H, W, C]; num_clips: of the whole batch, over all processes.
     """
     config, section = run.config, run.profile.section
-    with section("copy"):
+    with section("normalise"):
         clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
     clips, targets = mixed(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):

@@ -455,6 +455,24 @@ def test_two_hosts_of_which_one_is_killed_and_started_again(project):
     assert differences(project.run_folder("hosts"), project.run_folder("killed host")) == []
 
 
+@pytest.mark.slow
+def test_the_demonstration_of_two_hosts():
+    if two_hosts.why_not():
+        pytest.skip(two_hosts.why_not())
+    shown = run_python("tests/two_hosts.py")
+    assert shown.returncode == 0 and shown.stderr == "", shown.stdout + shown.stderr
+    before, after = shown.stdout.split("--- the second host is killed, and starts again")
+    assert before.count("\nepoch ") == 3 and "2 x CPU" in before
+    assert "checkpoint.pth.tar: 3 epochs" in after and "training is over" in after
+    assert after.endswith("--- both hosts have finished the run\n")
+
+
+def test_the_demonstration_of_two_hosts_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(two_hosts, "why_not", lambda: "needs root")
+    assert two_hosts.main() == 2
+    assert "this one needs root" in capsys.readouterr().err
+
+
 def check_ended(*torchruns):
     """Both go on at the same time, so that neither may wait to be read."""
     outputs = [process.communicate(timeout=300)[0] for process in torchruns]
