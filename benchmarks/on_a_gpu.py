@@ -320,7 +320,7 @@ def parse_arguments(arguments):
 
 
 def config_for(options, precision, *overrides) -> Config:
-    keys = [*options.overrides, f"precision={precision}", *overrides]
+    keys = [*options.overrides, f"precision={precision}", f"eval_precision={precision}", *overrides]
     return step.make_config(SimpleNamespace(batch_size=options.batch_size, overrides=keys))
 
 

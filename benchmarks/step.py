@@ -205,13 +205,14 @@ def against_the_limit(row, what, device, config, num_clips, is_training) -> dict
 
     num_clips: in one batch of ours.
     """
-    number_type = number_format(config.precision, device)
+    precision = config.precision if is_training else config.eval_precision
+    number_type = number_format(precision, device)
     work = limit.count(config, num_clips, NUM_CLASSES, is_training, number_type)
-    speed = limit.speed_of(device, config.precision)
+    speed = limit.speed_of(device, precision)
     highest, reason = limit.clips_per_second(work, num_clips, speed)
     return row | {
         "what": f"{what} (limit: {reason})",
         "limit": highest,
         "share_of_limit": statistics.median(row["ours"]) / highest,
-        "precision": precision_name(config.precision, device),
+        "precision": precision_name(precision, device),
     }

@@ -148,14 +148,14 @@ def test_profile_writes_a_trace_and_a_table_and_trains_on(tmp_path, capsys, num_
     if not expected:
         return
     events = json.loads(trace.read_text())["traceEvents"]
-    sections = ["wait for data", "copy", "forward", "backward", "optimizer"]
+    sections = ["wait for data", "copy", "normalise", "forward", "backward", "optimizer"]
     for name in sections:
         count = sum(event.get("name") == name and event.get("cat") == "user_annotation"
                     for event in events)  # fmt: skip
         assert count == expected + (name == "wait for data" and expected == 3), name
     table = output[output.index(f"mean of {expected} steps"):].split("\n")
-    assert [line[:20].strip() for line in table[1:8]] == [*sections, "other", "whole step"]
-    milliseconds = [float(line[20:].split()[0]) for line in table[1:8]]
+    assert [line[:20].strip() for line in table[1:9]] == [*sections, "other", "whole step"]
+    milliseconds = [float(line[20:].split()[0]) for line in table[1:9]]
     assert sum(milliseconds[:-1]) == pytest.approx(milliseconds[-1], abs=0.1)
 
 
