@@ -16,7 +16,7 @@ from config import Config
 from data_loader import batches_of
 from device import evaluating, to_network_input
 
-NUM_CLIPS = 1024  # enough for means and variances; an epoch may have fewer
+NUM_CLIPS = 512  # enough for means and variances; an epoch may have fewer
 
 
 def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Config) -> None:
