@@ -13,10 +13,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-import processes
 from config import Config
-from evaluation import draw_confusion_matrix
-from profiling import WaitingTime, waiting_hint
+from reporting.confusion_matrix import draw_confusion_matrix
+from system import processes
+from system.profiling import WaitingTime, waiting_hint
 
 # --- progress ----------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from errors import check_system
+from system.errors import check_system
 
 VERSION = 1  # raise it when the same arguments give other pictures
 CLIPS_PER_SET = {"train": 800, "validation": 160, "test": 40}

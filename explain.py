@@ -14,17 +14,16 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 
-import grad_cam
-import layer_films
-import time_probe
-from annotations import Annotations, read_annotations
 from callbacks import EventFile
-from data_loader import frames_apart, open_clip, window_input
-from device import choose_device, prepare
-from errors import UserError, exit_status
-from layers import first_kernels, share_of_change, stage_outputs
-from pictures import save_gif
-from predictor import Predictor, load_predictor
+from clips.annotations import Annotations, read_annotations
+from clips.reading import open_clip, window_input
+from clips.sampling import frames_apart
+from explaining import grad_cam, layer_films, time_probe
+from explaining.layers import first_kernels, share_of_change, stage_outputs
+from explaining.pictures import save_gif
+from scoring.predictor import Predictor, load_predictor
+from system.device import choose_device, prepare
+from system.errors import UserError, exit_status
 
 # A kernel's few moments are shown so fast, and a clip's frames no slower than so.
 KERNEL_RATE, LEAST_FRAME_RATE = 2, 4  # pictures a second

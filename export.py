@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from device import to_network_input
-from errors import UserError, exit_status
-from predictor import Predictor, load_predictor
+from scoring.predictor import Predictor, load_predictor
+from system.device import to_network_input
+from system.errors import UserError, exit_status
 
 CPU = torch.device("cpu")
 LARGEST_DIFFERENCE = 1e-4  # of a probability

@@ -4,24 +4,98 @@ Shapes: N clips, C channels, T frames, H, W pixels. A network maps float [N, C, 
 [N, num_classes]; C is 3, or 5 where it takes optical flow, too.
 """
 
-import copy
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
 
 from config import TORCHVISION_VIDEO_MODELS, Config
-from errors import UserError
-from networks_2d import CnnLstm, TemporalRelationNetwork, TwoStream
-from networks_3d import ChannelSeparatedResNet, ConvColumn, MobileNet3d, torchvision_video
+from networks.cnn_lstm import CnnLstm
+from networks.csn import ChannelSeparatedResNet
+from networks.mobilenet3d import MobileNet3d
+from networks.stages import run_without_data, without_data
+from networks.torchvision_video import torchvision_video
+from networks.trn import TemporalRelationNetwork
+from networks.two_stream import TwoStream
+from system.errors import UserError
 
-# Elements of a tensor that cuDNN's fast kernels can count; beyond, convolutions take slow ones.
-MOST_ELEMENTS = 2**31 - 1
+SMALLEST_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
+
+
+class ConvColumn(nn.Module):
+    """The tutorial's 3D ConvNet: blocks that halve time and space until one vector is left.
+
+    A block is conv, BatchNorm, LeakyReLU, twice, and max pooling. As many blocks are stacked as
+    fit into the clip; the last convolution's kernel covers what remains, which gives
+    [N, C, 1, 1, 1]; hidden layers and a linear classifier follow. For 18 frames of 84 x 84 and the
+    default widths this is the published network of 3,886,883 parameters at 27 classes.
+
+    clip_shape: (T, H, W); block_widths: channels of each block, the last entry repeated for
+    further ones; head_widths: channels of the last convolution, then of each hidden layer.
+    Raises UserError if the clip is too small for one block.
+    """
+
+    num_channels = 3
+
+    def __init__(self, num_classes, clip_shape, block_widths, head_widths, dropout):
+        super().__init__()
+        if min(clip_shape[1:]) < SMALLEST_SIDE:
+            raise UserError(
+                f"crop_size: {clip_shape[1]} x {clip_shape[2]} pixels are too small for this "
+                f"network; the smallest that works is {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+            )
+        shape, channels = tuple(clip_shape), 3
+        self.blocks = nn.Sequential()
+        while min(shape[1:]) >= SMALLEST_SIDE:
+            width = block_widths[min(len(self.blocks), len(block_widths) - 1)]
+            self.blocks.append(conv_block(channels, width, has_time=shape[0] > 1))
+            shape, channels = shape_after_block(shape), width
+        self.last_conv = nn.Conv3d(channels, head_widths[0], kernel_size=shape)
+        self.hidden = nn.Sequential(
+            *(
+                hidden_layer(inputs, outputs, dropout)
+                for inputs, outputs in itertools.pairwise(head_widths)
+            )
+        )
+        self.classifier = nn.Linear(head_widths[-1], num_classes)
+
+    def forward(self, clips):
+        features = self.last_conv(self.blocks(clips))  # [N, C, 1, 1, 1]
+        return self.classifier(self.hidden(features.flatten(1)))
+
+
+def conv_block(channels_in, channels_out, has_time):
+    """Halves H and W, and T where it `has_time`; a single frame keeps kernels of one frame.
+
+    The tutorial pools after the second LeakyReLU. That never changes which value is the largest,
+    so pooling first gives the same bits, and leaves it an eighth of the values.
+    """
+    time = 2 if has_time else 1
+    kernel = (time, 3, 3)
+    return nn.Sequential(
+        nn.Conv3d(channels_in, channels_out, kernel),
+        nn.BatchNorm3d(channels_out),
+        nn.LeakyReLU(inplace=True),
+        nn.Conv3d(channels_out, channels_out, kernel, padding=(time - 1, 1, 1)),
+        nn.BatchNorm3d(channels_out),
+        nn.MaxPool3d((time, 2, 2)),
+        nn.LeakyReLU(inplace=True),
+    )
+
+
+def shape_after_block(shape) -> tuple[int, int, int]:
+    """(T, H, W) after `conv_block`: the first convolution trims, the pooling halves."""
+    frames, height, width = shape
+    return max(1, frames // 2), (height - 2) // 2, (width - 2) // 2
+
+
+def hidden_layer(inputs, outputs, dropout):
+    return nn.Sequential(
+        nn.Linear(inputs, outputs), nn.LeakyReLU(), nn.BatchNorm1d(outputs), nn.Dropout(dropout)
+    )
+
+
 LARGEST_SIDE, MOST_FRAMES = 256, 64  # how far the smallest clip that a network takes is looked for
 
 
@@ -125,102 +199,3 @@ def _takes(meta_model, clip_shape) -> bool:
     except (RuntimeError, ValueError):
         return False
     return True
-
-
-def without_data(model) -> nn.Module:
-    """A copy on the meta device, through which shapes flow but no numbers."""
-    return copy.deepcopy(model).to("meta").eval()
-
-
-@torch.no_grad()
-def run_without_data(meta_model, clip_shape) -> None:
-    meta_model(torch.empty(1, meta_model.num_channels, *clip_shape, device="meta"))
-
-
-def for_inference(model) -> nn.Module:
-    """A copy of `model` with each BatchNorm that follows a convolution folded into its weights.
-
-    It gives the same logits up to rounding, with one pass less over the activations.
-    """
-    model = copy.deepcopy(model).eval()
-    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for index, (first, second) in enumerate(itertools.pairwise(sequence)):
-            if isinstance(first, nn.Conv2d | nn.Conv3d) and isinstance(second, _BatchNorm):
-                sequence[index] = fuse_conv_bn_eval(first, second)
-                sequence[index + 1] = nn.Identity()
-    return model
-
-
-# --- the stage table ---------------------------------------------------------------------------
-
-
-def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
-    """A table of stages: name, output shape, parameters; then the totals and GFLOPs a clip.
-
-    clip_shape: (T, H, W). A multiplication and an addition count as two operations.
-    num_clips: that are computed at once; a last line warns if they are too many.
-    """
-    meta_model = without_data(model)
-    shapes = {}
-
-    def note_shape(name, output):
-        output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
-        shapes[name] = ", ".join(map(str, output.shape[1:]))
-
-    for name, stage in stages(meta_model):
-        stage.register_forward_hook(
-            lambda _module, _inputs, output, name=name: note_shape(name, output)
-        )
-    with FlopCounterMode(display=False) as counter:
-        run_without_data(meta_model, clip_shape)
-    gflop = counter.get_total_flops() / 1e9
-    rows = [("input", ", ".join(map(str, (model.num_channels, *clip_shape))), 0)]
-    rows += [(name, shapes.get(name, ""), count_parameters(stage)) for name, stage in stages(model)]
-    width = max(15, *(len(name) for name, _, _ in rows)) + 1
-    lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
-    lines += [f"{name:<{width}}{shape:<24}{count:>12,}" for name, shape, count in rows]
-    total = f"{gflop:.2f} GFLOP a clip"
-    lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
-    most = largest_batch(model, clip_shape)
-    if num_clips > most:
-        lines.append(f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
-                     "which GPUs convolve by slow kernels; raise accumulate_steps, so that a part "
-                     f"has at most {most:,} clips")
-    return "\n".join(lines)
-
-
-def largest_batch(model, clip_shape) -> int:
-    """Clips whose activations have at most MOST_ELEMENTS elements in each tensor."""
-    meta_model, most = without_data(model), []
-
-    def note_size(_module, _inputs, output):
-        if isinstance(output, torch.Tensor):
-            most.append(output.numel())
-
-    for module in meta_model.modules():
-        module.register_forward_hook(note_size)
-    run_without_data(meta_model, clip_shape)
-    return MOST_ELEMENTS // max(most)
-
-
-def count_flop(model, clip_shape) -> int:
-    """Operations of one clip's forward pass."""
-    with FlopCounterMode(display=False) as counter:
-        run_without_data(without_data(model), clip_shape)
-    return counter.get_total_flops()
-
-
-def stages(model) -> list[tuple[str, nn.Module]]:
-    """The model's children by name, with containers opened."""
-    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-    return [
-        (f"{name}.{part_name}" if part_name else name, part)
-        for name, child in model.named_children()
-        for part_name, part in (
-            child.named_children() if isinstance(child, containers) else [("", child)]
-        )
-    ]
-
-
-def count_parameters(module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

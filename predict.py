@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from annotated import save_annotated
-from data_loader import frames_needed, open_clip, short_clips_note
-from device import choose_device, prepare
-from errors import UserError, exit_status
-from frames import FRAME_SUFFIXES, FramesInMemory
-from predictor import Scores, averaged, load_predictors
-from videos import is_video
+from clips.frames import FRAME_SUFFIXES, FramesInMemory
+from clips.reading import open_clip
+from clips.sampling import frames_needed, short_clips_note
+from clips.videos import is_video
+from explaining.annotated import save_annotated
+from scoring.predictor import Scores, averaged, load_predictors
+from system.device import choose_device, prepare
+from system.errors import UserError, exit_status
 
 LIVE_SECONDS = 3.0  # how much of the past a live prediction is of, at least
 ROUNDING = 1e-6  # of times, seconds

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-import processes
+from system import processes
 
 # --- seeds -------------------------------------------------------------------------------------
 

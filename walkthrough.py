@@ -24,18 +24,18 @@ import torch
 import torch.nn.functional as F
 
 import demo_data
-import layer_films
-import time_probe
-from annotations import read_annotations
+from clips.annotations import read_annotations
+from clips.batches import batches_of
 from config import Config
-from data_loader import batches_of, build_loader
-from device import to_network_input
-from errors import UserError, check_system
-from layers import first_kernels, share_of_change
-from model import build_model, describe
-from networks_3d import shape_after_block
-from pictures import enlarged, save_gif
-from predictor import Predictor
+from data_loader import build_loader
+from explaining import layer_films, time_probe
+from explaining.layers import first_kernels, share_of_change
+from explaining.pictures import enlarged, save_gif
+from model import build_model, shape_after_block
+from networks.stages import describe
+from scoring.predictor import Predictor
+from system.device import to_network_input
+from system.errors import UserError, check_system
 
 try:
     from IPython import get_ipython
@@ -236,7 +236,7 @@ assert by_hand == 100
 #
 # ## 4. Many kernels, and shapes that shrink
 #
-# Training does. `ConvColumn` (in `networks_3d.py`) stacks blocks of 3D convolutions, each with many
+# Training does. `ConvColumn` (in `model.py`) stacks blocks of 3D convolutions, each with many
 # kernels side by side, its *channels*. In a block, a convolution with kernels of 2 x 3 x 3 takes
 # off one frame, two rows and two columns; a second one has a rim of zeros around its input, and so
 # adds the frame again; then max pooling keeps the largest of each 2 x 2 x 2. So each block halves
@@ -400,7 +400,7 @@ assert 25 < still.accuracy("in order") < 75
 # say more: without change in its kernels, it gives a clip and its reverse the very same answer.
 #
 # Where to go from here: `README.md` trains on all eight gestures, on Jester, and on clips of your
-# own. `networks_3d.py` is the network, `loop.py` your training loop, grown up, and `demo_data.py`
+# own. `model.py` has the network, `train.py` your training loop, grown up, and `demo_data.py`
 # draws gestures that no single frame gives away. `explain.py` shows where and when a network looks.
 
 # %%

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from benchmarks.loader import write_clips
 from benchmarks.memory import PROJECT
-from config_file import parse_override
+from system.config_file import parse_override
 
 CLIPS_OF_JESTER = 118_562  # its training set
 DRAWN_CLIPS = 64

@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import apart, seconds_of
-from device import number_format, prepare, to_network_input
-from model import build_model, for_inference
+from model import build_model
+from networks.inference import for_inference
+from system.device import number_format, prepare, to_network_input
 
 aten = torch.ops.aten
 META = torch.device("meta")

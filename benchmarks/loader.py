@@ -9,12 +9,13 @@ import simplejpeg
 import torch
 
 import demo_data
-from annotations import read_annotations
 from benchmarks.machine import in_turn
 from benchmarks.plain import PlainVideoFolder
+from clips.annotations import read_annotations
+from clips.batches import ClipKey
+from clips.frames import list_frames, read_frame
 from config import Config
-from data_loader import ClipKey, VideoFolder
-from frames import list_frames, read_frame
+from data_loader import VideoFolder
 
 NUM_CLIPS = 16
 FRAME_BYTES = 4_900  # mean size of a Jester frame

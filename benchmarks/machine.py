@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from run import versions, write_whole
+from training.run_folder import versions, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 

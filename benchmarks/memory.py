@@ -88,8 +88,8 @@ def plain_loader(config_path) -> DataLoader:
 
 
 def our_loader(config_path) -> DataLoader:
-    from config_file import load_config
     from data_loader import build_loader, read_class_names, read_set
+    from system.config_file import load_config
 
     config = load_config(config_path, sets=["train", "validation"])
     class_names = read_class_names(config)

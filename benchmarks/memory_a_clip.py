@@ -15,9 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks import machine
-from config_file import load_config
-from memory import MIB, kept_for_backward, recompute_activations
+from benchmarks.kept_memory import kept_for_backward
 from model import build_model
+from networks.recompute import recompute_activations
+from system.config_file import load_config
+from system.memory import MIB
 
 PROJECT = Path(__file__).parent.parent
 NOTE = """Counted between the forward and the backward pass. In the backward pass one stage's

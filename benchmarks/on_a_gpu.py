@@ -35,15 +35,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 
-import processes
 import train
 from benchmarks import epoch, limit, machine, step
 from benchmarks.memory import PROJECT
 from config import Config
-from convolution_check import convolution_cases, find_faults
-from device import number_format, prepare, to_device
-from memory import MIB, format_bytes
 from model import build_model
+from networks.convolution_check import convolution_cases, find_faults
+from system import processes
+from system.device import number_format, prepare, to_device
+from system.memory import MIB, format_bytes
 
 PRECISIONS = [name for name in get_args(Config.model_fields["precision"].annotation)
               if name != "auto"]

@@ -9,14 +9,23 @@ import torch
 from benchmarks import limit
 from benchmarks.machine import apart, in_turn_apart, synchronise
 from benchmarks.plain import plain_evaluation, plain_step
+from clips.batches import Batch
 from config import Config
-from config_file import parse_override
-from data_loader import Batch
-from device import evaluating, number_format, precision_name, prepare, to_device, to_network_input
-from loop import train_step
-from memory import MIB
-from model import build_model, for_inference, largest_batch
-from run import start_run
+from model import build_model
+from networks.inference import for_inference
+from networks.stages import largest_batch
+from system.config_file import parse_override
+from system.device import (
+    evaluating,
+    number_format,
+    precision_name,
+    prepare,
+    to_device,
+    to_network_input,
+)
+from system.memory import MIB
+from train import train_step
+from training.run import start_run
 
 NUM_CLASSES = 27
 

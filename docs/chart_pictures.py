@@ -13,8 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from docs.palette import FONT, LIGHT, WIDTH, style_sheet, var
-from errors import UserError
-from time_probe import ORDERS, TimeProbe
+from explaining.time_probe import ORDERS, TimeProbe
+from system.errors import UserError
 
 DOTS_PER_INCH = 72  # so that a point is a pixel
 SETTINGS = {

@@ -14,18 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import time_probe
-from annotations import read_annotations
-from config_file import load_config
-from device import choose_device, prepare
+from clips.annotations import read_annotations
 from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
 from docs.inside_pictures import draw_pair, films_of_pair
 from docs.opening_picture import draw_opening, shown_clips
 from docs.palette import DARK, LIGHT
 from docs.shape_picture import draw_shapes
-from errors import UserError, exit_status
-from predictor import load_predictor
+from explaining import time_probe
+from scoring.predictor import load_predictor
+from system.config_file import load_config
+from system.device import choose_device, prepare
+from system.errors import UserError, exit_status
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"

@@ -5,11 +5,11 @@ import io
 import numpy as np
 from PIL import Image
 
-from annotations import Annotations
-from data_loader import open_clip
+from clips.annotations import Annotations
+from clips.reading import open_clip
 from explain import films_of_clip
-from pictures import blank
-from predictor import Predictor
+from explaining.pictures import blank
+from scoring.predictor import Predictor
 
 PAIR = ("Moving Right", "Zooming In")
 FRAME_MS, QUALITY, GAP = 250, 60, 8

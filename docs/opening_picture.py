@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import demo_data
-from data_loader import frames_needed, window_input
+from clips.frames import FramesInMemory
+from clips.reading import window_input
+from clips.sampling import frames_needed
 from docs.palette import SMALLEST_TEXT, WIDTH
-from frames import FramesInMemory
-from pictures import font
-from predictor import Predictor
+from explaining.pictures import font
+from scoring.predictor import Predictor
 
 # (gesture, seed of the clip, its first frame: in earlier ones the hand is faint)
 SHOWN = (("Moving Right", 10972, 2), ("Turning Clockwise", 566, 0))

@@ -9,7 +9,8 @@ import demo_data
 from config import Config
 from docs.palette import WIDTH
 from docs.svg import Svg
-from model import build_model, describe
+from model import build_model
+from networks.stages import describe
 
 SHEET_STEP = (4, -3)  # pixels from one frame to the next, x and y
 COLUMN = 70  # pixels, at least, for a stage with frames

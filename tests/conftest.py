@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 import torch
 
-import device
 from callbacks import Progress
 from config import Config
+from system import device
 
 torch.set_num_threads(1)  # the networks here are too small for more
 

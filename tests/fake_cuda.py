@@ -30,16 +30,16 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-import loop
-import memory
-import run
-from data_loader import Batch
-from device import number_format, to_network_input
+import train
+from clips.batches import Batch
 from model import build_model
+from networks import recompute
+from system.device import number_format, to_network_input
+from training import run
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 NUM_CLASSES, BATCH_SIZE = 27, 8
-PROJECT = Path(loop.__file__).parent
+PROJECT = Path(train.__file__).parent
 
 aten = torch.ops.aten
 COPIES = (aten._to_copy.default, aten.copy_.default)
@@ -164,7 +164,7 @@ def backward_without_a_gpu():
     and during the backward pass `Watch` says that tensors are on "meta".
     """
     _setup_privateuseone_for_python_backend("nothing", NoBackend())
-    backward, unchanged_statistics = torch.Tensor.backward, memory._unchanged_statistics
+    backward, unchanged_statistics = torch.Tensor.backward, recompute._unchanged_statistics
 
     def watched_backward(*arguments, **options):
         with backward_is(True):
@@ -175,7 +175,7 @@ def backward_without_a_gpu():
         with backward_is(False), unchanged_statistics(modules):
             yield
 
-    torch.Tensor.backward, memory._unchanged_statistics = watched_backward, recomputing
+    torch.Tensor.backward, recompute._unchanged_statistics = watched_backward, recomputing
 
 
 @contextmanager
@@ -241,21 +241,21 @@ def problems_of_step(keys) -> dict:
     with mock.patch.object(run, "build_model", lambda *_: model), without_check:
         own_run = run.start_run(config, list(map(str, range(NUM_CLASSES))), CUDA)
     if config.checkpoint_activations:
-        memory.recompute_activations(own_run.model)
+        recompute.recompute_activations(own_run.model)
     own_run.network.train()
     shape = (BATCH_SIZE, 1, config.clip_size, *config.crop, config.num_channels)
     clips, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(BATCH_SIZE).long()
     indices = SimpleNamespace(numpy=lambda: np.arange(BATCH_SIZE))  # with its values
     ids = np.arange(BATCH_SIZE).astype(str)
-    mixed = loop.mixed
+    mixed = train.mixed
 
     def with_fault(clips, labels, *rest):
         return mixed(*fault(clips, labels), *rest)
 
     to_network_input(clips[:, 0], CUDA, config)  # what the first step copies for all others
     watch = Watch(number_format(expected, CUDA))
-    with mock.patch.object(loop, "mixed", with_fault), watch:
-        loop.train_step(own_run, Batch(clips, labels, indices, []), ids, [BATCH_SIZE])
+    with mock.patch.object(train, "mixed", with_fault), watch:
+        train.train_step(own_run, Batch(clips, labels, indices, []), ids, [BATCH_SIZE])
     return {"problems": watch.problems, "counts": watch.counts}
 
 

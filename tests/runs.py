@@ -16,7 +16,6 @@ from conftest import TINY_NETWORK, write_data_set
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-import loop
 import train
 
 PROJECT = Path(train.__file__).parent
@@ -136,14 +135,14 @@ def train_until(arguments, epoch, step, die=power_cut) -> None:
 
     What the step had changed when it died is lost with the process, as the batch was.
     """
-    train_step = loop.train_step
+    train_step = train.train_step
 
     def step_or_die(run, *rest):
         if (run.epoch, run.step) == (epoch, step):
             die()
         return train_step(run, *rest)
 
-    with mock.patch.object(loop, "train_step", step_or_die), suppress(PowerCut):
+    with mock.patch.object(train, "train_step", step_or_die), suppress(PowerCut):
         status = train.main(arguments)
         raise AssertionError(f"the run ended before it could be interrupted, with {status}")
 

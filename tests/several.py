@@ -25,10 +25,8 @@ import torch.distributed as dist
 from runs import PowerCut
 from torch import nn
 
-import loop
-import processes
-import stopping
 import train
+from system import processes, stopping
 
 JOB = Path(sys.argv[1])
 START = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -72,9 +70,9 @@ FAULTS = (power_cut, kill, kill_host, terminate, terminate_launcher,
 
 
 def train_step_with(fault, at, rank=None):
-    """`loop.train_step` with a fault in it; the steps after it are slow, so that it finds some."""
+    """`train.train_step` with a fault in it; the steps after it are slow, so that it finds some."""
     (fault,) = [function for function in FAULTS if function.__name__ == fault]
-    train_step = loop.train_step
+    train_step = train.train_step
 
     def step(run, *rest):
         if START == 0 and [run.epoch, run.step] >= at:
@@ -95,7 +93,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object",
 @contextmanager
 def watched_steps(found: dict):
     """Notes collective calls between steps, and what there is before the first one."""
-    calls, train_step = [], loop.train_step
+    calls, train_step = [], train.train_step
 
     def step(run, *rest):
         if found:
@@ -112,7 +110,7 @@ def watched_steps(found: dict):
         return lambda *arguments, **keys: calls.append(name) or call(*arguments, **keys)
 
     noted = {name: noting(name, getattr(dist, name)) for name in COLLECTIVES}
-    with mock.patch.multiple(dist, **noted), mock.patch.object(loop, "train_step", step):
+    with mock.patch.multiple(dist, **noted), mock.patch.object(train, "train_step", step):
         yield
 
 
@@ -178,7 +176,7 @@ def run_command(flags, watch=False, **fault) -> dict:
         changes.enter_context(
             mock.patch.object(processes, "synchronise_batchnorm", synchronise_batchnorm))
         if fault:
-            changes.enter_context(mock.patch.object(loop, "train_step", train_step_with(**fault)))
+            changes.enter_context(mock.patch.object(train, "train_step", train_step_with(**fault)))
         if watch:
             changes.enter_context(watched_steps(watched))
         changes.enter_context(redirect_stdout(stdout))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from annotations import read_annotations, read_labels
-from errors import UserError
+from clips.annotations import read_annotations, read_labels
+from system.errors import UserError
 
 NAMES = ["Swiping Left", "Swiping Right", "No gesture"]
 

@@ -14,10 +14,9 @@ from runs import (
     write_config,
 )
 
-import processes
-import stopping
 import train
-from data_loader import TrainBatches
+from clips.batches import TrainBatches
+from system import processes, stopping
 
 # Clips 1 to 22 are training clips, 23 to 29 validation clips, eight and seven to a batch.
 EMPTY = "file is empty (0 bytes); extract the frame again"

@@ -5,13 +5,14 @@ import torch
 from runs import differences, make_settings, read_csv, run_folder, train_until, write_config
 
 import train
-from batchnorm import refresh_statistics
-from checkpoint import load_checkpoint
+from clips.batches import batches_of
 from config import Config
-from config_file import load_config
-from data_loader import batches_of, build_loader, read_class_names, read_set
-from device import to_device, to_network_input
+from data_loader import build_loader, read_class_names, read_set
 from model import build_model
+from system.config_file import load_config
+from system.device import to_device, to_network_input
+from training.batchnorm import refresh_statistics
+from training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

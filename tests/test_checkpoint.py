@@ -6,14 +6,9 @@ import torch
 from published import PublishedNetwork
 from torch import nn
 
-from checkpoint import (
-    check_classes,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from errors import UserError
 from model import ConvColumn
+from system.errors import UserError
+from training.checkpoint import check_classes, load_checkpoint, load_weights, save_checkpoint
 
 NAMES = [f"class {number}" for number in range(27)]
 

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from runs import PROJECT, make_settings, run_folder, write_config
 
-from checkpoint import load_checkpoint
-from command_line import parse_arguments
 from config import Config
+from system.command_line import parse_arguments
+from training.checkpoint import load_checkpoint
 
 SLURM = PROJECT / "docs" / "cluster" / "train.slurm"
 KUBERNETES = PROJECT / "docs" / "cluster" / "pytorchjob.yaml"

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from config import SCHEMA_FILE, json_schema
-from config_file import load_config
-from errors import UserError
 from model import build_model
+from system.config_file import load_config
+from system.errors import UserError
 
 CONFIGS = sorted(Path("configs").glob("*.json"))
 SHIPPED = [path for path in CONFIGS if path.name != "schema.json"]

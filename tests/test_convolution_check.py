@@ -13,8 +13,8 @@ from conftest import make_config
 from runs import make_settings, run_folder, write_config
 
 import train
-from checkpoint import load_checkpoint
-from convolution_check import (
+from model import build_model
+from networks.convolution_check import (
     Case,
     affordable_shape,
     convolution_cases,
@@ -22,8 +22,8 @@ from convolution_check import (
     relative_errors,
     replace_wrong_convolutions,
 )
-from device import to_device
-from model import build_model
+from system.device import to_device
+from training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 TRUE_CONV3D = F.conv3d
@@ -239,7 +239,7 @@ def test_without_the_check_the_planted_fault_spoils_training(tmp_path):
     with (
         planted(gradient_unwritten),
         mock.patch.object(Unwritten, "backward", backward),
-        mock.patch("run.replace_wrong_convolutions", lambda *_, **__: []),
+        mock.patch("training.run.replace_wrong_convolutions", lambda *_, **__: []),
     ):
         assert train.main(["-c", config, "-g", "cpu"]) == 2
 

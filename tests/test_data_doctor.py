@@ -18,12 +18,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-import data_doctor
 import train
 from config import Config
-from data_doctor import check_data
-from data_report import KINDS
-from errors import UserError
+from doctor import data_doctor
+from doctor.data_doctor import check_data
+from doctor.data_report import KINDS
+from system.errors import UserError
 
 CLIPS = {
     "train": {"1": "Left", "2": "Right", "3": "Left", "4": "Right"},

@@ -3,20 +3,12 @@ import pytest
 import torch
 from conftest import write_clip
 
-import processes
-from annotations import read_annotations
+from clips.annotations import read_annotations
+from clips.batches import ClipKey, EvalBatches, TrainBatches, batches_of
+from clips.sampling import sample_segments, sample_window, short_clips_note
 from config import Config
-from data_loader import (
-    ClipKey,
-    EvalBatches,
-    TrainBatches,
-    VideoFolder,
-    batches_of,
-    build_loader,
-    sample_segments,
-    sample_window,
-    short_clips_note,
-)
+from data_loader import VideoFolder, build_loader
+from system import processes
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import torch
 from conftest import make_config as config_with
 from runs import differences, make_settings, run_folder, train_until, write_config
 
-import device
 import train
-from checkpoint import load_checkpoint
+from system import device
+from training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_a_scale_that_is_too_high_leaves_steps_out_until_it_fits(tmp_path):
     def scaler(*_):
         return torch.amp.GradScaler("cpu", init_scale=2.0**24)
 
-    with mock.patch("run.loss_scaler", scaler):
+    with mock.patch("training.run.loss_scaler", scaler):
         train_until(["-c", config, "-g", "cpu"], epoch=0, step=1)
         saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
         assert saved["scaler"]["scale"] == 2.0**23

@@ -12,8 +12,7 @@ from conftest import CLASSES, TINY_NETWORK, make_config, write_clip
 from PIL import Image
 
 import demo_data
-from annotations import read_annotations
-from config_file import load_config
+from clips.annotations import read_annotations
 from docs import chart_pictures as charts
 from docs import convolution_pictures as convolutions
 from docs import draw_pictures
@@ -21,9 +20,11 @@ from docs.inside_pictures import draw_pair, films_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
 from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
 from docs.shape_picture import draw_shapes, network_stages
-from model import build_model, for_inference
-from predictor import Predictor
-from time_probe import TimeProbe
+from explaining.time_probe import TimeProbe
+from model import build_model
+from networks.inference import for_inference
+from scoring.predictor import Predictor
+from system.config_file import load_config
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from runs import PROJECT, differences, make_settings, run_folder, write_config
 
-import processes
-import stopping
 import train
-from checkpoint import load_checkpoint
-from errors import UserError, exit_status, message_for_user
+from system import processes, stopping
+from system.errors import UserError, exit_status, message_for_user
+from training.checkpoint import load_checkpoint
 
 LOST = "another process of this run has ended"
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"

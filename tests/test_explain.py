@@ -12,13 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import explain
-import grad_cam
-import layer_films
 import train
-from layers import first_kernels, share_of_change, stage_outputs
-from model import build_model, for_inference
-from optical_flow import REST, optical_flow
-from time_probe import TimeProbe, positions, reordered, table
+from clips.optical_flow import REST, optical_flow
+from explaining import grad_cam, layer_films
+from explaining.layers import first_kernels, share_of_change, stage_outputs
+from explaining.time_probe import TimeProbe, positions, reordered, table
+from model import build_model
+from networks.inference import for_inference
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from runs import make_settings, run_folder, write_config
 
 import export
 import train
-from data_loader import open_clip, window_input
-from predictor import load_predictor
+from clips.reading import open_clip, window_input
+from scoring.predictor import load_predictor
 
 CPU = torch.device("cpu")
 

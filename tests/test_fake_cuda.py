@@ -33,7 +33,7 @@ OPTIONS = {
 }
 # What is planted, and what must be said of it.
 FAULTS = {
-    "read": "a value is read from the GPU (loop.py, forward_and_backward)",
+    "read": "a value is read from the GPU (train.py, forward_and_backward)",
     "blocking": "copy of [8] from cuda to cpu is blocking",
     "not dense": "copy of [8] from cpu to cuda is not of dense memory",
     "type": "output of a convolution, [8, 32, 17, 82, 82], is torch.float32",

@@ -6,7 +6,7 @@ import pytest
 from conftest import draw_frames, write_clip
 from PIL import Image, ImageOps
 
-from frames import FrameError, list_frames, natural_key, read_frame
+from clips.frames import FrameError, list_frames, natural_key, read_frame
 
 MAX_PIXELS = 100_000
 

@@ -22,7 +22,6 @@ import torch
 from conftest import TINY_NETWORK, write_data_set
 from runs import write_config
 
-import loop
 import train
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -38,14 +37,14 @@ def losses_of_steps(folder) -> list[float]:
     """Trains 100 steps in `folder`; the mean loss of each step's clips."""
     data = write_data_set(folder / "data", {"train": 60, "validation": 3})
     config = data | RECIPE | {"model_name": "golden", "output_dir": str(folder)}
-    train_step, losses = loop.train_step, []
+    train_step, losses = train.train_step, []
 
     def watched_step(run, batch, *rest):
         before = float(run.metrics.meters["loss"].sum)
         train_step(run, batch, *rest)
         losses.append((float(run.metrics.meters["loss"].sum) - before) / len(batch.labels))
 
-    with mock.patch.object(loop, "train_step", watched_step):
+    with mock.patch.object(train, "train_step", watched_step):
         arguments = ["-c", write_config(folder / "config.json", config), "-g", "cpu"]
         assert train.main(arguments) == 0
     return losses

@@ -12,8 +12,9 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 import train
 from benchmarks.step import make_config, our_trainer
 from config import Config
-from device import autocast, prepare, to_device, to_network_input
-from model import build_model, for_inference
+from model import build_model
+from networks.inference import for_inference
+from system.device import autocast, prepare, to_device, to_network_input
 
 pytestmark = pytest.mark.gpu
 PRECISIONS = [name for name in get_args(Config.model_fields["precision"].annotation)

@@ -7,10 +7,9 @@ import pytest
 import torch
 from runs import make_settings, write_config
 
-import loop
 import train
-from errors import UserError
-from loss_watch import LossWatch
+from system.errors import UserError
+from training.loss_watch import LossWatch
 
 # Whether the loss is bad, and the gradient.
 GOOD, BAD = torch.tensor([False, False]), torch.tensor([False, True])
@@ -105,12 +104,12 @@ def test_the_step_is_named_and_has_moved_nothing(tmp_path, capsys, fault, precis
     """NaN gradients halve fp16's scale instead, until it is 1: that takes a few steps more."""
     settings = make_settings(tmp_path, precision=precision, num_epochs=9)
     config = write_config(tmp_path / "config.json", settings)
-    train_step, cross_entropy, seen = loop.train_step, loop.F.cross_entropy, []
+    train_step, cross_entropy, seen = train.train_step, train.F.cross_entropy, []
 
     def step(run, *rest):
         is_hit = (run.epoch, run.step) >= (0, 1)
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
-        with mock.patch.object(loop.F, "cross_entropy", bad_loss if is_hit else cross_entropy):
+        with mock.patch.object(train.F, "cross_entropy", bad_loss if is_hit else cross_entropy):
             train_step(run, *rest)
         seen.append(any(map(torch.ne, map(torch.sum, before),
                             map(torch.sum, run.model.parameters()))))
@@ -118,7 +117,7 @@ def test_the_step_is_named_and_has_moved_nothing(tmp_path, capsys, fault, precis
     def bad_loss(*arguments, **options):
         return fault.apply(cross_entropy(*arguments, **options))
 
-    with mock.patch.object(loop, "train_step", step):
+    with mock.patch.object(train, "train_step", step):
         assert train.main(["-c", config, "-g", "cpu"]) == 2
     first, *bad = seen
     assert (first or precision == "fp16") and not any(bad)  # its scale may be too high at first

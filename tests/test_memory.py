@@ -13,15 +13,13 @@ from torch import nn
 
 import train
 from benchmarks import compare, machine, memory_a_clip
+from benchmarks.kept_memory import kept_for_backward
 from config import MODEL_OPTIONS
-from memory import (
-    format_bytes,
-    kept_for_backward,
-    peak_bytes,
-    recompute_activations,
-    reset_peak,
-)
-from model import build_model, describe, for_inference, without_data
+from model import build_model
+from networks.inference import for_inference
+from networks.recompute import recompute_activations
+from networks.stages import describe, without_data
+from system.memory import format_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
 NETWORKS = ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn", "r3d_18",

@@ -3,11 +3,12 @@ import copy
 import pytest
 import torch
 
-import model as model_module
 import train
-from errors import UserError
-from model import count_parameters, describe, for_inference, largest_batch
-from networks_3d import ConvColumn, conv_block
+from model import ConvColumn, conv_block
+from networks import stages
+from networks.inference import for_inference
+from networks.stages import count_parameters, describe, largest_batch
+from system.errors import UserError
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
 
@@ -41,7 +42,7 @@ def test_batches_that_slow_kernels_would_compute_are_known():
 
 def test_training_warns_of_a_batch_that_slow_kernels_compute(write_config, monkeypatch, capsys):
     """The widest tensor of the tiny network has 4 x 4 x 18 x 18 elements per clip."""
-    monkeypatch.setattr(model_module, "MOST_ELEMENTS", 3 * 4 * 4 * 18 * 18)
+    monkeypatch.setattr(stages, "MOST_ELEMENTS", 3 * 4 * 4 * 18 * 18)
     for parts, warns in ((1, True), (2, False)):
         config = write_config(num_epochs=1, model_name=f"{parts} parts", accumulate_steps=parts)
         assert train.main(["-c", config, "-g", "cpu"]) == 0

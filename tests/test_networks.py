@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import MODELS
-from errors import UserError
-from model import build_model, count_flop, count_parameters, describe, for_inference
-from networks_2d import TemporalRelationNetwork
+from model import build_model
+from networks.inference import for_inference
+from networks.stages import count_flop, count_parameters, describe
+from networks.trn import TemporalRelationNetwork
+from system.errors import UserError
 
 SMALL = {"clip_size": 4, "crop_size": 40, "backbone": "mobilenet_v3_small"}
 SHORT = [name for name in MODELS if not name.startswith(("mvit", "swin3d_s", "swin3d_b"))]

@@ -3,11 +3,11 @@ import torch
 from runs import make_settings, read_csv, run_folder, write_config
 
 import train
-from checkpoint import load_checkpoint
 from config import Config
-from config_file import load_config
 from model import build_model
-from optimization import (
+from system.config_file import load_config
+from training.checkpoint import load_checkpoint
+from training.optimization import (
     build_optimizer,
     learning_rate,
     load_optimizer_state,

@@ -21,10 +21,10 @@ from runs import make_settings, run_folder, write_config
 
 import predict
 import train
-from checkpoint import load_checkpoint
-from errors import UserError
-from frames import FramesInMemory
-from predictor import Predictor, Scores, averaged, load_predictor
+from clips.frames import FramesInMemory
+from scoring.predictor import Predictor, Scores, averaged, load_predictor
+from system.errors import UserError
+from training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

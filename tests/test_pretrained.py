@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import train
-from errors import UserError
 from model import build_model
-from pretrained import take_pretrained
+from system.errors import UserError
+from training.pretrained import take_pretrained
 
 SMALL = {"clip_size": 4, "crop_size": 40}
 NAMES = ["Left", "Right", "Still"]

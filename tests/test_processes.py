@@ -20,14 +20,14 @@ from conftest import TINY_NETWORK, make_config, write_data_set
 from runs import PROJECT, differences, write_config
 from torch import nn
 
-import evaluation
-import processes
 import train
-from checkpoint import load_checkpoint
-from data_loader import TrainBatches
-from device import choose_device
-from errors import UserError
+from clips.batches import TrainBatches
 from model import build_model
+from scoring import evaluation
+from system import processes
+from system.device import choose_device
+from system.errors import UserError
+from training.checkpoint import load_checkpoint
 
 # What makes the number of processes show in a run is left out. Of the 24 clips the last batch has
 # 6, and two processes have parts of 5 and 4 clips.

@@ -10,13 +10,13 @@ import torch
 from conftest import make_config
 from runs import PROJECT, make_settings, run_folder, write_config
 
-import processes
 import train
-from annotations import Annotations
 from callbacks import Progress
+from clips.annotations import Annotations
 from config import Config
 from data_loader import build_loader
-from profiling import StepProfile, WaitingTime, waiting_hint
+from system import processes
+from system.profiling import StepProfile, WaitingTime, waiting_hint
 
 CPU = torch.device("cpu")
 

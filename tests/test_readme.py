@@ -24,13 +24,14 @@ import demo_data
 import explain
 import export
 import predict
-import report
 import train
 from benchmarks import benchmark, compare, machine, memory_a_clip
-from command_line import parse_arguments
 from config import Config
-from config_file import load_config
-from model import build_model, describe
+from model import build_model
+from networks.stages import describe
+from reporting import page as report
+from system.command_line import parse_arguments
+from system.config_file import load_config
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]

@@ -12,16 +12,18 @@ from conftest import CLASSES, make_config, write_clip
 from runs import differences, make_settings, run_folder, train_until, write_config
 
 import train
-from annotations import read_annotations
-from augmentation import mixed
-from checkpoint import load_checkpoint, with_averaged_weights
+from clips.annotations import read_annotations
+from clips.batches import ClipKey
+from clips.optical_flow import REST, STEPS_A_PIXEL, optical_flow
+from clips.sampling import sample_window
 from config import Config
-from config_file import load_config
-from data_loader import ClipKey, VideoFolder, sample_window
-from ema import AverageOfWeights
-from errors import UserError
-from optical_flow import REST, STEPS_A_PIXEL, optical_flow
-from optimization import training_is_over
+from data_loader import VideoFolder
+from system.config_file import load_config
+from system.errors import UserError
+from training.averaging import AverageOfWeights
+from training.checkpoint import load_checkpoint, with_averaged_weights
+from training.mixing import mixed
+from training.optimization import training_is_over
 
 CONFIGS = Path(train.__file__).parent / "configs"
 SWITCHES = {

@@ -21,12 +21,13 @@ from PIL import Image
 from runs import make_settings, read_csv, run_folder, write_config
 
 import callbacks
-import evaluation
-import report
 import train
-from errors import UserError
-from line_chart import line_chart, nice_step
-from worst_clips import MOST_BYTES, input_frames, moving_picture
+from reporting import confusion_matrix
+from reporting import page as report
+from reporting.line_chart import line_chart, nice_step
+from reporting.worst_clips import MOST_BYTES, input_frames, moving_picture
+from scoring import results
+from system.errors import UserError
 
 NAMES = ["Left <script>document.title='taken'</script>", "Right \"&' onload=alert(1)",
          "التمرير 👍🏽"]
@@ -124,16 +125,16 @@ def set_logits(folder, likes, config=None, number=1, **changes):
 
     config: keys that change; number: of networks; changes: in what is known of their weights.
     """
-    saved = evaluation.read_logits(folder / "logits.npz")
+    saved = results.read_logits(folder / "logits.npz")
     known = ~saved.logits.isnan()
     saved.logits[:] = torch.where(known, 0.0, torch.nan)
     saved.logits[:, likes] += torch.arange(1.0, len(saved.ids) + 1)  # the last is the surest
     network = saved.origin.networks[0].model_copy(update=changes)
     config = saved.origin.config | (config or {})
-    origin = evaluation.Origin(networks=[network] * number, config=config)
+    origin = results.Origin(networks=[network] * number, config=config)
     annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
-    evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
-    return evaluation.read_logits(folder / "logits.npz")
+    results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
+    return results.read_logits(folder / "logits.npz")
 
 
 # --- what stands in it -------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     saved = set_logits(folder, 0, number=2, epoch=2, step=0)
     assert "the mean of 2 networks: epoch 2 (" in said() and "To evaluate" not in said()
     annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
-    evaluation.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
+    results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
     assert "did not record" in said() and "To evaluate the last checkpoint" in said()
 
 
@@ -334,7 +335,7 @@ def test_logits_that_make_no_sense(folder, changes):
         arrays = dict(file) | changes
     np.savez(folder / "logits.npz", **arrays)
     with pytest.raises(UserError, match=r"logits.npz: damaged \(.*\); --eval_only writes"):
-        evaluation.read_logits(folder / "logits.npz")
+        results.read_logits(folder / "logits.npz")
 
 
 def test_no_run_folder(tmp_path, capsys):
@@ -431,7 +432,7 @@ def test_the_picture_of_the_matrix_does_not_grow_with_the_classes():
     for num_classes in (3, 27, 60, 400, 1000):
         matrix = rng.integers(0, 2, (num_classes, num_classes))
         names = [f"a class with a rather long name, number {n}" for n in range(num_classes)]
-        shapes.append(evaluation.draw_confusion_matrix(matrix, names).shape)
+        shapes.append(confusion_matrix.draw_confusion_matrix(matrix, names).shape)
     assert all(max(shape) <= 1150 for shape in shapes), shapes
     assert shapes[0][0] < 500 and shapes[2] == shapes[3]
 
@@ -440,12 +441,12 @@ def test_the_picture_of_the_matrix_does_not_grow_with_the_classes():
 def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
     matrix = np.zeros((num_classes, num_classes), int)
     matrix[5, [7, 3]] = 1000, 1
-    picture = evaluation.draw_confusion_matrix(matrix, [""] * num_classes)
-    side = min(evaluation.FIELD, 40 * num_classes)
-    right = picture.shape[1] - evaluation.MARGIN if num_classes > 8 else 14 + side
-    bottom = picture.shape[0] - evaluation.MARGIN - 6  # below it are the names, which are empty
+    picture = confusion_matrix.draw_confusion_matrix(matrix, [""] * num_classes)
+    side = min(confusion_matrix.FIELD, 40 * num_classes)
+    right = picture.shape[1] - confusion_matrix.MARGIN if num_classes > 8 else 14 + side
+    bottom = picture.shape[0] - confusion_matrix.MARGIN - 6  # below: the names, which are empty
     field = picture[bottom - side : bottom, right - side : right]
-    rows, columns = np.nonzero((field == evaluation.BLUES[2]).all(2))
+    rows, columns = np.nonzero((field == confusion_matrix.BLUES[2]).all(2))
     cell = side / num_classes
     edges = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
     assert edges == pytest.approx([5 * cell, 6 * cell, 7 * cell, 8 * cell], abs=1)
@@ -456,8 +457,8 @@ def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
 @pytest.mark.parametrize("num_classes, named", [(50, 50), (174, 58)])
 def test_classes_are_named_where_there_is_room(num_classes, named):
     names = ["I"] * num_classes
-    picture = evaluation.draw_confusion_matrix(np.eye(num_classes, dtype=int), names)
-    beside = picture[-evaluation.FIELD - 20 :, :20].min((1, 2)) < 200
+    picture = confusion_matrix.draw_confusion_matrix(np.eye(num_classes, dtype=int), names)
+    beside = picture[-confusion_matrix.FIELD - 20 :, :20].min((1, 2)) < 200
     assert np.count_nonzero(np.diff(beside.astype(int)) == 1) == named
 
 

@@ -24,11 +24,9 @@ from runs import (
     write_config,
 )
 
-import loop
-import processes
-import stopping
 import train
-from checkpoint import load_checkpoint, save_checkpoint
+from system import processes, stopping
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -215,7 +213,7 @@ def test_a_run_that_is_stopped_before_its_first_step(settings, whole_run, tmp_pa
         raise stopping.Stopped(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches_of", stop)
+        patch.setattr(train, "batches_of", stop)
         assert train.main(arguments) == 128 + signal.SIGTERM
     assert load_checkpoint(run_folder(own) / "checkpoint.pth.tar")["step"] == 0
     assert train.main(arguments) == 0

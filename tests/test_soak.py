@@ -12,7 +12,7 @@ import pytest
 from runs import Command, differences, make_settings, run_folder, write_config
 
 import train
-from checkpoint import DamagedCheckpointError, load_checkpoint
+from training.checkpoint import DamagedCheckpointError, load_checkpoint
 
 NUM_KILLS = 40
 ENDS = {  # how a life ends, and how often

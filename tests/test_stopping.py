@@ -26,10 +26,9 @@ from runs import (
     write_config,
 )
 
-import loop
 import train
-from checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
-from data_loader import TrainBatches
+from clips.batches import TrainBatches
+from training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 
 CHECKPOINT, PREVIOUS = "checkpoint.pth.tar", "checkpoint_previous.pth.tar"
 
@@ -368,7 +367,7 @@ def test_a_folder_that_turns_read_only_stops_the_run_and_loses_nothing(
 ):
     """Files are open there, so it cannot be mounted anew; another file system takes its place."""
     config = write_config(tmp_path / "config.json", settings | {"output_dir": str(small_disk)})
-    train_step = loop.train_step
+    train_step = train.train_step
 
     def step_and_lock(run, *rest):
         if (run.epoch, run.step) == (1, 1):
@@ -376,7 +375,7 @@ def test_a_folder_that_turns_read_only_stops_the_run_and_loses_nothing(
         return train_step(run, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", step_and_lock)
+        patch.setattr(train, "train_step", step_and_lock)
         assert train.main(["-c", config, "-g", "cpu"]) == 2
     errors = capsys.readouterr().err
     assert f"{small_disk / 'tiny' / CHECKPOINT}: checkpoint cannot be written" in errors
@@ -434,13 +433,13 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(
     saved["state_dict"]["classifier.weight"].fill_(3e38)  # finite, but the logits will not be
     save_checkpoint(saved, path)
     before, seen = path.read_bytes(), []
-    train_step = loop.train_step
+    train_step = train.train_step
 
     def watch(run, batch, ids, counts):
         seen.extend([run, ids[batch.indices].tolist()])
         return train_step(run, batch, ids, counts)
 
-    monkeypatch.setattr(loop, "train_step", watch)
+    monkeypatch.setattr(train, "train_step", watch)
     config = write_config(tmp_path / "config.json", settings | {"output_dir": str(tmp_path)})
     assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 2
     errors = capsys.readouterr().err

@@ -15,9 +15,9 @@ from conftest import TINY_NETWORK, write_data_set
 from runs import curves, differences, read_csv, run_folder, train_until, without_times
 from tensorboard import program
 
-import evaluation
 import train
-from checkpoint import save_checkpoint
+from scoring import evaluation, results
+from training.checkpoint import save_checkpoint
 from utils import TrainingMetrics
 
 
@@ -206,7 +206,7 @@ def test_the_checkpoint_that_is_scored_is_chosen_and_said(best_and_last, flags, 
     assert train.main(["--eval_only", "True", "-c", config, "-g", "cpu", *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == [
         f"scored: {said}", f"written to {folder}"]  # fmt: skip
-    saved = evaluation.read_logits(folder / "logits.npz")
+    saved = results.read_logits(folder / "logits.npz")
     (network,) = saved.origin.networks
     assert (network.path, network.epoch) == (str(folder / name), 2 if "best" in name else 3)
     scores = evaluation.score(saved.logits, saved.labels)

@@ -7,7 +7,7 @@ from conftest import make_config
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from transforms import (
+from clips.transforms import (
     Movement,
     crop_at,
     draw_movement,

@@ -6,11 +6,12 @@ import torch
 from conftest import CLASSES, make_config, write_clip, write_data_set
 from movies import write_sound, write_video
 
-from annotations import read_annotations
-from data_doctor import examine_clip
-from data_loader import ClipKey, VideoFolder
-from frames import FrameError
-from videos import VideoFile
+from clips.annotations import read_annotations
+from clips.batches import ClipKey
+from clips.frames import FrameError
+from clips.videos import VideoFile
+from data_loader import VideoFolder
+from doctor.data_doctor import examine_clip
 
 FRAMES = np.stack([np.full((48, 64, 3), 6 * number, np.uint8) for number in range(36)])
 

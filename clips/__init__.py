@@ -1,0 +1,3 @@
+"""From files to arrays: annotations, frames, videos, sampling, transforms, optical flow,
+batches.
+"""

@@ -1,0 +1,98 @@
+"""From a video or a folder of frames to the uint8 array that a network gets.
+
+Shapes: K windows of a video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
+"""
+
+import numpy as np
+
+from clips.annotations import Annotations
+from clips.frames import FrameFolder
+from clips.optical_flow import optical_flow
+from clips.sampling import eval_positions
+from clips.transforms import erase_box, eval_transform, jitter_colours
+from clips.videos import VideoFile, is_video
+from config import Config
+from system.errors import UserError, first_few
+
+# Where the crops of evaluation lie on the longer side, by their number.
+CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
+
+
+def eval_transforms(config: Config) -> list:
+    """One for each crop."""
+    size = {"frame_height": config.frame_height, "crop": config.crop}
+    return [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
+
+
+def window_input(source, span, config: Config) -> np.ndarray:
+    """What a network with this config takes of the frames from span[0] to span[1] - 1.
+
+    uint8 [K, T, H, W, C], as in evaluation. Raises FrameError with the path of a bad frame.
+    """
+    start, stop = span
+    positions = start + eval_positions(stop - start, config)
+    shape = (config.windows_per_video, config.clip_size, *config.crop, config.num_channels)
+    clip = np.empty(shape, np.uint8)
+    read_windows(source, positions, eval_transforms(config), clip)
+    return clip
+
+
+def open_clip(path, config: Config):
+    """The frames of a folder or a video file: something with a length and `frames_at`.
+
+    Raises FrameError if there are none.
+    """
+    if is_video(path):
+        return VideoFile(path, config.frame_rate, config.max_frame_pixels)
+    return FrameFolder(path, config.max_frame_pixels)
+
+
+def read_windows(source, positions, transforms, clip) -> None:
+    """Fills `clip`, uint8 [K, T, H, W, C], with what each transform makes of the frames, and flow.
+
+    positions: [windows, T]; K is transforms x windows, all windows of a transform in a row.
+    Padding and overlaps name a frame more than once; it is decoded once.
+    """
+    has_flow = clip.shape[-1] > 3
+    colours = np.empty((*clip.shape[:-1], 3), np.uint8) if has_flow else clip
+    windows = colours.reshape(len(transforms), positions.size, *colours.shape[2:])
+    places = {}
+    for place, position in enumerate(positions.ravel().tolist()):
+        places.setdefault(position, []).append(place)
+    chosen = sorted(places)
+    for position, frame in zip(chosen, source.frames_at(chosen), strict=True):
+        first, *others = places[position]
+        for transform, results in zip(transforms, windows, strict=True):
+            transform(frame, results[first])
+        for place in others:
+            windows[:, place] = windows[:, first]
+    if has_flow:
+        clip[..., :3] = colours
+        for result, window in zip(clip, colours, strict=True):
+            result[..., 3:] = optical_flow(window)
+
+
+def augment(clip, config: Config, rng) -> None:
+    """What changes a training clip's values in place. uint8 [T, H, W, C]"""
+    if config.colour_jitter:
+        colours = np.ascontiguousarray(clip[..., :3])
+        jitter_colours(colours, config.colour_jitter, rng)
+        clip[..., :3] = colours
+    if config.random_erasing and rng.random() < config.random_erasing:
+        erase_box(clip, np.rint(np.multiply(config.input_mean, 255)), rng)
+
+
+def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
+    """The class of the mirrored clip, for each class. Raises UserError for unknown names."""
+    names = annotations.class_names
+    pairs = config.flip_labels if isinstance(config.flip_labels, dict) else {}
+    unknown = [name for pair in pairs.items() for name in pair if name not in names]
+    if unknown:
+        raise UserError(
+            f"flip_labels: {first_few(unknown)} stands not in {config.labels_csv}; use its names"
+        )
+    classes = np.arange(len(names))
+    for one, other in pairs.items():
+        one, other = names.index(one), names.index(other)
+        classes[one], classes[other] = other, one
+    return classes

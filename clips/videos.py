@@ -1,0 +1,123 @@
+"""Video files as clips: their frames at the frame rate of training, decoded when asked for.
+
+A video that cannot be decoded without doubt is an error, never a shorter or a grey one.
+"""
+
+import os
+
+import av
+import numpy as np
+
+from clips.frames import FrameError, check_size
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+def is_video(path) -> bool:
+    """Whether the path is named like a video file."""
+    return str(path).lower().endswith(VIDEO_SUFFIXES)
+
+
+class VideoFile:
+    """The frames of a video, resampled to `frame_rate` frames a second.
+
+    max_pixels: larger frames are refused before one is decoded. Raises FrameError, with the path,
+    if the file is no video, is cut off, or has a single frame.
+    """
+
+    def __init__(self, path, frame_rate: float, max_pixels: int):
+        self.path, self.frame_rate = path, frame_rate
+        with self._opened() as (container, stream):
+            self._check_stream(stream, max_pixels)
+            times = sorted(float(packet.pts * packet.time_base)
+                           for packet in container.demux(stream) if packet.pts is not None)
+            if stream.frames > len(times):
+                raise self._error(f"cut off: {len(times)} of {stream.frames} frames are there")
+        if not times:
+            raise self._error("no frames in it")
+        if times[-1] <= times[0]:
+            raise self._error("a single frame: no movement to classify")
+        self.times = self._resampled(np.array(times))
+
+    def __len__(self):
+        return len(self.times)
+
+    def frames_at(self, positions):
+        """Yields the frames at rising `positions`, uint8 RGB [H, W, 3] each, upright."""
+        wanted = [self.times[position] for position in positions]
+        if not wanted:
+            return
+        with self._opened() as (container, stream):
+            # From the last key frame before; what lies between is decoded, what follows is not.
+            container.seek(int(wanted[0] / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise self._error(f"damaged at {frame.time:.2f} s")
+                if wanted and frame.time is not None and frame.time >= wanted[0] - 1e-6:
+                    picture = _upright(frame)
+                    while wanted and frame.time >= wanted[0] - 1e-6:
+                        wanted.pop(0)
+                        yield picture
+                if not wanted:
+                    return
+        raise self._error(f"cut off: it ends before {wanted[0]:.2f} s")
+
+    def _resampled(self, times) -> np.ndarray:
+        """Times of the frames that are shown in the middle of each of the training's frames."""
+        seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # the last lasts, too
+        middles = times[0] + (np.arange(max(2, round(seconds * self.frame_rate))) + 0.5) \
+            / self.frame_rate
+        return times[np.searchsorted(times, middles, side="right") - 1]
+
+    def _check_stream(self, stream, max_pixels):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if not (width and height):
+            raise self._error("its frames have no size; the file may be cut off")
+        try:
+            check_size(height, width, max_pixels)
+        except FrameError as error:
+            raise self._error(str(error)) from None
+
+    def _opened(self):
+        return _Opened(self)
+
+    def _error(self, problem) -> FrameError:
+        return FrameError(f"{self.path}: {problem}; record or convert the video again")
+
+
+class _Opened:
+    """The container and its video stream; what the decoder raises becomes a FrameError."""
+
+    def __init__(self, video):
+        self.video, self.container = video, None
+
+    def __enter__(self):
+        try:
+            if os.path.getsize(self.video.path) == 0:
+                raise self.video._error("empty (0 bytes)")
+            self.container = av.open(str(self.video.path))
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._translated(error) from None
+        if not self.container.streams.video:
+            self.container.close()
+            raise self.video._error("no video in it, only other streams")
+        stream = self.container.streams.video[0]
+        if stream.codec_context is None:
+            self.container.close()
+            raise self.video._error("of an unknown codec, or cut off")
+        stream.codec_context.options = {"err_detect": "explode"}  # damage is an error
+        return self.container, stream
+
+    def __exit__(self, _kind, error, _traceback):
+        self.container.close()
+        if isinstance(error, av.error.FFmpegError):
+            raise self._translated(error) from None
+
+    def _translated(self, error) -> FrameError:
+        return self.video._error(f"cannot be decoded ({getattr(error, 'strerror', error)})")
+
+
+def _upright(frame) -> np.ndarray:
+    """The picture as its rotation tag asks for it."""
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))

@@ -1,0 +1,52 @@
+"""A clip as a GIF or MP4 with the top scores over time below it."""
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from explaining.pictures import BAR, blank, save_gif, write_text
+from scoring.predictor import Scores
+
+WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
+
+
+def save_annotated(path: Path, source, scores: Scores, frame_rate: float) -> None:
+    """Writes the whole clip; the bars of a frame are of the windows around it.
+
+    source: what `data_loader.open_clip` gives; path: its ending, .gif or .mp4, says which.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = np.argsort(-scores.whole, kind="stable")[:NUM_BARS]
+    pictures = (
+        annotate(frame, [(scores.classes[index], row[index]) for index in shown])
+        for frame, row in zip(source.frames_at(range(len(source))), scores.frames, strict=True)
+    )
+    save = save_gif if path.suffix.lower() == ".gif" else save_mp4
+    save(path, pictures, frame_rate)
+
+
+def annotate(frame, bars) -> np.ndarray:
+    """The frame, scaled, above a bar for each (class, probability). uint8 [H, W, 3], even sides."""
+    height = max(2, round(frame.shape[0] * WIDTH / frame.shape[1] / 2) * 2)
+    picture = blank(height + NUM_BARS * BAR_HEIGHT, WIDTH)
+    picture[:height] = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_LINEAR)
+    for number, (name, share) in enumerate(bars):
+        top = height + number * BAR_HEIGHT
+        cv2.rectangle(picture, (0, top + 2), (round(share * WIDTH), top + BAR_HEIGHT - 3), BAR, -1)
+        write_text(picture, (6, top + BAR_HEIGHT // 2), f"{name} {100 * share:.0f} %")
+    return picture
+
+
+def save_mp4(path, pictures, frame_rate) -> None:
+    with av.open(str(path), "w") as container:
+        stream = None
+        for picture in pictures:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=round(frame_rate))
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv420p"
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -1,0 +1,22 @@
+"""What is done to a network before it only evaluates."""
+
+import copy
+import itertools
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def for_inference(model) -> nn.Module:
+    """A copy of `model` with each BatchNorm that follows a convolution folded into its weights.
+
+    It gives the same logits up to rounding, with one pass less over the activations.
+    """
+    model = copy.deepcopy(model).eval()
+    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for index, (first, second) in enumerate(itertools.pairwise(sequence)):
+            if isinstance(first, nn.Conv2d | nn.Conv3d) and isinstance(second, _BatchNorm):
+                sequence[index] = fuse_conv_bn_eval(first, second)
+                sequence[index + 1] = nn.Identity()
+    return model

@@ -1,0 +1,105 @@
+"""Activations that are computed twice instead of kept.
+
+What training keeps for the backward pass is mostly the activations between layers; with 3D
+convolutions these outweigh the weights by far.
+"""
+
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import MethodType
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from networks.stages import stages
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+
+
+# --- computing activations twice -----------------------------------------------------------------
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """From here on, in training, stages of `model` keep their input only. (Chen et al., 1604.06174)
+
+    The backward pass computes what is between anew, to the same bits. Where layers stand in a row,
+    as in a block of conv3d, a convolution and what follows it are a stage. The head stays as it
+    is. The peak falls by less than what is kept: a stage's activations and their gradients are
+    there together while its turn lasts.
+    """
+    for name, child in model.named_children():
+        if not name.startswith(model.head_name) and isinstance(child, nn.Sequential):
+            # A method of the module: copy.deepcopy binds it to the copy, as it would no closure.
+            child.forward = MethodType(_sequence_in_runs, child)
+    for name, stage in stages(model):
+        if not name.startswith(model.head_name) and not _is_single_layer(stage):
+            in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
+            forward = _sequence_in_runs if in_runs else _stage_at_once
+            stage.forward = MethodType(forward, stage)
+
+
+def _is_single_layer(module) -> bool:
+    return not list(module.children())
+
+
+def _stage_at_once(stage, *inputs):
+    return _keeping_inputs(partial(type(stage).forward, stage), [stage], *inputs)
+
+
+def _sequence_in_runs(sequence, inputs):
+    for layers in _runs(sequence):
+        forward = partial(_in_turn, layers)
+        inputs = _keeping_inputs(forward, layers, inputs) if len(layers) > 1 else forward(inputs)
+    return inputs
+
+
+def _runs(sequence) -> list[list[nn.Module]]:
+    """A convolution with the single layers that follow it; every other module alone."""
+    runs, last_is_single = [], False
+    for layer in sequence:
+        is_single = _is_single_layer(layer)
+        if is_single and last_is_single and not isinstance(layer, CONVOLUTIONS):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+        last_is_single = is_single
+    return runs
+
+
+def _in_turn(layers, inputs):
+    for layer in layers:
+        inputs = layer(inputs)
+    return inputs
+
+
+def _keeping_inputs(forward, modules, *inputs):
+    """`forward` of the inputs; in training as a checkpoint of PyTorch's, if it has parameters."""
+    has_parameters = any(list(module.parameters()) for module in modules)
+    if not (has_parameters and modules[0].training and torch.is_grad_enabled()):
+        return forward(*inputs)
+    options = {"use_reentrant": False, "preserve_rng_state": True}
+    # A compiler recomputes what has no side effects only, and cannot look into other contexts.
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = lambda: (nullcontext(), _unchanged_statistics(modules))
+    return checkpoint(forward, *inputs, **options)
+
+
+@contextmanager
+def _unchanged_statistics(modules):
+    """BatchNorm writes its running statistics, and its count of batches, to copies meanwhile.
+
+    Without them it would save fewer tensors than in the first pass, which PyTorch refuses.
+    """
+    norms = [part for module in modules for part in module.modules()
+             if isinstance(part, _BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms
+            for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

@@ -1,0 +1,32 @@
+"""The video models of torchvision."""
+
+from torch import nn
+
+from system.errors import UserError
+
+# --- torchvision's -----------------------------------------------------------------------------
+
+
+def torchvision_video(name, num_classes, clip_shape, dropout=None) -> nn.Module:
+    """One of torchvision's video models, with fresh weights.
+
+    Raises UserError for `mvit_*` with other clips than the one shape that they are made for.
+    """
+    import torchvision  # here, since it takes a second that the other networks need not wait for
+
+    if name.startswith("mvit") and tuple(clip_shape) != (16, 224, 224):
+        raise UserError(
+            f"model: {name} takes clips of clip_size 16 and crop_size 224 only, found "
+            f"{clip_shape[0]} and {clip_shape[1]} x {clip_shape[2]}; swin3d_t takes any"
+        )
+    options = {} if dropout is None else {"dropout": dropout}
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if name == "s3d":
+        # Its windows of 7 x 7 are the whole picture at 224 pixels; so are these, at any size.
+        model.avgpool = nn.AdaptiveAvgPool3d(1)
+        # torchvision's 0.001 leaves the running statistics where they began for hundreds of steps,
+        # so that a network that has learnt its training clips is at chance in evaluation.
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.momentum = 0.1
+    return model

@@ -1,0 +1,358 @@
+"""A run folder as one self-contained page."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pydantic import ValidationError
+
+from config import Config
+from reporting.line_chart import LineChart, line_chart
+from reporting.worst_clips import worst_clips
+from scoring import evaluation, results
+from scoring.results import LOGITS_FILE, SavedLogits, read_logits
+from system.config_file import parse_override
+from system.errors import UserError, first_few, message_for_user
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, write_whole
+
+TEMPLATE = "report_template.html"
+# A larger matrix is no longer read; the classes with the most mistakes are.
+MOST_CLASSES_IN_MATRIX = 60
+NUM_PAIRS = 10
+
+
+def write_report(folder) -> Path:
+    """Writes the page about a run folder, and returns its path.
+
+    Raises UserError if there is no run in it, or if one of its files is damaged; OSError if the
+    page cannot be written.
+    """
+    # Here, since it takes a tenth of a second that no start of a run should wait for.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    run = read_run_folder(Path(folder))
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template(TEMPLATE).render(contents(run))
+    path = run.folder / REPORT_FILE
+    # Paths in a command line may hold bytes that are no text.
+    write_whole(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return path
+
+
+def add_report(folder) -> None:
+    """At the end of a command that has done its work, which is not lost with the report."""
+    try:
+        print(f"report: {write_report(folder)}")
+    except Exception as error:
+        message = message_for_user(error)
+        if message is None:
+            raise
+        print(f"warning: no report: {message}; `python report.py {shlex.quote(str(folder))}` "
+              "tries again", file=sys.stderr)
+
+
+# --- what is there -----------------------------------------------------------------------------
+
+
+@dataclass
+class RunFolder:
+    """What a run has left; None or empty where a file is missing."""
+
+    folder: Path
+    config: dict | None  # as it stands there: another version may have written it
+    starts: list[dict]
+    history: list[dict[str, float]]  # a row an epoch, without the figures that it lacks
+    saved: SavedLogits | None
+
+    def command(self, *flags) -> str:
+        """train.py with this run's config, for this folder."""
+        if self.config is None:
+            return shlex.join(["python", "train.py", *flags, "--config", "FILE"])
+        words = ["python", "train.py", *flags, "--config", str(self.folder / CONFIG_FILE)]
+        output_dir, name = (self.config.get(key, "") for key in ("output_dir", "model_name"))
+        own_folder = Path(str(output_dir)) / str(name)
+        if own_folder.resolve() != self.folder.resolve():  # it was moved
+            words += _override("output_dir", str(self.folder.parent))
+            words += _override("model_name", self.folder.resolve().name)
+        return shlex.join(words)
+
+
+def _override(key, text) -> list[str]:
+    is_plain = parse_override(f"{key}={text}")[1] == text
+    return ["--set", f"{key}={text if is_plain else json.dumps(text)}"]
+
+
+def read_run_folder(folder: Path) -> RunFolder:
+    """Raises UserError if the folder holds no run, or a damaged file."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a run folder, as trainings/quickstart")
+    names = (CONFIG_FILE, HISTORY_FILE, LOGITS_FILE)
+    if not any((folder / name).exists() for name in names):
+        raise UserError(f"{folder}: no run folder: it holds none of {', '.join(names)}; name one "
+                        "that train.py wrote, as trainings/quickstart")
+    return RunFolder(
+        folder,
+        _read_json(folder / CONFIG_FILE, dict, "--resume True writes it anew"),
+        _read_json(folder / VERSIONS_FILE, list, "delete it") or [],
+        _read_history(folder / HISTORY_FILE),
+        read_logits(folder / LOGITS_FILE) if (folder / LOGITS_FILE).exists() else None,
+    )
+
+
+def _read_json(path, kind, remedy):
+    """The content of a JSON file; None if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+    if content is not None and not isinstance(content, kind):
+        raise UserError(f"{path}: damaged (no JSON {kind.__name__}); {remedy}")
+    return content
+
+
+def _read_history(path) -> list[dict[str, float]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{name: float(text) for name, text in row.items() if text}
+                    for row in csv.DictReader(file)]
+        if not all("epoch" in row for row in rows):
+            raise ValueError("a row without its epoch")
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); --resume True writes it anew") from None
+    return rows
+
+
+# --- what is shown -----------------------------------------------------------------------------
+
+
+def contents(run: RunFolder) -> dict:
+    """All that the template asks for."""
+    return {
+        "name": run.folder.resolve().name,
+        "figures": key_figures(run),
+        "missing": missing(run),
+        "curves": curves(run.history),
+        "history": history_table(run.history),
+        "evaluation": evaluated(run) if run.saved else None,
+        "speed": speed(run),
+        "starts": [start for start in run.starts if isinstance(start, dict)],
+        "settings": settings(run.config or {}),
+    }
+
+
+def missing(run: RunFolder) -> list[tuple[str, str]]:
+    """(what the page lacks, the command that would add it)."""
+    found = []
+    if run.config is None:
+        found.append(("The settings: the folder has no config.json, which training writes.",
+                      run.command()))
+    if not run.history:
+        found.append(("Curves and speed: no epoch is finished.", run.command("--resume", "auto")))
+    if run.saved is None:
+        command = run.command("--eval_only", "True", "--checkpoint", "best")
+        found.append(("Confusion matrix, classes and wrongly classified clips: the network has not "
+                      "been evaluated.", command))
+    return found
+
+
+def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
+    """(what, figure, remark) for the head of the page."""
+    found = []
+    scored = scored_epochs(run)
+    if scored:
+        for which, row in (("best", best_of(scored)), ("last", scored[-1])):
+            found.append((f"{which} validation top-1", f"{row['val_top1']:.2f} %",
+                          f"epoch {row['epoch']:g}"))
+    if run.saved:
+        scores = evaluation.score(run.saved.logits, run.saved.labels)
+        found.append(("evaluated top-1", f"{scores['top1']:.2f} %",
+                      f"{len(run.saved.labels):,} clips"))
+    if run.history:
+        goal = (run.config or {}).get("num_epochs")
+        remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "without a set end"
+        found.append(("epochs", f"{run.history[-1]['epoch']:g}", remark if run.config else ""))
+    speeds = [row["clips_per_second"] for row in run.history if "clips_per_second" in row]
+    if speeds:
+        found.append(("training clips a second", f"{median(speeds):,.1f}", "median of the epochs"))
+    return found
+
+
+def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
+    return [row for row in run.history if np.isfinite(row.get("val_top1", np.nan))]
+
+
+def best_of(scored) -> dict[str, float]:
+    """The first of the rows with the best top-1, which is the one that training keeps."""
+    return max(scored, key=lambda row: row["val_top1"])
+
+
+def curves(history) -> list[LineChart]:
+    """Those that the history has figures for."""
+    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top(?!1$)\d+", name)]
+    both = [("Loss", "loss", "", (None, None)), ("Top-1 accuracy", "top1", " %", (0, 100))]
+    both += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k]
+    single = [("Learning rate", "learning_rate", "", True),
+              ("Training clips a second", "clips_per_second", "", False),
+              ("Seconds of training steps", "seconds", " s", False)]
+    charts = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
+                         limits) for title, name, unit, limits in both]
+    charts += [line_chart(title, {"training": name}, history, unit, (0, None), may_be_logarithmic)
+               for title, name, unit, may_be_logarithmic in single]
+    return [chart for chart in charts if chart]
+
+
+def history_table(history) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and the rows."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    return names, [[f"{row[name]:.5g}" if name in row else "" for name in names] for row in history]
+
+
+def speed(run: RunFolder) -> list[tuple[str, str]]:
+    columns = {name: [row[name] for row in run.history if name in row]
+               for name in ("clips_per_second", "seconds", "peak_memory_mib")}
+    found = []
+    if columns["clips_per_second"]:
+        speeds = columns["clips_per_second"]
+        found.append(("Training clips a second", f"{median(speeds):,.1f} (median of the epochs; "
+                      f"{min(speeds):,.1f} to {max(speeds):,.1f})"))
+    if columns["seconds"]:
+        seconds = columns["seconds"]
+        found.append(("Time in training steps, without validation",
+                      f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
+                      f"{_duration(median(seconds))} an epoch (median)"))
+    if columns["peak_memory_mib"]:
+        found.append(("Peak of memory", f"{max(columns['peak_memory_mib']):,.0f} MiB"))
+    if run.starts:
+        found.append(("Starts of the run", str(len(run.starts))))
+    return found
+
+
+def _duration(seconds) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:
+    """(key, value, default, meaning), those that differ from their default apart from the rest."""
+    rows = {"changed": [], "default": []}
+    for key, value in config.items():
+        known = Config.model_fields.get(key)
+        default = "" if known is None or known.is_required() else _as_text(known.default)
+        meaning = known.description if known else "not a key of this version"
+        is_default = known is not None and not known.is_required() and value == known.default
+        row = (key, _as_text(value), default, meaning)
+        rows["default" if is_default else "changed"].append(row)
+    return rows
+
+
+def _as_text(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- the evaluation ----------------------------------------------------------------------------
+
+
+def evaluated(run: RunFolder) -> dict:
+    """The part of the page that needs logits."""
+    saved = run.saved
+    matrix = evaluation.confusion_matrix(saved.logits, saved.labels)
+    pairs = [(saved.classes[true], saved.classes[predicted], count)
+             for true, predicted, count in results.most_confused(matrix, NUM_PAIRS)]
+    scores = evaluation.score(saved.logits, saved.labels)
+    clips, clips_note = wrong_clips(run)
+    return {
+        "origin": origin(run),
+        "command": run.command("--eval_only", "True", "--checkpoint", "last"),
+        "scores": evaluation.format_scores(scores).replace("   ", ", "),
+        "num_clips": len(saved.ids),
+        "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
+        "num_wrong": int(matrix.sum() - np.diag(matrix).sum()),
+        "classes": class_bars(matrix, saved.classes),
+        "pairs": pairs,
+        "matrix": matrix_rows(matrix, saved.classes),
+        "clips": clips,
+        "clips_note": clips_note,
+    }
+
+
+def origin(run: RunFolder) -> tuple[str, bool]:
+    """Which weights the figures are of, and whether the last checkpoint may have others."""
+    if run.saved.origin is None:
+        return ("An earlier version of the program wrote them, which did not record of which "
+                "weights."), True
+    networks = run.saved.origin.networks
+    if len(networks) > 1:
+        each = ", ".join(map(_in_words, networks))
+        return f"They are of the mean of {len(networks)} networks: {each}.", False
+    (network,) = networks
+    text = f"They are of the weights of {_in_words(network)}."
+    if not run.history:
+        return text, False
+    row = next((row for row in run.history if row["epoch"] == network.epoch), None)
+    # history.csv holds 8 digits of each figure.
+    own_row = {name: float(f"{value:.8g}") for name, value in (network.history_row or {}).items()}
+    if row != own_row:
+        return f"{text} These are not of the training that the curves show.", True
+    last, scored = run.history[-1]["epoch"], scored_epochs(run)
+    if last > network.epoch and not network.step and scored and best_of(scored) == row:
+        return f"{text} It is the best epoch; the last one is {last:g}.", False
+    if last > network.epoch:
+        return f"{text} The last checkpoint is of epoch {last:g}.", True
+    return text, False
+
+
+def _in_words(network: results.Weights) -> str:
+    epoch = "an unknown epoch" if network.epoch is None else f"epoch {network.epoch}"
+    steps = f" and {network.step} steps" if network.step else ""
+    return f"{epoch}{steps} ({network.path})"
+
+
+def class_bars(matrix, classes) -> list[tuple[str, int, int]]:
+    """(class, rightly classified clips, all its clips), the worst class first."""
+    totals = matrix.sum(1)
+    shares = np.diag(matrix) / np.maximum(totals, 1)
+    order = np.argsort(np.where(totals > 0, shares, 2), kind="stable")  # those without clips last
+    return [(classes[index], int(matrix[index, index]), int(totals[index])) for index in order]
+
+
+def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
+    """(class, [(clips, share of the class) by predicted class]); see MOST_CLASSES_IN_MATRIX."""
+    mistakes = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")
+    shown = np.sort(order[:MOST_CLASSES_IN_MATRIX]).tolist()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    return [(classes[true], [(int(matrix[true, predicted]), float(shares[true, predicted]))
+                             for predicted in shown])
+            for true in shown]  # fmt: skip
+
+
+def wrong_clips(run: RunFolder):
+    """The worst clips, and why they have no pictures, if so."""
+    keys = run.saved.origin.config if run.saved.origin else run.config
+    if keys is None:
+        return worst_clips(run.saved, None, None), "nothing says where the clips are"
+    try:
+        config = Config.model_validate({"model_name": "evaluation"} | keys)
+    except ValidationError as error:
+        names = first_few(".".join(map(str, problem["loc"])) for problem in error.errors())
+        note = f"the config is of another version of the program ({names})"
+        return worst_clips(run.saved, None, None), note
+    folder, _ = config.set_paths("validation")
+    if not os.path.isdir(folder):
+        return worst_clips(run.saved, None, None), (
+            f"the data folder {folder} is not there; paths are relative to the folder that the "
+            "command is run in"
+        )
+    return worst_clips(run.saved, folder, config), ""

@@ -1,0 +1,134 @@
+"""The clips that a network is most wrong about, as small moving pictures for a page.
+
+Shapes: N clips, T frames, H, W pixels.
+"""
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from clips.annotations import is_folder_name
+from clips.frames import FrameError
+from clips.reading import eval_transforms, open_clip, read_windows
+from clips.sampling import eval_positions, frames_apart
+from config import Config
+from scoring.results import SavedLogits
+
+NUM_CLIPS = 12
+# What keeps a page of them below 3 MB, whatever the clips are.
+LONGEST_SIDE, MOST_FRAMES, MOST_BYTES = 128, 32, 150_000
+QUALITIES = (75, 40, 1)  # the next one where a picture is too large
+EFFORT = 2  # of 6; more takes three times as long and saves a twentieth
+SHORTEST_FRAME = 20  # ms; browsers show shorter ones far longer
+
+
+@dataclass
+class WrongClip:
+    """A clip, what it was taken for, and how it looks."""
+
+    id: str
+    true: str
+    predicted: str
+    true_confidence: float  # 0..1
+    confidence: float  # in what was predicted
+    loss: float
+    moving: str = ""  # data URIs; without a picture, `problem` says why
+    still: str = ""
+    size: tuple[int, int] = (0, 0)  # width and height
+    problem: str = ""
+
+
+def worst_clips(saved: SavedLogits, folder, config: Config | None) -> list[WrongClip]:
+    """The wrongly classified clips of the highest loss, at most NUM_CLIPS, the worst first.
+
+    folder, config: where the clips are and how they are read; None: without pictures.
+    """
+    clips = [_wrong_clip(saved, index) for index in _worst(saved)]
+    for clip in clips if config else ():
+        try:
+            if not is_folder_name(clip.id):
+                raise FrameError("its id names no folder right below the data folder")
+            frames, milliseconds = input_frames(os.path.join(folder, clip.id), config)
+        except FrameError as error:
+            clip.problem = str(error)
+        else:
+            clip.size = frames.shape[2], frames.shape[1]
+            clip.moving, clip.still = moving_picture(frames, milliseconds), still(frames)
+    return clips
+
+
+def _worst(saved) -> list[int]:
+    losses = -saved.logits.double().log_softmax(1).gather(1, saved.labels[:, None])[:, 0]
+    is_wrong = (saved.logits.argmax(1) != saved.labels) & ~saved.logits.isnan().any(1)
+    order = torch.argsort(losses, descending=True, stable=True)
+    return order[is_wrong[order]][:NUM_CLIPS].tolist()
+
+
+def _wrong_clip(saved, index) -> WrongClip:
+    log_probabilities = saved.logits[index].double().log_softmax(0)
+    true, predicted = int(saved.labels[index]), int(saved.logits[index].argmax())
+    confidences = log_probabilities.exp()
+    return WrongClip(saved.ids[index], saved.classes[true], saved.classes[predicted],
+                     float(confidences[true]), float(confidences[predicted]),
+                     -float(log_probabilities[true]))
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def input_frames(path, config: Config) -> tuple[np.ndarray, float]:
+    """What the network sees of a clip, in colours, and the milliseconds that a frame lasts.
+
+    uint8 [T, H, W, 3]: of several windows the middle one, of several crops the centre; small and
+    short enough for a page. Raises FrameError if the clip cannot be read.
+    """
+    source = open_clip(path, config)
+    positions = eval_positions(len(source), config)
+    middle = len(positions) // 2
+    clip = np.empty((1, config.clip_size, *config.crop, 3), np.uint8)
+    read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], clip)
+    every = -(-config.clip_size // MOST_FRAMES)
+    seconds = every * frames_apart(len(source), config) / config.frame_rate
+    return smaller(clip[0, ::every]), 1000 * seconds
+
+
+def smaller(frames) -> np.ndarray:
+    """`frames` shrunk until the longer side is LONGEST_SIDE; smaller ones stay as they are."""
+    height, width = frames.shape[1:3]
+    factor = LONGEST_SIDE / max(height, width)
+    if factor >= 1:
+        return frames
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+
+
+def moving_picture(frames, milliseconds) -> str:
+    """An endless animated WebP as a data URI. frames: uint8 [T, H, W, 3]."""
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    for quality in QUALITIES:
+        data = _webp(first, quality, save_all=True, append_images=others, loop=0,
+                     duration=max(SHORTEST_FRAME, round(milliseconds)))
+        if len(data) <= MOST_BYTES:
+            break
+    return _data_uri(data)
+
+
+def still(frames) -> str:
+    """The frame in the middle, for readers who asked their system for less movement."""
+    return _data_uri(_webp(Image.fromarray(frames[len(frames) // 2]), QUALITIES[0]))
+
+
+def _webp(picture, quality, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality, method=EFFORT, **options)
+    return buffer.getvalue()
+
+
+def _data_uri(data: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(data).decode()

@@ -1,0 +1,131 @@
+"""Trained networks, from their checkpoints alone, and the scores that they give to a clip.
+
+Shapes: W windows of a video, K crops and windows of each, T frames, H, W pixels, C colours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from clips.reading import window_input
+from clips.sampling import frames_needed
+from config import Config
+from model import build_model
+from networks.convolution_check import replace_wrong_convolutions
+from networks.inference import for_inference
+from system.config_file import config_of_checkpoint
+from system.device import check_precision, evaluating, to_device, to_network_input
+from system.errors import UserError
+from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
+
+WINDOWS_AT_ONCE = 8
+# A video of up to this many windows' length is one gesture; a longer one is looked at in pieces.
+LONGEST_GESTURE = 2
+
+
+@dataclass
+class Scores:
+    """What the networks say of one video."""
+
+    classes: list[str]
+    whole: np.ndarray  # float [classes], probabilities
+    frames: np.ndarray  # float [T, classes], of the windows around each frame
+
+    def top(self, count) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, the likeliest first."""
+        order = np.argsort(-self.whole, kind="stable")[:count]
+        return [(self.classes[index], float(self.whole[index])) for index in order]
+
+
+@dataclass
+class Predictor:
+    """One network, with all that its checkpoint says of how clips are to be prepared."""
+
+    config: Config
+    classes: list[str]
+    network: nn.Module
+    device: torch.device
+    epoch: int  # that it was saved after
+
+    def inputs(self, windows) -> torch.Tensor:
+        """uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
+        return to_network_input(torch.from_numpy(windows), self.device, self.config)
+
+    def scores(self, source) -> Scores:
+        """source: what `data_loader.open_clip` gives. Raises FrameError if it cannot be read."""
+        spans = self.spans(len(source))
+        batches = [spans[i : i + WINDOWS_AT_ONCE] for i in range(0, len(spans), WINDOWS_AT_ONCE)]
+        probabilities = np.concatenate([self._of_spans(source, batch) for batch in batches])
+        frames, counts = np.zeros((len(source), len(self.classes))), np.zeros((len(source), 1))
+        for (start, stop), row in zip(spans, probabilities, strict=True):
+            frames[start:stop] += row
+            counts[start:stop] += 1
+        return Scores(self.classes, probabilities.mean(0), frames / counts)
+
+    @property
+    def gesture_length(self) -> int:
+        """Frames, at the config's frame rate, that the network looks at as one gesture."""
+        length = frames_needed(self.config)
+        return length * self.config.step_size if self.config.sampling == "segments" else length
+
+    def spans(self, num_frames) -> list[tuple[int, int]]:
+        """First and last frame (excluded) of the pieces that are looked at, half overlapping."""
+        length = self.gesture_length
+        if num_frames <= LONGEST_GESTURE * length:
+            return [(0, num_frames)]
+        starts = [*range(0, num_frames - length, max(1, length // 2)), num_frames - length]
+        return [(start, start + length) for start in starts]
+
+    def _of_spans(self, source, spans) -> np.ndarray:
+        clips = [window_input(source, span, self.config) for span in spans]
+        return self.probabilities(np.concatenate(clips), len(spans))
+
+    def probabilities(self, windows, num_clips) -> np.ndarray:
+        """[clips, classes], as `--eval_only` computes them; windows: uint8 [clips * K, T, H, W, C].
+
+        The K windows of a clip stand in a row, and are averaged.
+        """
+        with evaluating(self.device, self.config):
+            logits = self.network(self.inputs(windows)).float()
+        return logits.softmax(1).view(num_clips, -1, len(self.classes)).mean(1).cpu().numpy()
+
+
+def load_predictor(path, device) -> Predictor:
+    """Raises UserError if the checkpoint does not say what its classes and its input are."""
+    checkpoint = with_averaged_weights(load_checkpoint(path))
+    classes, keys = checkpoint.get("classes"), checkpoint.get("config")
+    if not classes or not keys:
+        raise UserError(
+            f"{path}: holds no class names or no config, so that it cannot be used alone; evaluate "
+            "it by train.py --eval_only, or train with this program"
+        )
+    config = config_of_checkpoint(path, keys)
+    model = build_model(config, len(classes))
+    load_weights(model, checkpoint, path)
+    check_precision(config.eval_precision, device)
+    num_windows = WINDOWS_AT_ONCE * config.windows_per_video
+    replace_wrong_convolutions(
+        to_device(model, device), (config.clip_size, *config.crop), num_windows, device,
+        config.eval_precision, training=False,
+    )  # fmt: skip
+    network = for_inference(model)
+    return Predictor(config, classes, network, device, checkpoint.get("epoch", 0))
+
+
+def load_predictors(paths, device) -> list[Predictor]:
+    """Several networks, whose scores are averaged; they must know the same classes."""
+    predictors = [load_predictor(path, device) for path in paths]
+    for path, predictor in zip(paths, predictors, strict=True):
+        if predictor.classes != predictors[0].classes:
+            raise UserError(f"{path}: knows other classes than {paths[0]}; average like with like")
+    return predictors
+
+
+def averaged(scores: list[Scores]) -> Scores:
+    """The mean of what several networks say of one video."""
+    lengths = {len(one.frames) for one in scores}
+    frames = [one.frames[np.arange(min(lengths))] for one in scores]  # frame rates may differ
+    return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
+                  np.mean(frames, axis=0))

@@ -1,0 +1,147 @@
+"""Where the time goes: the share spent waiting for data, and the sections of a training step."""
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from config import Config
+from system import processes
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+class WaitingTime:
+    """Seconds in which the device had nothing to do, because the next batch was not there yet.
+
+    On a GPU, which works while its process waits, that is the time between the end of a step and
+    the coming of the next batch by the GPU's own clock, known a little later.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self._pairs = device, 0.0, []
+
+    def over(self, batches):
+        """Passes the batches on, and adds up how long each was waited for."""
+        batches = iter(batches)
+        while True:
+            start = self._moment()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._pairs.append((start, self._moment()))
+            self._add_up()
+            yield batch
+
+    def _moment(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _add_up(self):
+        while self._pairs and (self.device.type != "cuda" or self._pairs[0][1].query()):
+            start, end = self._pairs.pop(0)
+            is_event = self.device.type == "cuda"
+            self.seconds += start.elapsed_time(end) / 1000 if is_event else end - start
+
+
+WORTH_A_HINT = 0.2  # share of the time
+STEPS_BEFORE_A_HINT = 20  # workers take a moment to start
+
+
+def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
+    """What to change if much of the time of `num_steps` steps was spent waiting for data."""
+    if share <= WORTH_A_HINT or num_steps < STEPS_BEFORE_A_HINT:
+        return None
+    cores, num_workers = processes.cores_per_process(), processes.loader_workers(config.num_workers)
+    if num_workers < cores:
+        remedy = f"raise num_workers ({num_workers}; {cores} cores are there for them)"
+    else:
+        remedy = (
+            "put the frames on a faster disk, or store them no higher than frame_height "
+            f"({config.frame_height}), which makes them quicker to read and decode"
+        )
+    return f"{100 * share:.0f} % of the time went by waiting for data: {remedy}"
+
+
+# --- the sections of a step --------------------------------------------------------------------
+
+
+class StepProfile:
+    """For `--profile`: a trace of some steps of the run's start, and milliseconds a section.
+
+    Inside these steps each section waits for the device, so that the time is its own.
+    """
+
+    WARM_UP_STEPS, NUM_STEPS = 3, 8
+
+    def __init__(self, folder: Path | None = None, device: torch.device | None = None):
+        """folder: where the trace goes; None profiles nothing."""
+        self.folder, self.device = folder, device
+        self.step, self.seconds, self.start, self.tracer = 0, {}, 0.0, None
+
+    @contextmanager
+    def section(self, name: str):
+        """Names and times what happens inside, if the step is profiled."""
+        if not self.tracer:
+            yield
+            return
+        start = self._now()
+        with torch.profiler.record_function(name):
+            yield
+            end = self._now()
+        self.seconds[name] = self.seconds.get(name, 0) + end - start
+
+    def over(self, batches):
+        """Passes the batches on; getting one is a section, and the tracer starts and ends here."""
+        batches = iter(batches)
+        while True:
+            if self.step == self.WARM_UP_STEPS:
+                self._open()
+            with self.section("wait for data"):
+                batch = next(batches, None)
+            if batch is None:
+                return self._close()
+            yield batch
+            self.step += 1
+            if self.step == self.WARM_UP_STEPS + self.NUM_STEPS:
+                self._close()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _open(self):
+        if self.folder:
+            kinds = ["CPU", "CUDA"] if self.device.type == "cuda" else ["CPU"]
+            activities = [getattr(torch.profiler.ProfilerActivity, kind) for kind in kinds]
+            self.tracer, self.seconds = torch.profiler.profile(activities=activities), {}
+            self.tracer.start()
+            self.start = self._now()
+
+    def _close(self):
+        """Writes the trace and prints the table, if any step was profiled."""
+        num_steps, tracer = self.step - self.WARM_UP_STEPS, self.tracer
+        self.tracer = None
+        if not tracer:
+            return
+        total = self._now() - self.start
+        tracer.stop()
+        if num_steps:
+            path = self.folder / f"process_{processes.rank()}.pt.trace.json"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tracer.export_chrome_trace(str(path))
+            print(f"{self._table(num_steps, total)}\n"
+                  f"trace: {path}, to be opened in https://ui.perfetto.dev", flush=True)
+
+    def _table(self, num_steps, total) -> str:
+        """Milliseconds a step of each section; `total`: seconds of all the steps."""
+        rows = self.seconds | {"other": total - sum(self.seconds.values()), "whole step": total}
+        lines = [f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}"]
+        lines += [f"{name:<20}{1000 * seconds / num_steps:>10.2f}{seconds / total:>9.1%}"
+                  for name, seconds in rows.items()]
+        return "\n".join(lines)

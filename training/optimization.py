@@ -1,0 +1,155 @@
+"""The optimizer, and the learning rate as a function of where training stands."""
+
+import math
+
+import torch
+from torch import nn
+
+from config import Config
+from system.errors import UserError, first_few
+
+# A validation loss counts as lower if it is by this fraction (as in PyTorch's scheduler).
+PLATEAU_THRESHOLD = 1e-4
+
+
+def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Optimizer:
+    """The optimizer that the config names.
+
+    Adam is with AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
+    Loshchilov and Hutter, arXiv 1711.05101.
+    """
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay}
+    shared["fused"] = device.type == "cuda"  # one kernel for all parameters
+    # Adam is the tutorial's, which decays all.
+    decays_all = config.optimizer == "adam"
+    groups = list(model.parameters()) if decays_all else decayed_and_others(model)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, **shared)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(groups, betas=(config.momentum, 0.999), amsgrad=config.amsgrad, **shared)
+
+
+def decayed_and_others(model: nn.Module) -> list[dict]:
+    """Parameter groups: kernels and matrices, which decay, and biases and BatchNorm's, which don't.
+
+    A scale or an offset that is pulled to 0 makes a network no simpler. (He et al., arXiv
+    1812.01187, section 3.1)
+    """
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def optimizer_state(optimizer, model: nn.Module) -> dict:
+    """The optimizer's `state_dict` with its states numbered as `model.parameters()` are.
+
+    So a checkpoint does not depend on how parameters are grouped.
+    """
+    numbers = _numbers_of_parameters(optimizer, model)
+    own = optimizer.state_dict()
+    return own | {"state": {numbers[index]: state for index, state in own["state"].items()}}
+
+
+def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
+    """Puts the saved running means back; the settings (lr, betas ...) stay those of the config.
+
+    saved: what `optimizer_state` gave. PyTorch itself compares little more than the number of
+    parameters. Raises UserError if the state is of another network or optimizer.
+    """
+    own, states = optimizer.state_dict(), saved.get("state")
+    problems = _differences(states, list(model.parameters()), optimizer.defaults)
+    if problems:
+        raise UserError(
+            f"{path}: optimizer state of another network or optimizer: {first_few(problems, 3)}; "
+            "resume with the config it was trained with, or start a new run with `pretrained`"
+        )
+    numbers = _numbers_of_parameters(optimizer, model)
+    states = {index: states[number] for index, number in enumerate(numbers) if number in states}
+    optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
+
+
+def _numbers_of_parameters(optimizer, model) -> list[int]:
+    """For each parameter in the order of the optimizer's groups, its number in the model's."""
+    numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
+    return [numbers[id(parameter)] for group in optimizer.param_groups
+            for parameter in group["params"]]
+
+
+def _differences(states, parameters, defaults) -> list[str]:
+    """What of the optimizer's state is missing, or does not fit the parameters."""
+    if "betas" not in defaults and not defaults["momentum"]:
+        return []  # SGD without momentum keeps nothing
+    if not isinstance(states, dict) or set(states) != set(range(len(parameters))):
+        return [f"it is not that of {len(parameters)} parameters"]
+    means, counts = ["momentum_buffer"], {}
+    if "betas" in defaults:
+        means = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if defaults["amsgrad"] else [])]
+        counts = {"step": ()}
+    shapes = [counts | dict.fromkeys(means, tuple(p.shape)) for p in parameters]
+    return [
+        f"{name} of parameter {index} is missing or does not fit"
+        for index, expected in enumerate(shapes)
+        for name, shape in expected.items()
+        if not isinstance(states[index], dict) or not _fits(states[index].get(name), name, shape)
+    ]
+
+
+def _fits(value, name, shape) -> bool:
+    if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
+        return False
+    is_signed = name in ("exp_avg", "momentum_buffer")
+    smallest = -math.inf if is_signed else 0  # squares and counts are never negative
+    return bool((value.isfinite() & (value >= smallest)).all())
+
+
+def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:
+    """The learning rate of a step.
+
+    epochs_done: epochs that are finished once the step is, with the fraction of the running one.
+    validation_losses: one per finished epoch; the plateau schedule is computed from them anew, so
+    that nothing about it needs to be stored.
+    """
+    if epochs_done < config.warmup_epochs:
+        return config.lr * epochs_done / config.warmup_epochs
+    if config.schedule == "cosine":
+        share = (epochs_done - config.warmup_epochs) / (config.num_epochs - config.warmup_epochs)
+        return config.last_lr + (config.lr - config.last_lr) * (1 + math.cos(math.pi * share)) / 2
+    if config.schedule == "plateau":
+        return plateau_learning_rate(config, validation_losses)
+    return config.lr
+
+
+def set_learning_rate(optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def plateau_learning_rate(config: Config, validation_losses) -> float:
+    """`lr`, times `plateau_factor` for each time the loss had not fallen for too many epochs."""
+    rate, best, epochs_without_progress = config.lr, math.inf, 0
+    for loss in validation_losses:
+        if loss < best * (1 - PLATEAU_THRESHOLD):
+            best, epochs_without_progress = loss, 0
+        else:
+            epochs_without_progress += 1
+        if epochs_without_progress > config.plateau_patience:
+            rate, epochs_without_progress = rate * config.plateau_factor, 0
+    return max(rate, config.last_lr)
+
+
+def training_is_over(config: Config, epochs_done: int, validation_losses) -> str | None:
+    """Why training ends after `epochs_done` epochs, or None if it goes on."""
+    if 0 < config.num_epochs <= epochs_done:  # a resumed run may be beyond it already
+        return f"{epochs_done} epochs are done"
+    patience = config.early_stopping_epochs
+    if patience and validation_losses:
+        best_epoch = validation_losses.index(min(validation_losses)) + 1
+        if epochs_done - best_epoch >= patience:
+            return f"the validation loss has not fallen for {epochs_done - best_epoch} epochs"
+    if config.schedule == "plateau":
+        rate = plateau_learning_rate(config, validation_losses)
+        # Repeated multiplication misses last_lr by a rounding error.
+        if rate <= config.last_lr * (1 + 1e-9) and rate < config.lr:
+            return f"the learning rate has come down to last_lr ({config.last_lr:g})"
+    return None

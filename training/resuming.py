@@ -1,0 +1,91 @@
+"""Which checkpoint a command goes on from or evaluates."""
+
+import math
+import sys
+from pathlib import Path
+
+from config import Config
+from system.errors import UserError
+from training.checkpoint import DamagedCheckpointError, check_classes, load_checkpoint
+from training.run_folder import (
+    BEST_CHECKPOINT,
+    HISTORY_FILE,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    _occupied,
+    is_own,
+)
+
+
+def named_checkpoint(config: Config, name: str | None = None) -> Path:
+    """The file that `--checkpoint` names: `best`, `last` or a path.
+
+    None: the config's `checkpoint`, or else the run folder's last.
+    """
+    own = {"best": BEST_CHECKPOINT, "last": LAST_CHECKPOINT}
+    if name in own:
+        return config.run_folder / own[name]
+    return Path(name or config.checkpoint or config.run_folder / LAST_CHECKPOINT)
+
+
+def load_for(path, config: Config, class_names) -> dict:
+    """The checkpoint at `path`; if it is the run folder's last and damaged, the one before it.
+
+    Raises UserError if there is none, or if it knows other classes than `class_names`.
+    """
+    last, before = (config.run_folder / name for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
+    try:
+        checkpoint = load_checkpoint(path)
+    except DamagedCheckpointError as error:
+        if Path(path).resolve() != last.resolve() or not before.exists():
+            raise
+        print(f"warning: {error}\nwarning: going on from the one before, {before}",
+              file=sys.stderr)
+        path, checkpoint = before, load_checkpoint(before)
+    check_classes(checkpoint, class_names, path, config.labels_csv)
+    step = f", {checkpoint['step']} steps" if checkpoint.get("step") else ""
+    print(f"checkpoint {path}: {checkpoint.get('epoch', 'unknown')} epochs{step}")
+    return checkpoint | {"path": str(path)}
+
+
+def which_weights(config: Config, checkpoint: dict) -> str:
+    """`epoch 8 (trainings/quickstart/checkpoint.pth.tar)`, and how to get the best if it is not."""
+    path, epoch, step = (checkpoint.get(key) for key in ("path", "epoch", "step"))
+    words = "an unknown epoch" if epoch is None else f"epoch {epoch}"
+    words += f" and {step} steps ({path})" if step else f" ({path})"
+    best = [row["epoch"] for row in checkpoint.get("history", [])
+            if row.get("val_top1") == checkpoint.get("best_prec1", math.nan)]
+    is_last = is_own(path, config) and Path(path).name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    if is_last and best and (best[0] != epoch or step):
+        words += f"; the best is of epoch {best[0]}: --checkpoint best"
+    return words
+
+
+def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
+    """What `--resume auto` goes on from: the run's own checkpoint, or else what `checkpoint` names.
+
+    None: there is none, so a run is to be started. Raises UserError as `load_for`, and where going
+    on would lose epochs, because the checkpoint is not the last one, unless `overwrite` allows it.
+    """
+    folder, path = config.run_folder, _path_for_auto(config)
+    if path is None:
+        return None
+    checkpoint = load_for(path, config, class_names)
+    history = folder / HISTORY_FILE
+    if is_own(path, config) and path.name != LAST_CHECKPOINT and history.exists():
+        num_epochs = len(history.read_text().splitlines()) - 1
+        if num_epochs > checkpoint.get("epoch", 0):
+            if overwrite:
+                return None
+            raise UserError(_occupied(folder))
+    return checkpoint
+
+
+def _path_for_auto(config) -> Path | None:
+    folder, named = config.run_folder, Path(config.checkpoint) if config.checkpoint else None
+    if any((folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        return folder / LAST_CHECKPOINT
+    if (folder / BEST_CHECKPOINT).exists():  # it died in its first save, which writes this first
+        return folder / BEST_CHECKPOINT
+    # A config may name the checkpoint that its own run is going to write.
+    return named if named and (named.exists() or not is_own(named, config)) else None

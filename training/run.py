@@ -1,0 +1,216 @@
+"""A run: what training moves, and how it is started, saved and restored."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from clips.bad_clips import BadClips
+from config import Config
+from model import build_model
+from networks.convolution_check import replace_wrong_convolutions
+from system import processes
+from system.device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
+from system.errors import UserError
+from system.profiling import StepProfile
+from training.averaging import AverageOfWeights
+from training.checkpoint import load_weights, save_checkpoint
+from training.loss_watch import LossWatch
+from training.optimization import build_optimizer, load_optimizer_state, optimizer_state
+from training.pretrained import take_pretrained
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, is_own
+from utils import TrainingMetrics
+
+# What must not change between two steps of one epoch. The training clips must not, either:
+# checkpoints have their digest, those of earlier versions the names of the files.
+EPOCH_KEYS = ("batch_size", "seed")
+CLIP_KEYS = ("train_data_csv", "labels_csv")
+
+
+@dataclass
+class Run:
+    """All that training moves, and that a checkpoint therefore holds; and what watches it."""
+
+    config: Config
+    class_names: list[str]
+    device: torch.device
+    model: torch.nn.Module
+    network: torch.nn.Module  # the model; in training, spread over the processes
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of the loss, for fp16
+    metrics: TrainingMetrics  # of the running epoch
+    bad_clips: BadClips
+    average: AverageOfWeights | None  # of the model's weights
+    loss_watch: LossWatch
+    train_clips: str = ""  # the digest of the training set
+    profile: StepProfile = field(default_factory=StepProfile)
+    epoch: int = 0  # epochs finished
+    step: int = 0  # steps finished in the running epoch
+    seconds: float = 0.0  # that these steps took
+    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
+    history: list[dict] = field(default_factory=list)  # a row an epoch
+    last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
+
+    @property
+    def evaluated_model(self) -> torch.nn.Module:
+        return self.average.model if self.average else self.model
+
+    @property
+    def validation_losses(self) -> list[float]:
+        return [row["val_loss"] for row in self.history]
+
+    def start_epoch(self) -> None:
+        self.step, self.seconds = 0, 0.0
+        self.metrics = TrainingMetrics(len(self.class_names))
+
+
+def start_run(config: Config, class_names, device, checkpoint=None, train_clips="") -> Run:
+    """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved.
+
+    train_clips: the digest of the training set.
+    """
+    torch.manual_seed(config.seed)
+    model = to_device(build_model(config, len(class_names)), device)
+    if checkpoint is None and config.pretrained:
+        take_pretrained(model, config, class_names)
+    if config.deterministic and device.type == "cuda":
+        warn_if_not_repeatable(model, config.model)
+    _check_convolutions(model, config, device)
+    optimizer = build_optimizer(config, model, device)
+    average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
+    run = Run(
+        config, class_names, device, model, model, optimizer,
+        loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
+        BadClips(config), average, LossWatch(device, precision_name(config.precision, device)),
+        train_clips,
+    )  # fmt: skip
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    return run
+
+
+def _check_convolutions(model, config: Config, device) -> None:
+    """Makes sure that the network computes right in training's precision, and in evaluation's."""
+    clip_shape = (config.clip_size, *config.crop)
+    num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
+    replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
+    num_windows = config.videos_per_eval_batch * config.windows_per_video
+    replace_wrong_convolutions(
+        model, clip_shape, num_windows, device, config.eval_precision, training=False
+    )
+
+
+# --- saving ------------------------------------------------------------------------------------
+
+
+def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None:
+    """Writes the last checkpoint, and the best one if this is it. Called after all has moved.
+
+    Every process has to call this; the main one writes. The checkpoint before stays beside it.
+    Raises UserError if it cannot be written, or could not be resumed.
+    """
+    metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
+    if not processes.is_main():
+        return
+    _check_finite(run)
+    checkpoint = {
+        "epoch": run.epoch,
+        "step": run.step,
+        "seconds": run.seconds,
+        "arch": run.config.model,
+        "state_dict": run.model.state_dict(),
+        "best_prec1": run.best_top1,
+        "optimizer": optimizer_state(run.optimizer, run.model),
+        "scaler": run.scaler.state_dict() if run.config.precision == "fp16" else {},
+        "metrics": metrics,
+        "history": run.history,
+        "bad_clips": bad_clips,
+        "classes": run.class_names,
+        "train_clips": run.train_clips,
+        "config": run.config.model_dump(),
+        "tensorboard": log_sizes,
+    }
+    if run.average:
+        checkpoint["state_dict_ema"] = run.average.model.state_dict()
+        checkpoint["ema_updates"] = run.average.num_updates
+    folder = run.config.run_folder
+    run.bad_clips.write(folder / "bad_clips.csv")
+    if is_best:
+        save_checkpoint(checkpoint, folder / BEST_CHECKPOINT)
+    previous = None if run.last_is_damaged else folder / PREVIOUS_CHECKPOINT
+    save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, previous)
+    run.last_is_damaged = False
+
+
+def _check_finite(run: Run) -> None:
+    """A loss that is still a number can have a gradient that is none."""
+    states = run.optimizer.state_dict()["state"].values()
+    values = [*run.model.state_dict().values(), *(v for state in states for v in state.values())]
+    if not all(value.isfinite().all() for value in values):
+        rate = run.optimizer.param_groups[0]["lr"]
+        raise UserError(
+            f"weights, or the optimizer's means, are no finite numbers after epoch {run.epoch}, "
+            f"step {run.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is "
+            "from before"
+        )
+
+
+def restore(run: Run, checkpoint: dict) -> None:
+    """Brings `run` to where `checkpoint` was saved.
+
+    A published checkpoint has no optimizer and no history; those start afresh, which is said.
+    """
+    path = checkpoint["path"]
+    load_weights(run.model, checkpoint, path)
+    if run.average and "state_dict_ema" in checkpoint:
+        averages = checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
+        load_weights(run.average.model, averages, path)
+        run.average.num_updates = checkpoint.get("ema_updates", 0)
+    elif run.average:  # it was not kept so far
+        run.average = AverageOfWeights(run.model, run.config.ema_decay)
+    run.epoch, run.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+    run.seconds = checkpoint.get("seconds", 0.0)
+    if is_own(path, run.config):  # another run's best says nothing about this folder's
+        run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
+    run.history = checkpoint.get("history", [])
+    run.metrics.load_state(checkpoint.get("metrics", {}))
+    run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
+    run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
+    saved_scaler = checkpoint.get("scaler")
+    if saved_scaler and run.config.precision == "fp16":
+        run.scaler.load_state_dict(saved_scaler)
+    if "optimizer" not in checkpoint:
+        print("the checkpoint holds no optimizer state; the optimizer starts afresh")
+    # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
+    elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
+        load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
+    _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
+
+
+def _has_trained(checkpoint: dict) -> bool:
+    counts = [count for _, count in checkpoint.get("metrics", {}).values()]
+    return checkpoint.get("epoch", 0) > 0 or any(counts)
+
+
+def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
+    """Prints and returns the keys whose values are others than when the checkpoint was saved."""
+    saved = checkpoint.get("config", {})
+    changed = [key for key, value in config.model_dump().items()
+               if key in saved and saved[key] != value and key != "checkpoint"]
+    for key in changed:
+        print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(config, key)}")
+    return changed
+
+
+def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
+    """Raises UserError if what is left of an epoch would not be what it was begun with."""
+    known = checkpoint.get("train_clips")
+    keys = EPOCH_KEYS if known else EPOCH_KEYS + CLIP_KEYS
+    fixed = [key for key in changed if key in keys]
+    if known and known != run.train_clips:
+        print("changed since the checkpoint: the training clips, their labels or their order")
+        fixed.append(f"the clips of {run.config.train_data_csv}")
+    if run.step and fixed:
+        raise UserError(
+            f"{', '.join(fixed)}: changed in the middle of epoch {run.epoch + 1}, which must be "
+            "finished as it was begun; put it back, and change it between two epochs"
+        )

@@ -1,0 +1,136 @@
+"""The folder of a run: names of its files, and who may write there."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from config import Config
+from system.errors import UserError
+
+LAST_CHECKPOINT = "checkpoint.pth.tar"
+PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
+BEST_CHECKPOINT = "model_best.pth.tar"
+HISTORY_FILE = "history.csv"
+CONFIG_FILE = "config.json"
+VERSIONS_FILE = "versions.json"
+REPORT_FILE = "report.html"
+LOG_FOLDER = "tensorboard"
+PROFILE_FOLDER = "profile"
+# A folder with any of these holds a run, which nothing but --overwrite deletes.
+RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
+# What a start replaces in a folder that holds no run: an earlier one failed before it saved.
+STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
+
+
+# --- resuming ----------------------------------------------------------------------------------
+
+
+def is_own(path, config: Config) -> bool:
+    """Whether a checkpoint is one of the run folder's."""
+    return Path(path).resolve().parent == config.run_folder.resolve()
+
+
+# --- the run folder ----------------------------------------------------------------------------
+
+
+def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: str) -> None:
+    """Makes the run folder and writes `config.json` and `versions.json` into it.
+
+    goes_on: the run in it is the one that is resumed. devices: what computes, in words.
+    Raises UserError if another run is there already and may not be overwritten, or if the folder
+    cannot be written.
+    """
+    folder = config.run_folder
+    if _records(folder) and not (goes_on or overwrite):
+        raise UserError(_occupied(folder))
+    make_run_folder(config)
+    try:
+        if overwrite and not goes_on:
+            for name in (*RECORDS, REPORT_FILE):
+                (folder / name).unlink(missing_ok=True)
+            for name in (LOG_FOLDER, PROFILE_FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        for name in () if goes_on else STARTED:
+            (folder / name).unlink(missing_ok=True)
+        _append_versions(folder / VERSIONS_FILE, devices)
+        write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
+        ) from None
+
+
+def _records(folder) -> list[str]:
+    return [name for name in RECORDS if os.path.lexists(folder / name)]
+
+
+def _occupied(folder) -> str:
+    found = _records(folder)
+    way_on = "it has no checkpoint to go on from; "
+    if LAST_CHECKPOINT in found or PREVIOUS_CHECKPOINT in found:
+        way_on = "go on with it by --resume True --checkpoint last, "
+    elif BEST_CHECKPOINT in found:
+        way_on = "go back to its best epoch by --resume True --checkpoint best, "
+    return (f"{folder}: holds a run already ({', '.join(found)}); {way_on}choose another "
+            "model_name, or delete it by --overwrite True")
+
+
+def make_run_folder(config: Config) -> Path:
+    """Makes the folder for what a command writes; raises UserError if that cannot be done."""
+    try:
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{config.run_folder}: run folder cannot be written ({error.strerror}); change "
+            "output_dir"
+        ) from None
+    return config.run_folder
+
+
+def _append_versions(path, devices) -> None:
+    """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except (ValueError, RecursionError):
+        starts = None
+    if not isinstance(starts, list):
+        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
+
+
+def write_whole(path, text) -> None:
+    """So that a process that dies here leaves the file as it was."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on, and the commit of this code."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
