@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from callbacks import EventFile
 from clips.annotations import Annotations, read_annotations
 from clips.reading import open_clip, window_input
 from clips.sampling import frames_apart
@@ -111,14 +111,15 @@ def one_of_each_class(annotations: Annotations, count) -> list[int]:
 
 def write_for_tensorboard(paths, folder, epoch) -> None:
     """The pictures, moving ones too, under TensorBoard's Images."""
-    log = EventFile(folder)
+    log = SummaryWriter(str(folder))
     for path in paths:
         if path.suffix in (".gif", ".png"):
             width, height = Image.open(path).size
             image = Summary.Image(height=height, width=width, colorspace=3,
                                   encoded_image_string=path.read_bytes())
-            log.add(Summary(value=[Summary.Value(tag=path.stem, image=image)]), epoch)
-    log.writer.close()
+            summary = Summary(value=[Summary.Value(tag=path.stem, image=image)])
+            log.file_writer.add_summary(summary, epoch)
+    log.close()
 
 
 def main(arguments=None) -> int:
