@@ -23,8 +23,10 @@ from runs import make_settings, read_csv, run_folder, write_config
 import callbacks
 import report
 import train
-from reporting import confusion_matrix, page
+from reporting import confusion_matrix
+from reporting import page as report_page
 from reporting.line_chart import line_chart, nice_step
+from reporting.page import write_report
 from reporting.worst_clips import MOST_BYTES, input_frames, moving_picture
 from scoring import results
 from system.errors import UserError
@@ -353,7 +355,7 @@ def test_a_report_that_fails_loses_no_training(folder, trained, tmp_path, capsys
     assert train.main(flags) == 0
     output = capsys.readouterr()
     assert "training is over" in output.out and "warning: no report: " in output.err
-    assert "python page.py" in output.err
+    assert "python report.py" in output.err
     assert report.main([str(folder)]) == 2
     (folder / "report.html").rmdir()
     assert report.main([str(folder)]) == 0
@@ -419,10 +421,10 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
 def test_many_classes_are_cut_to_those_with_mistakes():
     matrix = np.diag(np.full(174, 1000))
     matrix[100:150, 3] = 4
-    rows = page.matrix_rows(matrix, [str(number) for number in range(174)])
+    rows = report_page.matrix_rows(matrix, [str(number) for number in range(174)])
     assert len(rows) == 60 and {name for name, _ in rows} >= {"3", *map(str, range(100, 150))}
     assert all(len(cells) == 60 for _, cells in rows)
-    few = page.matrix_rows(matrix[:3, :3], "abc")
+    few = report_page.matrix_rows(matrix[:3, :3], "abc")
     assert [cells[number] for number, (_, cells) in enumerate(few)] == [(1000, 1.0)] * 3
 
 
