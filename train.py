@@ -80,7 +80,7 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
             run.loss_watch.settle()
             save_run(run, log.sizes())
             # Once a process has left, the launcher gives the others only seconds to finish.
-            processes.highest(saved=1)
+            processes.all_max(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
@@ -125,7 +125,7 @@ def agree(run: Run, num_clips: int, has_moved: bool, log: TensorBoardLog, timer)
     A checkpoint that is due, a signal, or a bad loss or gradient of an earlier step in one process
     is one in all. Raises Stopped, and UserError for a bad loss.
     """
-    asked = processes.gather_ints(
+    asked = processes.all_gather_ints(
         clips=num_clips, bad=run.loss_watch.found_bad(), signal=stopping.requested(),
         save=has_moved and timer.is_due(),
     )  # fmt: skip
@@ -245,7 +245,7 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
     # A run that was stopped in validation has had no step since to set it.
     set_learning_rate(run.optimizer, rate)
     # Of the process that needs most; of a resumed epoch, since it went on.
-    peak = processes.highest(peak=memory.peak_bytes(run.device))["peak"]
+    peak = processes.all_max(peak=memory.peak_bytes(run.device))["peak"]
     row = {"epoch": run.epoch} | train_scores | {"learning_rate": rate, "seconds": run.seconds,
                                                  "clips_per_second": num_clips / run.seconds,
                                                  "peak_memory_mib": peak / memory.MIB}
@@ -272,7 +272,7 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
 
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
-    checkpoint = processes.from_main(checkpoint_to_resume, config, options, class_names)
+    checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
@@ -294,7 +294,7 @@ def run_training(config: Config, options, device) -> None:
 
     goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
     devices = devices_in_words(device, config, is_trained=True)
-    processes.from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
+    processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
     log = SilentLog()
     sizes = checkpoint.get("tensorboard") if goes_on else None
     if processes.is_main():
@@ -326,7 +326,7 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
-    folder = processes.from_main(make_run_folder, config)
+    folder = processes.broadcast_from_main(make_run_folder, config)
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
         logits, origin = ensemble_logits(options.ensemble, *evaluated)
@@ -355,7 +355,7 @@ def read_data(config: Config, set_names):
         class_names = read_class_names(config)
         return class_names, [read_set(config, name, class_names) for name in set_names]
 
-    return processes.from_main(read)
+    return processes.broadcast_from_main(read)
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -377,7 +377,9 @@ def run_command(options, arguments) -> int:
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]
     )
-    config = processes.from_main(load_config, options.config, options.overrides, set_names)
+    config = processes.broadcast_from_main(
+        load_config, options.config, options.overrides, set_names
+    )
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())

@@ -134,7 +134,7 @@ def join(device: torch.device) -> None:
 
 def wait_for_all() -> None:
     """Until every process has come here: one that leaves long before the others may abort."""
-    highest(done=1)
+    all_max(done=1)
 
 
 def leave() -> None:
@@ -200,7 +200,7 @@ def _say_that_workers_are_fewer(asked, cores) -> None:
 # --- agreeing ----------------------------------------------------------------------------------
 
 
-def gather_ints(**values: int) -> list[dict[str, int]]:
+def all_gather_ints(**values: int) -> list[dict[str, int]]:
     """The values of each process, by rank, in one collective call."""
     if world_size() == 1:
         return [values]
@@ -210,7 +210,7 @@ def gather_ints(**values: int) -> list[dict[str, int]]:
     return [dict(zip(values, row.tolist(), strict=True)) for row in rows]
 
 
-def highest(**values: int) -> dict[str, int]:
+def all_max(**values: int) -> dict[str, int]:
     """The highest of each value over all processes: one that asks to stop stops all."""
     if world_size() == 1:
         return values
@@ -221,12 +221,12 @@ def highest(**values: int) -> dict[str, int]:
 
 def stop_together() -> None:
     """Raises Stopped in all processes if a signal has come to any of them."""
-    number = highest(signal=stopping.requested())["signal"]
+    number = all_max(signal=stopping.requested())["signal"]
     if number:
         raise stopping.Stopped(number)
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
+def all_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum of a CPU tensor over all processes."""
     if world_size() > 1:
         values = values.clone()
@@ -234,7 +234,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gathered(items: list) -> list:
+def all_gather(items: list) -> list:
     """The items of all processes, those of the main one first."""
     if world_size() == 1:
         return items
@@ -243,7 +243,7 @@ def gathered(items: list) -> list:
     return [item for items in lists for item in items]
 
 
-def from_main(function, *arguments):
+def broadcast_from_main(function, *arguments):
     """What `function` returns in the main process, for all; a UserError there is raised in all."""
     if world_size() == 1:
         return function(*arguments)
