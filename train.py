@@ -385,6 +385,7 @@ def run_command(options, arguments) -> int:
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
     devices = devices_in_words(device, config, options.command == "train")
     print(f"{devices}, {numbers}, run folder {config.run_folder}")
+    processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
             run_training(config, options, device)
@@ -408,10 +409,11 @@ def main(arguments=None) -> int:
         processes.leave()
         return status
 
-    try:
-        return exit_status(command, processes.is_first_to_tell)
-    finally:
-        stopping.over()
+    with stopping.watched_output(), processes.only_main_prints():
+        try:
+            return exit_status(command, processes.is_first_to_report)
+        finally:
+            stopping.over()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 from system import stopping
 
@@ -75,15 +76,18 @@ def _message_for_disk(error: OSError) -> str | None:
             f"{remedy}; a checkpoint that was there before is whole")
 
 
-def exit_status(command, tells=lambda: True) -> int:
-    """Calls `command` and returns its exit status: 0 if it returns none, 2 for a user's mistake.
+def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: True) -> int:
+    """Call `command` and return its exit status; print the message of an error that is the user's.
 
-    128 + the number of a signal that stopped it; a closed pipe counts as SIGPIPE. Bugs are raised.
-    tells: whether this process is the one that prints the message, asked once there is one.
+    The status is what `command` returns, or 0; 2 after an error; 128 + the number of the signal
+    that stopped it, where a closed pipe counts as SIGPIPE. Bugs are raised.
+    is_reporter: called after an error; True in the one process that prints the message.
     """
     try:
         check_system()
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is handled
+        return status
     except stopping.Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt:
@@ -96,6 +100,6 @@ def exit_status(command, tells=lambda: True) -> int:
         if message is None:
             raise
         with stopping.deferred():  # a launcher ends all processes once the first has left
-            if tells():
+            if is_reporter():
                 print(f"error: {message}", file=sys.stderr)
         return 2
