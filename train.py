@@ -1,9 +1,11 @@
 """Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
+from system.errors import UserError, exit_if_packages_are_missing, exit_status
 
-if __name__ == "__main__":
-    stopping.install()  # before the imports below, which take seconds
+if __name__ == "__main__":  # before the imports below, which take seconds
+    stopping.install()
+    exit_if_packages_are_missing()
 
 import multiprocessing
 import signal
@@ -39,7 +41,6 @@ from system.device import (
     prepare,
     to_network_input,
 )
-from system.errors import UserError, exit_status
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mixed
