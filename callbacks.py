@@ -1,6 +1,6 @@
 """What happens around the loop: progress, history, curves, checkpoints, stopping.
 
-Training works without any of them; `train.build_callbacks` lists those of a run.
+Training works without any of them; `build_callbacks` lists those of a run.
 """
 
 import time
@@ -62,7 +62,7 @@ def agree(callbacks: list[Callback], run: Run, num_clips: int) -> list[int]:
     Returns the `num_clips` of each process. What a callback asks for in one process, it does in
     all of them, before this returns.
     """
-    asked = processes.gather_ints(
+    asked = processes.all_gather_ints(
         clips=num_clips, **{str(n): callback.ask(run) for n, callback in enumerate(callbacks)}
     )
     for number, callback in enumerate(callbacks):
@@ -327,3 +327,20 @@ class BadClipList(Callback):
 
     def on_steps_end(self, run):
         run.bad_clips.report(self.annotations, "train", run.epoch + 1)
+
+
+# --- all of them -------------------------------------------------------------------------------
+
+
+def build_callbacks(run: Run) -> list[Callback]:
+    """What watches and records a run, in the order in which it is called."""
+    return [
+        BadClipList(),
+        StopOnBadLoss(),
+        TensorBoard(),
+        Checkpoints(run.config.checkpoint_minutes),
+        History(),
+        StopOnSignal(),
+        Profile(run.profile),
+        Progress(run.device),
+    ]

@@ -154,3 +154,13 @@ def read_set(config: Config, set_name, class_names) -> Annotations:
         left_out = f", {annotations.num_dropped:,} left out: label not in {config.labels_csv}"
     print(f"{set_name}: {len(annotations):,} clips in {folder}{left_out}")
     return annotations
+
+
+def read_data(config: Config, set_names: list[str]) -> tuple[list[str], list[Annotations]]:
+    """Class names and annotations; read by the main process, for all."""
+
+    def read():
+        class_names = read_class_names(config)
+        return class_names, [read_set(config, name, class_names) for name in set_names]
+
+    return processes.broadcast_from_main(read)

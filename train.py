@@ -1,35 +1,24 @@
 """Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
+from system.errors import UserError, exit_if_packages_are_missing, exit_status
 
-if __name__ == "__main__":
-    stopping.install()  # before the imports below, which take seconds
+if __name__ == "__main__":  # before the imports below, which take seconds
+    stopping.install()
+    exit_if_packages_are_missing()
 
 import multiprocessing
 import signal
 import sys
 import time
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from callbacks import (
-    BadClipList,
-    Callback,
-    Checkpoints,
-    History,
-    Profile,
-    Progress,
-    StopOnBadLoss,
-    StopOnSignal,
-    TensorBoard,
-    agree,
-)
+from callbacks import Callback, agree, build_callbacks
 from clips.batches import Batch, batches_of
 from config import Config
-from data_loader import build_loader, read_class_names, read_set
+from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
 from networks.recompute import recompute_activations
 from networks.stages import describe
@@ -50,12 +39,16 @@ from system.device import (
     prepare,
     to_network_input,
 )
-from system.errors import UserError, exit_status
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mixed
-from training.optimization import learning_rate, set_learning_rate, training_is_over
-from training.resuming import load_for, load_for_auto, named_checkpoint, which_weights
+from training.optimization import (
+    clip_gradients,
+    learning_rate,
+    set_learning_rate,
+    training_is_over,
+)
+from training.resuming import checkpoint_to_resume, named_checkpoint, which_weights
 from training.run import Run, save_run, say_what_changed, start_run
 from training.run_folder import (
     PROFILE_FOLDER,
@@ -85,7 +78,7 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             run.loss_watch.settle()
             save_run(run)
             # Once a process has left, the launcher gives the others only seconds to finish.
-            processes.highest(saved=1)
+            processes.all_max(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
@@ -135,11 +128,12 @@ def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
     run.optimizer.zero_grad()
     loss_sum = 0.0
     for part in range(num_parts):
-        with gradients_shared(run, part == num_parts - 1):
+        with processes.gradients_shared(run.network, part == num_parts - 1):
             part_of_all = slice(part, None, num_parts)
             loss_sum += forward_and_backward(run, clips[part_of_all], labels[part_of_all], counts)
     with section("optimizer"):
-        gradient_norm = clip_gradients(run)
+        run.scaler.unscale_(run.optimizer)
+        gradient_norm = clip_gradients(run.model, run.config.grad_clip)
         watch_step(run, loss_sum, gradient_norm, ids[batch.indices.numpy()])
         run.scaler.step(run.optimizer)  # moves nothing where a gradient is NaN or inf
         run.scaler.update()
@@ -170,22 +164,6 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
         run.scaler.scale(loss_sum * share).backward()
     run.metrics.update(loss_sum, logits, labels)
     return loss_sum.detach()
-
-
-def gradients_shared(run: Run, is_last_part: bool):
-    """The context of a part of a batch: processes share gradients after the last part only."""
-    is_alone = run.network is run.model
-    return nullcontext() if is_last_part or is_alone else run.network.no_sync()
-
-
-def clip_gradients(run: Run) -> torch.Tensor:
-    """The norm of all gradients before they are scaled down to `grad_clip`; on the device."""
-    run.scaler.unscale_(run.optimizer)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters])
-    if run.config.grad_clip:
-        clip_grads_with_norm_(parameters, run.config.grad_clip, norm)
-    return norm
 
 
 def watch_step(run: Run, loss_sum, gradient_norm, ids) -> None:
@@ -232,7 +210,7 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
     # A run that was stopped in validation has had no step since to set it.
     set_learning_rate(run.optimizer, rate)
     # Of the process that needs most; of a resumed epoch, since it went on.
-    peak = processes.highest(peak=memory.peak_bytes(run.device))["peak"]
+    peak = processes.all_max(peak=memory.peak_bytes(run.device))["peak"]
     row = {"epoch": run.epoch}
     # Where fp16's scale was too high for each step, there was no norm of a gradient.
     row |= {name: total / count for name, (total, count) in metrics.items() if count}
@@ -246,26 +224,12 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
         callback.on_epoch(run, logits, labels, is_best)
 
 
-def build_callbacks(run: Run) -> list[Callback]:
-    """What watches and records a run, in the order in which it is called."""
-    return [
-        Progress(run.device),
-        BadClipList(),
-        StopOnBadLoss(),
-        TensorBoard(),
-        Checkpoints(run.config.checkpoint_minutes),
-        History(),
-        StopOnSignal(),
-        Profile(run.profile),
-    ]
-
-
 # --- the commands ------------------------------------------------------------------------------
 
 
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
-    checkpoint = processes.from_main(checkpoint_to_resume, config, options, class_names)
+    checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
@@ -287,7 +251,7 @@ def run_training(config: Config, options, device) -> None:
 
     goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
     devices = devices_in_words(device, config, is_trained=True)
-    processes.from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
+    processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
     callbacks = build_callbacks(run)
     try:
         if not training_is_over(config, run.epoch, run.validation_losses):
@@ -304,20 +268,11 @@ def run_training(config: Config, options, device) -> None:
         add_report(config.run_folder)
 
 
-def checkpoint_to_resume(config: Config, options, class_names) -> dict | None:
-    """What `--resume` goes on from; None: a run is to be started."""
-    if options.resume == "auto":
-        return load_for_auto(config, class_names, options.overwrite)
-    if options.resume:
-        return load_for(named_checkpoint(config, options.checkpoint), config, class_names)
-    return None
-
-
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
-    folder = processes.from_main(make_run_folder, config)
+    folder = processes.broadcast_from_main(make_run_folder, config)
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
         logits, origin = ensemble_logits(options.ensemble, *evaluated)
@@ -339,16 +294,6 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
         add_report(folder)
 
 
-def read_data(config: Config, set_names):
-    """Class names and annotations; read by the main process, for all."""
-
-    def read():
-        class_names = read_class_names(config)
-        return class_names, [read_set(config, name, class_names) for name in set_names]
-
-    return processes.from_main(read)
-
-
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -368,12 +313,15 @@ def run_command(options, arguments) -> int:
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]
     )
-    config = processes.from_main(load_config, options.config, options.overrides, set_names)
+    config = processes.broadcast_from_main(
+        load_config, options.config, options.overrides, set_names
+    )
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
     devices = devices_in_words(device, config, options.command == "train")
     print(f"{devices}, {numbers}, run folder {config.run_folder}")
+    processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
             run_training(config, options, device)
@@ -397,10 +345,11 @@ def main(arguments=None) -> int:
         processes.leave()
         return status
 
-    try:
-        return exit_status(command, processes.is_first_to_tell)
-    finally:
-        stopping.over()
+    with stopping.watched_output(), processes.only_main_prints():
+        try:
+            return exit_status(command, processes.is_first_to_report)
+        finally:
+            stopping.over()
 
 
 if __name__ == "__main__":

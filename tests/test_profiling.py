@@ -75,7 +75,6 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
 @pytest.fixture
 def cores(monkeypatch, tmp_path):
     """Sets which cores the process may run on, and its container's limit."""
-    processes._say_that_workers_are_fewer.cache_clear()
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
     def set_cores(number, limit="max 100000"):
@@ -103,11 +102,14 @@ def test_cores_are_those_that_the_process_may_use(cores, monkeypatch):
     assert processes.cores_per_process() == processes.loader_workers(None) == 1
 
 
-def test_more_workers_than_cores_are_lowered_and_said_once(cores, capsys):
+def test_more_workers_than_cores_are_lowered_and_reported(cores, capsys):
     cores(2)
     assert [processes.loader_workers(number) for number in (0, 1, 2, 9, 9)] == [0, 1, 2, 2, 2]
+    assert capsys.readouterr().out == ""
+    for number in (None, 0, 2, 9):
+        processes.report_workers(number)
     assert capsys.readouterr().out == (
-        "num_workers: 9 asked for, 2 started: as many as there are cores for each process\n")
+        "num_workers: 9 in the config, 2 started: one per core for each process\n")
 
 
 def test_the_launcher_shares_the_cores(cores, monkeypatch):
