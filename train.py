@@ -25,8 +25,8 @@ from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
 from scoring import evaluation
-from scoring.ensemble import checkpoint_logits, ensemble_logits, load_to_evaluate
-from scoring.results import Origin, write_results
+from scoring.ensemble import evaluate_checkpoints
+from scoring.results import write_results
 from system import memory, processes
 from system.command_line import parse_arguments
 from system.config_file import load_config
@@ -44,8 +44,8 @@ from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mixed
 from training.optimization import learning_rate, set_learning_rate, training_is_over
-from training.resuming import load_for, load_for_auto, named_checkpoint, which_weights
-from training.run import Run, save_run, say_what_changed, start_run
+from training.resuming import load_for, load_for_auto, named_checkpoint
+from training.run import Run, save_run, start_run
 from training.run_folder import (
     HISTORY_FILE,
     LOG_FOLDER,
@@ -327,16 +327,10 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
     folder = processes.from_main(make_run_folder, config)
-    evaluated = (config, class_names, annotations, device, set_name)
-    if options.ensemble:
-        logits, origin = ensemble_logits(options.ensemble, *evaluated)
-        weights = f"the mean of {len(origin.networks)} networks"
-    else:
-        path = named_checkpoint(config, options.checkpoint)
-        checkpoint = load_to_evaluate(path, config, class_names)
-        say_what_changed(config, checkpoint)
-        logits = checkpoint_logits(checkpoint, *evaluated)
-        origin, weights = Origin.of(config, [checkpoint]), which_weights(config, checkpoint)
+    paths = options.ensemble or [named_checkpoint(config, options.checkpoint)]
+    logits, origin, weights = evaluate_checkpoints(
+        paths, config, class_names, annotations, device, set_name, bool(options.ensemble)
+    )
     stopping.over()
     if not processes.is_main():
         return
