@@ -42,7 +42,7 @@ from system.device import (
 from system.errors import UserError, exit_status
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
-from training.mixing import mixed
+from training.mixing import mix_batch
 from training.optimization import learning_rate, set_learning_rate, training_is_over
 from training.resuming import load_for, load_for_auto, named_checkpoint
 from training.run import Run, save_run, start_run
@@ -182,7 +182,7 @@ def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:
     config, section = run.config, run.profile.section
     with section("normalise"):
         clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
-    clips, targets = mixed(clips, labels, len(run.class_names), config)
+    clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
     loss_sum = F.cross_entropy(

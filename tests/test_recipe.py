@@ -22,7 +22,7 @@ from system.config_file import load_config
 from system.errors import UserError
 from training.averaging import AverageOfWeights
 from training.checkpoint import load_checkpoint, with_averaged_weights
-from training.mixing import mixed
+from training.mixing import mix_batch
 from training.optimization import training_is_over
 
 CONFIGS = Path(train.__file__).parent / "configs"
@@ -102,7 +102,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
     torch.manual_seed(0)
     clips = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 20, 20).clone()
     labels = torch.arange(4)
-    results, targets = mixed(clips, labels, 4, make_config(**keys))
+    results, targets = mix_batch(clips, labels, 4, make_config(**keys))
     assert targets.shape == (4, 4)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     torch.testing.assert_close(results.mean(dim=(1, 2, 3, 4)), targets @ torch.arange(4.0))
@@ -112,7 +112,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
 
 def test_without_mixing_nothing_is_touched():
     clips, labels = torch.rand(2, 3, 2, 4, 4), torch.tensor([0, 1])
-    assert mixed(clips, labels, 2, make_config()) == (clips, labels)
+    assert mix_batch(clips, labels, 2, make_config()) == (clips, labels)
 
 
 def test_a_mirrored_clip_has_the_label_of_its_mirror(data_set):
