@@ -171,7 +171,7 @@ def train_step(run: Run, batch, ids, counts) -> None:
         run.scaler.step(run.optimizer)
         run.scaler.update()
     if run.average:
-        run.average.update(run.model)
+        run.average.update_parameters(run.model)
 
 
 def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:

@@ -71,11 +71,11 @@ def test_the_average_of_weights_is_the_mean_it_says():
         with torch.no_grad():
             model[0].weight += 1
         model(torch.randn(4, 2))
-        average.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.model[0].weight, expected)
-    assert average.model[1].num_batches_tracked == 19
+    torch.testing.assert_close(average.module[0].weight, expected)
+    assert average.module[1].num_batches_tracked == 19
 
 
 def test_the_average_is_what_is_evaluated_and_saved_beside_the_weights(tmp_path, capsys):
