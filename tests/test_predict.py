@@ -285,7 +285,7 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
     saved = load_checkpoint(checkpoint)
     write_clip(tmp_path / "clip", draw_frames("Left", 9, np.random.default_rng(0)))
     for name, change, problem in (
-        ("without.tar", {"classes": None}, "holds no class names"),
+        ("without.tar", {"classes": None}, "has no class names"),
         ("others.tar", {"classes": ["a", "b", "c"]}, "knows other classes than"),
         ("newer.tar", {"config": saved["config"] | {"new_key": 1}}, "another version (new_key)"),
     ):

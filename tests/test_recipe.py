@@ -22,7 +22,7 @@ from system.config_file import load_config
 from system.errors import UserError
 from training.averaging import AverageOfWeights
 from training.checkpoint import load_checkpoint, with_averaged_weights
-from training.mixing import mixed
+from training.mixing import mix_batch
 from training.optimization import training_is_over
 
 CONFIGS = Path(train.__file__).parent / "configs"
@@ -71,11 +71,11 @@ def test_the_average_of_weights_is_the_mean_it_says():
         with torch.no_grad():
             model[0].weight += 1
         model(torch.randn(4, 2))
-        average.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.model[0].weight, expected)
-    assert average.model[1].num_batches_tracked == 19
+    torch.testing.assert_close(average.module[0].weight, expected)
+    assert average.module[1].num_batches_tracked == 19
 
 
 def test_the_average_is_what_is_evaluated_and_saved_beside_the_weights(tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
     torch.manual_seed(0)
     clips = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 20, 20).clone()
     labels = torch.arange(4)
-    results, targets = mixed(clips, labels, 4, make_config(**keys))
+    results, targets = mix_batch(clips, labels, 4, make_config(**keys))
     assert targets.shape == (4, 4)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     torch.testing.assert_close(results.mean(dim=(1, 2, 3, 4)), targets @ torch.arange(4.0))
@@ -112,7 +112,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
 
 def test_without_mixing_nothing_is_touched():
     clips, labels = torch.rand(2, 3, 2, 4, 4), torch.tensor([0, 1])
-    assert mixed(clips, labels, 2, make_config()) == (clips, labels)
+    assert mix_batch(clips, labels, 2, make_config()) == (clips, labels)
 
 
 def test_a_mirrored_clip_has_the_label_of_its_mirror(data_set):
