@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from callbacks import EventFile
 from clips.annotations import Annotations, read_annotations
+from clips.frames import prepare_decoders
 from clips.reading import open_clip, window_input
 from clips.sampling import frames_apart
 from explaining import grad_cam, layer_films, time_probe
@@ -31,6 +32,7 @@ KERNEL_RATE, LEAST_FRAME_RATE = 2, 4  # pictures a second
 
 def explain(options) -> None:
     """Writes and prints it all; options: the flags, as `main` defines them."""
+    prepare_decoders()
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     predictor = load_predictor(options.checkpoint, device)

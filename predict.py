@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from clips.frames import FRAME_SUFFIXES, FramesInMemory
+from clips.frames import FRAME_SUFFIXES, FramesInMemory, prepare_decoders
 from clips.reading import open_clip
 from clips.sampling import frames_needed, short_clips_note
 from clips.videos import is_video
@@ -273,6 +273,7 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
 
     def run():
+        prepare_decoders()
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
         predictors = load_predictors(options.checkpoint, device)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from clips.frames import prepare_decoders
 from reporting.page import write_report
 from system.errors import exit_status
 
@@ -15,6 +16,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Writes report.html about a run into its folder.")
     parser.add_argument("folder", type=Path, help="a run folder, as trainings/quickstart")
     options = parser.parse_args(arguments)
+    prepare_decoders()
     return exit_status(lambda: print(write_report(options.folder)))
 
 

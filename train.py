@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from callbacks import CheckpointTimer, Progress, SilentLog, TensorBoardLog, write_history
 from clips.batches import batches_of
+from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_class_names, read_set
 from doctor.data_doctor import check_data
@@ -368,6 +369,7 @@ def run_command(options, arguments) -> int:
         # Each of its workers would import this file anew, which takes seconds.
         multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(options.config, options.overrides))
+    prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
         return processes.launch(__file__, arguments, gpu_numbers(options.gpus))

@@ -33,6 +33,7 @@ from clips.frames import (
     decode_frame,
     list_frames,
     natural_key,
+    prepare_decoders,
 )
 from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
@@ -57,6 +58,7 @@ def check_data(config: Config, report_path="data_report.csv") -> int:
     the user can put right, else 0.
     Raises UserError if the report cannot be written, or if a worker process dies.
     """
+    prepare_decoders()
     with open_report(report_path) as report:
         class_names = _read_class_names(config, report)
         names = [name for name in SET_PREFIXES if config.set_paths(name)[1] is not None]
@@ -257,6 +259,7 @@ def _start_worker(stop):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler, if it has one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     _ignore_warnings()
+    prepare_decoders()
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 
