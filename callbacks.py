@@ -1,6 +1,5 @@
 """What happens around the loop: progress, history, curves."""
 
-import csv
 import os
 import time
 from contextlib import suppress
@@ -82,17 +81,15 @@ class Progress:
 
 
 def write_history(path, history: list[dict]) -> None:
-    """The whole history as CSV, one row an epoch; a resumed run writes the same rows again."""
+    """Write the whole history as CSV, one row per epoch; a resumed run rewrites the same rows."""
     if not history:
         return
+    import pandas as pd  # here, since the other processes of a run do without
+
     partial = Path(f"{path}.partial")
-    with open(partial, "w", newline="") as file:
-        # An earlier version of this program may have written fewer figures an epoch.
-        names = dict.fromkeys(name for row in history for name in row)
-        writer = csv.DictWriter(file, fieldnames=list(names))
-        writer.writeheader()
-        for row in history:
-            writer.writerow({name: f"{value:.8g}" for name, value in row.items()})
+    rows = [{name: f"{value:.8g}" for name, value in row.items()} for row in history]
+    # A row of an earlier version may have fewer columns; its cells stay empty.
+    pd.DataFrame(rows).to_csv(partial, index=False, lineterminator="\r\n")
     os.replace(partial, path)
 
 
