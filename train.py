@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from callbacks import Callback, agree, build_callbacks
 from clips.batches import Batch, batches_of
+from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
@@ -24,6 +25,7 @@ from networks.recompute import recompute_activations
 from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
+from scoring.ensemble import evaluate_checkpoints
 from scoring.evaluation import compute_logits, score
 from scoring.results import write_results
 from system import memory, processes
@@ -297,6 +299,7 @@ def run_command(options, arguments) -> int:
         # Each of its workers would import this file anew, which takes seconds.
         multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(options.config, options.overrides))
+    prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
         return processes.launch(__file__, arguments, gpu_numbers(options.gpus))

@@ -1,6 +1,5 @@
 """A run folder as one self-contained page."""
 
-import csv
 import json
 import os
 import re
@@ -119,16 +118,19 @@ def _read_json(path, kind, remedy):
 
 
 def _read_history(path) -> list[dict[str, float]]:
+    import pandas as pd  # here, since a start of a run need not wait for it
+
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(text) for name, text in row.items() if text}
-                    for row in csv.DictReader(file)]
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        rows = [{name: float(text) for name, text in row.items() if text}
+                for row in cells.to_dict("records")]
         if not all("epoch" in row for row in rows):
             raise ValueError("a row without its epoch")
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged ({error}); --resume True writes it anew") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged ({reason}); --resume True writes it again") from None
     return rows
 
 
