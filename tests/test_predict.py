@@ -89,8 +89,8 @@ def test_an_ensemble_is_evaluated_as_it_predicts(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--ensemble", "a"], "it goes with --eval_only"),
-    (["--ensemble", "a", "-e", "-r"], "takes the place of --resume"),
+    (["--ensemble", "a"], "needs --eval_only"),
+    (["--ensemble", "a", "-e", "-r"], "replaces --resume"),
     (["-e", "--ensemble", "no such file"], "no such checkpoint"),
 ])
 def test_mistakes_with_an_ensemble(trained, tmp_path, capsys, flags, message):
