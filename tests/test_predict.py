@@ -208,7 +208,7 @@ def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
     clips, problems = find_clips(tmp_path)
     assert clips == [tmp_path / "classes" / "good", tmp_path / "good"]
     empty, mixed = problems
-    assert empty.startswith(f"{tmp_path}/classes/empty: no frames")
+    assert empty.startswith(f"{tmp_path}/classes/empty: contains no frames")
     assert mixed.startswith(f"{tmp_path}/classes/mixed: has both frames and other clips (a.mp4)")
 
 
