@@ -601,7 +601,7 @@ CONFIGS = {
         ["config.json: 3 problems", "  num_epochs: ", "  last_lr: ", "  new_head: "]),
     "test set not named": Row(
         configure(test_data_csv=LOST, test_data_folder=LOST),
-        ["  test_data_csv: missing", "  test_data_folder: missing", "test run needs it"], PREDICT),
+        ["  test_data_csv: missing", "  test_data_folder: missing", "required by"], PREDICT),
     "test folder missing": Row(
         configure(test_data_folder="nowhere"), ["  test_data_folder: no such folder"], PREDICT),
 }
