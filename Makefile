@@ -1,7 +1,9 @@
-# `make demo`: install, draw the built-in data set, train, evaluate. `make test`: install, test.
+# `make demo`: install, draw the built-in data set, train, evaluate.
+# `make test`: install, also what tests need, and test.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test install clean
 
@@ -9,7 +11,11 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(PIP_INSTALL) -r requirements.txt
+	touch $@
+
+$(VENV)/installed-for-tests: requirements-dev.txt requirements-export.txt $(VENV)/installed
+	$(PIP_INSTALL) -r requirements-dev.txt -r requirements-export.txt
 	touch $@
 
 demo: install
@@ -23,7 +29,7 @@ demo: install
 	@echo "                                             predictions for clips without labels"
 	@echo "  $(RUN) train.py --config configs/config.json   the tutorial's recipe, on Jester"
 
-test: install
+test: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n auto --dist loadfile
 

@@ -1,202 +1,346 @@
-"""What happens around the loop: progress, history, curves."""
+"""What happens around the loop: progress, history, curves, checkpoints, stopping.
 
-import csv
-import os
+Training works without any of them; `build_callbacks` lists those of a run.
+"""
+
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 from tqdm import tqdm
 
-from config import Config
+from clips.batches import ClipKey
+from clips.frames import FrameError
 from reporting.confusion_matrix import draw_confusion_matrix
-from system import processes
-from system.profiling import WaitingTime, waiting_hint
+from scoring.evaluation import confusion_matrix, format_scores
+from system import memory, processes, stopping
+from system.profiling import StepProfile, WaitingTime, waiting_hint
+from training.run import Run, save_run
+from training.run_folder import HISTORY_FILE, LOG_FOLDER, write_whole
 
-# --- progress ----------------------------------------------------------------------------------
+
+class Callback:
+    """Does nothing; what watches or records a run overrides the moments that it needs.
+
+    Every process has the same callbacks and calls them in the same order.
+    """
+
+    def on_start(self, run: Run, loader) -> None:
+        """Before the first epoch that this process trains. loader: that of the training clips."""
+
+    def on_epoch_start(self, run: Run, loader) -> None:
+        """Before the first step of an epoch, or the first one since the run was resumed."""
+
+    def ask(self, run: Run) -> int:
+        """Before each step and after the last one: a number above 0 asks for `on_answer`."""
+        return 0
+
+    def on_answer(self, run: Run, highest: int) -> None:
+        """In all processes, if `ask` gave a number above 0 in one; highest: the highest of all."""
+
+    def on_batch(self, run: Run, batch) -> None:
+        """A batch is here, and its step is next."""
+
+    def on_step(self, run: Run, num_clips: int) -> None:
+        """A step is done. num_clips: those of all processes."""
+
+    def on_steps_end(self, run: Run) -> None:
+        """All steps of the epoch are done; validation is next."""
+
+    def on_epoch(self, run: Run, logits, labels, is_best: bool) -> None:
+        """The epoch's row is in the history. logits: of the validation clips, [N, classes]."""
+
+    def on_end(self, run: Run) -> None:
+        """Training has ended, or an error or a signal has stopped it."""
 
 
-class Progress:
-    """How far an epoch is: a bar in a terminal, a plain line every `print_freq` steps elsewhere."""
+def agree(callbacks: list[Callback], run: Run, num_clips: int) -> list[int]:
+    """What the processes need to know of each other before a step, in one exchange.
+
+    Returns the `num_clips` of each process. What a callback asks for in one process, it does in
+    all of them, before this returns.
+    """
+    asked = processes.all_gather_ints(
+        clips=num_clips, **{str(n): callback.ask(run) for n, callback in enumerate(callbacks)}
+    )
+    for number, callback in enumerate(callbacks):
+        highest = max(row[str(number)] for row in asked)
+        if highest:
+            callback.on_answer(run, highest)
+    return [row["clips"] for row in asked]
+
+
+# --- what is printed ---------------------------------------------------------------------------
+
+
+class Progress(Callback):
+    """A bar in a terminal, else a line every `print_freq` steps; and a line per epoch."""
 
     SECONDS_BETWEEN_UPDATES = 0.5
-    _has_hinted = False  # in this process
 
-    def __init__(self, epoch: int, first_step: int, num_steps: int, config: Config, device):
-        of_all = f"/{config.num_epochs}" if config.num_epochs > 0 else ""
-        self.title = f"epoch {epoch + 1}{of_all}"
-        self.config, self.waiting = config, WaitingTime(device)
-        self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
+    def __init__(self, device):
+        self.waiting = WaitingTime(device)
+        self.bar, self.has_hinted = None, False
+
+    def on_epoch_start(self, run, loader):
+        of_all = f"/{run.config.num_epochs}" if run.config.num_epochs > 0 else ""
+        self.title = f"epoch {run.epoch + 1}{of_all}"
+        self.first_step, self.num_steps, self.num_clips = run.step, len(loader), 0
         silent = None if processes.is_main() else True  # None: where there is no terminal
-        self.bar = tqdm(total=num_steps, initial=first_step, desc=self.title, leave=False,
+        self.bar = tqdm(total=self.num_steps, initial=run.step, desc=self.title, leave=False,
                         disable=silent)
         self.start = self.shown = time.perf_counter()
-        self.num_clips = 0
+        memory.reset_peak(run.device)
+        self.waiting.begin()
 
-    def over(self, batches):
-        """Passes the batches on, and knows how long each was waited for."""
-        return self.waiting.over(batches)
+    def on_batch(self, run, batch):
+        self.waiting.end()
 
-    def update(self, step: int, num_clips: int, metrics, rate: float):
-        """Once `step` steps are done; reading the metrics waits for the GPU, so not each time."""
-        self.step = step
+    def on_step(self, run, num_clips):
+        """Reading the metrics waits for a GPU, so they are not read at each step."""
         self.num_clips += num_clips
         self.bar.update(1)
         now = time.perf_counter()
         if not self.bar.disable and now - self.shown > self.SECONDS_BETWEEN_UPDATES:
             self.shown = now
-            self.bar.set_postfix_str(self._figures(metrics, rate, now))
-        elif self.bar.disable and step % self.config.print_freq == 0:
-            seconds_left = (now - self.start) / (step - self.first_step) * (self.num_steps - step)
-            left = tqdm.format_interval(seconds_left)
-            print(f"{self.title}  step {step}/{self.num_steps}  "
-                  f"{self._figures(metrics, rate, now)}  {left} left", flush=True)
+            self.bar.set_postfix_str(self._figures(run, now))
+        elif self.bar.disable and run.step % run.config.print_freq == 0:
+            num_done = run.step - self.first_step
+            seconds_left = (now - self.start) / num_done * (self.num_steps - run.step)
+            print(f"{self.title}  step {run.step}/{self.num_steps}  {self._figures(run, now)}  "
+                  f"{tqdm.format_interval(seconds_left)} left", flush=True)
+        self.waiting.begin()
 
-    def _figures(self, metrics, rate, now):
-        averages = metrics.averages()
-        speed = self.num_clips / (now - self.start)
+    def _figures(self, run, now) -> str:
+        averages, rate = run.metrics.averages(), run.optimizer.param_groups[0]["lr"]
         return (f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
-                f"lr {rate:.2e}  {speed:.1f} clips/s  "
-                f"{100 * self.waiting_share(now):.0f} % waiting for data")
+                f"lr {rate:.2e}  {self.num_clips / (now - self.start):.1f} clips/s  "
+                f"{100 * self._waiting_share(now):.0f} % waiting for data")
 
-    def waiting_share(self, now: float) -> float:
+    def _waiting_share(self, now) -> float:
         """The part of the time since the start in which the device had no batch to work on."""
         return self.waiting.seconds / (now - self.start)
 
-    def close(self):
-        """The end of the epoch; says once in a run what to change if data came too slowly."""
+    def on_steps_end(self, run):
+        """Says once in a run what to change if data came too slowly."""
         self.bar.close()
-        share = self.waiting_share(time.perf_counter())
-        hint = waiting_hint(share, self.step - self.first_step, self.config)
-        if hint and not Progress._has_hinted:
-            Progress._has_hinted = True
+        share = self._waiting_share(time.perf_counter())
+        hint = waiting_hint(share, run.step - self.first_step, run.config)
+        if hint and not self.has_hinted:
+            self.has_hinted = True
             print(hint, flush=True)
 
+    def on_epoch(self, run, logits, labels, is_best):
+        row = run.history[-1]
+        validation = {name.removeprefix("val_"): value for name, value in row.items()
+                      if name.startswith("val_")}
+        peak = memory.format_bytes(row["peak_memory_mib"] * memory.MIB)
+        print(f"epoch {run.epoch:>3}   train: {format_scores(row)}   "
+              f"validation: {format_scores(validation)}   lr {row['learning_rate']:.1e}   "
+              f"{row['clips_per_second']:.1f} clips/s   peak {peak}"
+              f"{'   best' if is_best else ''}", flush=True)
 
-# --- history -----------------------------------------------------------------------------------
+    def on_end(self, run):
+        if self.bar:
+            self.bar.close()
 
 
-def write_history(path, history: list[dict]) -> None:
-    """The whole history as CSV, one row an epoch; a resumed run writes the same rows again."""
+class Profile(Callback):
+    """For `--profile`: a trace of some steps, and where their time goes."""
+
+    def __init__(self, profile: StepProfile):
+        self.profile = profile
+
+    def on_epoch_start(self, run, loader):
+        self.profile.wait()
+
+    def on_batch(self, run, batch):
+        self.profile.batch_arrived()
+
+    def on_step(self, run, num_clips):
+        self.profile.step_done()
+        self.profile.wait()
+
+    def on_steps_end(self, run):
+        self.profile.close()
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """The whole history as CSV, one row per epoch; a resumed run writes the same rows again."""
     if not history:
         return
-    partial = Path(f"{path}.partial")
-    with open(partial, "w", newline="") as file:
-        # An earlier version of this program may have written fewer figures an epoch.
-        names = dict.fromkeys(name for row in history for name in row)
-        writer = csv.DictWriter(file, fieldnames=list(names))
-        writer.writeheader()
-        for row in history:
-            writer.writerow({name: f"{value:.8g}" for name, value in row.items()})
-    os.replace(partial, path)
+    # An earlier version of this program may have written fewer figures per epoch.
+    names = list(dict.fromkeys(name for row in history for name in row))
+    lines = [names, *([f"{row[name]:.8g}" if name in row else "" for name in names]
+                      for row in history)]
+    write_whole(path, "".join(",".join(line) + "\r\n" for line in lines))
 
 
-# --- TensorBoard -------------------------------------------------------------------------------
+class History(Callback):
+    """history.csv, in the main process."""
+
+    def on_start(self, run, loader):
+        if processes.is_main():
+            write_history(run.config.run_folder / HISTORY_FILE, run.history)
+
+    def on_epoch(self, run, logits, labels, is_best):
+        self.on_start(run, None)
 
 
-class EventFile:
-    """One TensorBoard event file, written in the calling thread.
-
-    tensorboardX's SummaryWriter hands events to a thread and cannot say when they are written;
-    here a checkpoint must know how long the file is with all that came before it.
-    """
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        # Event files are named by the second; a number keeps quick restarts apart.
-        self.writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
-
-    def add(self, content: Summary, epoch: int):
-        self.writer.write_event(Event(summary=content, step=epoch, wall_time=time.time()))
-
-
-class TensorBoardLog:
+class TensorBoard(Callback):
     """Curves and pictures; `train` and `validation` are two folders, so that they share charts.
 
-    `sizes` says how long the event files are; a checkpoint keeps it, and a resumed run cuts the
-    files back to it. So steps logged after the checkpoint are neither doubled nor missing.
+    The history is the truth: each start of a run writes its curves anew, so that no epoch is
+    missing or there twice. In the main process only.
     """
 
-    def __init__(self, folder: Path, sizes: dict[str, int] | None = None):
-        self.folder = folder
-        _cut_back(folder, sizes or {})
-        self.train = EventFile(folder / "train")
-        self.validation = EventFile(folder / "validation")
+    def __init__(self):
+        self.writers, self.evaluated = {}, None
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each event file, with all that was logged so far in it."""
-        self.train.writer.flush()
-        self.validation.writer.flush()
-        return {str(path.relative_to(self.folder)): path.stat().st_size
-                for path in _event_files(self.folder)}
+    def on_start(self, run, loader):
+        if not processes.is_main():
+            return
+        folder = run.config.run_folder / LOG_FOLDER
+        for name in ("train", "validation"):
+            for path in (folder / name).glob("events.*"):  # others may have put theirs beside them
+                path.unlink()
+            self.writers[name] = SummaryWriter(str(folder / name))
+        for summary in hyperparameters(run.config):
+            self.writers["validation"].file_writer.add_summary(summary)
+        strip = input_strip(loader)
+        if strip is not None:
+            self.writers["train"].add_image("input", strip, 0, dataformats="HWC")
+        for row in run.history:
+            self.add_row(row)
 
-    def hyperparameters(self, config: Config, metric_names):
-        values = {key: value if isinstance(value, bool | int | float | str) else str(value)
-                  for key, value in config.model_dump().items()}
-        for content in summary.hparams(values, dict.fromkeys(metric_names, 0.0)):
-            self.validation.add(content, 0)
-
-    def input_strip(self, clip, epoch: int):
-        """The frames of one clip side by side, as the network sees them. uint8 [T, H, W, C]."""
-        strip = np.concatenate(list(clip), axis=1)
-        self.train.add(summary.image("input", strip, dataformats="HWC"), epoch)
-
-    def epoch(self, row: dict):
-        """Curves of one row of the history."""
+    def add_row(self, row):
+        """Adds one row of the history to the curves."""
         for name, value in row.items():
-            file = self.validation if name.startswith("val_") else self.train
+            writer = self.writers["validation" if name.startswith("val_") else "train"]
             if name != "epoch":
-                file.add(summary.scalar(name.removeprefix("val_"), value), row["epoch"])
+                writer.add_scalar(name.removeprefix("val_"), value, row["epoch"])
 
-    def confusion_matrix(self, matrix, class_names, epoch: int):
-        picture = draw_confusion_matrix(matrix, class_names)
-        self.validation.add(summary.image("confusion_matrix", picture, dataformats="HWC"), epoch)
+    def on_epoch(self, run, logits, labels, is_best):
+        if not self.writers:
+            return
+        self.evaluated = logits, labels
+        self.add_row(run.history[-1])
+        for writer in self.writers.values():
+            writer.flush()
 
-    def close(self):
-        for file in (self.train, self.validation):
-            with suppress(OSError):  # a full disk was reported where it mattered
-                file.writer.close()
-
-
-class SilentLog:
-    """What processes other than the main one log to: it takes every call and does nothing."""
-
-    def __getattr__(self, _name):
-        return lambda *_arguments: {}
-
-
-def _event_files(folder: Path) -> list[Path]:
-    """The log's own files; what others put beside them, TensorBoard's plugins say, is not ours."""
-    return sorted(path for name in ("train", "validation")
-                  for path in (folder / name).glob("events.*") if path.is_file())
+    def on_end(self, run):
+        """Adds the confusion matrix after the last epoch."""
+        if self.evaluated:
+            matrix = confusion_matrix(*self.evaluated)
+            picture = draw_confusion_matrix(matrix, run.class_names)
+            self.writers["validation"].add_image(
+                "confusion_matrix", picture, run.epoch, dataformats="HWC"
+            )
+        for writer in self.writers.values():
+            writer.close()
 
 
-def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
-    for path in _event_files(folder):
-        size = sizes.get(str(path.relative_to(folder)))
-        if size is None:
-            path.unlink()
-        else:
-            os.truncate(path, min(size, path.stat().st_size))
+def hyperparameters(config) -> list:
+    """The config as TensorBoard's HParams shows it, beside the loss and the top-1 accuracy."""
+    values = {key: value if isinstance(value, bool | int | float | str) else str(value)
+              for key, value in config.model_dump().items()}
+    return list(hparams(values, {"loss": 0.0, "top1": 0.0}))
 
 
-# --- checkpoints within an epoch ---------------------------------------------------------------
+def input_strip(loader) -> np.ndarray | None:
+    """The frames of the first training clip side by side, as the network sees them.
+
+    uint8 [H, T * W, 3]; None if the clip cannot be read.
+    """
+    try:
+        clip, _ = loader.dataset[ClipKey(0, 0)]
+    except FrameError:
+        return None
+    return np.concatenate(list(clip[0, ..., :3]), axis=1)
 
 
-class CheckpointTimer:
-    """Says when a checkpoint is due: `minutes` after the last one."""
+class Checkpoints(Callback):
+    """The run's checkpoints: after each epoch, and every `checkpoint_minutes` within one."""
 
     def __init__(self, minutes: float):
-        self.seconds = 60 * minutes
-        self.saved = time.monotonic()
+        self.seconds, self.saved = 60 * minutes, time.monotonic()
 
-    def is_due(self) -> bool:
-        return time.monotonic() - self.saved >= self.seconds
+    def on_epoch_start(self, run, loader):
+        self.first_step = run.step
 
-    def restart(self) -> None:
-        self.saved = time.monotonic()
+    def ask(self, run):
+        has_moved = run.step > self.first_step
+        return int(has_moved and time.monotonic() - self.saved >= self.seconds)
+
+    def on_answer(self, run, highest):
+        self.save(run)
+
+    def on_epoch(self, run, logits, labels, is_best):
+        self.save(run, is_best)
+
+    def save(self, run, is_best=False):
+        run.loss_watch.settle()
+        save_run(run, is_best)
+        self.saved, self.first_step = time.monotonic(), run.step
+
+
+# --- what stops a run --------------------------------------------------------------------------
+
+
+class StopOnSignal(Callback):
+    """SIGTERM and Ctrl-C in any process stop all of them after a step."""
+
+    def ask(self, run):
+        return stopping.requested()
+
+    def on_answer(self, run, highest):
+        run.loss_watch.settle()
+        raise stopping.Stopped(highest)
+
+
+class StopOnBadLoss(Callback):
+    """A loss or gradient that is NaN or inf stops the run; see `training.loss_watch`."""
+
+    def ask(self, run):
+        return int(run.loss_watch.found_bad())
+
+    def on_answer(self, run, highest):
+        run.loss_watch.settle()
+
+    def on_steps_end(self, run):
+        run.loss_watch.settle()
+
+
+class BadClipList(Callback):
+    """Clips that cannot be read stop the run, or are skipped, counted and listed."""
+
+    def on_start(self, run, loader):
+        self.annotations = loader.dataset.annotations
+
+    def on_batch(self, run, batch):
+        run.bad_clips.note(batch, self.annotations, "train", run.epoch + 1)
+
+    def on_steps_end(self, run):
+        run.bad_clips.report(self.annotations, "train", run.epoch + 1)
+
+
+# --- all of them -------------------------------------------------------------------------------
+
+
+def build_callbacks(run: Run) -> list[Callback]:
+    """What watches and records a run, in the order in which it is called."""
+    return [
+        BadClipList(),
+        StopOnBadLoss(),
+        TensorBoard(),
+        Checkpoints(run.config.checkpoint_minutes),
+        History(),
+        StopOnSignal(),
+        Profile(run.profile),
+        Progress(run.device),
+    ]

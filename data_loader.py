@@ -17,8 +17,8 @@ from clips.batches import (
     ClipKey,
     EvalBatches,
     TrainBatches,
-    _as_it_is,
-    _empty_clips,
+    as_it_is,
+    empty_clips,
 )
 from clips.frames import FrameError
 from clips.reading import augment, eval_transforms, mirrored_labels, open_clip, read_windows
@@ -41,16 +41,31 @@ class VideoFolder(Dataset):
     def __len__(self):
         return len(self.annotations)
 
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """(K, T, H, W, C) of a clip; K is 1 in training."""
+        config, num_windows = self.config, 1 if self.training else self.config.windows_per_video
+        return num_windows, config.clip_size, *config.crop, config.num_channels
+
+    def __getitem__(self, key: int | ClipKey) -> tuple[torch.Tensor, int]:
+        """One clip, uint8 [K, T, H, W, C], and its label. key: a position in the CSV, or a ClipKey.
+
+        Raises FrameError with the path of a bad frame, and IndexError beyond the last clip.
+        """
+        key = key if isinstance(key, ClipKey) else ClipKey(0, key)
+        if not -len(self) <= key.index < len(self):
+            raise IndexError(f"clip {key.index} of {len(self)}")
+        clip = np.empty(self.clip_shape, np.uint8)
+        label, _ = self.read_clip(key._replace(index=key.index % len(self)), clip)
+        return torch.from_numpy(clip), label
+
     def __getitems__(self, keys: list[ClipKey]) -> Batch:
         """The clips of `keys` but for those that cannot be read, which the batch lists as bad.
 
         PyTorch's loader calls this in a worker, where a raised error would reach the user wrapped
         in a traceback.
         """
-        config = self.config
-        num_windows = 1 if self.training else config.windows_per_video
-        clip_shape = (num_windows, config.clip_size, *config.crop, config.num_channels)
-        clips = _empty_clips((len(keys), *clip_shape))
+        clips = empty_clips((len(keys), *self.clip_shape))
         good, labels, bad, num_short = [], [], [], 0
         for key in keys:
             try:
@@ -60,7 +75,7 @@ class VideoFolder(Dataset):
             else:
                 good.append(key.index)
                 labels.append(label)
-                num_short += num_frames < frames_needed(config)
+                num_short += num_frames < frames_needed(self.config)
         return Batch(clips[: len(good)], torch.tensor(labels, dtype=torch.int64),
                      torch.tensor(good, dtype=torch.int64), bad, num_short)
 
@@ -95,7 +110,7 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
     return DataLoader(
         VideoFolder(annotations, config, training),
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
@@ -139,3 +154,13 @@ def read_set(config: Config, set_name, class_names) -> Annotations:
         left_out = f", {annotations.num_dropped:,} left out: label not in {config.labels_csv}"
     print(f"{set_name}: {len(annotations):,} clips in {folder}{left_out}")
     return annotations
+
+
+def read_data(config: Config, set_names: list[str]) -> tuple[list[str], list[Annotations]]:
+    """Class names and annotations; read by the main process, for all."""
+
+    def read():
+        class_names = read_class_names(config)
+        return class_names, [read_set(config, name, class_names) for name in set_names]
+
+    return processes.broadcast_from_main(read)

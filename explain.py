@@ -1,10 +1,15 @@
-"""Shows what a network has learnt: `python explain.py --checkpoint FILE`.
+"""Show what a network has learnt: `python explain.py --checkpoint FILE`.
 
-The time probe classifies the validation clips with their frames in order, reversed, shuffled and
-frozen to one. A network that has learnt movement confuses opposites when time runs backwards, and
-knows little from a single frame. Grad-CAM shows where and when it looks, and films show its first
-kernels and what each stage makes of a clip. All is written as files, and for TensorBoard.
+The time probe classifies the validation clips with their frames in order, reversed, shuffled, and
+replaced by a single frame. A network that has learnt movement confuses opposites when time runs
+backwards, and cannot classify a single frame. Grad-CAM shows where and when it looks; films show
+its first kernels and the activations of each stage. The pictures are files and a TensorBoard log.
 """
+
+from system.errors import UserError, exit_if_packages_are_missing, exit_status
+
+if __name__ == "__main__":
+    exit_if_packages_are_missing()  # before the imports below
 
 import argparse
 import sys
@@ -12,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from callbacks import EventFile
 from clips.annotations import Annotations, read_annotations
 from clips.reading import open_clip, window_input
 from clips.sampling import frames_apart
@@ -23,14 +28,12 @@ from explaining.layers import first_kernels, share_of_change, stage_outputs
 from explaining.pictures import save_gif
 from scoring.predictor import Predictor, load_predictor
 from system.device import choose_device, prepare
-from system.errors import UserError, exit_status
 
-# A kernel's few moments are shown so fast, and a clip's frames no slower than so.
-KERNEL_RATE, LEAST_FRAME_RATE = 2, 4  # pictures a second
+KERNEL_RATE, MIN_FRAME_RATE = 2, 4  # pictures per second, of kernels and of clips
 
 
-def explain(options) -> None:
-    """Writes and prints it all; options: the flags, as `main` defines them."""
+def explain(options: argparse.Namespace) -> None:
+    """Run all analyses; print them, and write their files."""
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     predictor = load_predictor(options.checkpoint, device)
@@ -50,43 +53,48 @@ def explain(options) -> None:
     print(f"\n{len(written)} files and a TensorBoard log of them written to {folder}")
 
 
-def explain_time(predictor: Predictor, annotations: Annotations, folder) -> list[Path]:
+def explain_time(predictor: Predictor, annotations: Annotations, folder: Path) -> list[Path]:
+    """Print and write the time probe; return the files' paths."""
     result = time_probe.probe(predictor, annotations)
     print(time_probe.table(result))
     return time_probe.write(result, folder)
 
 
-def explain_kernels(predictor: Predictor, folder) -> list[Path]:
+def explain_kernels(predictor: Predictor, folder: Path) -> list[Path]:
+    """Write a film of the first layer's kernels; return its path, one per input stream."""
     paths = []
     for name, films in first_kernels(predictor.network).items():
         count, moments, height, width = films.shape[:4]
-        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; of their squares "
-              f"{share_of_change(films):.0f} % are change over time, of random ones "
-              f"{100 * (moments - 1) / moments:.0f} %")
+        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
+              f"{share_of_change(films):.0f} % of their squares are change over time (random "
+              f"kernels: {100 * (moments - 1) / moments:.0f} %)")
         paths.append(folder / f"kernels_{name}.gif")
         save_gif(paths[-1], layer_films.draw_kernels(films.numpy()), KERNEL_RATE)
     return paths
 
 
-def explain_clip(predictor: Predictor, annotations, index, folder, stage_name) -> list[Path]:
+def explain_clip(
+    predictor: Predictor, annotations: Annotations, index: int, folder: Path, stage_name: str | None
+) -> list[Path]:
+    """Write the Grad-CAM and activation films of one clip; return their paths."""
     clip_id = str(annotations.ids[index])
     source = open_clip(annotations.clip_path(index), predictor.config)
     title, stage_name, films = films_of_clip(predictor, source, stage_name)
     truth = predictor.classes[annotations.labels[index]]
     print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
     config = predictor.config
-    rate = max(LEAST_FRAME_RATE, config.frame_rate / frames_apart(len(source), config))
+    rate = max(MIN_FRAME_RATE, config.frame_rate / frames_apart(len(source), config))
     paths = [folder / f"{what}_{clip_id.replace('/', '_')}.gif" for what in films]
     for path, pictures in zip(paths, films.values(), strict=True):
         save_gif(path, pictures, rate)
     return paths
 
 
-def films_of_clip(predictor: Predictor, source, stage_name=None):
-    """What the network sees in a clip, the stage that Grad-CAM is of, and two films by name.
+def films_of_clip(predictor: Predictor, source, stage_name: str | None = None):
+    """Return the predicted class as text, the stage that Grad-CAM used, and two films by name.
 
-    `grad_cam` is for the class that it sees; `activations` are those of all stages. A film is a
-    picture for each of the network's frames. source: what `data_loader.open_clip` gives.
+    `grad_cam` is for the predicted class; `activations` shows each stage. A film has one picture
+    per input frame of the network. source: from `clips.reading.open_clip`.
     """
     clip = window_input(source, (0, len(source)), predictor.config)[:1]  # [1, T, H, W, C]
     outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
@@ -103,37 +111,38 @@ def films_of_clip(predictor: Predictor, source, stage_name=None):
     }
 
 
-def one_of_each_class(annotations: Annotations, count) -> list[int]:
-    """Positions of the first clip of each class, of `count` classes at most."""
+def one_of_each_class(annotations: Annotations, count: int) -> list[int]:
+    """Return the index of the first clip of each class, for at most `count` classes."""
     _, first = np.unique(annotations.labels, return_index=True)
     return first[: max(0, count)].tolist()
 
 
-def write_for_tensorboard(paths, folder, epoch) -> None:
-    """The pictures, moving ones too, under TensorBoard's Images."""
-    log = EventFile(folder)
+def write_for_tensorboard(paths: list[Path], folder: Path, epoch: int) -> None:
+    """Log the PNG and GIF files as TensorBoard images."""
+    log = SummaryWriter(str(folder))
     for path in paths:
         if path.suffix in (".gif", ".png"):
             width, height = Image.open(path).size
             image = Summary.Image(height=height, width=width, colorspace=3,
                                   encoded_image_string=path.read_bytes())
-            log.add(Summary(value=[Summary.Value(tag=path.stem, image=image)]), epoch)
-    log.writer.close()
+            summary = Summary(value=[Summary.Value(tag=path.stem, image=image)])
+            log.file_writer.add_summary(summary, epoch)
+    log.close()
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 2 for a user's mistake."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
     parser.add_argument("--data", nargs=2, metavar=("FOLDER", "CSV"), help="labelled clips; "
-                        "default: the validation set that the network was trained with")
-    parser.add_argument("--clips", type=int, default=8, metavar="N", help="so many are looked at "
-                        "one by one, the first of each class (%(default)s)")
-    parser.add_argument("--stage", metavar="NAME", help="that Grad-CAM is of; default: the deepest "
-                        "that tells places and moments apart")
+                        "default: the validation set of the network's training")
+    parser.add_argument("--clips", type=int, default=8, metavar="N", help="write films of N clips, "
+                        "the first of each class (default: %(default)s)")
+    parser.add_argument("--stage", metavar="NAME", help="stage for Grad-CAM; default: the deepest "
+                        "with enough resolution in space and time")
     parser.add_argument("--output", "-o", type=Path, metavar="FOLDER",
-                        help="default: `explained` beside the checkpoint")
-    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
+                        help="default: `explained` next to the checkpoint")
+    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     options = parser.parse_args(arguments)
     return exit_status(lambda: explain(options))
 

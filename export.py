@@ -1,8 +1,18 @@
-"""Writes a trained network as ONNX: `python export.py --checkpoint FILE --output gestures.onnx`.
+"""Export a trained network to ONNX: `python export.py --checkpoint FILE --output gestures.onnx`.
 
-The exported network takes uint8 clips, so that its user needs none of this code. What it computes
-is compared with the checkpoint's network in onnxruntime before it is called done.
+The exported network takes uint8 clips, so using it needs no code of this project. Its output in
+onnxruntime is compared with that of the checkpoint's network.
 """
+
+from system.errors import (
+    UserError,
+    check_packages,
+    exit_if_packages_are_missing,
+    exit_status,
+)
+
+if __name__ == "__main__":
+    exit_if_packages_are_missing()  # before the imports below
 
 import argparse
 import sys
@@ -15,21 +25,20 @@ from torch import nn
 
 from scoring.predictor import Predictor, load_predictor
 from system.device import to_network_input
-from system.errors import UserError, exit_status
 
 CPU = torch.device("cpu")
-LARGEST_DIFFERENCE = 1e-4  # of a probability
+MAX_DIFFERENCE = 1e-4  # of a probability
 EXAMPLE = """\
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession("{path}")
 classes = session.get_modelmeta().custom_metadata_map["classes"].split("\\n")
-clips = numpy.zeros({shape}, numpy.uint8)  # [N, T, H, W, C], RGB, N as you like
+clips = numpy.zeros({shape}, numpy.uint8)  # [N, T, H, W, C], RGB, any N
 (probabilities,) = session.run(None, {{"clips": clips}})
 print(classes[probabilities[0].argmax()], probabilities[0].max())"""
 
 
 class FromBytes(nn.Module):
-    """The network with what surrounds it: uint8 [N, T, H, W, C] -> probabilities [N, classes]."""
+    """Normalization, network and softmax: uint8 [N, T, H, W, C] -> probabilities [N, classes]."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
@@ -39,17 +48,19 @@ class FromBytes(nn.Module):
         return self.network(to_network_input(clips, CPU, self.config)).softmax(1)
 
 
-def export(checkpoint, path: Path, program_path: Path | None = None) -> str:
-    """Writes the ONNX file, and on request PyTorch's own program; returns an example of its use.
+def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str:
+    """Write the ONNX file and return example code that uses it.
 
-    Raises UserError if the network cannot be exported, or does not compute the same then.
+    program_path: where to write the network as a torch.export program, too.
+    Raises UserError if the network cannot be exported, or if the exported one differs.
     """
+    check_packages("requirements-export.txt")
     predictor = load_predictor(checkpoint, CPU)
     config = predictor.config
     if config.num_channels != 3:
         raise UserError(
-            f"{checkpoint}: {config.model} takes optical flow, too, which the exported network "
-            "cannot compute; export a network that takes colours only"
+            f"{checkpoint}: {config.model} takes optical flow, which the exported network cannot "
+            "compute; export a network that takes RGB only"
         )
     shape = (config.clip_size, *config.crop, 3)
     clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
@@ -58,7 +69,7 @@ def export(checkpoint, path: Path, program_path: Path | None = None) -> str:
         network, (clips,), dynamic_shapes=({0: torch.export.Dim("N")},)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        warnings.simplefilter("ignore")  # from the exporters, about their own code
         if program_path:
             torch.export.save(program, program_path)
         onnx_program = torch.onnx.export(
@@ -70,8 +81,8 @@ def export(checkpoint, path: Path, program_path: Path | None = None) -> str:
     return EXAMPLE.format(path=path, shape=(1, *shape))
 
 
-def check(path: Path, network) -> None:
-    """Compares the file with the network on random clips, for several N. Raises UserError."""
+def check(path: Path, network: nn.Module) -> None:
+    """Raise UserError if the ONNX file and `network` differ on random clips, for several N."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -82,15 +93,15 @@ def check(path: Path, network) -> None:
             expected = network(clips).numpy()
         (found,) = session.run(None, {"clips": clips.numpy()})
         difference = np.abs(found - expected).max()
-        if difference > LARGEST_DIFFERENCE:
+        if difference > MAX_DIFFERENCE:
             raise UserError(
-                f"{path}: onnxruntime computes other probabilities than PyTorch (by "
-                f"{difference:.1e}); do not use the file, and try another version of onnxruntime"
+                f"{path}: probabilities from onnxruntime and PyTorch differ by {difference:.1e}; "
+                "do not use the file; try another version of onnxruntime"
             )
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 2 for a user's mistake."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.onnx")
@@ -99,7 +110,7 @@ def main(arguments=None) -> int:
 
     def run():
         example = export(options.checkpoint, options.output, options.program)
-        print(f"{options.output}: as the checkpoint in onnxruntime. To use it:\n\n{example}")
+        print(f"{options.output}: matches the checkpoint in onnxruntime. To use it:\n\n{example}")
 
     return exit_status(run)
 

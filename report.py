@@ -1,19 +1,21 @@
-"""Writes report.html about a run: `python report.py trainings/quickstart`."""
+"""Write report.html for a run: `python report.py trainings/quickstart`."""
+
+from system.errors import exit_if_packages_are_missing, exit_status
+
+if __name__ == "__main__":
+    exit_if_packages_are_missing()  # before the imports below
 
 import argparse
 import sys
 from pathlib import Path
 
 from reporting.page import write_report
-from system.errors import exit_status
-
-# --- the command -------------------------------------------------------------------------------
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(description="Writes report.html about a run into its folder.")
-    parser.add_argument("folder", type=Path, help="a run folder, as trainings/quickstart")
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(description="Write report.html into a run folder.")
+    parser.add_argument("folder", type=Path, help="run folder, for example trainings/quickstart")
     options = parser.parse_args(arguments)
     return exit_status(lambda: print(write_report(options.folder)))
 

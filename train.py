@@ -1,31 +1,31 @@
 """Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
+from system.errors import UserError, exit_if_packages_are_missing, exit_status
 
-if __name__ == "__main__":
-    stopping.install()  # before the imports below, which take seconds
+if __name__ == "__main__":  # before the imports below, which take seconds
+    stopping.install()
+    exit_if_packages_are_missing()
 
 import multiprocessing
 import signal
 import sys
 import time
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from callbacks import CheckpointTimer, Progress, SilentLog, TensorBoardLog, write_history
-from clips.batches import batches_of
+from callbacks import Callback, agree, build_callbacks
+from clips.batches import Batch, batches_of
 from config import Config
-from data_loader import build_loader, read_class_names, read_set
+from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
 from networks.recompute import recompute_activations
 from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
-from scoring import evaluation
 from scoring.ensemble import checkpoint_logits, ensemble_logits, load_to_evaluate
+from scoring.evaluation import compute_logits, score
 from scoring.results import Origin, write_results
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -39,16 +39,18 @@ from system.device import (
     prepare,
     to_network_input,
 )
-from system.errors import UserError, exit_status
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mixed
-from training.optimization import learning_rate, set_learning_rate, training_is_over
-from training.resuming import load_for, load_for_auto, named_checkpoint, which_weights
+from training.optimization import (
+    clip_gradients,
+    learning_rate,
+    set_learning_rate,
+    training_is_over,
+)
+from training.resuming import checkpoint_to_resume, named_checkpoint, which_weights
 from training.run import Run, save_run, say_what_changed, start_run
 from training.run_folder import (
-    HISTORY_FILE,
-    LOG_FOLDER,
     PROFILE_FOLDER,
     is_own,
     make_run_folder,
@@ -57,30 +59,26 @@ from training.run_folder import (
 )
 from utils import seed_step
 
+# --- the loop ----------------------------------------------------------------------------------
 
-def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> None:
+
+def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) -> None:
     """Epochs of training and validation until the config says that it is over.
 
     Raises Stopped, with everything saved, after SIGTERM or Ctrl-C.
     """
-    timer = CheckpointTimer(run.config.checkpoint_minutes)
     with stopping.deferred():
         try:
             while not (reason := training_is_over(run.config, run.epoch, run.validation_losses)):
-                train_epoch(run, train_loader, log, timer)
-                num_steps = (run.epoch + 1) * len(train_loader)
-                if num_steps <= run.config.batchnorm_refresh_steps:
-                    refresh_statistics(
-                        run.evaluated_model, train_loader, run.epoch, run.device, run.config
-                    )
+                train_one_epoch(run, train_loader, callbacks)
+                refresh_batchnorm(run, train_loader)
                 logits = validate(run, validation_loader)
-                finish_epoch(run, logits, validation_loader.dataset.annotations, log)
-                timer.restart()
+                finish_epoch(run, logits, validation_loader.dataset.annotations, callbacks)
         except stopping.Stopped as stopped:
             run.loss_watch.settle()
-            save_run(run, log.sizes())
+            save_run(run)
             # Once a process has left, the launcher gives the others only seconds to finish.
-            processes.highest(saved=1)
+            processes.all_max(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
@@ -89,95 +87,65 @@ def train(run: Run, train_loader, validation_loader, log: TensorBoardLog) -> Non
         stopping.over()
 
 
-def train_epoch(run: Run, loader, log: TensorBoardLog, timer: CheckpointTimer) -> None:
-    """The steps of an epoch that are still to be done."""
-    config, num_steps, first_step = run.config, len(loader), run.step
-    annotations = loader.dataset.annotations
+def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
+    """The steps of the epoch that are still to be done."""
+    config, num_steps, ids = run.config, len(loader), loader.dataset.annotations.ids
     loader.batch_sampler.start_at(run.epoch, run.step)
-    progress = Progress(run.epoch, run.step, num_steps, config, run.device)
     run.network.train()
-    memory.reset_peak(run.device)
+    for callback in callbacks:
+        callback.on_epoch_start(run, loader)
     start = time.perf_counter()
-    for batch in progress.over(run.profile.over(batches_of(loader))):
-        counts = agree(run, len(batch.labels), run.step > first_step, log, timer)
-        run.bad_clips.note(batch, annotations, "train", run.epoch + 1)
-        if run.epoch == 0 and run.step == 0 and len(batch.clips):
-            log.input_strip(batch.clips[0, 0, ..., :3].numpy(), 0)
+    for batch in batches_of(loader):
+        counts = agree(callbacks, run, len(batch.labels))  # clips of the batch in each process
+        for callback in callbacks:
+            callback.on_batch(run, batch)
         rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
         set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, run.epoch, run.step)
-
-        train_step(run, batch, annotations.ids, counts)
-
+        if min(counts) >= 2:  # BatchNorm needs two
+            train_step(run, batch, ids, counts)
+        else:
+            print(f"step {run.step + 1} left out: too few of its clips can be read")
         run.step += 1
         now = time.perf_counter()
         run.seconds, start = run.seconds + now - start, now
-        progress.update(run.step, sum(counts), run.metrics, rate)
-    agree(run, 0, run.step > first_step, log, timer)
-    run.loss_watch.settle()
-    progress.close()
-    run.bad_clips.report(annotations, "train", run.epoch + 1)
+        for callback in callbacks:
+            callback.on_step(run, sum(counts))
+    agree(callbacks, run, 0)
+    for callback in callbacks:
+        callback.on_steps_end(run)
 
 
-def agree(run: Run, num_clips: int, has_moved: bool, log: TensorBoardLog, timer) -> list[int]:
-    """What all processes do between two steps, in one exchange. Returns the `num_clips` of each.
+def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
+    """Clips to the device, forward, backward, and a step of the optimizer.
 
-    A checkpoint that is due, a signal, or a bad loss or gradient of an earlier step in one process
-    is one in all. Raises Stopped, and UserError for a bad loss.
+    ids: those of the whole set, for messages; counts: clips of the batch in each process.
     """
-    asked = processes.gather_ints(
-        clips=num_clips, bad=run.loss_watch.found_bad(), signal=stopping.requested(),
-        save=has_moved and timer.is_due(),
-    )  # fmt: skip
-    is_bad, save, number = (max(row[key] for row in asked) for key in ("bad", "save", "signal"))
-    if is_bad or save or number:
-        run.loss_watch.settle()
-    if save:
-        save_run(run, log.sizes())
-        timer.restart()
-    if number:
-        raise stopping.Stopped(number)
-    return [row["clips"] for row in asked]
-
-
-def train_step(run: Run, batch, ids, counts) -> None:
-    """Forward, backward, and a step of the optimizer.
-
-    The loss is the mean over the clips of all processes and parts, whatever their sizes.
-    ids: those of the set, for messages; counts: clips of the batch in each process.
-    """
-    config, section = run.config, run.profile.section
-    num_parts = min(config.accumulate_steps, min(counts) // 2)
-    if not num_parts:
-        print(f"step {run.step + 1} left out: too few of its clips can be read")
-        return
+    section, num_parts = run.profile.section, min(run.config.accumulate_steps, min(counts) // 2)
     with section("copy"):
-        clips, labels = (tensor.to(run.device, non_blocking=True)
-                         for tensor in (batch.clips[:, 0], batch.labels))
+        clips = batch.clips[:, 0].to(run.device, non_blocking=True)  # uint8 [N, T, H, W, C]
+        labels = batch.labels.to(run.device, non_blocking=True)
     run.optimizer.zero_grad()
-    batch_loss = 0.0
+    loss_sum = 0.0
     for part in range(num_parts):
-        is_last = part == num_parts - 1
-        with nullcontext() if is_last or run.network is run.model else run.network.no_sync():
-            batch_loss += forward_and_backward(
-                run, clips[part::num_parts], labels[part::num_parts], sum(counts)
-            )
+        with processes.gradients_shared(run.network, part == num_parts - 1):
+            part_of_all = slice(part, None, num_parts)
+            loss_sum += forward_and_backward(run, clips[part_of_all], labels[part_of_all], counts)
     with section("optimizer"):
-        gradient_norm = clip_gradients(run)
-        run.metrics.update_norm(gradient_norm)
-        is_bad = torch.stack([~batch_loss.isfinite(), _is_bad_gradient(run, gradient_norm)])
-        rate = run.optimizer.param_groups[0]["lr"]
-        run.loss_watch.note(is_bad, run.epoch, run.step, rate, ids[batch.indices.numpy()])
-        run.scaler.step(run.optimizer)
+        run.scaler.unscale_(run.optimizer)
+        gradient_norm = clip_gradients(run.model, run.config.grad_clip)
+        watch_step(run, loss_sum, gradient_norm, ids[batch.indices.numpy()])
+        run.scaler.step(run.optimizer)  # moves nothing where a gradient is NaN or inf
         run.scaler.update()
     if run.average:
         run.average.update(run.model)
 
 
-def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:
+def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Tensor:
     """Adds the gradients of some clips to those that are there; returns the sum of their losses.
 
-    clips: uint8 [N, T, H, W, C]; num_clips: of the whole batch, over all processes.
+    The loss is the mean over the clips of all processes and parts, whatever their sizes.
+    clips: uint8 [N, T, H, W, C] on the device.
     """
     config, section = run.config, run.profile.section
     with section("normalise"):
@@ -191,80 +159,69 @@ def forward_and_backward(run: Run, clips, labels, num_clips) -> torch.Tensor:
     with section("backward"):
         # Gradients of processes are averaged, so each counts its share of them all. A loss of inf
         # can have finite gradients; as NaN they keep the optimizers of all processes from moving.
-        share = processes.world_size() / num_clips
+        share = processes.world_size() / sum(counts)
         share = torch.where(loss_sum.detach().isfinite(), share, torch.nan)
         run.scaler.scale(loss_sum * share).backward()
     run.metrics.update(loss_sum, logits, labels)
     return loss_sum.detach()
 
 
-def clip_gradients(run: Run) -> torch.Tensor:
-    """The norm of all gradients before they are scaled down to `grad_clip`; on the device."""
-    run.scaler.unscale_(run.optimizer)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters])
-    if run.config.grad_clip:
-        clip_grads_with_norm_(parameters, run.config.grad_clip, norm)
-    return norm
-
-
-def _is_bad_gradient(run: Run, norm) -> torch.Tensor:
-    """Whether the norm is NaN or inf, and not for fp16's scale, which then comes down by itself."""
+def watch_step(run: Run, loss_sum, gradient_norm, ids) -> None:
+    """Takes down a step's gradient norm, and whether it or the loss is NaN or inf."""
+    run.metrics.update_norm(gradient_norm)
+    # While fp16's scale is above 1, gradients of inf only bring it down.
     scale = run.scaler.scale(torch.ones((), device=run.device))
-    return ~norm.isfinite() & (scale <= 1)
+    is_bad = torch.stack([~loss_sum.isfinite(), ~gradient_norm.isfinite() & (scale <= 1)])
+    rate = run.optimizer.param_groups[0]["lr"]
+    run.loss_watch.note(is_bad, run.epoch, run.step, rate, ids)
 
 
-def validate(run: Run, loader, set_name="validation") -> torch.Tensor:
-    """Logits of all clips of the validation or test set."""
+def refresh_batchnorm(run: Run, loader) -> None:
+    """Computes BatchNorm's running statistics anew while few steps are done, so that they lag."""
+    if (run.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
+        refresh_statistics(run.evaluated_model, loader, run.epoch, run.device, run.config)
+
+
+def validate(run: Run, loader) -> torch.Tensor:
+    """Logits of all clips of the validation set."""
     annotations = loader.dataset.annotations
 
     def note_bad_clips(batch):
-        run.bad_clips.note(batch, annotations, set_name, run.epoch + 1)
+        run.bad_clips.note(batch, annotations, "validation", run.epoch + 1)
 
     model = run.evaluated_model
-    logits = evaluation.compute_logits(model, loader, run.device, set_name, note_bad_clips)
-    run.bad_clips.report(annotations, set_name, run.epoch + 1)
+    logits = compute_logits(model, loader, run.device, "validation", note_bad_clips)
+    run.bad_clips.report(annotations, "validation", run.epoch + 1)
     return logits
 
 
-def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
-    """Adds the epoch to the history, moves on to the next, and saves."""
+def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> None:
+    """Adds the epoch's row to the history, and moves on to the next epoch."""
     labels = torch.from_numpy(annotations.labels)
-    scores = evaluation.score(logits, labels)
-    metrics = run.metrics.state()
+    scores, metrics = score(logits, labels), run.metrics.state()
     num_clips = metrics["loss"][1]
     if not num_clips:
         raise UserError(
             f"train_data_csv: no step of epoch {run.epoch + 1} could be done, since too few clips "
             "of each batch can be read; --check_data finds them all"
         )
-    # Where fp16's scale was too high for each step, there was no norm of a gradient.
-    train_scores = {name: total / count for name, (total, count) in metrics.items() if count}
     run.epoch += 1
     rate = learning_rate(run.config, run.epoch, run.validation_losses)
     # A run that was stopped in validation has had no step since to set it.
     set_learning_rate(run.optimizer, rate)
     # Of the process that needs most; of a resumed epoch, since it went on.
-    peak = processes.highest(peak=memory.peak_bytes(run.device))["peak"]
-    row = {"epoch": run.epoch} | train_scores | {"learning_rate": rate, "seconds": run.seconds,
-                                                 "clips_per_second": num_clips / run.seconds,
-                                                 "peak_memory_mib": peak / memory.MIB}
+    peak = processes.all_max(peak=memory.peak_bytes(run.device))["peak"]
+    row = {"epoch": run.epoch}
+    # Where fp16's scale was too high for each step, there was no norm of a gradient.
+    row |= {name: total / count for name, (total, count) in metrics.items() if count}
+    row |= {"learning_rate": rate, "seconds": run.seconds,
+            "clips_per_second": num_clips / run.seconds, "peak_memory_mib": peak / memory.MIB}
     run.history.append(row | {f"val_{name}": value for name, value in scores.items()})
     run.start_epoch()
     is_best = run.epoch == 1 or scores["top1"] > run.best_top1
     run.best_top1 = max(scores["top1"], run.best_top1)
-
-    log.epoch(run.history[-1])
-    if is_best and processes.is_main():
-        matrix = evaluation.confusion_matrix(logits, labels)
-        log.confusion_matrix(matrix, run.class_names, run.epoch)
-    save_run(run, log.sizes(), is_best)
-    if processes.is_main():
-        write_history(run.config.run_folder / HISTORY_FILE, run.history)
-    print(f"epoch {run.epoch:>3}   train: {evaluation.format_scores(train_scores)}   "
-          f"validation: {evaluation.format_scores(scores)}   lr {rate:.1e}   "
-          f"{row['clips_per_second']:.1f} clips/s   peak {memory.format_bytes(peak)}"
-          f"{'   best' if is_best else ''}", flush=True)
+    for callback in callbacks:
+        callback.on_epoch(run, logits, labels, is_best)
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -272,7 +229,7 @@ def finish_epoch(run: Run, logits, annotations, log: TensorBoardLog) -> None:
 
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
-    checkpoint = processes.from_main(checkpoint_to_resume, config, options, class_names)
+    checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
@@ -294,39 +251,28 @@ def run_training(config: Config, options, device) -> None:
 
     goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
     devices = devices_in_words(device, config, is_trained=True)
-    processes.from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
-    log = SilentLog()
-    sizes = checkpoint.get("tensorboard") if goes_on else None
-    if processes.is_main():
-        log = TensorBoardLog(config.run_folder / LOG_FOLDER, sizes)
-        write_history(config.run_folder / HISTORY_FILE, run.history)
-    if not sizes:
-        log.hyperparameters(config, ["loss", "top1"])
+    processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
+    callbacks = build_callbacks(run)
     try:
-        train(run, train_loader, validation_loader, log)
+        if not training_is_over(config, run.epoch, run.validation_losses):
+            for callback in callbacks:
+                callback.on_start(run, train_loader)
+        train(run, train_loader, validation_loader, callbacks)
     except OSError as error:
         error.filename = error.filename or str(config.run_folder)  # a full disk does not name it
         raise
     finally:
-        log.close()
+        for callback in callbacks:
+            callback.on_end(run)
     if processes.is_main():
         add_report(config.run_folder)
-
-
-def checkpoint_to_resume(config: Config, options, class_names) -> dict | None:
-    """What `--resume` goes on from; None: a run is to be started."""
-    if options.resume == "auto":
-        return load_for_auto(config, class_names, options.overwrite)
-    if options.resume:
-        return load_for(named_checkpoint(config, options.checkpoint), config, class_names)
-    return None
 
 
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
     """Scores the validation set, or predicts the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
-    folder = processes.from_main(make_run_folder, config)
+    folder = processes.broadcast_from_main(make_run_folder, config)
     evaluated = (config, class_names, annotations, device, set_name)
     if options.ensemble:
         logits, origin = ensemble_logits(options.ensemble, *evaluated)
@@ -348,16 +294,6 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
         add_report(folder)
 
 
-def read_data(config: Config, set_names):
-    """Class names and annotations; read by the main process, for all."""
-
-    def read():
-        class_names = read_class_names(config)
-        return class_names, [read_set(config, name, class_names) for name in set_names]
-
-    return processes.from_main(read)
-
-
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -377,12 +313,15 @@ def run_command(options, arguments) -> int:
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]
     )
-    config = processes.from_main(load_config, options.config, options.overrides, set_names)
+    config = processes.broadcast_from_main(
+        load_config, options.config, options.overrides, set_names
+    )
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
     devices = devices_in_words(device, config, options.command == "train")
     print(f"{devices}, {numbers}, run folder {config.run_folder}")
+    processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
             run_training(config, options, device)
@@ -406,10 +345,11 @@ def main(arguments=None) -> int:
         processes.leave()
         return status
 
-    try:
-        return exit_status(command, processes.is_first_to_tell)
-    finally:
-        stopping.over()
+    with stopping.watched_output(), processes.only_main_prints():
+        try:
+            return exit_status(command, processes.is_first_to_report)
+        finally:
+            stopping.over()
 
 
 if __name__ == "__main__":

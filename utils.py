@@ -84,7 +84,7 @@ class TrainingMetrics:
     def state(self) -> dict[str, list]:
         """Sum and count of each meter over all processes, which all have to call this."""
         own = [[float(meter.sum), int(meter.count)] for meter in self.meters.values()]
-        sums = processes.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        sums = processes.all_sum(torch.tensor(own, dtype=torch.float64)).tolist()
         return dict(zip(self.meters, sums, strict=True))
 
     def load_state(self, state: dict[str, list]) -> None:

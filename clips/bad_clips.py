@@ -54,7 +54,7 @@ class BadClips:
 
     def share(self) -> list[dict]:
         """All rows of all processes, in one order; every process has to call this."""
-        new = processes.gathered(self.unshared)
+        new = processes.all_gather(self.unshared)
         self.rows = sorted(self.rows + new, key=lambda row: tuple(row[name] for name in COLUMNS))
         self.unshared = []
         return self.rows
@@ -73,7 +73,7 @@ class BadClips:
         self.share()
         if set_name not in self.told:
             self.told.add(set_name)
-            counts = processes.gathered([self.lengths.get(set_name, (0, 0))])
+            counts = processes.all_gather([self.lengths.get(set_name, (0, 0))])
             num_short, num_read = map(sum, zip(*counts, strict=True))
             if num_short:
                 print(f"{set_name}: {short_clips_note(num_short, num_read, self.config)}")

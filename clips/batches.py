@@ -98,7 +98,7 @@ class EvalBatches:
             yield [ClipKey(0, index) for index in range(start, stop)]
 
 
-def _empty_clips(shape) -> torch.Tensor:
+def empty_clips(shape) -> torch.Tensor:
     """Room for the clips of a batch; in a worker it is memory that the main process shares."""
     clips = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is not None:  # as PyTorch's own collate does it
@@ -107,7 +107,7 @@ def _empty_clips(shape) -> torch.Tensor:
     return clips.resize_(shape)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def as_it_is(batch: Batch) -> Batch:
     """In the place of the loader's collate function: the data set gives whole batches."""
     return batch
 

@@ -134,7 +134,7 @@ def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, 
     if number_format(precision, device) is torch.float32:
         return []
     found = find_faults(model, clip_shape, num_clips, device, precision, training)
-    faults = processes.gathered(found)
+    faults = processes.all_gather(found)
     remedies = {}
     for fault in faults:
         for name in fault.layers:

@@ -27,7 +27,7 @@ def load_to_evaluate(path, config: Config, class_names) -> dict:
 
     Raises UserError if it cannot be read, or knows other classes.
     """
-    return with_averaged_weights(processes.from_main(load_for, path, config, class_names))
+    return with_averaged_weights(processes.broadcast_from_main(load_for, path, config, class_names))
 
 
 def checkpoint_logits(checkpoint, config: Config, class_names, annotations, device, set_name):

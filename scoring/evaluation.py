@@ -48,7 +48,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
     logits = logits.cpu()
     _check_logits(logits, data_set.annotations)
     logits[bad] = torch.nan
-    return processes.total(logits)
+    return processes.all_sum(logits)
 
 
 def log_mean_probability(logits, dim) -> torch.Tensor:

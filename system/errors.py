@@ -1,57 +1,80 @@
-"""The one exception for mistakes that the user can put right, and what ends a command."""
+"""UserError, messages for errors that are the user's to correct, and exit statuses."""
 
 import errno
 import os
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 
 from system import stopping
 
+# Modules that a command imports, by the file that has their packages.
+MODULES = {
+    "requirements.txt": ("torch", "torchvision", "numpy", "pandas", "simplejpeg", "PIL", "cv2",
+                         "av", "pydantic", "tqdm", "matplotlib", "jinja2", "tensorboardX"),
+    "requirements-export.txt": ("onnx", "onnxscript", "onnxruntime"),
+}  # fmt: skip
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _DISK_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EIO, errno.EFBIG)
-# Where PyTorch has no class of its own for an error, its text has to tell. gloo names the file of
-# its own that lost the connection, whatever was the reason.
+# Parts of messages, where PyTorch has no class for an error. gloo's name its source file.
 _GLOO_SIGN = "gloo/transport/"
 _SHARED_MEMORY_SIGNS = ("shared memory(shm)", "killed by signal: Bus error")
-_DEAD_WORKER_SIGN = "DataLoader worker (pid"  # what a worker *raised* reads "in DataLoader worker"
-# Of the CPU's allocator, of CUDA outside PyTorch's allocator, and of OpenCV.
+_DEAD_WORKER_SIGN = "DataLoader worker (pid"  # an exception in a worker has "in DataLoader worker"
+# Of the CPU allocator, of CUDA outside PyTorch's allocator, and of OpenCV.
 _MEMORY_SIGNS = ("you tried to allocate", "CUDA error: out of memory", "Insufficient memory")
 
 
 class UserError(ValueError):
-    """A mistake in the input: a config key, a file, a flag, a checkpoint.
+    """A mistake in the input: a config key, a file, a flag or a checkpoint.
 
-    Its text names the key or the path and the remedy. The commands print it on stderr, without a
+    The message names the key or path and the remedy. The commands print it on stderr, without a
     traceback, and exit with status 2.
     """
 
 
 def check_system() -> None:
-    """Raises UserError on Windows, which lacks signals and system calls that runs depend on."""
+    """Raise UserError on Windows, which lacks signals and system calls that runs depend on."""
     if sys.platform == "win32":
         raise UserError(
             "Windows is not supported; install WSL (`wsl --install`) and run this in its Linux"
         )
 
 
-def first_few(names, limit=10):
-    """`a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
+def check_packages(file: str = "requirements.txt") -> None:
+    """Raise ModuleNotFoundError if a package of the requirements file is not installed."""
+    for name in MODULES[file]:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def exit_if_packages_are_missing() -> None:
+    """Exit with a message and status 2; commands call this before their imports."""
+    if status := exit_status(check_packages):
+        sys.exit(status)
+
+
+def first_few(names, limit: int = 10) -> str:
+    """Return `a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
     names = [str(name) for name in names]
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
 def message_for_user(error: Exception) -> str | None:
-    """What to tell the user of an exception that is theirs to put right; None if it is a bug."""
+    """Return the message for an error that the user can correct, or None if it is a bug."""
     text = str(error)
     if isinstance(error, UserError):
         return text
+    if isinstance(error, ModuleNotFoundError):
+        return _message_for_missing_module(error.name or "")
     if isinstance(error, OSError):
         return _message_for_disk(error)
-    import torch  # here, since commands such as `python config.py` do without
+    import torch  # not at the top: the signal handlers are installed before this import
     from torch.distributed import DistError
 
     if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
-        return ("/dev/shm: too small for the batches that the loader's workers put there; start "
+        return ("/dev/shm: too small for the batches of the loader's workers; start "
                 "the container with `docker run --ipc=host` (or --shm-size=8g), or lower "
                 "batch_size, or set num_workers to 0")
     if _DEAD_WORKER_SIGN in text:
@@ -62,40 +85,51 @@ def message_for_user(error: Exception) -> str | None:
     if isinstance(error, DistError) or _GLOO_SIGN in text:
         reason = " ".join(text.split()).partition(". ")[0]
         return ("another process of this run has ended or was killed, or cannot be reached "
-                f"({reason[:300]}); --resume auto goes on")
+                f"({reason[:300]}); continue with --resume auto")
+    return None
+
+
+def _message_for_missing_module(name: str) -> str | None:
+    package = name.partition(".")[0]
+    for file, modules in MODULES.items():
+        if package in modules:
+            return f"{name} is not installed; run `python -m pip install -r {file}`"
     return None
 
 
 def _message_for_disk(error: OSError) -> str | None:
-    # A pipe or a socket whose other end is gone says nothing about a disk.
+    # A broken pipe or connection is not an error of a disk.
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
         return None
-    remedy = "make room" if error.errno in _FULL_DISK else "see that you may write and read there"
+    remedy = "make room" if error.errno in _FULL_DISK else "check its permissions and the disk"
     return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
-            f"{remedy}; a checkpoint that was there before is whole")
+            f"{remedy}; an earlier checkpoint there is intact")
 
 
-def exit_status(command, tells=lambda: True) -> int:
-    """Calls `command` and returns its exit status: 0 if it returns none, 2 for a user's mistake.
+def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: True) -> int:
+    """Call `command` and return its exit status; print the message of an error that is the user's.
 
-    128 + the number of a signal that stopped it; a closed pipe counts as SIGPIPE. Bugs are raised.
-    tells: whether this process is the one that prints the message, asked once there is one.
+    The status is what `command` returns, or 0; 2 after an error; 128 + the number of the signal
+    that stopped it, where a closed pipe counts as SIGPIPE. Bugs are raised.
+    is_reporter: called after an error; True in the one process that prints the message.
     """
     try:
         check_system()
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is handled
+        return status
     except stopping.Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who read the output, `head` say, has seen enough
+    except BrokenPipeError:  # as in `predict.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         message = message_for_user(error)
         if message is None:
             raise
-        with stopping.deferred():  # a launcher ends all processes once the first has left
-            if tells():
+        with stopping.deferred():  # a launcher ends all processes once the first has exited
+            if is_reporter():
                 print(f"error: {message}", file=sys.stderr)
         return 2

@@ -1,16 +1,15 @@
-"""One process or many: who this one is, and what all of them agree on.
+"""Distributed training: starting processes, their ranks, and collectives of flags and metrics.
 
-Everything here works, and costs nothing, in a single process that never joined others.
+In a single process, each function is valid and costs nothing.
 """
 
 import argparse
-import functools
 import hashlib
 import os
 import sys
 import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,24 +23,24 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from system import stopping
 from system.errors import UserError
 
-# Longer than the slowest batch may take to load. A process that dies is noticed without it.
+# Longer than any batch takes to load. A dead process is noticed earlier.
 TIMEOUT = timedelta(minutes=10)
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """True if torchrun started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 def launch(script: str, arguments: list[str], gpus: list[int] | None, num_processes=None) -> int:
-    """Runs `script` in one process per GPU, by PyTorch's own launcher. Returns the exit status.
+    """Run `script` in one process per GPU with PyTorch's launcher, and return the exit status.
 
-    gpus: their numbers; None starts `num_processes` on the CPU.
+    gpus: GPU numbers; None starts `num_processes` processes on the CPU.
     """
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpus)
         arguments, num_processes = _without_gpus(arguments), len(gpus)
-    # As torchrun does: the processes would otherwise all take all cores.
+    # As torchrun does; otherwise each process would use all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -62,14 +61,14 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
     return 0
 
 
-def _visible(gpus):
-    """CUDA_VISIBLE_DEVICES for these GPUs; if it is set already, they are numbered within it."""
+def _visible(gpus: list[int]) -> str:
+    """Return CUDA_VISIBLE_DEVICES for these GPUs; if it is set, they are numbered within it."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return ",".join(names.split(",")[gpu] if names else str(gpu) for gpu in gpus)
 
 
-def _without_gpus(arguments):
-    """The flags without -g: under the launcher each process takes the GPU of its own number."""
+def _without_gpus(arguments: list[str]) -> list[str]:
+    """Return the flags without -g: under the launcher, the GPU number is the local rank."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpus", "-g")
     return parser.parse_known_args(arguments)[1]
@@ -77,25 +76,48 @@ def _without_gpus(arguments):
 
 # --- meeting -----------------------------------------------------------------------------------
 
-_store = None  # the launcher's, for what the processes know of each other before they have joined
+
+class Meeting:
+    """How the processes that torchrun started find each other."""
+
+    def __init__(self):
+        self.store = None  # the launcher's; used before the processes have joined
+
+    def meet(self) -> None:
+        """Wait until all processes have started; without torchrun, do nothing."""
+        if launched():
+            store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            self.store = dist.PrefixStore(_roll_call(store, own_rank, num_processes), store)
+
+    def is_first_to_report(self) -> bool:
+        """True for the first process to report the error that ended the run; called once."""
+        try:
+            return self.store is None or self.store.add("reported", 1) == 1
+        except dist.DistError:  # the launcher is gone, and its store
+            return True
+
+    def join(self, device: torch.device) -> None:
+        """Initialize the process group of the processes that have met."""
+        if not launched():
+            return
+        # Flags and metrics travel between CPUs, gradients between the devices.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        count = int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(
+            backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=self.store
+        )
 
 
-def meet() -> None:
-    """Finds the other processes that torchrun started; only the main one goes on printing."""
-    global _store
-    if not launched():
-        return
-    if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open for the life of the process
-    store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    _store = dist.PrefixStore(_roll_call(store, own_rank, num_processes), store)
+# A process meets others once in its life, as it has one default process group.
+_meeting = Meeting()
+meet, join, is_first_to_report = _meeting.meet, _meeting.join, _meeting.is_first_to_report
 
 
-def _roll_call(store, own_rank, num_processes) -> str:
-    """A name for this start of the processes that all of them know.
+def _roll_call(store, own_rank: int, num_processes: int) -> str:
+    """Return a name for this start of the processes that all of them know.
 
-    After a restart the launcher's store still holds what processes that are dead by now have
-    written into it, addresses included; under a new name nobody takes these for current ones.
+    After a restart, the launcher's store still has what the dead processes wrote, addresses
+    included; under a new name nobody mistakes that for current values.
     """
     ranks = range(num_processes)
     store.set(f"rank {own_rank}", uuid.uuid4().hex)
@@ -104,7 +126,7 @@ def _roll_call(store, own_rank, num_processes) -> str:
         if store.check([f"rank {rank}" for rank in ranks]):
             names = store.multi_get([f"rank {rank}" for rank in ranks])
             start = hashlib.sha256(b"".join(names)).hexdigest()
-            # Who is dead has not seen the name of this process, so has not signed for both.
+            # A dead process has not seen this process's name, so it has not signed for both.
             store.set(f"{start} {own_rank}", "seen")
             if store.check([f"{start} {rank}" for rank in ranks]):
                 return start
@@ -112,32 +134,23 @@ def _roll_call(store, own_rank, num_processes) -> str:
     raise UserError(f"not all of the {num_processes} processes have started within {TIMEOUT}")
 
 
-def is_first_to_tell() -> bool:
-    """Whether no other process has told the user yet what ended the run; asked once."""
-    try:
-        return _store is None or _store.add("told", 1) == 1
-    except dist.DistError:  # the launcher is gone, and its store
-        return True
-
-
-def join(device: torch.device) -> None:
-    """From here on the processes that have met can compute together."""
-    if not launched():
+@contextmanager
+def only_main_prints():
+    """Inside, processes other than the main one print nothing on stdout."""
+    if is_main():
+        yield
         return
-    # Flags and figures travel between CPUs, gradients between the devices.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    count = int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(
-        backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=_store
-    )
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def wait_for_all() -> None:
-    """Until every process has come here: one that leaves long before the others may abort."""
-    highest(done=1)
+    """Block until every process has called this: one that exits early could abort the others."""
+    all_max(done=1)
 
 
 def leave() -> None:
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -151,18 +164,18 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """True in the process that prints and writes files: rank 0."""
     return rank() == 0
 
 
 # --- cores -------------------------------------------------------------------------------------
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time per period
-MOST_WORKERS_THAT_PAY = 16
+MAX_DEFAULT_WORKERS = 16  # more do not pay
 
 
 def available_cores() -> int:
-    """Cores that this process may use, by its affinity mask and its container's limit."""
+    """Return the number of cores that the affinity mask and the container's limit allow."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -174,34 +187,32 @@ def available_cores() -> int:
 
 
 def cores_per_process() -> int:
-    """This process's share of the cores, which torchrun's other processes here use, too."""
+    """Return this process's share of the cores that all processes on this machine use."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def loader_workers(asked: int | None) -> int:
-    """Processes that read frames for this one: as asked, but at most one per core; None: that many.
+def loader_workers(num_workers: int | None) -> int:
+    """Return how many loader workers to start: `num_workers`, but at most one per core.
 
-    More would only take turns; the order of clips does not depend on them.
+    None: one per core, up to MAX_DEFAULT_WORKERS. The order of clips does not depend on them.
     """
     cores = cores_per_process()
-    if asked is None:
-        return min(cores, MOST_WORKERS_THAT_PAY)
-    if asked > cores:
-        _say_that_workers_are_fewer(asked, cores)
-    return min(asked, cores)
+    return min(cores, MAX_DEFAULT_WORKERS if num_workers is None else num_workers)
 
 
-@functools.cache  # once is enough
-def _say_that_workers_are_fewer(asked, cores) -> None:
-    print(f"num_workers: {asked} asked for, {cores} started: as many as there are cores for each "
-          "process")
+def report_workers(num_workers: int | None) -> None:
+    """Print a line if fewer loader workers than `num_workers` are started."""
+    started = loader_workers(num_workers)
+    if num_workers is not None and started < num_workers:
+        print(f"num_workers: {num_workers} in the config, {started} started: one per core for each "
+              "process")
 
 
-# --- agreeing ----------------------------------------------------------------------------------
+# --- collectives -------------------------------------------------------------------------------
 
 
-def gather_ints(**values: int) -> list[dict[str, int]]:
-    """The values of each process, by rank, in one collective call."""
+def all_gather_ints(**values: int) -> list[dict[str, int]]:
+    """Return the values of each process, by rank, in one collective call."""
     if world_size() == 1:
         return [values]
     own = torch.tensor(list(values.values()), dtype=torch.int64)
@@ -210,8 +221,8 @@ def gather_ints(**values: int) -> list[dict[str, int]]:
     return [dict(zip(values, row.tolist(), strict=True)) for row in rows]
 
 
-def highest(**values: int) -> dict[str, int]:
-    """The highest of each value over all processes: one that asks to stop stops all."""
+def all_max(**values: int) -> dict[str, int]:
+    """Return the maximum of each value over all processes."""
     if world_size() == 1:
         return values
     numbers = torch.tensor(list(values.values()), dtype=torch.int64)
@@ -220,22 +231,22 @@ def highest(**values: int) -> dict[str, int]:
 
 
 def stop_together() -> None:
-    """Raises Stopped in all processes if a signal has come to any of them."""
-    number = highest(signal=stopping.requested())["signal"]
+    """Raise Stopped in all processes if any of them has received a signal."""
+    number = all_max(signal=stopping.requested())["signal"]
     if number:
         raise stopping.Stopped(number)
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a CPU tensor over all processes."""
+def all_sum(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a CPU tensor over all processes."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
     return values
 
 
-def gathered(items: list) -> list:
-    """The items of all processes, those of the main one first."""
+def all_gather(items: list) -> list:
+    """Return the items of all processes in one list, ordered by rank."""
     if world_size() == 1:
         return items
     lists = [None] * world_size()
@@ -243,8 +254,8 @@ def gathered(items: list) -> list:
     return [item for items in lists for item in items]
 
 
-def from_main(function, *arguments):
-    """What `function` returns in the main process, for all; a UserError there is raised in all."""
+def broadcast_from_main(function, *arguments):
+    """Call `function` in the main process; return its result, or raise its UserError, in all."""
     if world_size() == 1:
         return function(*arguments)
     answer = [None, None]
@@ -260,13 +271,13 @@ def from_main(function, *arguments):
     return result
 
 
-# --- the network over several processes --------------------------------------------------------
+# --- the network -------------------------------------------------------------------------------
 
 
 def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
-    """`model` with gradients averaged over all processes; itself where there is only one.
+    """Return `model` with gradients averaged over all processes; `model` itself if there is one.
 
-    clips_shape: (N, T, H, W) of a step's part in this process; autocast: its context of forward.
+    clips_shape: (N, T, H, W) of one part of a step in this process; autocast: context of forward.
     """
     if world_size() == 1:
         return model
@@ -274,10 +285,10 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
     network = nn.parallel.DistributedDataParallel(
         model, device_ids=device_ids, gradient_as_bucket_view=True
     )
-    # BatchNorm's running statistics do not enter training, and evaluation takes the main ones.
+    # Training does not use BatchNorm's running statistics, and evaluation takes those of rank 0.
     network.broadcast_buffers = False  # the argument has another name in later versions
-    # Once it has seen a backward pass, it adds up in another order. If that pass were the first
-    # step, three processes that resume would not do bit for bit what they did uninterrupted.
+    # After its first backward pass, DDP sums in another order. If the first step were that pass,
+    # three processes that resume would differ in the last bit from an uninterrupted run.
     kept = [buffer.clone() for buffer in model.buffers()]
     clips = torch.zeros(*clips_shape, model.num_channels, device=device).permute(0, 4, 1, 2, 3)
     network.train()
@@ -291,17 +302,24 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
     return network
 
 
+def gradients_shared(network: nn.Module, is_last_part: bool):
+    """The context of one part of a batch: gradients are averaged after the last part only."""
+    if is_last_part or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
 def copy_buffers_from_main(model: nn.Module) -> None:
-    """Gives all processes the main one's BatchNorm statistics, so that all evaluate one network."""
+    """Broadcast the BatchNorm statistics of rank 0, so that all processes evaluate one network."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with BatchNorm over the batch of all processes instead of each one's part.
+    """Return `model` with BatchNorm over the batch of all processes instead of each one's part.
 
-    Raises UserError on the CPU, where PyTorch's SyncBatchNorm does not run.
+    Raises UserError on the CPU, which PyTorch's SyncBatchNorm does not support.
     """
     if device.type == "cpu":
         raise UserError(

@@ -22,17 +22,14 @@ class WaitingTime:
     def __init__(self, device: torch.device):
         self.device, self.seconds, self._pairs = device, 0.0, []
 
-    def over(self, batches):
-        """Passes the batches on, and adds up how long each was waited for."""
-        batches = iter(batches)
-        while True:
-            start = self._moment()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self._pairs.append((start, self._moment()))
-            self._add_up()
-            yield batch
+    def begin(self):
+        """The device has nothing to do from now on."""
+        self._start = self._moment()
+
+    def end(self):
+        """The next batch has come."""
+        self._pairs.append((self._start, self._moment()))
+        self._add_up()
 
     def _moment(self):
         if self.device.type != "cuda":
@@ -81,7 +78,8 @@ class StepProfile:
     def __init__(self, folder: Path | None = None, device: torch.device | None = None):
         """folder: where the trace goes; None profiles nothing."""
         self.folder, self.device = folder, device
-        self.step, self.seconds, self.start, self.tracer = 0, {}, 0.0, None
+        self.step, self.seconds, self.start = 0, {}, 0.0
+        self.tracer = self._waiting = None
 
     @contextmanager
     def section(self, name: str):
@@ -95,20 +93,23 @@ class StepProfile:
             end = self._now()
         self.seconds[name] = self.seconds.get(name, 0) + end - start
 
-    def over(self, batches):
-        """Passes the batches on; getting one is a section, and the tracer starts and ends here."""
-        batches = iter(batches)
-        while True:
-            if self.step == self.WARM_UP_STEPS:
-                self._open()
-            with self.section("wait for data"):
-                batch = next(batches, None)
-            if batch is None:
-                return self._close()
-            yield batch
-            self.step += 1
-            if self.step == self.WARM_UP_STEPS + self.NUM_STEPS:
-                self._close()
+    def wait(self):
+        """The next batch is waited for, which is a section; the tracer starts here."""
+        if self.step == self.WARM_UP_STEPS and not self.tracer:
+            self._open()
+        if self.tracer:
+            self._waiting = self.section("wait for data")
+            self._waiting.__enter__()
+
+    def batch_arrived(self):
+        if self._waiting:
+            self._waiting.__exit__(None, None, None)
+            self._waiting = None
+
+    def step_done(self):
+        self.step += 1
+        if self.step == self.WARM_UP_STEPS + self.NUM_STEPS:
+            self.close()
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -123,8 +124,9 @@ class StepProfile:
             self.tracer.start()
             self.start = self._now()
 
-    def _close(self):
+    def close(self):
         """Writes the trace and prints the table, if any step was profiled."""
+        self.batch_arrived()
         num_steps, tracer = self.step - self.WARM_UP_STEPS, self.tracer
         self.tracer = None
         if not tracer:

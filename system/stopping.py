@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: finish the running step, save, leave with 128 + the signal's number.
+"""SIGTERM and Ctrl-C: finish the running step, save, exit with 128 + the signal's number.
 
 A closed pipe, as in `train.py | head`, stops a run in the same way, as if by SIGPIPE. This module
-imports nothing heavy: the command installs the handlers before the seconds that torch takes.
+imports nothing heavy: the command installs the handlers before torch is imported.
 """
 
 import io
@@ -10,109 +10,117 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A launcher passes on the Ctrl-C that the terminal has sent to its processes already.
+# A launcher passes on the Ctrl-C that the terminal has already sent to its processes.
 SECONDS_OF_AN_ECHO = 0.5
 
 
 class Stopped(SystemExit):
-    """Raised where a signal asks the command to leave; uncaught, it is the exit status."""
+    """Raised where a signal asks the command to exit; uncaught, it sets the exit status."""
 
     def __init__(self, signal_number: int):
         super().__init__(128 + signal_number)
         self.signal_number = signal_number
 
 
-_signal_number = 0  # the first one received
-_received_at = 0.0
-_is_ready = False
-_is_over = False
-_deferred = False
+class StopRequest:
+    """The first signal that this process received, and what happens when one arrives."""
+
+    def __init__(self):
+        self.signal_number, self.received_at = 0, 0.0
+        self.is_ready = self.is_deferred = self.is_over = False
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT: before `ready` they end the process, then they raise Stopped.
+
+        Inside `deferred` a signal is only recorded. A second Ctrl-C always exits immediately.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self.receive)
+
+    def ready(self) -> None:
+        """Raise Stopped from here on; to be called after the imports, which may swallow it."""
+        self.is_ready = True
+
+    def over(self) -> None:
+        """Ignore signals from here on: everything is written and Python is exiting."""
+        self.is_over = True
+
+    def requested(self) -> int:
+        """Return the number of the signal that asked to stop, or 0."""
+        return self.signal_number
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has been received."""
+        if self.signal_number:
+            raise Stopped(self.signal_number)
+
+    @contextmanager
+    def deferred(self):
+        """Inside, a signal is only recorded, so that no step is left half done."""
+        with self._deferral(True):
+            yield
+
+    @contextmanager
+    def at_once(self):
+        """Inside, within `deferred`, a signal raises Stopped immediately; for code that waits."""
+        with self._deferral(False):
+            self.check()
+            yield
+
+    @contextmanager
+    def _deferral(self, value: bool):
+        before, self.is_deferred = self.is_deferred, value
+        try:
+            yield
+        finally:
+            self.is_deferred = before
+
+    def receive(self, number: int, _frame=None) -> None:
+        """The signal handler."""
+        now = time.monotonic()
+        is_first = not self.signal_number
+        if is_first:
+            self.signal_number, self.received_at = number, now
+        is_impatient = number == signal.SIGINT and now - self.received_at > SECONDS_OF_AN_ECHO
+        if is_impatient or not self.is_ready:
+            os._exit(128 + number)
+        # A second signal must not disturb the exit.
+        if is_first and not (self.is_deferred or self.is_over):
+            raise Stopped(number)
 
 
-def install() -> None:
-    """From now on SIGTERM and SIGINT end the process at once; after `ready`, they raise Stopped.
-
-    Inside `deferred` they are raised when asked. A second Ctrl-C leaves at once in any case. If
-    nobody reads the output any more, that counts as SIGPIPE.
-    """
-    for number in SIGNALS:
-        signal.signal(number, _on_signal)
-    sys.stdout = _watched(sys.stdout, "standard output")
-    sys.stderr = _watched(sys.stderr, "standard error")
-
-
-def ready() -> None:
-    """To be called after the imports, which may swallow an exception and go on with half of it."""
-    global _is_ready
-    _is_ready = True
-
-
-def over() -> None:
-    """From now on signals are passed over: all is written, and Python is about to end."""
-    global _is_over
-    _is_over = True
-
-
-def requested() -> int:
-    """Number of the signal that asked to stop, or 0."""
-    return _signal_number
-
-
-def check() -> None:
-    """Raises Stopped if a signal has come."""
-    if _signal_number:
-        raise Stopped(_signal_number)
-
-
-@contextmanager
-def deferred():
-    """Inside, a signal is only remembered, so that no step is left half done."""
-    with _deferral(True):
-        yield
-
-
-@contextmanager
-def at_once():
-    """Inside, within `deferred`, a signal raises Stopped immediately: for waiting."""
-    with _deferral(False):
-        check()
-        yield
-
-
-@contextmanager
-def _deferral(value):
-    global _deferred
-    before, _deferred = _deferred, value
-    try:
-        yield
-    finally:
-        _deferred = before
-
-
-def _on_signal(number, _frame):
-    global _signal_number, _received_at
-    now = time.monotonic()
-    is_first = not _signal_number
-    if is_first:
-        _signal_number, _received_at = number, now
-    is_impatient = number == signal.SIGINT and now - _received_at > SECONDS_OF_AN_ECHO
-    if is_impatient or not _is_ready:
-        os._exit(128 + number)
-    # A second one would only disturb the leaving.
-    if is_first and not (_deferred or _is_over):
-        raise Stopped(number)
+# A process has one handler per signal, so it has one of these. It does nothing until `install`.
+_request = StopRequest()
+install, ready, over = _request.install, _request.ready, _request.over
+requested, check = _request.requested, _request.check
+deferred, at_once = _request.deferred, _request.at_once
 
 
 # --- output ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def watched_output():
+    """Inside, a closed stdout or stderr counts as SIGPIPE instead of raising BrokenPipeError."""
+    before = sys.stdout, sys.stderr
+    sys.stdout = _watch(sys.stdout, "standard output")
+    sys.stderr = _watch(sys.stderr, "standard error")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # reported by `errors.exit_status`
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
 class _Output(io.FileIO):
     """A file descriptor whose closed pipe asks the command to stop instead of raising an error.
 
-    An error would be raised wherever something is printed, in the middle of a step for example.
+    An error would be raised wherever something is printed, for example in the middle of a step.
     """
 
     def __init__(self, descriptor: int, title: str):
@@ -123,18 +131,18 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            _on_signal(signal.SIGPIPE, None)
+            _request.receive(signal.SIGPIPE)
             return len(data)
-        except OSError as error:  # of a full disk, say, which does not name it
+        except OSError as error:  # a full disk, for example, which does not name the file
             error.filename = self.title
             raise
 
 
-def _watched(stream, title):
-    """`stream` over an `_Output`; itself if it is no file descriptor."""
+def _watch(stream, title: str):
+    """Return `stream` over an `_Output`, or `stream` itself if it has no file descriptor."""
     try:
         raw = _Output(stream.fileno(), title)
-    except (AttributeError, OSError):  # closed before the start, or something of a test's
+    except (AttributeError, OSError):  # closed before the start, or a test's buffer
         return stream
     unbuffered = stream.write_through
     stream.flush()
@@ -149,7 +157,7 @@ def _watched(stream, title):
 
 @contextmanager
 def kept_from_workers():
-    """Processes started inside never get the signals, which are this process's to handle."""
+    """Block the signals in processes started inside; this process handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -158,7 +166,7 @@ def kept_from_workers():
 
 
 def end_workers() -> None:
-    """Kills the loaders' workers: Python would wait for one that hangs in a read."""
+    """Kill the loaders' workers; Python would wait for one that hangs in a read."""
     # PyTorch's handler would raise an error for workers that die.
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():

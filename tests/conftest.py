@@ -10,7 +10,6 @@ import pytest
 import simplejpeg
 import torch
 
-from callbacks import Progress
 from config import Config
 from system import device
 
@@ -35,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch):
+def process_as_it_was():
     """Each test begins with the same seeds, and leaves the settings of the process to the next.
 
     Commands, which set some of them for the life of their process, run in the tests' own.
@@ -43,7 +42,6 @@ def process_as_it_was(monkeypatch):
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     flags, environment = (cudnn.benchmark, cudnn.deterministic), dict(os.environ)
-    monkeypatch.setattr(Progress, "_has_hinted", False)
     device.number_format.cache_clear()
     yield
     torch.set_num_threads(threads)

@@ -141,7 +141,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         given_type, inputs = inputs.dtype, inputs.float()  # bf16 is too coarse for sums
         dims = [0, *range(2, inputs.dim())]
         shape = [1, -1, *[1] * (inputs.dim() - 2)]
-        count = processes.total(torch.tensor(float(inputs.numel() / inputs.shape[1])))
+        count = processes.all_sum(torch.tensor(float(inputs.numel() / inputs.shape[1])))
         mean = _SumOverProcesses.apply(inputs.sum(dims)) / count
         centred = inputs - mean.view(shape)
         variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
@@ -159,11 +159,11 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(_context, values):
-        return processes.total(values)
+        return processes.all_sum(values)
 
     @staticmethod
     def backward(_context, gradient):
-        return processes.total(gradient.contiguous())
+        return processes.all_sum(gradient.contiguous())
 
 
 # --- the job -----------------------------------------------------------------------------------

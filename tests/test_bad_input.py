@@ -996,12 +996,10 @@ STATES = {
     "history of text": damaged_key("history", [{"epoch": 1, "val_loss": "low"}]),
     "config is a list": damaged_key("config", [1]),
     "tensors in config": damaged_key("config", {"lr": torch.zeros(2)}),
-    "tensorboard is a list": damaged_key("tensorboard", [1]),
     "metrics are numbers": damaged_key("metrics", {"loss": 1.5}),
     "metrics are NaN": damaged_key("metrics", {"loss": [float("nan"), float("nan")]}),
     "bad clips without ids": damaged_key("bad_clips", [{"epoch": 1, "set": "train"}]),
     "lists of tensors in config": damaged_key("config", {"head_widths": [torch.zeros(2)]}),
-    "negative size": damaged_key("tensorboard", {"train/x": -1}),
     "optimizer is a list": damaged_key("optimizer", [1]),
     "optimizer is null": damaged_key("optimizer", None),
     "optimizer of nothing": Row(

@@ -65,12 +65,12 @@ def test_the_example_works_without_this_code(trained, tmp_path, capsys):
     assert shown.split()[0] in ("Left", "Right", "Still")
 
 
-def test_a_network_that_computes_something_else_is_not_called_done(trained, exported):
+def test_an_exported_network_that_differs_is_an_error(trained, exported):
     network = export.FromBytes(load_predictor(trained[1], CPU))
     export.check(exported / "net.onnx", network)
     with torch.no_grad():
         network.network.classifier.bias[0] += 1
-    with pytest.raises(export.UserError, match="computes other probabilities"):
+    with pytest.raises(export.UserError, match="probabilities from onnxruntime and PyTorch differ"):
         export.check(exported / "net.onnx", network)
 
 

@@ -22,6 +22,9 @@ from runs import make_settings, run_folder, write_config
 import predict
 import train
 from clips.frames import FramesInMemory
+from clips.search import find_clips
+from scoring import camera as camera_module
+from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictor
 from system.errors import UserError
 from training.checkpoint import load_checkpoint
@@ -191,22 +194,22 @@ def touch_clips(root, *names):
 def test_clips_are_found_in_class_folders(tmp_path):
     touch_clips(tmp_path, "Left/2", "Left/1", "Right/3.mp4", "Right/deeper/4", ".hidden/5", "6.avi")
     (tmp_path / "Left" / "notes.txt").touch()
-    clips, problems = predict.find_clips(tmp_path)
+    clips, problems = find_clips(tmp_path)
     found = [str(clip.relative_to(tmp_path)) for clip in clips]
     assert found == ["6.avi", "Left/1", "Left/2", "Right/3.mp4", "Right/deeper/4"]
     assert problems == []
-    assert predict.find_clips(tmp_path / "Left" / "1") == ([tmp_path / "Left" / "1"], [])
+    assert find_clips(tmp_path / "Left" / "1") == ([tmp_path / "Left" / "1"], [])
 
 
 def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
     touch_clips(tmp_path, "good", "classes/good", "classes/mixed", "classes/mixed/a.mp4")
     (tmp_path / "classes" / "empty").mkdir()
     (tmp_path / "classes" / "round").symlink_to(tmp_path)
-    clips, problems = predict.find_clips(tmp_path)
+    clips, problems = find_clips(tmp_path)
     assert clips == [tmp_path / "classes" / "good", tmp_path / "good"]
     empty, mixed = problems
     assert empty.startswith(f"{tmp_path}/classes/empty: no frames")
-    assert mixed.startswith(f"{tmp_path}/classes/mixed: holds frames and other clips (a.mp4)")
+    assert mixed.startswith(f"{tmp_path}/classes/mixed: has both frames and other clips (a.mp4)")
 
 
 @pytest.mark.parametrize("names, places", [
@@ -236,7 +239,7 @@ def test_the_same_path_twice_is_one_clip(checkpoint, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-def test_the_annotated_clip_can_be_opened(checkpoint, tmp_path, suffix):
+def test_the_clip_with_its_scores_can_be_opened(checkpoint, tmp_path, suffix):
     write_clip(tmp_path / "clip", draw_frames("Right", 9, np.random.default_rng(0)))
     path = tmp_path / f"shown{suffix}"
     arguments = ["-c", checkpoint, "-g", "cpu", "--save", str(path), str(tmp_path / "clip")]
@@ -268,9 +271,9 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     captured = capsys.readouterr()
     assert len(captured.out.strip().split("\n")) == 1 and "good" in captured.out
     errors = captured.err.strip().split("\n")
-    assert errors[-1] == "error: 8 of 9 could not be classified"
-    for name, problem in (("mixed", "holds frames and other clips"), ("empty.mp4", "empty"),
-                          ("notes.txt", "neither a video"), ("nothing", "no frames"),
+    assert errors[-1] == "error: 8 of 9 cannot be classified"
+    for name, problem in (("mixed", "has both frames and other clips"), ("empty.mp4", "empty"),
+                          ("notes.txt", "not a video"), ("nothing", "contains no frames"),
                           ("missing", "no such file"), ("sound.mp4", "no video in it"),
                           ("still.mp4", "a single frame"), ("cut.avi", "cut off")):  # fmt: skip
         assert any(name in line and problem in line for line in errors), name
@@ -362,8 +365,8 @@ def play_camera(tmp_path, monkeypatch):
         frames = np.stack([np.full((24, 32, 3), 2 * number, np.uint8) for number in range(120)])
         path = write_video(tmp_path / "a.avi", frames, codec="ffv1", pix_fmt="bgr0")
         camera = PlayedCamera(path, pace, num_waited_for)
-        monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: camera)
-        monkeypatch.setattr(predict, "monotonic", camera.clock)
+        monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+        monkeypatch.setattr(camera_module, "monotonic", camera.clock)
         return camera
 
     return play
@@ -372,8 +375,8 @@ def play_camera(tmp_path, monkeypatch):
 def test_a_slow_network_sees_movements_at_their_own_speed(play_camera):
     camera = play_camera(pace=24, num_waited_for=13)  # 7 frames at 12 a second
     slow = SlowPredictor(camera, seconds=1, clip_size=4, step_size=2)
-    with pytest.raises(UserError, match="--camera 0: gives no more pictures"):
-        predict.predict_live([slow], 0)
+    with pytest.raises(UserError, match="--camera 0: sends no more pictures"):
+        predict_live([slow], 0)
     assert [frames[-1] for frames in slow.seen] == [12, 36, 60, 84, 108]  # the newest there was
     assert [len(frames) for frames in slow.seen] == [7, 19, 31, 36, 36]  # 3 seconds at most
     assert all(set(np.diff(frames)) == {2} for frames in slow.seen)
@@ -382,8 +385,8 @@ def test_a_slow_network_sees_movements_at_their_own_speed(play_camera):
 def test_a_camera_slower_than_the_network_repeats_frames(play_camera):
     camera = play_camera(pace=8, num_waited_for=5)
     slow = SlowPredictor(camera, seconds=9, clip_size=4, step_size=2)
-    with pytest.raises(UserError, match="gives no more pictures"):
-        predict.predict_live([slow], 0)
+    with pytest.raises(UserError, match="sends no more pictures"):
+        predict_live([slow], 0)
     assert slow.seen[0] == [0, 0, 1, 2, 2, 3, 4]
     assert slow.seen[1][-4:] == [74, 74, 75, 76] and len(slow.seen[1]) == 36
 
@@ -392,8 +395,8 @@ def test_the_live_window_is_as_long_as_the_networks_clip(play_camera):
     camera = play_camera(pace=12, num_waited_for=69)
     slow = SlowPredictor(camera, seconds=1, clip_size=18, step_size=4)
     segments = SlowPredictor(camera, seconds=0, clip_size=5, step_size=9, sampling="segments")
-    with pytest.raises(UserError, match="gives no more pictures"):
-        predict.predict_live([slow, segments], 0)
+    with pytest.raises(UserError, match="sends no more pictures"):
+        predict_live([slow, segments], 0)
     assert {len(frames) for frames in slow.seen} == {69}
     assert slow.seen[0] == list(range(69)) and slow.seen[1] == list(range(12, 81))
     assert {len(frames) for frames in segments.seen} == {45}
@@ -403,8 +406,8 @@ def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
     frames = draw_frames("Left", 40, np.random.default_rng(0))
     path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
     camera = PlayedCamera(path, pace=12, num_waited_for=7)
-    monkeypatch.setattr(predict.cv2, "VideoCapture", lambda number: camera)
-    monkeypatch.setattr(predict, "monotonic", camera.clock)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    monkeypatch.setattr(camera_module, "monotonic", camera.clock)
     scores = Predictor.scores
 
     def scores_in_time(predictor, source):
@@ -414,7 +417,7 @@ def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Predictor, "scores", scores_in_time)
     assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "0"]) == 2
     shown = capsys.readouterr()
-    assert "--camera 0: gives no more pictures" in shown.err
+    assert "--camera 0: sends no more pictures" in shown.err
     lines = shown.out.strip("\r\n ").split("\r")
     assert len(lines) == 34 and all("Left" in line and "%" in line for line in lines)
 

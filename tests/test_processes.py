@@ -135,9 +135,10 @@ def torchrun(num_processes, *arguments, restarts=0):
 
 
 LAUNCH = """
-import sys, stopping
+import sys
+from system import stopping
 stopping.install()
-import processes
+from system import processes
 sys.exit(processes.launch(sys.argv[1], sys.argv[2:], None, num_processes=2))
 """
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,8 +38,11 @@ def slow_batches(num_batches, clock):
 
 def test_only_the_time_before_a_batch_comes_is_waiting(clock):
     waiting = WaitingTime(CPU)
-    for _ in waiting.over(slow_batches(5, clock)):
+    waiting.begin()
+    for _ in slow_batches(5, clock):
+        waiting.end()
         clock[0] += 3
+        waiting.begin()
     assert clock[0] == 25
     assert waiting.seconds == 10
 
@@ -53,12 +57,15 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
     assert waiting_hint(0.19, 100, few) is None
     assert waiting_hint(0.5, 5, few) is None  # that was the workers' start
 
-    monkeypatch.setattr(Progress, "_has_hinted", False)
+    progress = Progress(CPU)
     for epoch in range(2):
-        progress = Progress(epoch, 0, 25, few, CPU)
-        for step, _ in enumerate(progress.over(slow_batches(25, clock)), 1):
-            progress.step = step
-        progress.close()
+        run = SimpleNamespace(config=few, device=CPU, epoch=epoch, step=0)
+        progress.on_epoch_start(run, range(25))
+        for batch in slow_batches(25, clock):
+            progress.on_batch(run, batch)
+            run.step += 1
+            progress.waiting.begin()
+        progress.on_steps_end(run)
     assert capsys.readouterr().out.count("raise num_workers") == 1
 
 
@@ -68,7 +75,6 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
 @pytest.fixture
 def cores(monkeypatch, tmp_path):
     """Sets which cores the process may run on, and its container's limit."""
-    processes._say_that_workers_are_fewer.cache_clear()
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
     def set_cores(number, limit="max 100000"):
@@ -96,11 +102,14 @@ def test_cores_are_those_that_the_process_may_use(cores, monkeypatch):
     assert processes.cores_per_process() == processes.loader_workers(None) == 1
 
 
-def test_more_workers_than_cores_are_lowered_and_said_once(cores, capsys):
+def test_more_workers_than_cores_are_lowered_and_reported(cores, capsys):
     cores(2)
     assert [processes.loader_workers(number) for number in (0, 1, 2, 9, 9)] == [0, 1, 2, 2, 2]
+    assert capsys.readouterr().out == ""
+    for number in (None, 0, 2, 9):
+        processes.report_workers(number)
     assert capsys.readouterr().out == (
-        "num_workers: 9 asked for, 2 started: as many as there are cores for each process\n")
+        "num_workers: 9 in the config, 2 started: one per core for each process\n")
 
 
 def test_the_launcher_shares_the_cores(cores, monkeypatch):
@@ -161,7 +170,11 @@ def test_profile_writes_a_trace_and_a_table_and_trains_on(tmp_path, capsys, num_
 
 def test_a_profile_without_a_folder_costs_and_writes_nothing():
     profile = StepProfile()
-    for _ in profile.over(range(20)):
+    for _ in range(20):
+        profile.wait()
+        profile.batch_arrived()
         with profile.section("forward"):
             pass
+        profile.step_done()
+    profile.close()
     assert profile.seconds == {}

@@ -21,10 +21,12 @@ from PIL import Image
 from runs import make_settings, read_csv, run_folder, write_config
 
 import callbacks
+import report
 import train
 from reporting import confusion_matrix
-from reporting import page as report
+from reporting import page as report_page
 from reporting.line_chart import line_chart, nice_step
+from reporting.page import write_report
 from reporting.worst_clips import MOST_BYTES, input_frames, moving_picture
 from scoring import results
 from system.errors import UserError
@@ -189,7 +191,7 @@ def test_after_evaluation(trained):
 
 def test_the_worst_clips_come_first_and_move(folder, trained):
     saved = set_logits(folder, likes=2)
-    page = Page(report.write_report(folder).read_text())
+    page = Page(write_report(folder).read_text())
     wrong = [index for index in (6, 5, 4, 3, 1, 0) if saved.labels[index] != 2]
     shown = [saved.ids[index] for index in wrong if saved.ids[index] != "25"]
     texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown):]
@@ -241,14 +243,14 @@ def test_each_missing_file_is_said(folder):
     wanted = {"config.json": "settings", "history.csv": "Curves", "logits.npz": "evaluated"}
     for name, said in wanted.items():
         (folder / name).rename(folder / "aside")
-        page = Page(report.write_report(folder).read_text())
+        page = Page(write_report(folder).read_text())
         assert said in page.section("What is missing") and len(page.commands) == 1
         (folder / "aside").rename(folder / name)
     (folder / "versions.json").unlink()
-    assert "Starts" not in Page(report.write_report(folder).read_text()).section("Speed")
+    assert "Starts" not in Page(write_report(folder).read_text()).section("Speed")
     for name in ("history.csv", "config.json"):  # as when a published checkpoint is evaluated
         (folder / name).unlink()
-    page = Page(report.write_report(folder).read_text())
+    page = Page(write_report(folder).read_text())
     assert len(page.commands) == 2 and page.all("img") and "the weights of" in page.section(
         "Evaluation")  # fmt: skip
 
@@ -257,14 +259,14 @@ def test_the_command_is_for_the_folder_and_its_last_checkpoint(folder):
     config = json.loads((folder / "config.json").read_text()) | {"checkpoint": "elsewhere.tar"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "logits.npz").unlink()
-    (command,) = Page(report.write_report(folder).read_text()).commands
+    (command,) = Page(write_report(folder).read_text()).commands
     assert train.main([*command[2:], "-g", "cpu"]) == 0
     assert "Evaluation" in page_of(folder).headings
 
 
 def test_figures_of_other_weights_are_said_to_be(folder, trained):
     def said():
-        return Page(report.write_report(folder).read_text()).section("Evaluation")
+        return Page(write_report(folder).read_text()).section("Evaluation")
 
     def write_history(*rows):
         callbacks.write_history(folder / "history.csv", rows)
@@ -301,7 +303,7 @@ def test_without_its_data_the_pictures_are_left_out(folder, trained):
                          ({"new_key": 1}, "the config is of another version")):
         shutil.copy(trained.folder / "logits.npz", folder)
         set_logits(folder, 2, config)
-        page = Page(report.write_report(folder).read_text())
+        page = Page(write_report(folder).read_text())
         assert f"Their pictures are left out: {said}" in page.section(
             "Most wrongly classified clips")  # fmt: skip
         assert not page.all("img") and "predicted, " in page.section(
@@ -310,7 +312,7 @@ def test_without_its_data_the_pictures_are_left_out(folder, trained):
     clips.mkdir()
     shutil.copy(trained.folder / "logits.npz", folder)
     set_logits(folder, 2, {"val_data_folder": str(clips)})
-    text = Page(report.write_report(folder).read_text()).section("Most wrongly classified clips")
+    text = Page(write_report(folder).read_text()).section("Most wrongly classified clips")
     assert text.count("Its picture is left out") == text.count("predicted, ") > 0
 
 
@@ -410,7 +412,7 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
     (folder / "history.csv").write_text("\n".join([lines[0], ",".join(values.values())]) + "\n")
     config = json.loads((folder / "config.json").read_text()) | {"num_epochs": -1}
     (folder / "config.json").write_text(json.dumps(config))
-    page = Page(report.write_report(folder).read_text())
+    page = Page(write_report(folder).read_text())
     labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
     assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 5
     assert any(text == "without a set end" for _, text in page.texts)
@@ -419,10 +421,10 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
 def test_many_classes_are_cut_to_those_with_mistakes():
     matrix = np.diag(np.full(174, 1000))
     matrix[100:150, 3] = 4
-    rows = report.matrix_rows(matrix, [str(number) for number in range(174)])
+    rows = report_page.matrix_rows(matrix, [str(number) for number in range(174)])
     assert len(rows) == 60 and {name for name, _ in rows} >= {"3", *map(str, range(100, 150))}
     assert all(len(cells) == 60 for _, cells in rows)
-    few = report.matrix_rows(matrix[:3, :3], "abc")
+    few = report_page.matrix_rows(matrix[:3, :3], "abc")
     assert [cells[number] for number, (_, cells) in enumerate(few)] == [(1000, 1.0)] * 3
 
 
@@ -494,14 +496,14 @@ def test_bytes_that_are_no_text(folder):
     starts = json.loads((folder / "versions.json").read_text())
     starts[0]["command"] = ["train.py", "-c", "caf\udce9.json"]
     (folder / "versions.json").write_text(json.dumps(starts))
-    page = Page(report.write_report(folder).read_text(encoding="utf-8"))
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert "caf\\udce9.json" in page.section("Speed")
 
 
 @needs_chromium
 def test_in_a_real_browser(folder, tmp_path):
     set_logits(folder, likes=2)
-    path = report.write_report(folder)
+    path = write_report(folder)
     found, complaints = look_at(path.read_text(), tmp_path, [400, 1100])
     assert complaints == []
     for width, seen in found.items():

@@ -39,13 +39,13 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
     with evaluating(device, config):
         for batch in batches_of(loader):
             processes.stop_together()
-            counts = [row["clips"] for row in processes.gather_ints(clips=len(batch.labels))]
+            counts = [row["clips"] for row in processes.all_gather_ints(clips=len(batch.labels))]
             if min(counts) >= 2:  # BatchNorm needs two
                 copied(to_network_input(batch.clips[:, 0], device, config))
     counts = [float(norm.num_batches_tracked) for norm in norms]
     sums = [torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])
             .double().cpu() * count for norm, count in zip(norms, counts, strict=True)]
-    sums = processes.total(torch.cat(sums)).split([len(values) for values in sums])
+    sums = processes.all_sum(torch.cat(sums)).split([len(values) for values in sums])
     for norm, values in zip(_norms(model), sums, strict=True):
         mean, variance, count = values.chunk(3)
         if count.all():

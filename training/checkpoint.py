@@ -51,7 +51,6 @@ class Contents(BaseModel):
     metrics: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]] = {}
     history: list[dict[str, int | float]] = []
     bad_clips: list[dict[str, int | str]] = []
-    tensorboard: dict[str, Count] = {}  # bytes of each event file
 
     @field_validator("classes")
     @classmethod

@@ -57,9 +57,9 @@ class LossWatch:
 
         Raises UserError if a step was bad in any of them.
         """
-        if not processes.highest(bad=self.found_bad(is_last_included=True))["bad"]:
+        if not processes.all_max(bad=self.found_bad(is_last_included=True))["bad"]:
             return
-        steps = processes.gathered([self.bad._replace(arrived=None)] if self.bad else [])
+        steps = processes.all_gather([self.bad._replace(arrived=None)] if self.bad else [])
         first = min(steps, key=lambda step: (step.epoch, step.step))
         # A bad loss in one process is a bad gradient in all; the clips are the one's.
         culprits = [step for step in steps if step.is_bad[0]] or steps

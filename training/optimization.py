@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import Config
 from system.errors import UserError, first_few
@@ -153,3 +154,12 @@ def training_is_over(config: Config, epochs_done: int, validation_losses) -> str
         if rate <= config.last_lr * (1 + 1e-9) and rate < config.lr:
             return f"the learning rate has come down to last_lr ({config.last_lr:g})"
     return None
+
+
+def clip_gradients(model: nn.Module, largest_norm: float | None) -> torch.Tensor:
+    """Scales the gradients down to `largest_norm`, if given; returns their norm before that."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters])
+    if largest_norm:
+        clip_grads_with_norm_(parameters, largest_norm, norm)
+    return norm

@@ -68,7 +68,7 @@ def take_pretrained(model, config: Config, class_names) -> None:
     Raises UserError if there are no such weights, or if they are of another network.
     """
     source = config.pretrained
-    contents = processes.from_main(read_source, source)
+    contents = processes.broadcast_from_main(read_source, source)
     if "state_dict" in contents:
         placed = take_checkpoint(model, with_averaged_weights(contents), config, class_names)
     else:

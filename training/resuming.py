@@ -89,3 +89,12 @@ def _path_for_auto(config) -> Path | None:
         return folder / BEST_CHECKPOINT
     # A config may name the checkpoint that its own run is going to write.
     return named if named and (named.exists() or not is_own(named, config)) else None
+
+
+def checkpoint_to_resume(config: Config, options, class_names) -> dict | None:
+    """What `--resume` goes on from; None: a run is to be started."""
+    if options.resume == "auto":
+        return load_for_auto(config, class_names, options.overwrite)
+    if options.resume:
+        return load_for(named_checkpoint(config, options.checkpoint), config, class_names)
+    return None

@@ -102,7 +102,7 @@ def _check_convolutions(model, config: Config, device) -> None:
 # --- saving ------------------------------------------------------------------------------------
 
 
-def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None:
+def save_run(run: Run, is_best: bool = False) -> None:
     """Writes the last checkpoint, and the best one if this is it. Called after all has moved.
 
     Every process has to call this; the main one writes. The checkpoint before stays beside it.
@@ -127,7 +127,6 @@ def save_run(run: Run, log_sizes: dict[str, int], is_best: bool = False) -> None
         "classes": run.class_names,
         "train_clips": run.train_clips,
         "config": run.config.model_dump(),
-        "tensorboard": log_sizes,
     }
     if run.average:
         checkpoint["state_dict_ema"] = run.average.model.state_dict()

@@ -1,5 +1,6 @@
-"""A clip as a GIF or MP4 with the top scores over time below it."""
+"""GIF and MP4 files of a clip with its top scores over time."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -12,23 +13,24 @@ from scoring.predictor import Scores
 WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
 
 
-def save_annotated(path: Path, source, scores: Scores, frame_rate: float) -> None:
-    """Writes the whole clip; the bars of a frame are of the windows around it.
+def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> None:
+    """Write the whole clip; each frame has the scores of the windows around it.
 
-    source: what `data_loader.open_clip` gives; path: its ending, .gif or .mp4, says which.
+    source: from `clips.reading.open_clip`; path: ends with .gif or .mp4.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = np.argsort(-scores.whole, kind="stable")[:NUM_BARS]
     pictures = (
-        annotate(frame, [(scores.classes[index], row[index]) for index in shown])
+        overlay_scores(frame, [(scores.classes[index], row[index]) for index in shown])
         for frame, row in zip(source.frames_at(range(len(source))), scores.frames, strict=True)
     )
     save = save_gif if path.suffix.lower() == ".gif" else save_mp4
     save(path, pictures, frame_rate)
 
 
-def annotate(frame, bars) -> np.ndarray:
-    """The frame, scaled, above a bar for each (class, probability). uint8 [H, W, 3], even sides."""
+def overlay_scores(frame: np.ndarray, bars: list[tuple[str, float]]) -> np.ndarray:
+    """Return the scaled frame above one bar per (class, probability). uint8 [H, W, 3], even sides.
+    """
     height = max(2, round(frame.shape[0] * WIDTH / frame.shape[1] / 2) * 2)
     picture = blank(height + NUM_BARS * BAR_HEIGHT, WIDTH)
     picture[:height] = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_LINEAR)
@@ -39,7 +41,8 @@ def annotate(frame, bars) -> np.ndarray:
     return picture
 
 
-def save_mp4(path, pictures, frame_rate) -> None:
+def save_mp4(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> None:
+    """Write pictures of one size, uint8 [H, W, 3], as H.264 video."""
     with av.open(str(path), "w") as container:
         stream = None
         for picture in pictures:
