@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Why time matters to a convolution
 #
-# A walk of ten minutes, on a CPU. You need some Python, and to know what a picture is to a
-# computer: a grid of numbers. What a convolution is you will have built yourself by step 2.
+# Ten minutes, on a CPU. You need some Python, and to know that to a computer a picture is a grid of
+# numbers. In step 2 you build a convolution yourself.
 #
 # Open this file in VS Code, Spyder or (with jupytext) Jupyter, in the project's folder, and run it
 # cell by cell; or all at once with `python walkthrough.py`. Each step shows something small and
 # ends with a question. Think about it before you go on: what follows answers it. Each `assert`
-# checks that what was said is true. Change things, and see which ones break. Accuracies get room
-# there, as another processor rounds otherwise, and trains to somewhat other figures.
+# checks that what was said is true. Change things, and see which ones break. They allow a range of
+# accuracies, since processors round differently and so train to slightly different figures.
 #
 # Legend: `T` frames, `H` rows, `W` columns, `C` colours or channels, `N` clips.
 
@@ -47,9 +47,9 @@ except ImportError:
 
 parser = argparse.ArgumentParser(description="Why time matters to a convolution, step by step.")
 parser.add_argument("--output", type=Path, default="walkthrough_pictures", metavar="FOLDER",
-                    help="where the pictures go (%(default)s)")
+                    help="folder for the pictures (%(default)s)")
 parser.add_argument("--quick", action="store_true",
-                    help="fewer clips, and so rougher figures, in a third of the time")
+                    help="fewer clips and less exact figures, in a third of the time")
 options = parser.parse_args([] if in_notebook else None)
 try:
     check_system()
@@ -57,7 +57,7 @@ try:
 except UserError as error:
     parser.error(str(error))
 except OSError as error:
-    parser.error(f"--output {options.output}: cannot be made ({error.strerror}); name another")
+    parser.error(f"--output {options.output}: cannot be created ({error.strerror}); name another")
 torch.set_num_threads(1)  # the networks here are too small for more
 prepare_decoders()
 
@@ -82,8 +82,8 @@ def print_side_by_side(*pictures):
 # %% [markdown]
 # ## 1. A clip is an array
 #
-# A clip is a stack of pictures: `[T, H, W, C]`. The project draws gestures of its own, in opposing
-# pairs. Here is such a pair, from the same throw of the dice.
+# A clip is a stack of pictures: `[T, H, W, C]`. The project draws its own gestures, in opposing
+# pairs. Here is such a pair, drawn from the same random seed.
 
 # %%
 right = demo_data.draw_clip("Moving Right", np.random.default_rng(343))
@@ -106,37 +106,38 @@ print_side_by_side(*right_grey[[1, 7, 13]])
 assert (left == right[::-1]).all()
 
 # %% [markdown]
-# The assertion says it: one clip is the other played backwards. They are made of the same frames,
-# to the last bit, and nothing tells them apart but the order.
+# As the assertion says, one clip is the other played backwards. They consist of the same frames,
+# bit for bit, and differ only in their order.
 #
-# **Think:** somebody hands you one frame. Which gesture is it from?
+# **Think:** somebody gives you one frame. Which gesture is it from?
 #
 # ## 2. A convolution in 2D, by hand
 #
-# A convolution slides a little grid of numbers, the *kernel*, over a picture. At each place it
-# multiplies what lies under it, number by number, and adds up: the place's answer. This kernel
-# subtracts what is left of a place from what is right of it, so it answers to upright edges.
+# A convolution slides a small grid of numbers, the *kernel*, over a picture. At each position it
+# multiplies the kernel with the pixels under it, number by number, and adds up the products: its
+# response. This kernel subtracts the pixels on the left of a position from those on the right, so
+# it responds to vertical edges.
 
 # %%
 edge_kernel = np.array([[-1, 0, 1]] * 3, np.float32)
 
 
 def convolve_2d(picture, kernel):
-    """[H, W] -> [H - 2, W - 2]: one answer for each place at which the 3 x 3 kernel fits."""
+    """[H, W] -> [H - 2, W - 2]: one response per position at which the 3 x 3 kernel fits."""
     height, width = picture.shape
-    answers = np.zeros((height - 2, width - 2), np.float32)
+    responses = np.zeros((height - 2, width - 2), np.float32)
     for y in range(height - 2):
         for x in range(width - 2):
-            answers[y, x] = (picture[y : y + 3, x : x + 3] * kernel).sum()
-    return answers
+            responses[y, x] = (picture[y : y + 3, x : x + 3] * kernel).sum()
+    return responses
 
 
 frame = right_grey[7]
-print("the kernel, and what lies under it 6 rows down and 4 to the right:")
+print("the kernel, and the pixels under it at row 6 and column 4:")
 print(np.hstack([edge_kernel, frame[6:9, 4:7]]).round(2))
 print(f"multiplied and added up: {(frame[6:9, 4:7] * edge_kernel).sum():.2f}\n")
 edges = convolve_2d(frame, edge_kernel)
-print(f"all places, {frame.shape} -> {edges.shape}: the frame, and how strong its edges are")
+print(f"all positions, {frame.shape} -> {edges.shape}: the frame, and how strong its edges are")
 brightness, strength = frame[1:-1, 1:-1] - frame.min(), np.abs(edges)
 print_side_by_side(brightness / brightness.max(), strength / strength.max())
 
@@ -144,13 +145,14 @@ with_pytorch = F.conv2d(torch.tensor(frame)[None, None], torch.tensor(edge_kerne
 assert np.allclose(edges, with_pytorch[0, 0], atol=1e-5)  # PyTorch does what the loops do
 
 # %% [markdown]
-# And our pair? The same frames give the same answers, whichever clip they are from: two equal
-# heaps. Whatever looks at frames one by one, however deep it is, and averages, ends up here.
+# And our pair? The same frames give the same responses, whichever clip they are from: the two sets
+# of responses are equal. So are the averages of any network, however deep, that looks at frames one
+# by one.
 
 # %%
 right_edges = np.stack([np.abs(convolve_2d(frame, edge_kernel)) for frame in right_grey])
 left_edges = np.stack([np.abs(convolve_2d(frame, edge_kernel)) for frame in left_grey])
-print("all edges of a frame added up, frame by frame")
+print("sum of the edges of each frame")
 print("  right:", *right_edges.sum((1, 2)).round().astype(int))
 print("  left: ", *left_edges.sum((1, 2)).round().astype(int))
 
@@ -161,9 +163,9 @@ assert sorted(map(bytes, right_edges)) == sorted(map(bytes, left_edges))
 #
 # ## 3. A convolution in 3D, by hand
 #
-# Give the kernel a third axis, and let it slide through time, too. This one has three moments. An
+# Give the kernel a third axis, and let it slide over time, too. This one is three frames deep. An
 # edge that is on its left at first, and on its right two frames later, meets a plus both times; one
-# that goes the other way meets a minus twice; and for one that stays, plus and minus cancel.
+# that moves the other way meets a minus twice; and for one that stays, plus and minus cancel.
 
 # %%
 motion_kernel = np.zeros((3, 3, 3), np.float32)  # [T, H, W]
@@ -173,22 +175,22 @@ motion_kernel[2] = [-1, 0, 1]
 
 def convolve_3d(film, kernel):
     """[T, H, W] -> [T - 2, H - 2, W - 2]: the same loops, and one more."""
-    answers = np.zeros(np.array(film.shape) - 2, np.float32)
-    for t, y, x in np.ndindex(answers.shape):
-        answers[t, y, x] = (film[t : t + 3, y : y + 3, x : x + 3] * kernel).sum()
-    return answers
+    responses = np.zeros(np.array(film.shape) - 2, np.float32)
+    for t, y, x in np.ndindex(responses.shape):
+        responses[t, y, x] = (film[t : t + 3, y : y + 3, x : x + 3] * kernel).sum()
+    return responses
 
 
-line = np.repeat(np.eye(3, dtype=np.float32)[:, None], 3, axis=1)  # upright, moving right
+line = np.repeat(np.eye(3, dtype=np.float32)[:, None], 3, axis=1)  # vertical, moving right
 lines = {"right": line, "left": line[::-1], "nowhere": line[[1, 1, 1]]}
 to_lines = {where: convolve_3d(film, motion_kernel).item() for where, film in lines.items()}
-print("its answer to a line that moves:", to_lines)
+print("its response to a line that moves:", to_lines)
 
 right_motion = convolve_3d(right_edges, motion_kernel)
 left_motion = convolve_3d(left_edges, motion_kernel)
 moment = right_motion[right_motion.max((1, 2)).argmax()]
-print(f"\nour clip moving right, edges {right_edges.shape} -> answers {right_motion.shape}")
-print("one moment of it: what says `right` (above 0), and what says `left` (below 0)")
+print(f"\nour clip moving right, edges {right_edges.shape} -> responses {right_motion.shape}")
+print("one moment of it: responses for `right` (above 0), and for `left` (below 0)")
 print_side_by_side(np.maximum(moment, 0), np.maximum(-moment, 0))
 
 with_pytorch = F.conv3d(torch.tensor(right_edges)[None, None],
@@ -197,14 +199,14 @@ assert np.allclose(right_motion, with_pytorch[0, 0], atol=1e-5)
 assert to_lines == {"right": 6, "left": -6, "nowhere": 0}
 
 # %% [markdown]
-# Each edge that passes is a strong `right` between weaker `left`s. Add it all up, and they cancel:
-# nearly every number of the clip meets each number of the kernel once, and those add up to 0.
-# Something has to *bend* in between: let only strong answers count. (In a network that is a bias
-# and a ReLU after the convolution. Without, a hundred layers could do no more than a single one.)
+# Each edge that passes is a strong `right` between weaker `left`s. Added up, they cancel: nearly
+# every number of the clip meets each number of the kernel once, and the kernel's numbers add up to
+# 0. Something *non-linear* is needed in between: count only strong responses. (In a network, that
+# is a bias and a ReLU after the convolution. Without, a hundred layers could do no more than one.)
 
 # %%
-def strong(answers):
-    return answers[np.abs(answers) > 1].sum()
+def strong(responses):
+    return responses[np.abs(responses) > 1].sum()
 
 
 def direction(clip, add_up):
@@ -215,14 +217,14 @@ def direction(clip, add_up):
     return add_up(F.conv3d(film, torch.tensor(motion_kernel)[None, None]).numpy())
 
 
-print(f"strong answers added up: right {strong(right_motion):.1f}, left {strong(left_motion):.1f}")
+print(f"sum of strong responses: right {strong(right_motion):.1f}, left {strong(left_motion):.1f}")
 signs = np.tile([1, -1], 20)  # right, left, right, left ...
 others = [demo_data.draw_clip("Moving Right" if sign > 0 else "Moving Left",
                               np.random.default_rng([1, seed])) for seed, sign in enumerate(signs)]
 plain, by_hand = (100 * np.mean([direction(clip, add_up) for clip in others] * signs > 0)
                   for add_up in (np.sum, strong))
-print(f"40 other clips: all answers added up have the right sign for {plain:.1f} %, "
-      f"strong ones for {by_hand:.1f} %")
+print(f"40 other clips: the sum of all responses has the right sign for {plain:.1f} %, "
+      f"that of the strong ones for {by_hand:.1f} %")
 red, blue = (np.clip(80 * part, 0, 255) for part in (right_motion, -right_motion))
 show("3_motion.gif", np.stack([red, 0 * red, blue], axis=3).astype(np.uint8))  # right, left
 
@@ -231,7 +233,7 @@ assert np.isclose(strong(right_motion), -strong(left_motion), rtol=1e-3)
 assert by_hand == 100
 
 # %% [markdown]
-# Two convolutions with a bend after each know the gesture, and nobody trained anything.
+# Two convolutions, each followed by a non-linearity, recognise the gesture without any training.
 #
 # **Think:** left and right are simple enough to choose 9 and 27 numbers by hand. Who chooses them
 # for "turning a hand"?
@@ -239,11 +241,11 @@ assert by_hand == 100
 # ## 4. Many kernels, and shapes that shrink
 #
 # Training does. `ConvColumn` (in `model.py`) stacks blocks of 3D convolutions, each with many
-# kernels side by side, its *channels*. In a block, a convolution with kernels of 2 x 3 x 3 takes
-# off one frame, two rows and two columns; a second one has a rim of zeros around its input, and so
-# adds the frame again; then max pooling keeps the largest of each 2 x 2 x 2. So each block halves
-# `T`, `H` and `W`, more or less. The last kernel covers all that is left, and what remains is
-# `[C, 1, 1, 1]`: one list of numbers for the whole clip, with no place and no moment left in it.
+# kernels, one per output *channel*. In a block, a convolution with kernels of 2 x 3 x 3 removes one
+# frame, two rows and two columns; a second one pads its input with zeros, which adds the frame
+# again; then max pooling keeps the largest of each 2 x 2 x 2 values. So each block roughly halves
+# `T`, `H` and `W`. The last kernel covers all that is left, and the result is `[C, 1, 1, 1]`: one
+# vector for the whole clip, without any position in space or time.
 
 # %%
 PAIR = ["Moving Right", "Moving Left"]
@@ -269,20 +271,20 @@ for block in network.blocks:
 assert network.last_conv(numbers).shape == (1, 32, 1, 1, 1)
 
 # %% [markdown]
-# **Think:** 41,202 numbers to be trained, all random so far. How often is such a network right?
+# **Think:** 41,202 parameters to train, all random so far. How often is such a network right?
 #
 # ## 5. Train it
 #
-# Clips of the two gestures go to a temporary folder, as JPEG frames with a CSV of `id;label` lines:
-# your own clips would lie there just so. The project's loader takes every second frame, turns and
-# shifts each training clip a little, and cuts out 32 x 32 pixels.
+# Clips of the two gestures are written to a temporary folder, as JPEG frames with a CSV of
+# `id;label` lines, the layout that your own clips would have. The project's loader takes every
+# second frame, rotates and shifts each training clip a little, and crops 32 x 32 pixels.
 
 # %%
 def draw_set(name, count):
-    """Writes `count` clips of each gesture, and their CSV; returns the list of them."""
+    """Writes `count` clips of each gesture, and their CSV; returns its annotations."""
     frames, lines = Path(folder.name, "frames"), []
     for index in range(count * len(demo_data.GESTURES)):
-        gesture = demo_data.GESTURES[index % len(demo_data.GESTURES)]  # they take turns
+        gesture = demo_data.GESTURES[index % len(demo_data.GESTURES)]  # in turn
         if gesture in PAIR:
             demo_data.write_clip(frames / f"{name}{index}", 0, name, index)
             lines.append(f"{name}{index};{gesture}\n")
@@ -293,11 +295,11 @@ def draw_set(name, count):
 
 train_set = draw_set("train", 32 if options.quick else 100)
 validation_set = draw_set("validation", 24 if options.quick else 80)
-print(f"{len(train_set)} clips to learn from, and {len(validation_set)} others to be asked about")
+print(f"{len(train_set)} clips for training, and {len(validation_set)} for validation")
 
 # %% [markdown]
-# This is all there is to training: show it some clips, measure how wrong it is (the *loss*), ask
-# for each number of the network which way makes it less wrong, go a small step that way, repeat.
+# Training repeats three steps: give the network some clips and measure how wrong it is (the
+# *loss*), compute for each parameter which direction reduces the loss, and take a small step in it.
 
 # %%
 CPU = torch.device("cpu")
@@ -308,7 +310,7 @@ def train(network, config, num_epochs):
     optimizer = torch.optim.Adam(network.parameters(), lr=0.003)
     network.train()
     for epoch in range(num_epochs):
-        loader.batch_sampler.start_at(epoch, 0)  # each epoch in its own order
+        loader.batch_sampler.start_at(epoch, 0)  # each epoch has its own order
         losses = []
         for batch in batches_of(loader):
             clips = to_network_input(batch.clips[:, 0], CPU, config)  # [N, 3, T, H, W]
@@ -321,7 +323,7 @@ def train(network, config, num_epochs):
 
 
 def probe(network, config):
-    """What a network says of the other clips, with their frames in several orders."""
+    """Predictions for the validation clips, with their frames in several orders."""
     return time_probe.probe(Predictor(config, PAIR, network.eval(), CPU, 0), validation_set)
 
 
@@ -334,11 +336,11 @@ trained = probe(network, config)
 one_frame_config = Config(**settings | {"clip_size": 1})
 torch.manual_seed(0)
 one_frame_network = build_model(one_frame_config, num_classes=2)
-print("one frame of each clip, all else the same")
+print("one frame of each clip, everything else the same")
 train(one_frame_network, one_frame_config, num_epochs)
 one_frame = probe(one_frame_network, one_frame_config)
 
-print("right in % of the other clips (a coin: 50)")
+print("top-1 in % of the validation clips (guessing: 50)")
 for name, result in (("untrained", untrained), ("eight frames", trained), ("one frame", one_frame)):
     print(f"  {name:<14}{result.accuracy('in order'):5.1f}")
 
@@ -346,11 +348,11 @@ assert trained.accuracy("in order") > 75
 assert 25 < one_frame.accuracy("in order") < 75
 
 # %% [markdown]
-# **Think:** now play the clips backwards to the network that does so well. 50 %, or something else?
+# **Think:** now play the clips backwards to the well-trained network. 50 %, or something else?
 #
 # ## 6. Break it
 #
-# The same clips, their frames in another order: backwards, shuffled, one frame in all places.
+# The same clips with their frames in another order: reversed, shuffled, and frozen to one frame.
 
 # %%
 print(time_probe.table(trained))
@@ -360,15 +362,15 @@ assert 25 < trained.accuracy("shuffled") < 75
 assert 25 < trained.accuracy("frozen") < 75
 
 # %% [markdown]
-# Backwards it is not lost, it is *wrong*: such a clip shows the other gesture, and it says so.
-# Shuffled or frozen, it is a coin. What it has learnt is movement.
+# On reversed clips it does not guess, it is *wrong*: such a clip shows the other gesture, and that
+# is its prediction. On shuffled or frozen clips it guesses. What it has learnt is movement.
 #
-# **Think:** where among its 41,202 numbers does it keep its sense of time?
+# **Think:** which of its 41,202 parameters make it sensitive to time?
 #
 # ## 7. Look inside
 #
-# A kernel with two moments is a still picture plus a change. `share_of_change` says how much of it
-# is change. Two random pictures differ as much as they agree: about half of it, before training.
+# A kernel of two frames is a still picture plus a change. `share_of_change` gives the share of the
+# change. Two random pictures differ as much as they agree: about half of it, before training.
 
 # %%
 (kernels,) = first_kernels(network).values()
@@ -379,8 +381,8 @@ show("7_kernels.gif", layer_films.draw_kernels(kernels.numpy()), height=112, fra
 assert 40 < change_before < 65
 
 # %% [markdown]
-# So this figure alone proves little: random kernels have it, too. Take it away, then: make each
-# kernel its own average over time, a still picture, and leave all else as it was trained.
+# So this figure alone proves little: random kernels have change, too. Take it away, then: replace
+# each kernel by its average over time, a still picture, and leave everything else as trained.
 
 # %%
 still_network = copy.deepcopy(network)
@@ -398,18 +400,18 @@ with torch.no_grad():
 assert 25 < still.accuracy("in order") < 75
 
 # %% [markdown]
-# The 50 % might be mere damage, as we changed the kernels behind the network's back. The assertions
-# say more: without change in its kernels, it gives a clip and its reverse the very same answer.
+# The 50 % might just be damage, since we changed the kernels after training. The assertions say
+# more: without change in its kernels, the network gives the same output for a clip and its reverse.
 #
 # Where to go from here: `README.md` trains on all eight gestures, on Jester, and on clips of your
-# own. `model.py` has the network, `train.py` your training loop, grown up, and `demo_data.py`
-# draws gestures that no single frame gives away. `explain.py` shows where and when a network looks.
+# own. `model.py` has the network, `train.py` the full training loop, and `demo_data.py` draws the
+# gestures, which no single frame gives away. `explain.py` shows where and when a network looks.
 
 # %%
 print(f"""
-the walk in five numbers: right in % (a coin: 50)
+the result in five numbers: top-1 in % (guessing: 50)
   two kernels chosen by hand   {by_hand:5.1f}
   trained on eight frames      {trained.accuracy("in order"):5.1f}
-  ... asked with them shuffled {trained.accuracy("shuffled"):5.1f}
-  ... asked with them reversed {trained.accuracy("reversed"):5.1f}
+  ... with frames shuffled     {trained.accuracy("shuffled"):5.1f}
+  ... with frames reversed     {trained.accuracy("reversed"):5.1f}
   trained on one frame         {one_frame.accuracy("in order"):5.1f}""")

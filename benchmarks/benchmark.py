@@ -1,13 +1,13 @@
-"""Loader, training step, evaluation and memory, side by side with the plain way, in one run.
+"""Loader, training step, evaluation and memory, beside the plain way, in one run.
 
     python benchmarks/benchmark.py                 on the CPU, or on the GPU if there is one
     python benchmarks/benchmark.py --parts loader  one part of it
     python benchmarks/benchmark.py --parts epoch --epoch_clips 400
 
-Both ways are timed in turn, round by round, and a ratio is the median over the rounds: what else
-the machine does then falls on both. The table names the machine and the versions; each row is
-printed, and saved, as soon as it is known. The limit says what no way of doing it could beat here
-(for steps see limit.py).
+Both ways are timed in turn, round by round, and a ratio is the median over the rounds, so that
+other work on the machine affects both. The table names the machine and the versions; each row is
+printed, and saved, as soon as it is known. The limit is what no implementation could beat on this
+machine (for steps see limit.py).
 """
 
 import argparse
@@ -46,17 +46,17 @@ def main(arguments=None) -> int:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--device", help="(a GPU if there is one)")
+    parser.add_argument("--device", help="(default: a GPU if there is one)")
     parser.add_argument("--parts", nargs="+", choices=PARTS,
-                        help="(all, but on a CPU no epoch)")
+                        help="(default: all; on a CPU all but epoch)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--batch_size", type=int, help="(8; on a GPU 100, as Jester's)")
+    parser.add_argument("--batch_size", type=int, help="(default: 8; on a GPU 100, as for Jester)")
     parser.add_argument("--clips", type=int, default=20_000,
                         help="rows for the memory part (%(default)s; Jester has 118562)")
     parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
     parser.add_argument("--epoch_seconds", type=float, metavar="SECONDS",
-                        help="stop the epoch then, and go by what it did (all of it)")
-    parser.add_argument("--num_workers", type=int, default=cores, help="of the epoch (%(default)s)")
+                        help="stop the epoch after this time (default: do all of it)")
+    parser.add_argument("--num_workers", type=int, default=cores, help="in the epoch (%(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
                         help="change keys of the tutorial's config for step, evaluation, epoch")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")

@@ -1,7 +1,7 @@
-"""A whole epoch through the real command: its time, and how long the device waited for data.
+"""A whole epoch with train.py: its time, and how long the device waited for data.
 
-Clips of Jester's size and length; a few dozen are drawn, and the others lead to these, so that the
-files come from the system's cache: it is the decoder and the step that are measured.
+Clips have Jester's size and length. A few dozen are drawn, and the others are links to these, so
+that files come from the system's cache and only decoder and step are measured.
 """
 
 import json
@@ -20,12 +20,12 @@ from system.config_file import parse_override
 
 CLIPS_OF_JESTER = 118_562  # its training set
 DRAWN_CLIPS = 64
-# Reading the metrics for a progress line waits for the GPU, so there are few.
+# Reading the metrics for a progress line waits for the GPU, so lines are rare.
 STEPS_BETWEEN_LINES = 20
 
 
 class Line(NamedTuple):
-    """A progress line of train.py, and when it came."""
+    """A progress line of train.py, and when it was printed."""
 
     seconds: float
     step: int
@@ -34,10 +34,10 @@ class Line(NamedTuple):
 
 
 def measure(device, options, folder):
-    """Clips/s of an epoch of `--epoch_clips` clips, and percent of it spent waiting for data.
+    """Clips/s of an epoch of `--epoch_clips` clips, and percentage of time spent waiting for data.
 
-    After `--epoch_seconds` the run is stopped, and its figures are those from the first progress
-    line to the last.
+    After `--epoch_seconds` the run is stopped, and the figures are those between the first and the
+    last progress line.
     """
     config_path = write_config(Path(folder) / "epoch", device, options)
     gpus = "cpu" if device.type == "cpu" else str(device.index)
@@ -61,7 +61,7 @@ def measure(device, options, folder):
 
 
 def run(command, most_seconds) -> tuple[list[Line], str]:
-    """Progress lines and output of a run that is stopped so long after its first progress line."""
+    """Progress lines and output of a run, stopped `most_seconds` after its first progress line."""
     process = subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)
     lines, output, is_stopped = [], "", False

@@ -1,4 +1,4 @@
-"""How much a forward pass keeps for the backward pass."""
+"""Memory that a forward pass keeps for the backward pass."""
 
 import copy
 
@@ -9,8 +9,8 @@ from torch import nn
 def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:
     """Bytes that a forward pass in training keeps for the backward pass.
 
-    clips: float [N, C, T, H, W]. Parameters and buffers are not counted, the clips are, and each
-    storage once, however many layers keep a view of it. A copy of `model` is run.
+    clips: float [N, C, T, H, W]. Parameters and buffers are not counted, clips are; each storage is
+    counted once, however many layers keep a view of it. Runs a copy of `model`.
     """
     model = copy.deepcopy(model).train()
     own = {_storage(tensor)[0] for tensor in (*model.parameters(), *model.buffers())}
@@ -20,10 +20,10 @@ def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:
         address, num_bytes = _storage(tensor)
         if address not in own:
             kept[address] = num_bytes
-        return tensor.detach()  # the tensor itself may be of the graph that would then hold it
+        return tensor.detach()  # the tensor itself may belong to the graph that would keep it alive
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = model(clips)  # as long as it lives, no address is used again
+        logits = model(clips)  # while it is alive, no address is reused
     total = sum(kept.values())
     del logits
     return total

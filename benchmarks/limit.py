@@ -1,17 +1,17 @@
-"""What no computing of a step could beat: the bytes and operations that it cannot do without.
+"""The fastest that a step could be: from the bytes and operations that it needs.
 
-A training step, or an evaluation, is run on the meta device, where tensors have no values, and each
-of its operations is counted:
-- bytes: every operation reads its arguments and writes its results once (BatchNorm in training
-  reads twice, for its statistics and then to normalise; the gradient of a convolution's output is
-  read twice, for the gradients of its input and of its weight). Of each tensor as much as fits into
-  the GPU's cache counts as free. Of a compiled network, whose operations may be fused, only
-  convolutions and matrix products count. The optimizer does not count.
+A training step, or an evaluation, is run on the meta device, where tensors have no values, and its
+operations are counted:
+- bytes: each operation reads its arguments and writes its results once (BatchNorm in training reads
+  twice, for its statistics and then to normalise; the gradient of a convolution's output is read
+  twice, for the gradients of its input and of its weight). The part of each tensor that fits into
+  the GPU's cache is free. In a compiled network, whose operations may be fused, only convolutions
+  and matrix products count. The optimizer does not count.
 - operations: the multiplications and additions of convolutions and matrix products, without those
-  by the zeros of the padding.
-The limit is the time that the bytes take at the speed of the fastest copy, fill or sum of a large
-tensor, or the operations at that of the fastest matrix product or convolution, whichever is longer.
-On the CPU, whose caches hold much of a batch, the operations alone.
+  with the zeros of the padding.
+The limit is the time for the bytes at the speed of the fastest copy, fill or sum of a large tensor,
+or the time for the operations at the speed of the fastest matrix product or convolution, whichever
+is longer. On the CPU, whose caches hold much of a batch, only the operations count.
 """
 
 import math
@@ -30,13 +30,13 @@ from system.device import number_format, prepare, to_network_input
 aten = torch.ops.aten
 META = torch.device("meta")
 CONVOLUTION, BACKWARD = aten.convolution.default, aten.convolution_backward.default
-SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the matrices in products
+SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # of the multiplied matrices
 NORMS = (aten.native_batch_norm.default, aten.native_batch_norm_backward.default)
 PRODUCTS = {aten.mm.default: (0, 1), aten.addmm.default: (1, 2), aten.bmm.default: (0, 1)}
 
 
 class Work(TorchDispatchMode):
-    """Counts what is done while it is active: `accesses`, each in bytes, and `operations`."""
+    """Counts memory accesses (`accesses`, bytes of each) and `operations` while it is active."""
 
     def __init__(self, is_fused: bool):
         super().__init__()
@@ -67,12 +67,12 @@ def operations_of(func, args) -> int:
     if func is CONVOLUTION:
         inputs, weight, _, *settings = args
         return 2 * multiplications(inputs, weight, *settings)
-    _, inputs, weight, _, *settings, wanted = args  # of input, weight and bias: with a gradient
+    _, inputs, weight, _, *settings, wanted = args  # wanted: gradients of input, weight, bias
     return 2 * sum(wanted[:2]) * multiplications(inputs, weight, *settings)
 
 
 def multiplications(inputs, weight, stride, padding, dilation, _is_transposed, _, _groups) -> int:
-    """Products of an input and a weight, those with the padding's zeros left out."""
+    """Products of an input and a weight, without those with the zeros of the padding."""
     pairs = 1
     for dim, size in enumerate(inputs.shape[2:]):
         reach = dilation[dim] * (weight.shape[2 + dim] - 1)
@@ -83,7 +83,7 @@ def multiplications(inputs, weight, stride, padding, dilation, _is_transposed, _
 
 
 def count(config, num_clips, num_classes, is_training, number_type) -> Work:
-    """The work of one training step, or one batch of evaluation, from the bytes of the clips on."""
+    """The work of one training step, or of one batch of evaluation, starting from uint8 clips."""
     with META:
         model = build_model(config, num_classes).to(number_type)
     model = model.train() if is_training else for_inference(model)
@@ -102,10 +102,10 @@ def count(config, num_clips, num_classes, is_training, number_type) -> Work:
 
 
 class Speed(NamedTuple):
-    """What `measure_speed` found."""
+    """Speeds of a device, as `measure_speed` returns them."""
 
-    operations: float  # a second, of the fastest product
-    bandwidth: float  # bytes a second of the device's memory; inf where it does not count
+    operations: float  # per second, of the fastest product
+    bandwidth: float  # bytes per second of the device's memory; inf if it does not count
     cache: int  # bytes
 
 
@@ -113,9 +113,10 @@ _speeds = {}  # (device, precision) -> the best of all measurements
 
 
 def speed_of(device, precision) -> Speed:
-    """Measures in a process of its own, since that sets how PyTorch computes.
+    """The best of all measurements so far, one of which is made now, in a separate process.
 
-    Other work on the machine may slow a measurement down; so ask after each row of a table.
+    The process is separate since `prepare` changes settings of PyTorch. Other work on the machine
+    may slow a measurement down, so call this after each row of a table.
     """
     speeds = [apart(measure_speed, device, precision)]
     if before := _speeds.get((device, precision)):
@@ -145,7 +146,7 @@ def speed_of_products(device, number_type) -> float:
 
 
 def speed_of_convolution(device, number_type) -> float:
-    """Of a 3D convolution without padding, 64 to 64 channels, which fits the caches of a core."""
+    """Operations per second of an unpadded 3D convolution that fits the caches of a core."""
     num_clips, side = (64, 58) if device.type == "cuda" else (2, 30)
     clips = torch.randn(num_clips, 64, 18, side, side, device=device, dtype=number_type)
     weight = torch.randn(64, 64, 3, 3, 3, device=device, dtype=number_type)
@@ -155,7 +156,7 @@ def speed_of_convolution(device, number_type) -> float:
 
 
 def bandwidth(device) -> float:
-    """Bytes a second of the fastest copy, fill or sum of a tensor of 1 GiB."""
+    """Bytes per second of the fastest copy, fill or sum of a tensor of 1 GiB."""
     source = torch.zeros(2**28, device=device)
     target = torch.empty_like(source)
     ways = {lambda: target.copy_(source): 2, target.zero_: 1, source.sum: 1}
@@ -173,12 +174,12 @@ def least_seconds(function, device) -> float:
 
 
 def clips_per_second(work: Work, num_clips, speed: Speed) -> tuple[float, str]:
-    """The highest that the device allows, and what sets it, in words."""
+    """The most clips/s that the device allows, and the reason in words."""
     num_bytes = sum(max(0, access - speed.cache) for access in work.accesses)
     seconds = {
-        f"{num_bytes / num_clips / 1e6:.0f} MB a clip at {speed.bandwidth / 1e9:,.0f} GB/s":
+        f"{num_bytes / num_clips / 1e6:.0f} MB per clip at {speed.bandwidth / 1e9:,.0f} GB/s":
             num_bytes / speed.bandwidth,
-        f"{work.operations / num_clips / 1e9:.3g} GFLOP a clip at {speed.operations / 1e12:.3g} "
+        f"{work.operations / num_clips / 1e9:.3g} GFLOP per clip at {speed.operations / 1e12:.3g} "
         "TFLOP/s": work.operations / speed.operations,
     }  # fmt: skip
     reason = max(seconds, key=seconds.get)

@@ -1,4 +1,4 @@
-"""The path of a frame: read, decode, affine, crop, into the batch; on one thread."""
+"""The loader on one thread: read, decode, affine transform, crop, copy into the batch."""
 
 import statistics
 from pathlib import Path
@@ -23,7 +23,7 @@ WIDTH = 176
 
 
 def measure(device, options, folder) -> list[dict]:
-    """Microseconds a frame, the plain way and ours; the limit is reading and decoding alone."""
+    """Microseconds per frame, the plain way and ours; the limit is reading and decoding alone."""
     prepare_decoders()
     config = write_clips(Path(folder) / "loader")
     names = Path(config.labels_csv).read_text().split("\n")[:-1]
@@ -54,8 +54,8 @@ def measure(device, options, folder) -> list[dict]:
     row = {name: [1e6 * s / len(chosen) for s in values] for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(row["plain"], row["ours"], strict=True))
     share = statistics.median(a / b for a, b in zip(row["limit"], row["ours"], strict=True))
-    what = "loader, one worker: µs a frame (limit: read and decode alone)"
-    with_flow = "loader with optical flow (two_stream): µs a frame"
+    what = "loader, one worker: µs per frame (limit: read and decode alone)"
+    with_flow = "loader with optical flow (two_stream): µs per frame"
     flow_row = {"what": with_flow, "ours": row.pop("flow")}
     return [row | {"what": what, "ratio": ratio, "share_of_limit": share}, flow_row]
 
@@ -66,7 +66,7 @@ def read_all(paths, max_pixels) -> None:
 
 
 def write_clips(folder: Path, num_clips=NUM_CLIPS) -> Config:
-    """Clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as Jester's are."""
+    """Writes clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as in Jester."""
     lines = []
     for number in range(num_clips):
         rng = np.random.default_rng(number)
@@ -86,7 +86,7 @@ def write_clips(folder: Path, num_clips=NUM_CLIPS) -> Config:
 
 
 def _encode(frame) -> bytes:
-    """JPEG of the quality that comes closest to Jester's file size."""
+    """The frame as JPEG, with the quality that comes closest to Jester's file size."""
     for quality in range(98, 40, -3):
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, "RGB", "420")
         if len(data) <= FRAME_BYTES:

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Timing, and the description of the machine that figures were measured on."""
 
 import json
 import multiprocessing
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name, a GPU with its number; None: a GPU if there is one."""
+    """The device called `name`, a GPU with its index; None: a GPU if there is one."""
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -48,13 +48,13 @@ def _cpu_name() -> str:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(function, device: torch.device, calls: int = 1) -> float:
-    """Wall-clock time of one call of so many, the device's work included."""
+    """Mean wall-clock time of a call, including the device's work."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -64,21 +64,21 @@ def seconds_of(function, device: torch.device, calls: int = 1) -> float:
 
 
 def calls_between(device: torch.device) -> int:
-    """Calls to time at once: a GPU is given several, as in training, and then waited for."""
+    """Calls to time together: several on a GPU, which is not waited for between them."""
     return 10 if device.type == "cuda" else 1
 
 
 def apart(function, *arguments):
-    """What the function returns, or raises, in a process of its own."""
+    """Calls the function in a separate process; returns, or raises, what it does."""
     with _one_process() as process:
         return process.submit(function, *arguments).result()
 
 
 def in_turn_apart(makers: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """As `in_turn`, with each function made and called in a process of its own.
+    """As `in_turn`, with each function made and called in a separate process.
 
-    makers: {name: (function, arguments)}, where the function returns the one that is timed. So
-    what one way sets for its whole process, as ours does, leaves the other as it is.
+    makers: {name: (function, arguments)}, where the function returns the one to time. Settings that
+    one way changes for its whole process, as ours does, do not affect the other.
     """
     with ExitStack() as stack:
         processes = {name: stack.enter_context(_one_process()) for name in makers}
@@ -99,10 +99,10 @@ _made = None  # in a process of `in_turn_apart`: the function that is timed
 
 
 def _make(device, maker, arguments) -> None:
-    """Makes it, and calls it twice: the first calls try out algorithms and set things up."""
+    """Makes the function and calls it, since first calls choose algorithms and set things up."""
     global _made
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
+        torch.cuda.set_device(device)  # pinning memory would use GPU 0
     _made = maker(*arguments)
     for _ in range(2 if device.type == "cuda" else 1):
         _made()
@@ -114,7 +114,7 @@ def _call(device) -> float:
 
 
 def in_turn(functions: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each function in each round; one call of each before counts for nothing."""
+    """Seconds of each function in each round, after one call of each that is not timed."""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}

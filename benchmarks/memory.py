@@ -1,7 +1,7 @@
-"""Start and memory with as many clips as Jester has: what a loader worker holds for itself.
+"""Start-up time, and unshared memory of a loader worker, with as many clips as Jester has.
 
-Each case runs in a process of its own (`python -m benchmarks.memory ...`), which reads a whole
-epoch of one-frame clips with one worker and then looks up the worker's unshared memory.
+Each case runs in a separate process (`python -m benchmarks.memory ...`), which reads a whole epoch
+of one-frame clips with one worker and then looks up the worker's unshared memory.
 """
 
 import json
@@ -21,7 +21,7 @@ FEW_CLIPS = 10
 
 
 def measure(_device, options, folder) -> list[dict]:
-    """MB that a worker holds more than with ten clips; seconds from start to the first batch."""
+    """MB more per worker than with ten clips; seconds from start to the first batch request."""
     large, small = (write_clips(Path(folder) / str(n), n) for n in (options.clips, FEW_CLIPS))
     figures = {(way, config): run_child(way, config)
                for way in ("plain", "ours") for config in (large, small)}
@@ -38,7 +38,7 @@ def measure(_device, options, folder) -> list[dict]:
 
 
 def write_clips(folder: Path, num_clips: int) -> str:
-    """Clip folders that all lead to one of one frame, and a config; returns the config's path."""
+    """Writes links to one clip of one frame, and a config; returns the path of the config."""
     frame = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     (folder / "one").mkdir(parents=True)
     (folder / "clips").mkdir()

@@ -1,9 +1,9 @@
-"""Memory that each network keeps of a clip for the backward pass, without and with checkpoints.
+"""Memory per clip that each network keeps for the backward pass, with and without checkpoints.
 
     python benchmarks/memory_a_clip.py --save memory_a_clip
 
-The figures are counted, not measured, in fp32 and in batches of two; they do not depend on the
-machine. They are no peaks: see NOTE.
+The figures are counted, not measured, in fp32 and with batches of two, so they do not depend on the
+machine. They are not peaks: see NOTE.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from system.config_file import load_config
 from system.memory import MIB
 
 PROJECT = Path(__file__).parent.parent
-NOTE = """Counted between the forward and the backward pass. In the backward pass one stage's
-activations, computed anew, and their gradients come on top, so that the peak falls by less.
+NOTE = """Counted between the forward and the backward pass. In the backward pass the recomputed
+activations of one stage and their gradients are added, so that the peak falls by less.
 """
 NUM_CLASSES, BATCH_SIZE = 27, 2
 SHAPE = (16, 112, 112)  # T, H, W
@@ -52,13 +52,13 @@ def main(arguments=None) -> int:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", nargs="+", choices=sorted({name for name, _ in CASES}),
-                        help="(all)")
+                        help="(default: all)")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     return parser.parse_args(arguments)
 
 
 def measure(name, shape) -> dict:
-    """MiB a clip that the network `name` keeps of clips of `shape` (T, H, W)."""
+    """MiB per clip that the network `name` keeps for clips of `shape` (T, H, W)."""
     changes = [f"model={name}", f"clip_size={shape[0]}", f"crop_size={[*shape[1:]]}"]
     config = load_config(PROJECT / "configs" / "config.json", changes)
     model = build_model(config, NUM_CLASSES)
@@ -73,8 +73,8 @@ def kept_a_clip(model, clips) -> float:
 
 
 def markdown(rows) -> str:
-    """A table: network | clip | MiB without | with | with in percent of without."""
-    lines = ["| network | clip (T x H x W) | MiB a clip | with checkpoint_activations | of it |",
+    """A table: network | clip | MiB without | with | with as percentage of without."""
+    lines = ["| network | clip (T x H x W) | MiB per clip | with checkpoint_activations | share |",
              "|---|---|---|---|---|"]
     for row in rows:
         shape = " x ".join(map(str, row["shape"]))

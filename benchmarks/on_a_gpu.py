@@ -1,12 +1,12 @@
-"""All that needs a GPU, in one command and less than nine minutes.
+"""Everything that needs a GPU, in one command and less than nine minutes.
 
     python benchmarks/on_a_gpu.py                        everything, on the first GPU
     python benchmarks/on_a_gpu.py --sections speed       a part of it
     python benchmarks/on_a_gpu.py --device cpu --small   to try this file itself
 
-Each section runs in a process of its own, and has its time: one that fails, or is cut off, leaves
-the others. Each result is written to `results/<GPU>.json` and `.md` as soon as it is known; started
-again, the command does the sections that are not done yet.
+Each section runs in a separate process with a time limit; if it fails or is stopped, the others
+still run. Each result is written to `results/<GPU>.json` and `.md` as soon as it is known. If
+started again, the command runs the sections that are not done yet.
 """
 
 import argparse
@@ -54,10 +54,10 @@ COMMAND = [sys.executable, __file__]
 
 
 class Section(NamedTuple):
-    """A part of what is done here."""
+    """A part of the command, which runs in a separate process."""
 
     results: callable  # (device, options) -> iterator of results: {"what": ..., figure: value}
-    seconds: float  # after which it is cut off
+    seconds: float  # time limit
     title: str
 
 
@@ -92,7 +92,7 @@ def convolution_checks(device, precision, options) -> dict:
 
 
 def run_tests(device, options):
-    """The tests that need a GPU, but for `resume_exactly`."""
+    """The tests that need a GPU, except for `resume_exactly`."""
     paths = ["tests/test_gpu.py"] if options.small else ["tests"]
     yield from test_results(*paths, "-k", "not bit_for_bit")
 
@@ -104,7 +104,7 @@ def resume_exactly(device, options):
 def test_results(*arguments):
     """A result for each test with the marker `gpu`; raises RuntimeError if one failed."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-vv", "--tb=short", *arguments]
-    # Of a test in one process with others, it would come too late.
+    # A test that shares its process with others would set this too late.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     process = subprocess.Popen(command, cwd=PROJECT, env=environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -145,7 +145,7 @@ def measure_compiled(device, options):
 
 
 def figures_of(device, num_clips, train_step) -> dict:
-    """Clips/s and MiB a clip of a training step."""
+    """Clips/s and MiB per clip of a training step."""
     figures = {"step, clips/s": clips_per_second(device, num_clips, train_step)}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -161,7 +161,7 @@ def evaluation_figures(device, num_clips, evaluate) -> dict:
 
 
 def clips_per_second(device, num_clips, function) -> float:
-    for _ in range(3):  # algorithms are tried out, memory is found
+    for _ in range(3):  # algorithms are chosen, memory is allocated
         function()
     calls = machine.calls_between(device)
     seconds = [machine.seconds_of(function, device, calls) for _ in range(5)]
@@ -174,7 +174,7 @@ def beside(plain, ours) -> dict:
 
 
 def limits(device, config, ours) -> dict:
-    """What the device allows (see limit.py), and the share of it that is reached."""
+    """The limit of the device (see limit.py), and the share of it that is reached."""
     number_type = number_format(config.precision, device)
     speed = limit.measure_speed(device, config.precision)
     found = {}
@@ -199,7 +199,7 @@ def measure_epoch(device, options):
 
 
 def train_in_processes(device, options):
-    """Losses of two processes by gloo, and of one by NCCL, beside those of one without either."""
+    """Losses of two processes with gloo and of one with NCCL, and of one without either."""
     alone = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
         own = SimpleNamespace(epoch_clips=16, batch_size=8, num_workers=1, overrides=[
@@ -218,7 +218,7 @@ def train_in_processes(device, options):
 
 
 def losses_of(config, folder, device, backend, number) -> list[float]:
-    """The training loss of each epoch of a run in so many processes, in two parts together."""
+    """The training loss of each epoch of a run in `number` processes, two parts in total."""
     keys = json.loads(Path(config).read_text())
     keys |= {"model_name": f"{number} by {backend}", "accumulate_steps": 2 // number}
     path = Path(folder) / f"{keys['model_name']}.json"
@@ -233,10 +233,10 @@ def losses_of(config, folder, device, backend, number) -> list[float]:
 
 
 def one_process(options) -> int:
-    """`train.py` on `--device`, whichever process this is, by `--process`, a backend or "None".
+    """Runs `train.py` on `--device` for any process; `--process` is a backend or "None".
 
-    The program gives each process a GPU of its own, and leaves a single one as it is; here two
-    share one, and a single one averages its gradients all the same.
+    The program gives each process its own GPU and does not wrap a single process; here two share
+    a GPU, and a single one averages its gradients, too.
     """
     device, backend = machine.device_of(options.device), options.process
     if backend == "nccl":
@@ -301,10 +301,10 @@ def main(arguments=None) -> int:
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--device", help="(a GPU if there is one)")
+    parser.add_argument("--device", help="(default: a GPU if there is one)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--minutes", type=float, default=9, help="for all of it (%(default)s)")
-    parser.add_argument("--again", action="store_true", help="do what is done already, too")
+    parser.add_argument("--minutes", type=float, default=9, help="in total (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="repeat what is done already")
     parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json (the GPU's name)")
     for name in ("section", "process", "config"):  # what the processes are told that it starts
@@ -325,10 +325,10 @@ def config_for(options, precision, *overrides) -> Config:
 
 
 def print_results(options) -> int:
-    """What a section's own process does."""
+    """Runs a section in its own process."""
     device = machine.device_of(options.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
+        torch.cuda.set_device(device)  # pinning memory would use GPU 0
     results = about if options.section == "about" else SECTIONS[options.section].results
     for result in results(device, options):
         print(MARK + json.dumps(result), flush=True)
@@ -339,7 +339,7 @@ def print_results(options) -> int:
 
 
 def run_section(name, seconds, options, put) -> dict:
-    """Runs a section in a process of its own, and calls `put` after each result.
+    """Runs a section in a separate process, and calls `put` after each result.
 
     Returns status, seconds, results, and the end of what the process printed if it failed.
     """
@@ -370,7 +370,7 @@ def run_section(name, seconds, options, put) -> dict:
 
 
 def lines_until(process, deadline):
-    """Lines that the process prints, until it ends or the time has come."""
+    """Lines that the process prints, until it ends or its time is over."""
     lines = queue.SimpleQueue()
 
     def read():
@@ -383,7 +383,7 @@ def lines_until(process, deadline):
         try:
             line = lines.get(timeout=min(left, 1))
         except queue.Empty:
-            if process.poll() is not None:  # what it started may live on, and keep the pipe open
+            if process.poll() is not None:  # its children may live on and keep the pipe open
                 return
             continue
         if line is None:
@@ -393,10 +393,10 @@ def lines_until(process, deadline):
 
 
 def end(process) -> None:
-    """Ends a process with all that it has started; torchrun needs a moment to end its own."""
+    """Ends a process and its children; torchrun needs a moment to end its own."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + SECONDS_TO_END
-        with suppress(ProcessLookupError):  # all are gone
+        with suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, number)
             while time.monotonic() < deadline:
                 process.poll()
@@ -406,7 +406,7 @@ def end(process) -> None:
 
 
 class Report:
-    """What is known so far, in results/NAME.json and results/NAME.md."""
+    """The results so far, in results/NAME.json and results/NAME.md."""
 
     def __init__(self, name, about):
         self.name = name or re.sub(r"[^\w.-]+", "_", about["machine"]).lower()

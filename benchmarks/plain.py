@@ -1,6 +1,6 @@
-"""The plain way: how a tutorial writes loader, training step and evaluation.
+"""The plain way: loader, training step and evaluation as a tutorial writes them.
 
-It is what the benchmark compares with; the product does not import it.
+The benchmarks compare with it; the program does not import it.
 """
 
 import os
@@ -13,9 +13,9 @@ from torchvision import transforms
 
 
 class PlainVideoFolder(Dataset):
-    """Clips as float tensors [C, T, H, W], each frame transformed by itself with torchvision.
+    """Clips as float tensors [C, T, H, W], each frame transformed separately with torchvision.
 
-    clips: list of (id, label); the affine is drawn a frame, as the plain pipeline does.
+    clips: list of (id, label). The affine transform is drawn once per frame.
     """
 
     def __init__(self, folder, clips, clip_size, step_size, crop_size, training=True):

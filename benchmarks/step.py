@@ -1,4 +1,4 @@
-"""Training step and evaluation of a network: clips a second, and memory a clip."""
+"""Training step and evaluation of a network: clips per second, and memory per clip."""
 
 import functools
 import statistics
@@ -31,7 +31,7 @@ NUM_CLASSES = 27
 
 
 def measure(device, options, _folder):
-    """Clips a second of a training step; on a GPU also its memory, and the largest batch."""
+    """Clips per second of a training step; on a GPU also its memory, and the largest batch."""
     sizes = {"plain": options.batch_size, "ours": options.batch_size}
     yield measure_training(device, options, sizes)
     if device.type == "cuda":
@@ -39,7 +39,7 @@ def measure(device, options, _folder):
 
 
 def measure_evaluation(device, options, _folder):
-    """Clips a second without gradients: batches of the default size beside the plain way's."""
+    """Clips per second of evaluation, each way with its default batch size."""
     config = make_config(options)
     sizes = {"plain": config.batch_size, "ours": config.videos_per_eval_batch}
     makers = {name: (maker, (device, config)) for name, maker in EVALUATORS.items()}
@@ -63,7 +63,7 @@ def measure_training(device, options, batch_sizes) -> dict:
 
 
 def plain_trainer(device, config):
-    """A function that does one step the plain way, with clips as the plain loader gives them."""
+    """A function that does one plain training step, with clips as the plain loader returns them."""
     model, optimizer = plain_model(config, device)
     batch = make_batch(config, config.batch_size)
     clips, labels = plain_clips(batch, config), batch.labels
@@ -74,7 +74,7 @@ def our_trainer(device, config):
     prepare(device, config.precision, config.deterministic)
     run = start_run(config, [f"class {n}" for n in range(NUM_CLASSES)], device)
     if config.compile:
-        run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
+        run.model.compile(dynamic=False)  # shapes: full batches, and the last of an epoch
     run.network.train()
     batch = make_batch(config, config.batch_size)
     ids = np.arange(config.batch_size).astype(str)
@@ -85,21 +85,21 @@ MAKERS = {"plain": plain_trainer, "ours": our_trainer}
 
 
 def memory_rows(device, options):
-    """Peak memory a clip, and the largest batch that fits with the speed that it gives."""
+    """Peak memory per clip, and the largest batch that fits, with its speed."""
     size = options.batch_size
     per_clip = {name: apart(peak_memory, maker, device, make_config(options)) / size / MIB
                 for name, maker in MAKERS.items()}
-    yield per_clip | {"what": f"training step, batch {size}: peak memory a clip, MiB",
+    yield per_clip | {"what": f"training step, batch {size}: peak memory per clip, MiB",
                       "ratio": per_clip["plain"] / per_clip["ours"]}
     largest = {name: apart(largest_that_fits, name, device, options) for name in MAKERS}
     yield largest | {"what": "training step: largest batch in 45 % of the memory, clips (limit: "
-                             "2^31 elements a tensor)", "limit": most_clips(make_config(options)),
+                             "2^31 elements per tensor)", "limit": most_clips(make_config(options)),
                      "ratio": largest["ours"] / largest["plain"]}
     yield measure_training(device, options, largest)
 
 
 def largest_that_fits(name, device, options) -> int:
-    """Clips of the largest batch that a step can be done with, to an eighth; at most the limit."""
+    """Clips in the largest batch that a step can compute, to within an eighth, up to the limit."""
     most = most_clips(make_config(options))
     fits = min(options.batch_size, most)
     while fits < most and _fits(name, device, options, min(2 * fits, most)):
@@ -111,14 +111,14 @@ def largest_that_fits(name, device, options) -> int:
 
 
 def most_clips(config) -> int:
-    """Of a batch that leaves convolutions their fast kernels."""
+    """Clips in the largest batch for which convolutions have fast kernels."""
     with torch.device("meta"):
         model = build_model(config, NUM_CLASSES)
     return largest_batch(model, (config.clip_size, *config.crop))
 
 
 def _fits(name, device, options, batch_size) -> bool:
-    # Half of it is kept free for the process of the other way, which is timed in turn.
+    # The other half is for the process of the other way; the two are timed in turn.
     torch.cuda.set_per_process_memory_fraction(0.45, device)
     try:
         MAKERS[name](device, make_config(options, batch_size))()
@@ -132,7 +132,7 @@ def _fits(name, device, options, batch_size) -> bool:
 
 
 def peak_memory(maker, device, config) -> int:
-    """Bytes for the tensors of a step that is not the first."""
+    """Peak bytes of tensors in a training step, after a first one."""
     torch.cuda.set_device(device)
     step = maker(device, config)
     step()
@@ -172,7 +172,7 @@ EVALUATORS = {"plain": plain_evaluator, "ours": our_evaluator}
 
 
 def make_config(options, batch_size=None) -> Config:
-    """The tutorial's, but for what `--set` changes."""
+    """The tutorial's config with the changes of `--set`."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
     keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
             "batch_size": batch_size or options.batch_size}  # fmt: skip
@@ -180,7 +180,7 @@ def make_config(options, batch_size=None) -> Config:
 
 
 def make_batch(config, num_clips) -> Batch:
-    """Noise, as a loader would give it."""
+    """A batch of noise, as a loader returns it."""
     generator = torch.Generator().manual_seed(0)
     shape = (num_clips, 1, config.clip_size, *config.crop, 3)
     clips = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -197,22 +197,22 @@ def plain_model(config, device):
 
 
 def plain_clips(batch, config) -> torch.Tensor:
-    """The same clips as the plain loader gives them: normalised floats [N, C, T, H, W]."""
+    """The same clips as the plain loader returns them: normalised floats [N, C, T, H, W]."""
     clips = to_network_input(batch.clips[:, 0], torch.device("cpu"), config)
     return clips.contiguous()
 
 
 def clips_per_second(seconds, num_clips) -> dict:
-    """num_clips: of one call of each way."""
+    """Clips/s in each round, and the median ratio; num_clips: per call, for each way."""
     row = {name: [num_clips[name] / s for s in values] for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
     return row | {"ratio": ratio}
 
 
 def against_the_limit(row, what, device, config, num_clips, is_training) -> dict:
-    """The row, with the clips/s that nothing could beat on the device, and how near ours come.
+    """Adds the highest clips/s that the device allows, and the share of it that ours reaches.
 
-    num_clips: in one batch of ours.
+    num_clips: in one of our batches.
     """
     precision = config.precision if is_training else config.eval_precision
     number_type = number_format(precision, device)

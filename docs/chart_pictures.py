@@ -1,4 +1,4 @@
-"""Charts of what was measured, by matplotlib, in the palette of all pictures."""
+"""Charts of measured figures, by matplotlib, in the palette of all pictures."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def new_figure(height) -> Figure:
 
 
 def to_svg(figure, description) -> str:
-    """The figure on a card, its colours exchanged for those of the reader's theme.
+    """The figure on a card, with its colours replaced by those of the reader's theme.
 
     The same figure gives the same bytes.
     """
@@ -66,7 +66,7 @@ def to_svg(figure, description) -> str:
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a history.csv. Raises UserError if it is not there."""
+    """The columns of a history.csv. Raises UserError if it does not exist."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -80,9 +80,9 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_curves(reference, own) -> str:
-    """The published reference run on Jester, and beside it a quickstart run of this project.
+    """The published reference run on Jester, beside a quickstart run of this project.
 
-    Both: columns of a history.csv.
+    reference, own: columns of a history.csv.
     """
     figure = new_figure(400)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.75, 1))
@@ -120,7 +120,7 @@ def draw_curves(reference, own) -> str:
 
 
 def _name_lines(axes, training_place, validation_place, side) -> None:
-    """side: of the text, that lies at these places."""
+    """Names the two curves; side: where the text is relative to its place."""
     for name, place, colour in (("training", training_place, "orange"),
                                 ("validation", validation_place, "blue")):  # fmt: skip
         axes.text(*place, name, color=LIGHT[colour], ha=side, fontweight="bold")
@@ -131,7 +131,7 @@ def _name_lines(axes, training_place, validation_place, side) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_time_probe(result: TimeProbe) -> str:
-    """Accuracy of the same clips with their frames in other orders, and the classes that swap."""
+    """Accuracy on the same clips with their frames reordered, and the classes that are swapped."""
     pairs = result.swapped()
     figure = new_figure(max(300, 60 + 30 * len(pairs)))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -154,7 +154,7 @@ def draw_time_probe(result: TimeProbe) -> str:
 
 
 def _list_swaps(axes, pairs) -> None:
-    """One line for two classes that change places, with the share of each one's clips."""
+    """A line per pair of classes that are swapped, with the share of the clips of each."""
     axes.set_axis_off()
     axes.set_title("Played backwards, what is taken for what")
     shares = {(name, other): share for name, other, share in pairs}
@@ -179,7 +179,7 @@ def _list_swaps(axes, pairs) -> None:
 
 
 def read_results(path: Path) -> dict:
-    """Raises UserError if the file is not there."""
+    """The results that compare.py saved. Raises UserError if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -188,7 +188,7 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Mean and range of each variant, the best first, against the first one."""
+    """Mean and range of each variant, best first, compared with the first variant."""
     baseline, *_ = results["rows"]
     rows = sorted(results["rows"], key=lambda row: row["top1"])
     figure = new_figure(90 + 25 * len(rows))
@@ -225,9 +225,9 @@ def _draw_range(axes, row, place, colour) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_approaches(all_results: dict[str, dict]) -> str:
-    """Accuracy of each approach beside the operations of a clip, for each data set.
+    """Accuracy of each approach beside its operations per clip, for each data set.
 
-    all_results: what compare.py saved, by the data set's title.
+    all_results: what compare.py saved, by the title of the data set.
     """
     counts = [len(results["rows"]) for results in all_results.values()]
     figure = new_figure(40 + 76 * len(counts) + 30 * sum(counts))
@@ -264,4 +264,4 @@ def _explain_colours(axes) -> None:
         shown = axes.annotate(text, (0, 0), ((0, 150, 410)[number], -44), fontweight="bold",
                               xycoords="axes fraction", textcoords="offset points",
                               color=LIGHT[colour])  # fmt: skip
-        shown.set_in_layout(number == 0)  # the others may stand below the next panel
+        shown.set_in_layout(number == 0)  # the others may be below the next panel

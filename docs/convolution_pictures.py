@@ -41,12 +41,12 @@ def grey_cells(frames, height, width, cell) -> np.ndarray:
 
 
 def slide_2d(frame, kernel) -> np.ndarray:
-    """What PyTorch's conv2d makes of one frame: int [H - 2, W - 2] of [H, W]."""
+    """PyTorch's conv2d of one frame: int [H, W] -> [H - 2, W - 2]."""
     return _convolved(conv2d, frame, kernel)
 
 
 def slide_3d(frames, kernel) -> np.ndarray:
-    """What PyTorch's conv3d makes of frames: int [T - 1, H - 2, W - 2] of [T, H, W]."""
+    """PyTorch's conv3d of frames: int [T, H, W] -> [T - 1, H - 2, W - 2]."""
     return _convolved(conv3d, frames, kernel)
 
 
@@ -95,7 +95,7 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> No
 
 
 def draw_numbers(picture, x, y, values, size, steps) -> None:
-    """The number of each moment, and in the end the strongest of all."""
+    """The number at each moment, and at the end the strongest one."""
     strongest = max(values.flat, key=abs)
     for step, value in [*enumerate(values.flat), (values.size, strongest)]:
         colour = "blue" if value > 0 else "orange" if value else "ink"
@@ -117,7 +117,7 @@ def draw_kernel(picture, x, y, kernel, cell) -> None:
 
 
 def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float, float]]:
-    """Where a sliding kernel goes, as (x, y) in pixels from its first place, frame by frame."""
+    """The positions of a sliding kernel, as (x, y) in pixels from the first, frame by frame."""
     return [
         (time * frame_distance + column * cell, row * cell)
         for time in range(frames) for row in range(height) for column in range(width)

@@ -1,9 +1,9 @@
-"""Draws every picture of the README, from the project's own code and a run of its quickstart.
+"""Draws all pictures of the README, from the project's code and a quickstart run.
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
 
 `curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe`, `grad-cam` and
-`activations` the run's validation set. `reference-curve.csv` holds the published reference run on
+`activations` the run's validation set. `reference-curve.csv` is the published reference run on
 Jester.
 """
 
@@ -35,7 +35,7 @@ DATA_SETS = {"gestures8": "Real gestures (silhouettes)", "demo": "Built-in gestu
 
 
 class Sources:
-    """What the pictures are drawn from; each is made when the first picture needs it."""
+    """The data that pictures are drawn from, each computed when first needed."""
 
     def __init__(self, checkpoint):
         self.checkpoint = checkpoint
@@ -67,7 +67,7 @@ class Sources:
 
     @property
     def own_history(self):
-        _ = self.predictor  # says what is wrong with the checkpoint
+        _ = self.predictor  # raises UserError if the checkpoint is wrong
         return charts.read_rows(Path(self.checkpoint).parent / "history.csv")
 
     @property
@@ -102,7 +102,7 @@ PICTURES = {
 
 
 def draw_pictures(options) -> None:
-    """Writes the pictures that options.only names, or all; prints each with its size."""
+    """Writes the pictures named in options.only, or all; prints each with its size."""
     sources = Sources(options.checkpoint)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only or PICTURES:
@@ -116,9 +116,9 @@ def draw_pictures(options) -> None:
 def main(arguments=None) -> int:
     """Returns the exit status: 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", "-c", metavar="FILE", help="of a quickstart run")
+    parser.add_argument("--checkpoint", "-c", metavar="FILE", help="checkpoint of a quickstart run")
     parser.add_argument("--only", nargs="+", choices=PICTURES, metavar="NAME",
-                        help="of " + ", ".join(PICTURES))  # fmt: skip
+                        help="one or more of " + ", ".join(PICTURES))  # fmt: skip
     parser.add_argument("--output", "-o", type=Path, default=DOCS, metavar="FOLDER",
                         help="(%(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)

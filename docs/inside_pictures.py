@@ -1,4 +1,4 @@
-"""Where a network looks, and what its stages make of a clip: films of two gestures."""
+"""Where a network looks, and the activations of its stages: films of two gestures."""
 
 import io
 
@@ -16,7 +16,7 @@ FRAME_MS, QUALITY, GAP = 250, 60, 8
 
 
 def films_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -> list[dict]:
-    """The films, by name, of the first clip of each of these classes."""
+    """The films, by name, of the first clip of each of two classes."""
     labels = [predictor.classes.index(name) for name in names]
     indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
     sources = [open_clip(annotations.clip_path(index), predictor.config) for index in indices]
@@ -24,7 +24,7 @@ def films_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) ->
 
 
 def draw_pair(clips: list[dict], name) -> bytes:
-    """The films of that name side by side, as an animated WebP."""
+    """The films of this name side by side, as an animated WebP."""
     moments = [_side_by_side(pictures) for pictures in zip(*(films[name] for films in clips),
                                                            strict=True)]  # fmt: skip
     first, *others = [Image.fromarray(moment) for moment in moments]

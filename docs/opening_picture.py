@@ -1,8 +1,8 @@
-"""The first picture: gestures beside the same frames backwards, and what the network says of both.
+"""The first picture: gestures beside the same frames backwards, with the network's scores.
 
-The clips are drawn for this picture, from seeds that neither the training nor the validation set
-has. At each moment the network gets the frames that were played so far, at most as many as it was
-trained with. Shapes: T frames, H, W pixels.
+The clips are drawn for this picture, from seeds that are in neither the training nor the validation
+set. At each moment the network sees the frames played so far, at most as many as it was trained
+with. Shapes: T frames, H, W pixels.
 """
 
 import io
@@ -32,10 +32,10 @@ CLIP_TOP, CLIP_HEIGHT, CHART_TOP, CHART_HEIGHT = 104, 126, 266, 60
 
 @dataclass
 class Shown:
-    """A clip with what the network says of it."""
+    """A clip with the network's scores."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3]
-    scores: np.ndarray  # float [T, classes], of the frames up to each moment
+    scores: np.ndarray  # float [T, classes], for the frames up to each moment
     classes: list[str]
     backwards: bool
 
@@ -45,7 +45,7 @@ class Shown:
 
 
 def watch(predictor: Predictor, frames) -> np.ndarray:
-    """Probabilities [T, classes] at each moment, of the frames that were played until then."""
+    """Probabilities [T, classes] at each moment, from the frames played until then."""
     most = frames_needed(predictor.config)
     source = FramesInMemory(frames)
     windows = [window_input(source, (max(0, stop - most), stop), predictor.config)
@@ -75,7 +75,7 @@ def draw_opening(clips: list[Shown], colours) -> bytes:
 
 
 def draw_moment(clips: list[Shown], moment, colours) -> Image.Image:
-    """All clips `moment` frames after they have begun; a shorter one waits at its end."""
+    """All clips at frame `moment`; shorter ones stay at their last frame."""
     size = (WIDTH * SHARPNESS, HEIGHT * SHARPNESS)
     picture = Image.new("RGB", size, colours["page"])
     canvas = Canvas(ImageDraw.Draw(picture), colours)
@@ -112,7 +112,7 @@ def draw_clip(picture, canvas, left, clip: Shown, at) -> None:
 
 
 def draw_scores(canvas, left, clip: Shown, at) -> None:
-    """The classes' scores until now, the verdict's own in colour."""
+    """The scores of the classes so far, that of the final class in colour."""
     bottom = CHART_TOP + CHART_HEIGHT
     for share in (0, 0.5, 1):
         canvas.line([(left, bottom - share * CHART_HEIGHT),
@@ -131,7 +131,7 @@ def draw_scores(canvas, left, clip: Shown, at) -> None:
 
 
 def draw_verdict(canvas, left, clip: Shown, at) -> None:
-    """What the network takes the clip for at this moment, grey while it is another class."""
+    """The predicted class at this moment, grey while it is not the final one."""
     best = int(clip.scores[at].argmax())
     colour = clip.colour_name if best == clip.scores[-1].argmax() else "muted"
     kind, _, way = clip.classes[best].partition(" ")
@@ -142,7 +142,7 @@ def draw_verdict(canvas, left, clip: Shown, at) -> None:
 
 
 class Canvas:
-    """Draws at GitHub's pixels, in the palette's colours, onto a larger picture."""
+    """Draws in GitHub's pixels and the palette's colours on a larger picture."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, colours):
         self.draw, self.colours = draw, colours

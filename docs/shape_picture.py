@@ -1,4 +1,4 @@
-"""The shapes that flow through a network, drawn to scale from what `model.describe` says."""
+"""The shapes of a network's stages, drawn to scale from `networks.stages.describe`."""
 
 import re
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def network_stages(config: Config) -> tuple[list[Stage], str]:
 
 
 def draw_shapes(config: Config) -> str:
-    """SVG"""
+    """The picture of all stages, as SVG."""
     stages, total = network_stages(config)
     inputs, classes = stages[0].shape, stages[-1].shape[0]
     picture = Svg(464, f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "

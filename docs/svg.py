@@ -1,4 +1,4 @@
-"""A small writer of SVG pictures, and of animations that go in steps.
+"""A small writer of SVG pictures, and of animations in steps.
 
 Lengths are in pixels at the width at which GitHub shows a README.
 """
@@ -50,7 +50,7 @@ class Svg:
         )
 
     def arrow(self, x, y, length, colour="muted"):
-        """From left to right, with its tip at x + length."""
+        """An arrow from left to right, with its tip at x + length."""
         tip = x + length
         self.path(f"M{_number(x)} {_number(y)}H{_number(tip)}m-6-5l6 5l-6 5", colour, 1.5)
 
@@ -61,7 +61,7 @@ class Svg:
         self.parts.append("</g>")
 
     def source(self) -> str:
-        """The file's text; still, and finished, for readers who want no motion."""
+        """The SVG as text; without animation for readers who prefer reduced motion."""
         still = "@media(prefers-reduced-motion:reduce){*{animation:none!important}}"
         styles = "".join([*self.styles, still, f"text{{font-family:{FONT}}}"])
         return (
@@ -74,7 +74,7 @@ class Svg:
 
 
 class Steps:
-    """A film of `count` steps and a hold at the end, in an endless loop, as CSS of one picture."""
+    """An endless animation of `count` steps and a hold at the end, as CSS of one picture."""
 
     def __init__(self, picture: Svg, count):
         self.picture, self.count = picture, count
@@ -82,18 +82,18 @@ class Steps:
         self.names = set()
 
     def appears(self, step) -> str:
-        """Attributes of a shape that is there from this step on."""
+        """Attributes of a shape that is visible from this step on."""
         at = self._percent(step)
         return self._animation(f"a{step}", f"0%{{opacity:0}}{at}{{opacity:1}}")
 
     def only(self, step) -> str:
-        """Attributes of a shape that is there in this step alone, and in the still picture not."""
+        """Attributes of a shape that is visible only in this step, and not in the still picture."""
         start, end = self._percent(step), self._percent(step + 1)
         frames = f"0%{{opacity:0}}{start}{{opacity:1}}{end}{{opacity:0}}"
         return self._animation(f"o{step}", frames, ";opacity:0")
 
     def moves(self, name, places) -> str:
-        """Attributes of a shape that is moved by (x, y) pixels in each step, and then gone.
+        """Attributes of a shape that moves by (x, y) pixels in each step, and then disappears.
 
         In the still picture it is where it was added.
         """

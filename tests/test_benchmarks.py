@@ -37,7 +37,7 @@ def test_loader_step_and_evaluation(results, capsys, monkeypatch):
     saved = json.loads((results / "test.json").read_text())
     assert {"machine", "versions", "date", "rows"} == set(saved)
     assert [row["what"].split(",")[0] for row in saved["rows"]] == [
-        "loader", "loader with optical flow (two_stream): µs a frame", "training step",
+        "loader", "loader with optical flow (two_stream): µs per frame", "training step",
         "evaluation"]  # fmt: skip
     (with_flow,) = [saved["rows"].pop(1)]
     assert with_flow["ours"][0] > saved["rows"][0]["ours"][0]
@@ -48,7 +48,7 @@ def test_loader_step_and_evaluation(results, capsys, monkeypatch):
     assert loader["share_of_limit"] > 0
     assert "batch 4:" in training["what"] and "batch 8:" in evaluation["what"]
     for row in (training, evaluation):
-        assert "GFLOP a clip at" in row["what"] and 0 < row["share_of_limit"] < 1
+        assert "GFLOP per clip at" in row["what"] and 0 < row["share_of_limit"] < 1
 
 
 def test_each_row_is_printed_and_saved_as_soon_as_it_is_known(results, monkeypatch, capsys):
@@ -182,11 +182,11 @@ def test_the_limit_is_the_slower_of_memory_and_products():
     assert sum(compiled.accesses) < sum(work.accesses) / 3
     fast = limit.Speed(operations=8e14, bandwidth=3e12, cache=0)
     highest, reason = limit.clips_per_second(work, 100, fast)
-    assert highest == pytest.approx(3e12 / (megabytes * 1e6)) and "MB a clip at 3,000" in reason
+    assert highest == pytest.approx(3e12 / (megabytes * 1e6)) and "MB per clip at 3,000" in reason
     cached, _ = limit.clips_per_second(work, 100, fast._replace(cache=50_000_000))
     assert highest < cached < 1.5 * highest
     highest, reason = limit.clips_per_second(work, 100, limit.Speed(6e10, math.inf, 0))
-    assert 2.4 < highest < 2.7 and "GFLOP a clip at 0.06" in reason
+    assert 2.4 < highest < 2.7 and "GFLOP per clip at 0.06" in reason
 
 
 def test_the_limit_is_the_best_of_all_measurements(monkeypatch):

@@ -88,7 +88,7 @@ def test_speed_and_the_epoch_in_a_small_size(monkeypatch):
     device = machine.device_of("cpu")
     plain, ours = on_a_gpu.measure_speed(device, options)
     assert plain["step, clips/s"] > 0 and ours["evaluation, times plain"] > 0
-    assert 0 <= ours["step, % of limit"] < 100 and "GFLOP a clip" in ours["step, limit"]
+    assert 0 <= ours["step, % of limit"] < 100 and "GFLOP per clip" in ours["step, limit"]
     speed, *_ = on_a_gpu.measure_epoch(device, options)
     assert speed["what"].startswith("epoch of 24 clips") and speed["value"] > 0
 

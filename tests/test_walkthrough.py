@@ -1,4 +1,4 @@
-"""walkthrough.py: its cells run one after the other, and its assertions are really asked."""
+"""walkthrough.py: its cells run in order, and its assertions can fail."""
 
 import ast
 import contextlib
@@ -19,7 +19,7 @@ STEPS = range(1, 8)
 def cells(text=TEXT) -> list[tuple[str, str]]:
     """(marker, body) of each cell of the percent format."""
     parts = re.split(r"^(# %%.*)\n", text, flags=re.MULTILINE)
-    assert parts[0] == ""  # nothing stands before the first marker
+    assert parts[0] == ""  # nothing is before the first marker
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -71,7 +71,7 @@ def test_small_run(walked):
     assert "{'right': 6.0, 'left': -6.0, 'nowhere': 0.0}" in printed
     assert "strong ones for 100.0 %" in printed
     assert re.search(r"^frozen +\d", printed, re.MULTILINE)
-    (total,) = re.findall(r"GFLOP a clip +([\d,]+)", printed)
+    (total,) = re.findall(r"GFLOP (?:a|per) clip +([\d,]+)", printed)
     assert set(re.findall(r"\d\d,\d{3}", TEXT)) == {total}  # what the prose says of its size
     assert printed.splitlines()[-1].split()[:4] == ["trained", "on", "one", "frame"]
     films = sorted((folder / "walkthrough_pictures").iterdir())
@@ -84,12 +84,12 @@ def test_small_run(walked):
     "old, new",
     [
         ('left = demo_data.draw_clip("Moving Left"', 'left = demo_data.draw_clip("Moving Right"'),
-        ("x : x + 3] * kernel).sum()\n    return answers\n\n\nframe",
-         "x : x + 3] * kernel[:, ::-1]).sum()\n    return answers\n\n\nframe"),
+        ("x : x + 3] * kernel).sum()\n    return responses\n\n\nframe",
+         "x : x + 3] * kernel[:, ::-1]).sum()\n    return responses\n\n\nframe"),
         ("in left_grey])", "in left_grey[1:]])"),
         ("film[t : t + 3, y : y + 3, x : x + 3] * kernel", "film[t : t + 3, y : y + 3, x : x + 3]"),
         ("motion_kernel[2] = [-1, 0, 1]", "motion_kernel[2] = [1, 0, -1]"),
-        ("np.abs(answers) > 1]", "np.abs(answers) >= 0]"),
+        ("np.abs(responses) > 1]", "np.abs(responses) >= 0]"),
         ("block(numbers)", "block[:-2](numbers)"),
     ],
 )  # fmt: skip
