@@ -1,4 +1,4 @@
-"""`build_model` makes the network that the config names; what all networks have in common.
+"""`ConvColumn`, the tutorial's network, and `build_model`, which makes the one the config names.
 
 Shapes: N clips, C channels, T frames, H, W pixels. A network maps float [N, C, T, H, W] to logits
 [N, num_classes]; C is 3, or 5 where it takes optical flow, too.
@@ -43,7 +43,7 @@ class ConvColumn(nn.Module):
         if min(clip_shape[1:]) < SMALLEST_SIDE:
             raise UserError(
                 f"crop_size: {clip_shape[1]} x {clip_shape[2]} pixels are too small for this "
-                f"network; the smallest that works is {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+                f"network; raise crop_size to {SMALLEST_SIDE} x {SMALLEST_SIDE} or more"
             )
         shape, channels = tuple(clip_shape), 3
         self.blocks = nn.Sequential()
@@ -94,9 +94,6 @@ def hidden_layer(inputs, outputs, dropout):
     return nn.Sequential(
         nn.Linear(inputs, outputs), nn.LeakyReLU(), nn.BatchNorm1d(outputs), nn.Dropout(dropout)
     )
-
-
-LARGEST_SIDE, MOST_FRAMES = 256, 64  # how far the smallest clip that a network takes is looked for
 
 
 class Network(NamedTuple):
@@ -164,38 +161,13 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return model
 
 
-def check_clip_shape(model, clip_shape, name) -> None:
-    """Raises UserError, with the smallest clip that works, if the network cannot take this one."""
-    model = without_data(model)
-    if _takes(model, clip_shape):
-        return
-    frames, height, width = clip_shape
-    found = f"{frames} frames of {height} x {width} pixels"
-
-    def takes(num_frames, side):
-        return _takes(model, (num_frames, max(side, height), max(side, width)))
-
-    if not takes(MOST_FRAMES, LARGEST_SIDE):
-        raise UserError(f"model: {name} takes no clips of {found}")
-    least_frames = _least(frames, MOST_FRAMES, lambda number: takes(number, LARGEST_SIDE))
-    side = _least(min(height, width), LARGEST_SIDE, lambda side: takes(least_frames, side))
-    raise UserError(
-        f"clip_size, crop_size: clips of {found} are too small for {name}; the smallest that works "
-        f"is {least_frames} frames of {max(side, height)} x {max(side, width)}"
-    )
-
-
-def _least(low, high, works) -> int:
-    """The smallest number from `low` to `high` that works; all above it do, too."""
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if works(middle) else (middle + 1, high)
-    return low
-
-
-def _takes(meta_model, clip_shape) -> bool:
+def check_clip_shape(model: nn.Module, clip_shape, name: str) -> None:
+    """Raise UserError if the network `name` cannot take clips of this shape, (T, H, W)."""
     try:
-        run_without_data(meta_model, clip_shape)
+        run_without_data(without_data(model), clip_shape)
     except (RuntimeError, ValueError):
-        return False
-    return True
+        frames, height, width = clip_shape
+        raise UserError(
+            f"clip_size, crop_size: {name} cannot take clips of {frames} frames of "
+            f"{height} x {width} pixels; raise clip_size or crop_size"
+        ) from None

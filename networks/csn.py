@@ -2,9 +2,7 @@
 
 from torch import nn
 
-from networks.mobilenet3d import _multiple_of_8
-
-# --- channels apart ----------------------------------------------------------------------------
+from networks.mobilenet3d import multiple_of_8
 
 # Layers with weights -> blocks of each stage.
 RESNET_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -20,7 +18,7 @@ class ChannelSeparatedResNet(nn.Module):
 
     def __init__(self, num_classes, depth, width, dropout):
         super().__init__()
-        channels = _multiple_of_8(64 * width)
+        channels = multiple_of_8(64 * width)
         self.stem = nn.Sequential(
             nn.Conv3d(3, channels, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False),
             nn.BatchNorm3d(channels),
@@ -29,7 +27,7 @@ class ChannelSeparatedResNet(nn.Module):
         )
         self.layers = nn.Sequential()
         for stage, num_blocks in enumerate(RESNET_BLOCKS[depth]):
-            inside = _multiple_of_8(64 * 2**stage * width)
+            inside = multiple_of_8(64 * 2**stage * width)
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 self.layers.append(ChannelSeparatedBottleneck(channels, inside, stride))

@@ -2,8 +2,6 @@
 
 from torch import nn
 
-# --- a light one -------------------------------------------------------------------------------
-
 
 class MobileNet3d(nn.Module):
     """MobileNetV2 with kernels of 3 x 3 x 3. (Koepueklue et al., arXiv 1904.02422, table 1)
@@ -26,15 +24,15 @@ class MobileNet3d(nn.Module):
 
     def __init__(self, num_classes, width, dropout):
         super().__init__()
-        channels = _multiple_of_8(32 * width)
+        channels = multiple_of_8(32 * width)
         layers = [conv_norm_relu(3, channels, 3, (1, 2, 2))]
         for expansion, channels_out, num_blocks, first_stride in self.STAGES:
-            channels_out = _multiple_of_8(channels_out * width)
+            channels_out = multiple_of_8(channels_out * width)
             for block in range(num_blocks):
                 stride = first_stride if block == 0 else (1, 1, 1)
                 layers.append(InvertedResidual(channels, channels_out, stride, expansion))
                 channels = channels_out
-        last_channels = _multiple_of_8(1280 * max(1.0, width))
+        last_channels = multiple_of_8(1280 * max(1.0, width))
         layers.append(conv_norm_relu(channels, last_channels, 1))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes))
@@ -72,7 +70,7 @@ def conv_norm_relu(channels_in, channels_out, kernel, stride=1, groups=1):
     )
 
 
-def _multiple_of_8(channels) -> int:
+def multiple_of_8(channels: float) -> int:
     """The nearest multiple of 8 that is not more than a tenth smaller, as in MobileNetV2."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8

@@ -20,11 +20,8 @@ def run_without_data(meta_model, clip_shape) -> None:
     meta_model(torch.empty(1, meta_model.num_channels, *clip_shape, device="meta"))
 
 
-# --- the stage table ---------------------------------------------------------------------------
-
-
 def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
-    """A table of stages: name, output shape, parameters; then the totals and GFLOPs a clip.
+    """A table of stages: name, output shape, parameters; then the totals and GFLOP per clip.
 
     clip_shape: (T, H, W). A multiplication and an addition count as two operations.
     num_clips: that are computed at once; a last line warns if they are too many.
@@ -70,13 +67,6 @@ def largest_batch(model, clip_shape) -> int:
         module.register_forward_hook(note_size)
     run_without_data(meta_model, clip_shape)
     return MOST_ELEMENTS // max(most)
-
-
-def count_flop(model, clip_shape) -> int:
-    """Operations of one clip's forward pass."""
-    with FlopCounterMode(display=False) as counter:
-        run_without_data(without_data(model), clip_shape)
-    return counter.get_total_flops()
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:

@@ -4,8 +4,6 @@ from torch import nn
 
 from system.errors import UserError
 
-# --- torchvision's -----------------------------------------------------------------------------
-
 
 def torchvision_video(name, num_classes, clip_shape, dropout=None) -> nn.Module:
     """One of torchvision's video models, with fresh weights.

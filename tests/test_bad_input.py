@@ -589,7 +589,7 @@ CONFIGS = {
         configure(val_data_csv="x" * 5000), ["  val_data_csv: no such file", "correct the path"]),
     "zero byte in a path": Row(
         configure(train_data_folder="a\0b"), ["  train_data_folder: no such folder"]),
-    "crop too small": Row(configure(crop_size=3), ["crop_size: 3 x 3", "smallest", "4 x 4"]),
+    "crop too small": Row(configure(crop_size=3), ["crop_size: 3 x 3", "raise crop_size", "4 x 4"]),
     "crop too narrow": Row(configure(crop_size=[16, 2]), ["crop_size: 16 x 2", "4 x 4"]),
     "several at once": Row(
         configure(lr=-1, batchsize=3, clip_size="4", labels_csv="gone.csv", val_data_folder="none",
@@ -880,8 +880,7 @@ def in_a_circle():
     return value
 
 
-DAMAGED = [CHECKPOINT, "damaged"]
-CUT = [CHECKPOINT, "damaged checkpoint", "take an earlier one"]
+DAMAGED = [CHECKPOINT, "damaged checkpoint", "take an earlier one"]
 NOT_PLAIN = [CHECKPOINT, "only plain data is loaded"]
 NO_WEIGHTS = [CHECKPOINT, "no state_dict"]
 
@@ -889,12 +888,12 @@ NO_WEIGHTS = [CHECKPOINT, "no state_dict"]
 FILES = {
     "missing": Row(remove(CHECKPOINT), [CHECKPOINT, "no such checkpoint", "correct the path"]),
     "a folder": Row(folder_instead(CHECKPOINT), [CHECKPOINT, "no such checkpoint"]),
-    "empty": Row(write(CHECKPOINT, b""), CUT),
+    "empty": Row(write(CHECKPOINT, b""), DAMAGED),
     "text": Row(write(CHECKPOINT, "version https://git-lfs.github.com/spec/v1\n"), DAMAGED),
-    "truncated": Row(cut_to(0.7), CUT),
-    "start only": Row(cut_to(0.01), CUT),
-    "damaged at the end": Row(overwritten(0.99, 1), CUT),
-    "damaged in the middle": Row(overwritten(0.5, 0.51), [*CUT, "checksum"]),
+    "truncated": Row(cut_to(0.7), DAMAGED),
+    "start only": Row(cut_to(0.01), DAMAGED),
+    "damaged at the end": Row(overwritten(0.99, 1), DAMAGED),
+    "damaged in the middle": Row(overwritten(0.5, 0.51), [*DAMAGED, "checksum"]),
     "random bytes": Row(
         write(CHECKPOINT, np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()),
         DAMAGED),

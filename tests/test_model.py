@@ -63,8 +63,8 @@ def test_any_clip_is_reduced_to_one_vector(clip_shape):
 
 
 @pytest.mark.parametrize("clip_shape", [(18, 3, 84), (18, 84, 1), (1, 3, 3)])
-def test_too_small_a_clip_names_the_smallest_that_works(clip_shape):
-    with pytest.raises(UserError, match=r"crop_size: .* smallest that works is 4 x 4"):
+def test_too_small_a_clip_is_refused(clip_shape):
+    with pytest.raises(UserError, match=r"crop_size: .* raise crop_size to 4 x 4"):
         conv_column(clip_shape)
     conv_column((1, 4, 4))
 

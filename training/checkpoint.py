@@ -6,6 +6,7 @@ add.
 """
 
 import os
+import pickle
 import re
 import warnings
 import zipfile
@@ -27,7 +28,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint that is missing, or that was not written to its end, or changed since."""
+    """A checkpoint that is missing or cannot be read."""
 
 
 class Contents(BaseModel):
@@ -140,7 +141,7 @@ def load_checkpoint_or_weights(path) -> dict:
     A plain one, as torchvision's downloads are, has no key `state_dict`.
     Raises UserError if the file holds neither, or anything but plain data: pickled objects are
     never built, so that a file from a stranger cannot run code. DamagedCheckpointError if it is
-    missing or not whole.
+    missing or cannot be read.
     """
     contents = _load_plain_data(path)
     if isinstance(contents, dict) and "state_dict" in contents:
@@ -160,17 +161,24 @@ def _no_state_dict(path) -> str:
 
 
 def _load_plain_data(path):
-    _check_whole(path)
+    if not os.path.isfile(path):
+        raise DamagedCheckpointError(
+            f"{path}: no such checkpoint; correct the path, or start a new run without it"
+        )
+    is_zip = False
     try:
+        is_zip = zipfile.is_zipfile(path)  # checkpoints from before PyTorch 1.6 are none
+        if is_zip:
+            _check_entries(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused below
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
-        # Its reader of zip files looks at more than Python's, which has found no damage.
-        is_damaged = "PytorchStreamReader" in str(error)
-        raise (DamagedCheckpointError if is_damaged else UserError)(
-            f"{path}: no checkpoint, damaged, or with more in it than plain data, which is not "
-            f"loaded because it could run code ({type(error).__name__}: {_first_line(error)})"
+        is_hostile = is_zip and isinstance(error, pickle.UnpicklingError)
+        raise (UserError if is_hostile else DamagedCheckpointError)(
+            f"{path}: damaged checkpoint, or one with more than plain data, which is not loaded "
+            f"because it could run code ({type(error).__name__}: {_first_line(error)}); take an "
+            "earlier one"
         ) from None
     try:
         strange = _first_strange_type(contents)
@@ -181,30 +189,13 @@ def _load_plain_data(path):
     return contents
 
 
-def _check_whole(path) -> None:
-    """Compares the checksums that a checkpoint's zip file holds; older kinds have none."""
-    if not os.path.isfile(path):
-        raise DamagedCheckpointError(
-            f"{path}: no such checkpoint; correct the path, or start a new run without it"
-        )
-    problem = _damage(path)
-    if problem:
-        raise DamagedCheckpointError(f"{path}: damaged checkpoint: {problem}; take an earlier one")
-
-
-def _damage(path) -> str | None:
-    if os.path.getsize(path) == 0:
-        return "it is empty"
-    try:
-        if not zipfile.is_zipfile(path):
-            is_older_kind = _begins_like_a_pickle(path)
-            return None if is_older_kind else "it is cut off, overwritten, or something else"
-        with zipfile.ZipFile(path) as archive:
-            misread = (entry.filename for entry in archive.infolist() if _is_misread(entry))
-            spoilt = archive.testzip() or next(misread, None)
-    except Exception as error:  # zipfile raises many kinds for a damaged file
-        return _first_line(error)
-    return f"the checksum or an attribute of {spoilt} is wrong" if spoilt else None
+def _check_entries(path) -> None:
+    """Raise ValueError if an entry's checksum or size is wrong; `torch.load` compares neither."""
+    with zipfile.ZipFile(path) as archive:
+        spoilt = archive.testzip()
+        sizes = [entry.filename for entry in archive.infolist() if _is_misread(entry)]
+    if spoilt or sizes:
+        raise ValueError(f"the checksum or an attribute of {spoilt or sizes[0]} is wrong")
 
 
 def _is_misread(entry: zipfile.ZipInfo) -> bool:
@@ -212,12 +203,6 @@ def _is_misread(entry: zipfile.ZipInfo) -> bool:
     is_folder = entry.external_attr & 0x10
     is_stored = entry.compress_type == zipfile.ZIP_STORED
     return (entry.file_size and is_folder) or (is_stored and entry.file_size != entry.compress_size)
-
-
-def _begins_like_a_pickle(path) -> bool:
-    """As checkpoints from before PyTorch 1.6 do; all others are zip files."""
-    with open(path, "rb") as file:
-        return file.read(1) == b"\x80"
 
 
 def _checked_contents(checkpoint, path) -> dict:

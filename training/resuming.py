@@ -12,8 +12,8 @@ from training.run_folder import (
     HISTORY_FILE,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
-    _occupied,
     is_own,
+    occupied,
 )
 
 
@@ -77,7 +77,7 @@ def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
         if num_epochs > checkpoint.get("epoch", 0):
             if overwrite:
                 return None
-            raise UserError(_occupied(folder))
+            raise UserError(occupied(folder))
     return checkpoint
 
 

@@ -47,7 +47,7 @@ class Run:
     step: int = 0  # steps finished in the running epoch
     seconds: float = 0.0  # that these steps took
     best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
-    history: list[dict] = field(default_factory=list)  # a row an epoch
+    history: list[dict] = field(default_factory=list)  # one row per epoch
     last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
 
     @property
@@ -141,15 +141,15 @@ def save_run(run: Run, is_best: bool = False) -> None:
 
 
 def _check_finite(run: Run) -> None:
-    """A loss that is still a number can have a gradient that is none."""
+    """Raise UserError for NaN or inf in what is saved: a finite loss can have such a gradient."""
     states = run.optimizer.state_dict()["state"].values()
     values = [*run.model.state_dict().values(), *(v for state in states for v in state.values())]
     if not all(value.isfinite().all() for value in values):
         rate = run.optimizer.param_groups[0]["lr"]
         raise UserError(
-            f"weights, or the optimizer's means, are no finite numbers after epoch {run.epoch}, "
-            f"step {run.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is "
-            "from before"
+            f"weights or optimizer state contain NaN or inf after epoch {run.epoch}, step "
+            f"{run.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is from "
+            "before"
         )
 
 

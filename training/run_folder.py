@@ -31,15 +31,9 @@ RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
 
 
-# --- resuming ----------------------------------------------------------------------------------
-
-
 def is_own(path, config: Config) -> bool:
     """Whether a checkpoint is one of the run folder's."""
     return Path(path).resolve().parent == config.run_folder.resolve()
-
-
-# --- the run folder ----------------------------------------------------------------------------
 
 
 def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: str) -> None:
@@ -51,7 +45,7 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: 
     """
     folder = config.run_folder
     if _records(folder) and not (goes_on or overwrite):
-        raise UserError(_occupied(folder))
+        raise UserError(occupied(folder))
     make_run_folder(config)
     try:
         if overwrite and not goes_on:
@@ -73,7 +67,7 @@ def _records(folder) -> list[str]:
     return [name for name in RECORDS if os.path.lexists(folder / name)]
 
 
-def _occupied(folder) -> str:
+def occupied(folder) -> str:
     found = _records(folder)
     way_on = "it has no checkpoint to go on from; "
     if LAST_CHECKPOINT in found or PREVIOUS_CHECKPOINT in found:
