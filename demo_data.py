@@ -2,21 +2,21 @@
 
     python demo_data.py --output data/demo
 
-Eight gestures in four opposing pairs. The two of a pair show the same pictures in another order,
-so that neither a single frame nor a heap of shuffled frames can tell them apart:
+Eight gestures in four opposing pairs. The gestures of a pair show the same pictures in another
+order, so that neither a single frame nor shuffled frames can distinguish them:
 
 - a pair is one function from a phase (a point on a circle, in cycles) to a picture;
-- a clip starts at a phase that is uniform on the circle, and goes on at a speed whose distribution
-  is the same when read backwards: so the phase of every single frame is uniform as well;
+- a clip starts at a uniformly distributed phase and continues at a speed whose distribution is
+  the same in reverse, so the phase of every single frame is uniformly distributed, too;
 - the opposing gesture is the same clip played backwards.
 
-All else that changes within a clip (noise, flicker) is drawn independently for each frame.
+Everything else that changes within a clip (noise, flicker) is independent for each frame.
 
 Legend: `T` frames, `H` height, `W` width, `P` points of an outline. Pictures are RGB. x grows to
 the right and y downwards, so a growing angle turns clockwise.
 """
 
-from system.errors import check_system, exit_if_packages_are_missing
+from system.errors import UserError, exit_if_packages_are_missing, exit_status
 
 if __name__ == "__main__":
     exit_if_packages_are_missing()  # before the imports below
@@ -39,18 +39,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-VERSION = 1  # raise it when the same arguments give other pictures
+VERSION = 1  # increase it when the same arguments give other pictures
 CLIPS_PER_SET = {"train": 800, "validation": 160, "test": 40}
-MARKER = "demo.json"  # in the output folder: who made it, with which arguments, is it complete
+MARKER = "demo.json"  # in the output folder: its arguments, and whether it is complete
 
 HEIGHT = 100  # pixels, as in Jester
 WIDTHS = (100, 176)  # pixels, both included
-LENGTHS = (12, 40)  # frames, both included; twelve are a second
-SPEEDS = (0.035, 0.07)  # cycles a frame
+LENGTHS = (12, 40)  # frames, both included; 12 per second
+SPEEDS = (0.035, 0.07)  # cycles per frame
 SIZES = (24, 35)  # diameter of the object, in pixels
 PATH = 62  # pixels that a moving object travels in one cycle
 ORBIT = 21  # pixels from the centre to a turning object
-FADE = 0.14  # part of a cycle in which an object appears, and again in which it vanishes
+FADE = 0.14  # part of a cycle in which an object fades in, and in which it fades out
 JPEG_QUALITY = 85
 
 
@@ -58,7 +58,7 @@ JPEG_QUALITY = 85
 
 
 class Pose(NamedTuple):
-    """How the object stands, relative to its place of rest."""
+    """Position and orientation of the object, relative to its place of rest."""
 
     x: float = 0.0  # pixels
     y: float = 0.0  # pixels
@@ -68,7 +68,7 @@ class Pose(NamedTuple):
 
 
 def fade(phase):
-    """Opacity that is 0 where the cycle closes, so that the jump back is not seen."""
+    """Return an opacity that is 0 at the end of the cycle, which hides the jump back."""
     rise = min(1.0, min(phase, 1.0 - phase) / FADE)
     return rise * rise * (3.0 - 2.0 * rise)
 
@@ -78,7 +78,7 @@ def orbit(phase):
     return Pose(ORBIT * np.cos(angle), ORBIT * np.sin(angle), turn=angle)
 
 
-# The gesture in which the phase grows, the same played backwards, and the pose at a phase.
+# The gesture with increasing phase, the same played backwards, and the pose at a phase.
 PAIRS = (
     ("Moving Right", "Moving Left", lambda p: Pose(x=PATH * (p - 0.5), opacity=fade(p))),
     ("Moving Down", "Moving Up", lambda p: Pose(y=PATH * (p - 0.5), opacity=fade(p))),
@@ -91,14 +91,14 @@ GESTURES = tuple(gesture for *both, _ in PAIRS for gesture in both)
 def draw_phases(num_frames, rng):
     """Draw the phase of each frame, `[T]` in cycles, not wrapped to [0, 1).
 
-    A wave of random phase modulates the speed; read backwards it is another such wave.
+    A wave of random phase modulates the speed; reversed, it is another such wave.
     """
     wave = np.cos(2 * np.pi * (rng.uniform(0.02, 0.06) * np.arange(num_frames - 1) + rng.random()))
     speed = rng.uniform(*SPEEDS) * np.exp(0.15 * wave)
     return rng.random() + np.concatenate([[0.0], np.cumsum(speed)])
 
 
-# --- The looks: what differs from clip to clip, whatever the gesture ------------------------------
+# --- The appearance: what differs between clips of the same gesture -------------------------------
 
 
 def rotation(angle):
@@ -123,13 +123,13 @@ def hand():
 
 
 def grown(outline):
-    """Return the outline, pushed outwards by the width of the rim."""
+    """Return the outline, enlarged by the width of the rim."""
     outwards = outline - outline.mean(axis=0)
     return outline + 0.12 * outwards / np.linalg.norm(outwards, axis=1, keepdims=True)
 
 
 STAR = np.array([[0, -1.2 + 0.6 * (k % 2)] @ rotation(k * np.pi / 5) for k in range(10)])
-# Outlines of the body (radius about 1), and of a mark on it that shows which way it is turned.
+# Outlines of the body (radius about 1), and of a mark on it that shows its orientation.
 SHAPES = (
     ([ellipse(0, 0, 1, 1)], ellipse(0, -0.5, 0.3, 0.3)),
     ([ellipse(0, 0, 0.9, 0.9, 0.25)], ellipse(-0.4, -0.4, 0.3, 0.3, 0.25)),
@@ -140,14 +140,14 @@ SHAPES = (
 
 @dataclass
 class Style:
-    """The looks of one clip."""
+    """The appearance of one clip."""
 
     background: np.ndarray  # uint8 [H, W, 3]
     layers: list  # (outline [P, 2], its colour), from the back to the front
     radius: float  # of the object, in pixels
     centre: np.ndarray  # [2], place of rest: x and y in pixels
     angle: float  # of the object, in radians
-    tilt: float  # of the camera, in radians: it turns the object's path too
+    tilt: float  # of the camera, in radians; also rotates the object's path
     brightness: float
     flicker: float  # standard deviation of the brightness from frame to frame
     noise: float  # standard deviation in grey levels
@@ -179,10 +179,10 @@ def colour(hue, lightness, saturation):
 
 
 def draw_style(rng):
-    """Draw the looks of a clip, with an object that stands out.
+    """Draw the appearance of a clip.
 
-    Lightness is the mean of the largest and the smallest of R, G and B. Object and background
-    differ in it by 0.26 or more, so at least one of the three differs by as much.
+    The lightness of object and background, the mean of the maximum and minimum of R, G and B,
+    differs by 0.26 or more, so that at least one of the three does.
     """
     width = int(rng.integers(*WIDTHS, endpoint=True))
     hue, lightness = rng.random(), rng.uniform(0.25, 0.75)
@@ -229,12 +229,12 @@ def draw_picture(pose, style):
 def draw_clip(gesture, rng):
     """Draw a clip of one of the `GESTURES`, uint8 `[T, H, W, 3]`.
 
-    From the same state of `rng` the opposing gesture gives the same frames in reverse order.
+    With the same state of `rng`, the opposing gesture has the same frames in reverse order.
     """
     forward, _, pose_at = next(pair for pair in PAIRS if gesture in pair[:2])
     style = draw_style(rng)
     num_frames = int(rng.integers(*LENGTHS, endpoint=True))
-    spread = style.noise * 12**0.5  # of uniform noise, which is three times as fast as normal noise
+    spread = style.noise * 12**0.5  # of uniform noise, three times as fast as Gaussian noise
     frames = []
     for phase in draw_phases(num_frames, rng):
         picture = draw_picture(pose_at(phase % 1), style)
@@ -246,7 +246,7 @@ def draw_clip(gesture, rng):
 
 
 def draw_clip_of_set(seed, set_name, index):
-    """Return (gesture, clip) of one clip of a set: it depends on nothing but the arguments."""
+    """Return (gesture, clip) of one clip of a set, which depends on the arguments only."""
     gesture = GESTURES[index % len(GESTURES)]
     set_number = list(CLIPS_PER_SET).index(set_name)
     return gesture, draw_clip(gesture, np.random.default_rng([seed, set_number, index]))
@@ -278,14 +278,14 @@ def write_lists(output, clips, ids):
 
 
 def write_marker(output, recipe, complete):
-    """Write the marker in one step, so that it is never found half written."""
+    """Write the marker atomically."""
     temporary = output / f"{MARKER}.tmp"
     temporary.write_text(json.dumps({**recipe, "complete": complete}, indent=2) + "\n")
     os.replace(temporary, output / MARKER)
 
 
 def read_marker(output):
-    """Return what the marker says, or {} where the folder is not ours."""
+    """Return the content of the marker, or {} if the folder was not written by this program."""
     try:
         marker = json.loads((output / MARKER).read_text())
         return marker if marker["made_by"] == "demo_data.py" else {}
@@ -294,7 +294,7 @@ def read_marker(output):
 
 
 def is_complete(output, recipe):
-    """Tell whether `output` holds the whole set of this recipe."""
+    """Return whether `output` contains the complete set of this recipe."""
     files = ["labels.csv", *(f"{set_name}.csv" for set_name in CLIPS_PER_SET)]
     return (
         read_marker(output) == {**recipe, "complete": True}
@@ -304,18 +304,18 @@ def is_complete(output, recipe):
 
 
 def make_room(output, recipe, force):
-    """Make `output` ours, without an earlier set; raise ValueError if that was not asked for."""
+    """Prepare `output` for a new set; raise UserError if another set may not be replaced."""
     output.mkdir(parents=True, exist_ok=True)
     if any(output.iterdir()):
         if not read_marker(output):
-            raise ValueError(f"{output} holds files of somebody else; give another --output")
+            raise UserError(f"{output}: contains other files; give another --output")
         if not force:
-            raise ValueError(
-                f"{output} holds a set that is incomplete or made with other arguments; "
-                "replace it with --force, or give another --output"
+            raise UserError(
+                f"{output}: contains a set that is incomplete or has other arguments; replace it "
+                "with --force, or give another --output"
             )
     write_marker(output, recipe, complete=False)
-    # Only what this module writes goes: anything that was put beside it stays.
+    # Other files in the folder are kept.
     if (output / "frames").exists():
         shutil.rmtree(output / "frames")
     for name in ("labels", *CLIPS_PER_SET):
@@ -325,22 +325,25 @@ def make_room(output, recipe, force):
 def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, processes=None):
     """Write the data set to the folder `output`; return its number of frames.
 
-    Returns 0, and writes nothing, where the same set is there already and `force` is off. Raises
-    ValueError where the folder holds anything else; `force` replaces another set of ours only.
+    Returns 0, and writes nothing, if the folder contains this set and `force` is off. Raises
+    UserError if it contains anything else; `force` replaces a set of this program only.
     """
     output = Path(output)
     clips = [(set_name, i) for set_name, count in clips_per_set.items() for i in range(count)]
     if not clips or min(seed, *clips_per_set.values()) < 0:
-        raise ValueError("--seed and the numbers of clips must be 0 or more, and some above 0")
+        raise UserError(
+            "--seed, --train_clips, --validation_clips, --test_clips: must be 0 or more, and one "
+            "number of clips above 0"
+        )
     recipe = {"made_by": "demo_data.py", "version": VERSION, "seed": seed, "clips": clips_per_set}
     if not force and is_complete(output, recipe):
         return 0
     make_room(output, recipe, force)
-    # Shuffled, so that an id says nothing about the gesture.
+    # Shuffled, so that ids do not reveal the gesture.
     ids = np.random.default_rng([seed, len(CLIPS_PER_SET)]).permutation(len(clips)) + 1
     write_lists(output, clips, ids.tolist())
 
-    # Fresh processes: one forked off a program that runs OpenCV's or PyTorch's threads can hang.
+    # Not forked: a fork of a program with threads of OpenCV or PyTorch can deadlock.
     context = multiprocessing.get_context("spawn")
     processes = processes or min(8, os.cpu_count() or 1)
     folders = [output / "frames" / str(clip_id) for clip_id in ids]
@@ -353,31 +356,29 @@ def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, pro
 
 
 def main(arguments=None):
-    """Run the command; return its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description="Draw the built-in gesture data set.")
     parser.add_argument("--output", default="data/demo", help="folder to write (%(default)s)")
     for set_name, count in CLIPS_PER_SET.items():
         flag, meaning = f"--{set_name}_clips", "number of clips (%(default)s)"
         parser.add_argument(flag, type=int, default=count, help=meaning)
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--force", action="store_true", help="replace a demo set that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing demo set")
     options = parser.parse_args(arguments)
+    return exit_status(lambda: draw_data_set(options))
 
+
+def draw_data_set(options):
+    """Write the data set of the command's options, and print what was written."""
     start = time.perf_counter()
     counts = {set_name: getattr(options, f"{set_name}_clips") for set_name in CLIPS_PER_SET}
-    try:
-        check_system()
-        num_frames = write_data_set(options.output, counts, options.seed, options.force)
-    except (ValueError, OSError) as error:
-        print(f"demo_data.py: {error}", file=sys.stderr)
-        return 2
+    num_frames = write_data_set(options.output, counts, options.seed, options.force)
     if num_frames == 0:
-        print(f"{options.output} holds this data set already")
-        return 0
+        print(f"{options.output} already contains this data set")
+        return
     clips = ", ".join(f"{count} {set_name}" for set_name, count in counts.items())
     seconds = time.perf_counter() - start
     print(f"wrote {clips} clips ({num_frames:,} frames) to {options.output} in {seconds:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":
