@@ -171,14 +171,14 @@ class Profile(Callback):
 
 
 def write_history(path: Path, history: list[dict]) -> None:
-    """The whole history as CSV, one row per epoch; a resumed run writes the same rows again."""
+    """Write the whole history as CSV, one row per epoch; a resumed run rewrites the same rows."""
     if not history:
         return
-    # An earlier version of this program may have written fewer figures per epoch.
-    names = list(dict.fromkeys(name for row in history for name in row))
-    lines = [names, *([f"{row[name]:.8g}" if name in row else "" for name in names]
-                      for row in history)]
-    write_whole(path, "".join(",".join(line) + "\r\n" for line in lines))
+    import pandas as pd  # here, since the other processes of a run do without
+
+    rows = [{name: f"{value:.8g}" for name, value in row.items()} for row in history]
+    # A row of an earlier version may have fewer columns; its cells stay empty.
+    write_whole(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"))
 
 
 class History(Callback):

@@ -1,8 +1,7 @@
-"""Every key of a config file: its type, unit, default and meaning.
+"""The keys of a config file: type, unit, default and meaning.
 
-A config is one flat JSON object, which `config_file.load_config` reads. The class below is also the
-source of `configs/schema.json`, which editors use to complete and check keys; `python config.py`
-writes that file anew.
+A config is a flat JSON object, which `system.config_file.load_config` reads. `python config.py`
+writes `configs/schema.json` from the class below; editors use it to complete and check keys.
 """
 
 import json
@@ -14,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
 
-# The sets of clips, and how their keys begin in a config file.
+# The sets of clips, and the prefixes of their config keys.
 SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 
-# torchvision's networks for video, and the layers of each that belong to the classes.
+# torchvision's video networks, and the name of the classification head of each.
 TORCHVISION_VIDEO_MODELS = {
     "r3d_18": "fc", "mc3_18": "fc", "r2plus1d_18": "fc", "s3d": "classifier",
     "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
@@ -26,7 +25,7 @@ TORCHVISION_VIDEO_MODELS = {
 MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
           *TORCHVISION_VIDEO_MODELS)  # fmt: skip
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
-# The keys that belong to some of the networks only.
+# Keys that apply to some of the networks only.
 MODEL_OPTIONS = {
     "block_widths": ("conv3d",),
     "head_widths": ("conv3d",),
@@ -37,7 +36,7 @@ MODEL_OPTIONS = {
     "width": ("mobilenet3d", "csn"),
     "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "csn", "s3d"),
 }
-# What a network's weights stand for: its input and its form.
+# Keys that define a network and its input.
 INPUT_AND_NETWORK_KEYS = (
     "clip_size", "step_size", "frame_rate", "sampling", "frame_height", "crop_size", "mean", "std",
     "model", *MODEL_OPTIONS,
@@ -46,7 +45,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_s
              "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# What no memory and no counter can hold is refused here, as it would be refused far later.
+# The limits refuse early what would later exceed memory or an integer.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
@@ -69,80 +68,80 @@ class Config(BaseModel):
         description="Name of the run; its folder is <output_dir>/<model_name>.",
     )
     output_dir: str = Field(
-        "trainings/", pattern=r"^[^\x00]*$", description="Folder that holds the run folders."
+        "trainings/", pattern=r"^[^\x00]*$", description="Folder of the run folders."
     )
     checkpoint: str | None = Field(
         None,
-        description="Checkpoint that --resume loads; null takes the run folder's last one.",
+        description="Checkpoint that --resume loads; null: the last one of the run folder.",
     )
     pretrained: str | None = Field(
         None,
-        description="Weights that a new run starts from: a checkpoint, a file of weights by name, "
-        "or the name of torchvision's, as R3D_18_Weights.KINETICS400_V1; 2D ones are inflated for "
-        "3D networks; null starts afresh.",
+        description="Initial weights of a new run: a checkpoint, a file with a state dict, or the "
+        "name of torchvision's weights, such as R3D_18_Weights.KINETICS400_V1; 2D weights are "
+        "inflated for 3D networks; null: random weights.",
     )
     new_head: bool = Field(
         False,
-        description="With `pretrained`: start the last layer afresh; its classes may then differ.",
+        description="With `pretrained`: initialize the last layer randomly, for other classes.",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all that is drawn at random.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
     num_epochs: int = Field(
         -1,
         ge=-1,
         le=2**31 - 1,
-        description="Passes over the training clips; -1: until the learning rate has come down "
-        "to last_lr, or until stopped.",
+        description="Passes over the training clips; -1: until the learning rate reaches last_lr, "
+        "or until stopped.",
     )
     print_freq: PositiveInt = Field(
-        100, description="Steps between two progress lines when the output is no terminal."
+        100, description="Steps between progress lines if the output is not a terminal."
     )
     checkpoint_minutes: float = Field(
         10.0,
         ge=0,
-        description="Minutes between two checkpoints within an epoch; 0: after each step.",
+        description="Minutes between checkpoints within an epoch; 0: after each step.",
     )
     deterministic: bool = Field(
-        False, description="On a GPU, only operations that repeat exactly; slower."
+        False, description="On a GPU, use deterministic algorithms only; slower."
     )
 
     # --- the data ----------------------------------------------------------------------------
     train_data_folder: str = Field(
         description="Folder with one folder of frames, or one video file, per clip."
     )
-    train_data_csv: str = Field(description="Training clips, a line each: id;label.")
+    train_data_csv: str = Field(description="Training clips, one line each: id;label.")
     val_data_folder: str = Field(description="As train_data_folder, for validation.")
     val_data_csv: str = Field(description="As train_data_csv, for validation.")
     test_data_folder: str | None = Field(None, description="As train_data_folder, for --test_only.")
-    test_data_csv: str | None = Field(None, description="Test clips without labels, an id a line.")
-    labels_csv: str = Field(description="Class names, one a line; line number = class index.")
+    test_data_csv: str | None = Field(None, description="Test clips, one id per line, no labels.")
+    labels_csv: str = Field(description="Class names, one per line; line number = class index.")
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Number of classes; null: as many as labels_csv has lines."
+        None, description="Number of classes; null: the number of lines of labels_csv."
     )
     num_workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         None,
-        description="Processes that read frames for each process that trains, at most one per "
-        "core; null: one per core, up to 16; 0: none, it reads them itself.",
+        description="Loader workers for each training process, at most one per core; null: one "
+        "per core, up to 16; 0: load in the training process.",
     )
     max_frame_pixels: PositiveInt = Field(
         16_000_000, description="Frames with more pixels than this are refused before decoding."
     )
     on_bad_clip: Literal["stop", "skip"] = Field(
         "stop",
-        description="What to do when a clip cannot be read: stop the run, or skip the clip, "
-        "count it and list it in bad_clips.csv.",
+        description="If a clip cannot be read: stop the run, or skip the clip, count it and list "
+        "it in bad_clips.csv.",
     )
     max_bad_share: Fraction = Field(
-        0.01, description="With skip: the run stops if more than this share of a set is bad."
+        0.01, description="With skip: stop the run if more than this share of a set cannot be read."
     )
 
     # --- from frames to clips ----------------------------------------------------------------
     clip_size: Size = Field(18, description="Frames in a clip (T).")
-    step_size: Size = Field(2, description="Every step_size-th frame is taken (window).")
+    step_size: Size = Field(2, description="Use every step_size-th frame (window).")
     nclips: Size = Field(
         1, description="Clips per video in evaluation; their scores are averaged."
     )
     frame_rate: PositiveFloat = Field(
-        12.0, le=1000, description="Frames a second of the clips; video files are resampled to it."
+        12.0, le=1000, description="Frames per second of clips; video files are resampled to it."
     )
     sampling: Literal["window", "segments"] = Field(
         "window",
@@ -150,13 +149,13 @@ class Config(BaseModel):
         "segments: one frame from each of clip_size equal parts of the video.",
     )
     frame_height: Size | None = Field(
-        100, description="Frames are scaled to this height (pixels); null: left as they are."
+        100, description="Frames are scaled to this height (pixels); null: not scaled."
     )
     crop_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
         84, description="Centre crop in pixels: one side, or [height, width]."
     )
     affine_degrees: float = Field(
-        10.0, ge=0, le=180, description="Training clips are turned by up to +- this many degrees."
+        10.0, ge=0, le=180, description="Training clips are rotated by up to +- this many degrees."
     )
     affine_translate: Fraction = Field(
         0.15, description="... and shifted by up to +- this fraction of width and height."
@@ -168,25 +167,25 @@ class Config(BaseModel):
         0.0, ge=0, lt=90, description="... and sheared by up to +- this many degrees."
     )
     horizontal_flip: Share = Field(
-        0.0, description="Share of the training clips that are mirrored; see flip_labels."
+        0.0, description="Share of training clips that are mirrored; see flip_labels."
     )
     flip_labels: dict[str, str] | Literal["unchanged"] | None = Field(
         None,
-        description="What a mirrored clip shows: pairs of class names that change places, or "
-        '"unchanged" if no class does.',
+        description="Labels of mirrored clips: pairs of class names that are swapped, or "
+        '"unchanged" if none is.',
     )
     colour_jitter: Fraction = Field(
         0.0, description="Brightness, contrast and saturation change by up to +- this fraction."
     )
     random_erasing: Share = Field(
-        0.0, description="Share of the training clips in which a random box is painted over."
+        0.0, description="Share of training clips in which a random box is erased."
     )
     step_jitter: Fraction = Field(
-        0.0, description="Training windows run faster or slower by up to +- this fraction."
+        0.0, description="Training clips run faster or slower by up to +- this fraction."
     )
     ncrops: Literal[1, 3] = Field(
-        1, description="Crops per clip in evaluation: the centre, or both ends of the longer side "
-        "too; their scores are averaged with those of nclips.",
+        1, description="Crops per clip in evaluation: the centre, or also both ends of the longer "
+        "side; their scores are averaged with those of nclips.",
     )
     mean: Colour = Field(
         [0.485, 0.456, 0.406], description="Subtracted from RGB in 0..1 (default: ImageNet's)."
@@ -205,8 +204,7 @@ class Config(BaseModel):
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
-        description="conv3d: channels of each block; blocks beyond the list repeat the last "
-        "entry.",
+        description="conv3d: channels of each block; further blocks repeat the last entry.",
     )
     head_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [512, 512, 256], description="conv3d: channels of the last convolution, then of each "
@@ -215,14 +213,14 @@ class Config(BaseModel):
     backbone: Literal[BACKBONES] = Field(
         "resnet18", description="cnn_lstm, trn, two_stream: torchvision's network for the frames."
     )
-    lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's state.")
+    lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(
         "multi",
         description="trn: relations of 2 to clip_size frames, or of clip_size frames only.",
     )
     depth: Literal[26, 50, 101, 152] = Field(26, description="csn: number of layers.")
     width: PositiveFloat = Field(
-        1.0, le=16, description="mobilenet3d, csn: factor for the number of channels."
+        1.0, le=16, description="mobilenet3d, csn: multiplier of the number of channels."
     )
     dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
 
@@ -230,149 +228,154 @@ class Config(BaseModel):
     batch_size: Size = Field(100, description="Clips per training step, over all processes.")
     eval_batch_size: Size | None = Field(
         None,
-        description="Clips per batch in evaluation, which needs less memory a clip; null: twice "
+        description="Clips per batch in evaluation, which needs less memory per clip; null: twice "
         "batch_size.",
     )
     accumulate_steps: Size = Field(
-        1, description="Parts that a batch is computed in, for batches that memory cannot hold."
+        1, description="Number of parts of each batch (gradient accumulation), to save memory."
     )
     batchnorm_refresh_steps: int = Field(
         300,
         ge=0,
-        description="Until this many steps of training are done, BatchNorm's running statistics, "
-        "which lag behind, are computed anew from training clips before each validation; 0: never.",
+        description="In the first steps of training, up to this number, BatchNorm's running "
+        "statistics lag behind; they are recomputed from training clips before each validation; "
+        "0: never.",
     )
     checkpoint_activations: bool = Field(
         False,
-        description="Recompute activations in the backward pass instead of keeping them: less "
+        description="Recompute activations in the backward pass instead of storing them: less "
         "memory, about a third more time.",
     )
     sync_batchnorm: bool = Field(
         False,
-        description="On GPUs: BatchNorm over the clips of all processes, not each one's own.",
+        description="On GPUs: BatchNorm over the clips of all processes.",
     )
     precision: Precision = Field(
         "auto",
-        description="Number format of convolutions and products in training; the weights are fp32. "
-        "auto: bf16 where the hardware computes in it, else fp32; fp16 scales the loss; tf32: "
-        "fp32 whose products a GPU rounds to 10 bits.",
+        description="Precision of convolutions and matrix products in training; weights are fp32. "
+        "auto: bf16 if the hardware supports it, else fp32; fp16: with loss scaling; tf32: fp32 "
+        "with TF32 products on a GPU.",
     )
     eval_precision: Precision = Field(
         "fp32",
-        description="As precision, for validation, test and prediction: in fp32 the scores of a "
-        "checkpoint are the same on each machine.",
+        description="As precision, for validation, test and prediction; in fp32, a checkpoint has "
+        "the same scores on every machine.",
     )
     compile: bool = Field(
-        False, description="torch.compile for the network: a slow start, then often faster steps."
+        False, description="Use torch.compile: a slow start, then often faster steps."
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="adam; adamw: weight decay apart from the gradient; sgd with momentum."
+        "adam", description="adam; adamw: decoupled weight decay; sgd: with momentum."
     )
     lr: PositiveFloat = Field(
-        0.001, le=1e6, description="Learning rate at the start (after warm-up)."
+        0.001, le=1e6, description="Initial learning rate (after warm-up)."
     )
     last_lr: float = Field(
-        1e-5, ge=0, description="Learning rate at which training ends (plateau, cosine)."
+        1e-5, ge=0, description="Final learning rate (plateau, cosine)."
     )
-    momentum: Fraction = Field(0.9, description="Share of the past gradient: Adam's beta1.")
+    momentum: Fraction = Field(0.9, description="Momentum; beta1 of adam and adamw.")
     weight_decay: float = Field(
-        1e-5, ge=0, le=1e6, description="L2 penalty on the weights; for adamw and sgd on kernels "
-        "and matrices only, not on biases and BatchNorm.",
+        1e-5, ge=0, le=1e6, description="L2 penalty on the weights; for adamw and sgd, not on "
+        "biases and BatchNorm.",
     )
     grad_clip: PositiveFloat | None = Field(
-        None, description="Gradients are scaled down to this norm where theirs is larger; null: "
-        "off. The history has the norm in any case.",
+        None, description="Maximum norm of the gradients, which are scaled down if it is larger; "
+        "null: off. The history records the norm in either case.",
     )
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
     label_smoothing: Fraction = Field(
-        0.0, description="Share of each label that is spread over all classes."
+        0.0, description="Share of each label that is distributed over all classes."
     )
     mixup_alpha: float = Field(
-        0.0, ge=0, le=100, description="Clips are blended in pairs, by shares of Beta(alpha, "
-        "alpha); 0: off.",
+        0.0, ge=0, le=100, description="mixup: pairs of clips are blended with a weight from "
+        "Beta(alpha, alpha); 0: off.",
     )
     cutmix_alpha: float = Field(
-        0.0, ge=0, le=100, description="A box of each clip comes from another one, likewise; with "
-        "both, each step draws one of the two.",
+        0.0, ge=0, le=100, description="CutMix: a box of each clip is replaced by that of another "
+        "clip, likewise; with both, each step draws one of the two.",
     )
     ema_decay: Fraction = Field(
-        0.0, description="The running mean of the weights with this decay is what is evaluated; 0: "
-        "off.",
+        0.0, description="Evaluate the exponential moving average of the weights with this decay; "
+        "0: off.",
     )
     early_stopping_epochs: PositiveInt | None = Field(
-        None, description="Training ends after this many epochs without a lower validation loss."
+        None, description="Stop training after this many epochs without a lower validation loss."
     )
     schedule: Literal["plateau", "cosine", "constant"] = Field(
         "plateau",
-        description="plateau: lowered when the validation loss stops falling; cosine: half a "
-        "cosine from lr to last_lr over num_epochs; constant: lr throughout.",
+        description="Learning rate. plateau: lowered when the validation loss stops decreasing; "
+        "cosine: from lr to last_lr over num_epochs; constant: lr.",
     )
     warmup_epochs: float = Field(
-        0.0, ge=0, description="Epochs in which the learning rate rises linearly from 0 to lr."
+        0.0, ge=0, description="Epochs in which the learning rate increases linearly from 0 to lr."
     )
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="The plateau schedule multiplies the learning rate by this."
+        0.1, description="plateau: factor by which the learning rate is lowered."
     )
     plateau_patience: int = Field(
         10,
         ge=0,
         le=2**31 - 1,
-        description="... after more than this many epochs without a lower loss.",
+        description="... after more than this many epochs without a lower validation loss.",
     )
 
     @model_validator(mode="after")
     def _check_combinations(self):
         problems = []
         if self.model_name in (".", ".."):
-            problems.append(f"model_name: found {self.model_name!r}; expected a folder's name")
+            problems.append(f"model_name: found {self.model_name!r}; expected a folder name")
         if self.num_epochs == 0:
             problems.append("num_epochs: found 0; expected -1 or at least 1")
         if self.schedule == "cosine" and self.num_epochs == -1:
-            problems.append("num_epochs: found -1; a cosine schedule needs to know its end")
+            problems.append("num_epochs: found -1; a cosine schedule needs a number of epochs")
         if 0 < self.num_epochs <= self.warmup_epochs:
             problems.append(f"warmup_epochs: expected less than num_epochs ({self.num_epochs})")
         if self.last_lr > self.lr:
             problems.append(f"last_lr: found {self.last_lr}; expected at most lr ({self.lr})")
         if self.batch_size < 2 * self.accumulate_steps:
             problems.append(
-                f"accumulate_steps: found {self.accumulate_steps}; BatchNorm needs two clips a "
-                f"part, which batch_size ({self.batch_size}) has not"
+                f"accumulate_steps: found {self.accumulate_steps}; BatchNorm needs two clips per "
+                f"part, more than batch_size ({self.batch_size}) gives"
             )
         problems += [
-            f"{key}: found {getattr(self, key)!r}; it is an option of {', '.join(models)}, not of "
+            f"{key}: found {getattr(self, key)!r}; it applies to {', '.join(models)}, not to "
             f"{self.model}; remove it"
             for key, models in MODEL_OPTIONS.items()
             if self.model not in models and getattr(self, key) != self._default(key)
         ]
         if self.model == "two_stream" and self.clip_size < 2:
-            problems.append("clip_size: found 1; two_stream needs movement between two frames")
+            problems.append("clip_size: found 1; two_stream needs at least two frames")
         problems += self._problems_of_the_recipe()
         if self.new_head and not self.pretrained:
-            problems.append("new_head: found true; it goes with `pretrained`, which is null")
+            problems.append("new_head: found true, but `pretrained` is null; set both or neither")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     def _problems_of_the_recipe(self) -> list[str]:
-        """Augmentations that have no meaning together."""
+        """Return a message for each conflict between augmentations."""
         problems = []
         is_mixed = self.mixup_alpha or self.cutmix_alpha
         if self.horizontal_flip and self.flip_labels is None:
             problems.append(
-                "flip_labels: missing; horizontal_flip turns a swipe to the left into one to the "
-                'right: name the classes that change places, or say "unchanged"'
+                "flip_labels: missing; a mirrored swipe to the left is a swipe to the right: give "
+                'the pairs of classes that are swapped, or "unchanged"'
             )
         if self.flip_labels is not None and not self.horizontal_flip:
-            problems.append("flip_labels: found some; they go with horizontal_flip, which is 0")
+            problems.append("flip_labels: given, but horizontal_flip is 0; set both or neither")
         if is_mixed and isinstance(self.flip_labels, dict):
             problems.append(
-                "flip_labels: found some with mixup_alpha or cutmix_alpha; choose one: a blend "
-                "with a mirrored clip of its opposite has no direction left"
+                "flip_labels: given with mixup_alpha or cutmix_alpha; choose one: a clip mixed "
+                "with a mirrored clip of the opposite class has no direction"
             )
         if self.step_jitter and self.sampling == "segments":
-            problems.append("step_jitter: found some; segments have no step; use sampling window")
+            problems.append(
+                f"step_jitter: found {self.step_jitter}; it needs sampling window, not segments"
+            )
         if self.model == "two_stream" and min(self.crop) < 16:
-            problems.append(f"crop_size: found {self.crop_size}; optical flow needs 16 pixels")
+            problems.append(
+                f"crop_size: found {self.crop_size}; optical flow needs at least 16 pixels"
+            )
         return problems
 
     @classmethod
@@ -381,7 +384,7 @@ class Config(BaseModel):
 
     @property
     def num_channels(self) -> int:
-        """Of the network's input: colours, and for two_stream the optical flow's two directions."""
+        """Channels of the network's input: RGB, and for two_stream two of optical flow."""
         return 5 if self.model == "two_stream" else 3
 
     @property
@@ -393,34 +396,37 @@ class Config(BaseModel):
 
     @property
     def input_mean(self) -> tuple[float, ...]:
-        """Of the input's channels, in 0..1; flow is stored around the middle."""
+        """Mean of each input channel, in 0..1; optical flow is centred at 0.5."""
         return (*self.mean, *[0.5] * (self.num_channels - 3))
 
     @property
     def input_std(self) -> tuple[float, ...]:
+        """Standard deviation of each input channel."""
         return (*self.std, *[0.1] * (self.num_channels - 3))
 
     @property
     def windows_per_video(self) -> int:
-        """Windows of a video that are computed in evaluation, and averaged."""
+        """Windows per video in evaluation, whose scores are averaged."""
         return self.nclips * self.ncrops
 
     @property
     def videos_per_eval_batch(self) -> int:
+        """Videos per batch in evaluation."""
         return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.windows_per_video)
 
     @property
     def run_folder(self) -> Path:
+        """<output_dir>/<model_name>."""
         return Path(self.output_dir) / self.model_name
 
     def set_paths(self, set_name: str) -> tuple[str | None, str | None]:
-        """Folder and CSV of the set `train`, `validation` or `test`."""
+        """Return folder and CSV of the set `train`, `validation` or `test`."""
         prefix = SET_PREFIXES[set_name]
         return getattr(self, f"{prefix}_data_folder"), getattr(self, f"{prefix}_data_csv")
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, with the `$schema` key that editors look for."""
+    """Return the JSON Schema of a config file, including its `$schema` key."""
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["properties"]["$schema"] = {"type": "string", "description": "Path of this schema."}
@@ -428,6 +434,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def main() -> int:
+    """Write configs/schema.json."""
     SCHEMA_FILE.write_text(json.dumps(json_schema(), indent=2) + "\n")
     print(f"wrote {SCHEMA_FILE}")
     return 0

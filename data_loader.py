@@ -20,7 +20,7 @@ from clips.batches import (
     as_it_is,
     empty_clips,
 )
-from clips.frames import FrameError
+from clips.frames import FrameError, prepare_decoders
 from clips.reading import augment, eval_transforms, mirrored_labels, open_clip, read_windows
 from clips.sampling import eval_positions, frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
@@ -112,6 +112,7 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         batch_sampler=batches,
         collate_fn=as_it_is,
         num_workers=num_workers,
+        worker_init_fn=prepare_decoders,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         # The loader draws its base seed from this one instead of from the global generator,

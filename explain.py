@@ -21,6 +21,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from clips.annotations import Annotations, read_annotations
+from clips.frames import prepare_decoders
 from clips.reading import open_clip, window_input
 from clips.sampling import frames_apart
 from explaining import grad_cam, layer_films, time_probe
@@ -34,6 +35,7 @@ KERNEL_RATE, MIN_FRAME_RATE = 2, 4  # pictures per second, of kernels and of cli
 
 def explain(options: argparse.Namespace) -> None:
     """Run all analyses; print them, and write their files."""
+    prepare_decoders()
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     predictor = load_predictor(options.checkpoint, device)

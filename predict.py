@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clips.frames import prepare_decoders
 from clips.reading import open_clip
 from clips.sampling import frames_needed, short_clips_note
 from clips.search import find_clips
@@ -127,6 +128,7 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
 
     def run():
+        prepare_decoders()
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
         predictors = load_predictors(options.checkpoint, device)

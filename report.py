@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from clips.frames import prepare_decoders
 from reporting.page import write_report
 
 
@@ -17,6 +18,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Write report.html into a run folder.")
     parser.add_argument("folder", type=Path, help="run folder, for example trainings/quickstart")
     options = parser.parse_args(arguments)
+    prepare_decoders()
     return exit_status(lambda: print(write_report(options.folder)))
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from callbacks import Callback, agree, build_callbacks
 from clips.batches import Batch, batches_of
+from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
@@ -24,9 +25,9 @@ from networks.recompute import recompute_activations
 from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
-from scoring.ensemble import checkpoint_logits, ensemble_logits, load_to_evaluate
+from scoring.ensemble import evaluate_checkpoints
 from scoring.evaluation import compute_logits, score
-from scoring.results import Origin, write_results
+from scoring.results import write_results
 from system import memory, processes
 from system.command_line import parse_arguments
 from system.config_file import load_config
@@ -41,15 +42,15 @@ from system.device import (
 )
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
-from training.mixing import mixed
+from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
     learning_rate,
     set_learning_rate,
     training_is_over,
 )
-from training.resuming import checkpoint_to_resume, named_checkpoint, which_weights
-from training.run import Run, save_run, say_what_changed, start_run
+from training.resuming import checkpoint_to_resume, named_checkpoint
+from training.run import Run, save_run, start_run
 from training.run_folder import (
     PROFILE_FOLDER,
     is_own,
@@ -138,7 +139,7 @@ def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
         run.scaler.step(run.optimizer)  # moves nothing where a gradient is NaN or inf
         run.scaler.update()
     if run.average:
-        run.average.update(run.model)
+        run.average.update_parameters(run.model)
 
 
 def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Tensor:
@@ -150,7 +151,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     config, section = run.config, run.profile.section
     with section("normalise"):
         clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
-    clips, targets = mixed(clips, labels, len(run.class_names), config)
+    clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
     loss_sum = F.cross_entropy(
@@ -273,16 +274,10 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
     folder = processes.broadcast_from_main(make_run_folder, config)
-    evaluated = (config, class_names, annotations, device, set_name)
-    if options.ensemble:
-        logits, origin = ensemble_logits(options.ensemble, *evaluated)
-        weights = f"the mean of {len(origin.networks)} networks"
-    else:
-        path = named_checkpoint(config, options.checkpoint)
-        checkpoint = load_to_evaluate(path, config, class_names)
-        say_what_changed(config, checkpoint)
-        logits = checkpoint_logits(checkpoint, *evaluated)
-        origin, weights = Origin.of(config, [checkpoint]), which_weights(config, checkpoint)
+    paths = options.ensemble or [named_checkpoint(config, options.checkpoint)]
+    logits, origin, weights = evaluate_checkpoints(
+        paths, config, class_names, annotations, device, set_name, bool(options.ensemble)
+    )
     stopping.over()
     if not processes.is_main():
         return
@@ -304,6 +299,7 @@ def run_command(options, arguments) -> int:
         # Each of its workers would import this file anew, which takes seconds.
         multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(options.config, options.overrides))
+    prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
         return processes.launch(__file__, arguments, gpu_numbers(options.gpus))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import demo_data
 from clips.annotations import read_annotations
 from clips.batches import batches_of
+from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader
 from explaining import layer_films, time_probe
@@ -58,6 +59,7 @@ except UserError as error:
 except OSError as error:
     parser.error(f"--output {options.output}: cannot be created ({error.strerror}); name another")
 torch.set_num_threads(1)  # the networks here are too small for more
+prepare_decoders()
 
 
 def show(name, film, height=200, frame_rate=6):

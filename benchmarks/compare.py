@@ -10,7 +10,6 @@ finished one is only read, so the same command with one more variant trains only
 """
 
 import argparse
-import csv
 import re
 import shlex
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pandas as pd
 import torch
 
 from benchmarks import machine
@@ -77,8 +77,7 @@ def train(options, name, changes, seed) -> dict:
     has_predictions = is_newer(folder / "predictions.csv", folder / "checkpoint.pth.tar")
     if options.opposites and not has_predictions:
         run_train(options.config, keys, "--resume", "True", "--eval_only", "True")
-    with open(folder / "history.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = pd.read_csv(folder / "history.csv", dtype=str).iloc[-1]
     total = re.search(r"total +([\d.]+) GFLOP a clip +([\d,]+)", output)
     return {
         "seed": seed,
@@ -114,11 +113,10 @@ def opposites_told_apart(predictions_csv, opposites) -> dict:
     opposites: pairs as `LABEL=LABEL`; who only guesses the direction gets 50 % of it right.
     """
     pair_of = {label: pair for pair in opposites for label in pair.split("=")}
-    with open(predictions_csv, newline="", encoding="utf-8") as file:
-        clips = [(row["label"], row["predicted"]) for row in csv.DictReader(file)]
-    clips = [clip for clip in clips if clip[0] in pair_of]
-    in_pair = [clip for clip in clips if pair_of[clip[0]] == pair_of.get(clip[1])]
-    right = sum(label == predicted for label, predicted in in_pair)
+    clips = pd.read_csv(predictions_csv, dtype=str, keep_default_na=False)
+    clips = clips[clips["label"].isin(list(pair_of))]
+    in_pair = clips[clips["label"].map(pair_of) == clips["predicted"].map(pair_of)]
+    right = int((in_pair["label"] == in_pair["predicted"]).sum())
     return {
         "pair": 100 * len(in_pair) / max(1, len(clips)),
         "direction": 100 * right / max(1, len(in_pair)),

@@ -13,7 +13,7 @@ from benchmarks.machine import in_turn
 from benchmarks.plain import PlainVideoFolder
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
-from clips.frames import list_frames, read_frame
+from clips.frames import list_frames, prepare_decoders, read_frame
 from config import Config
 from data_loader import VideoFolder
 
@@ -24,6 +24,7 @@ WIDTH = 176
 
 def measure(device, options, folder) -> list[dict]:
     """Microseconds per frame, the plain way and ours; the limit is reading and decoding alone."""
+    prepare_decoders()
     config = write_clips(Path(folder) / "loader")
     names = Path(config.labels_csv).read_text().split("\n")[:-1]
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, names)

@@ -1,31 +1,36 @@
-"""Labels and clip lists: from CSV files to two compact arrays, checked on the way.
+"""Read labels and clip lists from CSV files into two compact arrays.
 
-Two layouts are read. Jester's own has no header: `id;label` a line, or `id` alone in a test set.
-The other has commas and a header with at least `video_id`, and `label` unless it is a test set.
+Two layouts are supported. Jester's own has no header and one `id;label` per line, or only `id` in
+a test set. The other is separated by commas; its header has at least `video_id`, and `label` unless
+it is a test set.
 """
 
-import csv
 import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clips.videos import is_video
 from system.errors import UserError, first_few
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass(frozen=True)
 class Annotations:
-    """The clips of one set. Arrays, not lists: loader workers share them without copying."""
+    """The clips of one set. Loader workers share the arrays without copying them."""
 
-    ids: np.ndarray  # str [num_clips], names of folders below `folder`
+    ids: np.ndarray  # str [num_clips], names of folders or video files in `folder`
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
     folder: str
     num_dropped: int  # rows whose label is not in the labels file
-    class_names: tuple[str, ...] = ()  # of a set with labels
+    class_names: tuple[str, ...] = ()  # empty for a test set
 
     def __len__(self):
         return len(self.ids)
@@ -35,7 +40,7 @@ class Annotations:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """A hash of the ids and labels in their order, wherever the clips are."""
+        """Return a hash of the ids and labels in their order, independent of the folder."""
         ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
 
@@ -44,18 +49,18 @@ class Annotations:
 
 
 def read_labels(path) -> list[str]:
-    """Class names in the order of their lines; the line number (from 0) is the class index.
+    """Return the class names in line order; the line number (from 0) is the class index.
 
     Raises UserError for blank lines, duplicates, or fewer than two names.
     """
     names = [line.strip() for line in _read_text(path, "labels_csv").rstrip().split("\n")]
     problems = [f"line {n} is blank" for n, name in enumerate(names, 1) if not name]
-    problems += [f"{name!r} stands on {c} lines" for name, c in Counter(names).items()
+    problems += [f"{name!r} is on {c} lines" for name, c in Counter(names).items()
                  if c > 1 and name]
     if problems:
         raise UserError(
             f"{path}: labels_csv: {first_few(problems)}; the line number is the class index, so "
-            "each line needs one name of its own"
+            "each line needs a different name"
         )
     if len(names) < 2:
         raise UserError(f"{path}: labels_csv: a classifier needs at least two class names")
@@ -63,30 +68,32 @@ def read_labels(path) -> list[str]:
 
 
 def read_annotations(csv_path, folder, class_names=None) -> Annotations:
-    """The clips that `csv_path` lists, with their folders below `folder` known to exist.
+    """Return the clips that `csv_path` lists, after checking that they exist in `folder`.
 
-    class_names: the labels file; rows with another label are left out and counted. None reads a
-    test set, whose labels, if any, are not used.
-    Raises UserError for rows that cannot be read, doubled ids, missing folders, or no clips left.
+    class_names: names from the labels file; rows with another label are left out and counted. None
+        reads a test set, whose labels, if any, are ignored.
+    Raises UserError for rows that cannot be read, duplicate ids, missing folders, or no clips left.
     """
     rows = read_rows(csv_path, with_labels=class_names is not None)
-    _check_ids(csv_path, [clip_id for _, clip_id, _ in rows])
+    _check_ids(csv_path, rows["id"])
     if class_names is None:
-        kept = [(clip_id, -1) for _, clip_id, _ in rows]
+        labels = np.full(len(rows), -1)
+        is_kept = np.full(len(rows), True)
     else:
         class_indices = {name: index for index, name in enumerate(class_names)}
-        kept = [(clip_id, class_indices[label]) for _, clip_id, label in rows
-                if label in class_indices]
-    if not kept:
+        labels = rows["label"].tolist()
+        labels = np.array([class_indices.get(label, -1) for label in labels], np.int64)
+        is_kept = labels >= 0
+    if not is_kept.any():
         raise UserError(_nothing_left(csv_path, rows))
-    ids, labels = zip(*kept, strict=True)
-    _check_clips(csv_path, folder, ids)
-    return Annotations(np.array(ids), np.array(labels, np.int64), str(folder),
-                       len(rows) - len(kept), tuple(class_names or ()))
+    ids = rows["id"][is_kept].to_numpy(dtype=str)
+    _check_clips(csv_path, folder, ids.tolist())
+    return Annotations(ids, labels[is_kept], str(folder), int((~is_kept).sum()),
+                       tuple(class_names or ()))
 
 
 def _read_text(path, key) -> str:
-    """Text of a file with `\\n` line ends and without a byte order mark."""
+    """Return a file's text with `\\n` line ends and without a byte order mark."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -95,77 +102,96 @@ def _read_text(path, key) -> str:
         raise UserError(f"{path}: {key} is not UTF-8 text; save it as UTF-8") from None
 
 
-def read_rows(csv_path, with_labels) -> list[tuple[int, str, str | None]]:
-    """(line number, id, label or None) of each line of a clip list that is not blank."""
+def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
+    """Return the columns `id` and, with_labels, `label` of a clip list, indexed by line number.
+
+    Blank lines are skipped. Raises UserError for lines that do not have these columns.
+    """
+    import pandas as pd  # here, so that only commands that read a clip list wait for it
+
     lines = _read_text(csv_path, "the clip list").split("\n")
     header = [field.strip() for field in lines[0].split(",")]
+    has_header = "video_id" in header
+    numbers = [number for number, line in enumerate(lines, 1)
+               if line.strip() and not (has_header and number == 1)]
+    check = _check_lines_with_header if has_header else _check_lines
+    columns = check(csv_path, lines, numbers, header, with_labels)
+    if not numbers:
+        return pd.DataFrame(columns=list(columns), dtype=str)
+    text = "\n".join(lines[number - 1] for number in numbers)
     try:
-        if "video_id" in header:
-            return _read_rows_with_header(csv_path, lines, header, with_labels)
-        return _read_rows_without_header(csv_path, lines, with_labels)
-    except csv.Error as error:
-        raise UserError(f"{csv_path}: not a CSV file ({error}); write it anew") from None
+        if "\0" in text:
+            raise ValueError("it contains zero bytes")
+        rows = pd.read_csv(
+            StringIO(text), sep="," if has_header else ";", header=None,
+            usecols=sorted(columns.values()), names=sorted(columns, key=columns.get),
+            dtype=str, keep_default_na=False,  # ids such as 00012 and labels such as NA
+        )  # fmt: skip
+        rows.index = numbers
+    except ValueError as error:  # also if a quoted field contains a line end
+        reason = " ".join(str(error).split())
+        raise UserError(f"{csv_path}: not a CSV file ({reason}); write it again") from None
+    return rows.apply(lambda column: column.str.strip())
 
 
-def _read_rows_without_header(csv_path, lines, with_labels):
-    rows = []
-    for number, fields in enumerate(csv.reader(lines, delimiter=";"), 1):
-        fields = [field.strip() for field in fields]
-        if not any(fields):
-            continue
-        if with_labels and len(fields) != 2:
+def _check_lines(csv_path, lines, numbers, _header, with_labels) -> dict[str, int]:
+    """Check the lines of a list without a header; return the positions of the columns."""
+    for number in numbers:
+        line = lines[number - 1]
+        if with_labels and line.count(";") != 1:
             raise UserError(
-                f"{csv_path}: line {number}: expected id;label, found {lines[number - 1][:80]!r}; "
+                f"{csv_path}: line {number}: expected id;label, found {line[:80]!r}; "
                 "separate the two with one semicolon, or use a header with video_id,label"
             )
-        if "," in fields[0]:
+        clip_id = line.partition(";")[0]
+        if "," in clip_id:
             raise UserError(
-                f"{csv_path}: line {number}: found a comma in the id {fields[0][:80]!r}; separate "
+                f"{csv_path}: line {number}: found a comma in the id {clip_id[:80]!r}; separate "
                 "with semicolons, or use a header with video_id"
             )
-        rows.append((number, fields[0], fields[1] if with_labels else None))
-    return rows
+    return {"id": 0, "label": 1} if with_labels else {"id": 0}
 
 
-def _read_rows_with_header(csv_path, lines, header, with_labels):
+def _check_lines_with_header(csv_path, lines, numbers, header, with_labels) -> dict[str, int]:
+    """Check the lines of a list with a header; return the positions of the columns."""
     if with_labels and "label" not in header:
         raise UserError(
             f"{csv_path}: line 1: the header has video_id but no label column; add the labels"
         )
-    rows = []
-    reader = csv.DictReader(lines[1:], fieldnames=header)
-    for row in reader:
-        number, label = reader.line_num + 1, row.get("label")
-        if row["video_id"] is None or (with_labels and label is None):
+    columns = {"id": header.index("video_id")}
+    if with_labels:
+        columns["label"] = header.index("label")
+    last = max(columns.values())
+    for number in numbers:
+        if lines[number - 1].count(",") < last:
             raise UserError(
                 f"{csv_path}: line {number}: has fewer columns than the header; complete the line"
             )
-        rows.append((number, row["video_id"].strip(), label.strip() if with_labels else None))
-    return rows
+    return columns
 
 
 def is_folder_name(clip_id: str) -> bool:
-    """Whether an id, joined to the data folder, names a folder right below it."""
+    """Return whether an id names a folder or file directly in the data folder."""
     return clip_id not in ("", ".", "..") and not set("/\\\0") & set(clip_id)
 
 
-def _check_ids(csv_path, ids):
-    outside = [clip_id for clip_id in ids if not is_folder_name(clip_id)]
+def _check_ids(csv_path, ids: "pd.Series"):
+    outside = [clip_id for clip_id in ids.tolist() if not is_folder_name(clip_id)]
     if outside:
         raise UserError(
-            f"{csv_path}: {len(outside)} ids that are no plain folder names: "
-            f"{first_few(map(repr, outside))}; an id names one folder right below the data folder"
+            f"{csv_path}: {len(outside):,} ids are not plain folder names: "
+            f"{first_few(map(repr, outside))}; an id names one folder directly in the data folder"
         )
-    doubled = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
-    if doubled:
+    duplicates = ids[ids.duplicated(keep=False)].unique()
+    if len(duplicates):
         raise UserError(
-            f"{csv_path}: {len(doubled):,} ids stand there more than once: {first_few(doubled)}; "
-            "keep one line each"
+            f"{csv_path}: {len(duplicates):,} ids are listed more than once: "
+            f"{first_few(duplicates)}; keep one line for each"
         )
 
 
 def _check_clips(csv_path, folder, ids):
-    # One scan of the root, instead of asking the file system for each of 100,000 ids.
+    # Scan the folder once instead of asking the file system about each of 100,000 ids.
     try:
         with os.scandir(folder) as entries:
             present = {entry.name for entry in entries if is_video(entry.name) or _is_folder(entry)}
@@ -180,15 +206,15 @@ def _check_clips(csv_path, folder, ids):
 
 
 def _is_folder(entry) -> bool:
-    # is_dir() of a scanned entry costs nothing, but raises on a link that leads in a circle.
+    # is_dir() of a scanned entry costs nothing, but raises on a circular link.
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
-def _nothing_left(csv_path, rows) -> str:
-    if not rows:
-        return f"{csv_path}: no clips: the file is empty; add a line for each clip"
-    labels = sorted({label for _, _, label in rows})
+def _nothing_left(csv_path, rows: "pd.DataFrame") -> str:
+    if rows.empty:
+        return f"{csv_path}: no clips: the file is empty; add one line per clip"
+    labels = sorted(set(rows["label"]))
     return (
-        f"{csv_path}: no clip left: none of its labels ({first_few(labels, 5)}) is in labels_csv; "
-        "use the same spelling in both"
+        f"{csv_path}: no clips left: none of its labels ({first_few(labels, 5)}) is in labels_csv; "
+        "use the same spelling in both files"
     )

@@ -1,9 +1,8 @@
-"""Clips that cannot be read while a run is under way: they stop it, or are skipped and listed.
+"""Clips that cannot be read during a run: they stop it, or are skipped and listed.
 
-Clips that are too short are counted, too.
+Clips that are too short are counted.
 """
 
-import csv
 from pathlib import Path
 
 from clips.batches import Batch
@@ -17,20 +16,20 @@ COLUMNS = ("epoch", "set", "id", "reason")
 
 
 class BadClips:
-    """The list of skipped clips, a row for each time one was missing from a batch."""
+    """The list of skipped clips: one row each time a clip is missing from a batch."""
 
     def __init__(self, config: Config):
         self.config = config
         self.rows: list[dict] = []
-        self.unshared: list[dict] = []  # rows that only this process knows of
-        self.lengths: dict[str, list] = {}  # by set: short clips and all clips that were read
-        self.told: set[str] = set()  # sets whose short clips were counted to the end
+        self.unshared: list[dict] = []  # rows that only this process has
+        self.lengths: dict[str, list] = {}  # by set: number of short clips, and of all clips read
+        self.told: set[str] = set()  # sets whose short clips have been reported
 
     def note(self, batch: Batch, annotations, set_name: str, epoch: int) -> None:
-        """Takes down the clips that are missing from `batch`, and counts its short ones.
+        """Record the clips that are missing from `batch`, and count its short ones.
 
-        Raises FrameError with the path if bad clips stop the run, or if they are more than
-        `max_bad_share` of the set.
+        Raises FrameError with the path if bad clips stop the run, or if their share of the set
+        exceeds `max_bad_share`.
         """
         lengths = self.lengths.setdefault(set_name, [0, 0])
         lengths[0] += batch.num_short
@@ -53,22 +52,22 @@ class BadClips:
             )
 
     def share(self) -> list[dict]:
-        """All rows of all processes, in one order; every process has to call this."""
+        """Return the rows of all processes, sorted; every process must call this."""
         new = processes.all_gather(self.unshared)
         self.rows = sorted(self.rows + new, key=lambda row: tuple(row[name] for name in COLUMNS))
         self.unshared = []
         return self.rows
 
     def restore(self, rows: list[dict], epochs_done: int) -> None:
-        """Goes on from a checkpoint's rows; a validation that was under way will start anew."""
+        """Continue from a checkpoint's rows, without those of an unfinished validation."""
         self.rows = [row for row in rows
                      if row["set"] == "train" or row["epoch"] <= epochs_done]
 
     def report(self, annotations, set_name: str, epoch: int) -> None:
-        """Prints which clips of a set an epoch went without; every process has to call this.
+        """Print which clips of a set were skipped in an epoch; every process must call this.
 
-        The first time, it also prints how many are short. Raises FrameError if more clips of all
-        processes together than `max_bad_share` allows cannot be read.
+        The first call also prints how many clips are short. Raises FrameError if the share of bad
+        clips over all processes exceeds `max_bad_share`.
         """
         self.share()
         if set_name not in self.told:
@@ -79,13 +78,14 @@ class BadClips:
                 print(f"{set_name}: {short_clips_note(num_short, num_read, self.config)}")
         ids = [row["id"] for row in self.rows if (row["set"], row["epoch"]) == (set_name, epoch)]
         if ids:
-            print(f"{set_name}: {len(ids)} clips skipped, since they cannot be read: "
+            print(f"{set_name}: {len(ids)} clips skipped because they cannot be read: "
                   f"{first_few(ids)}")
             self._check_share(self.rows, annotations, set_name, epoch)
 
     def write(self, path: Path) -> None:
+        """Write `bad_clips.csv`, if there are bad clips."""
         if self.rows:
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(self.rows)
+            import pandas as pd  # here, since most runs have no bad clips
+
+            rows = pd.DataFrame(self.rows, columns=COLUMNS)
+            rows.to_csv(path, index=False, lineterminator="\r\n", errors="backslashreplace")

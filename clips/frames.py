@@ -7,6 +7,7 @@ import io
 import os
 import re
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
@@ -23,8 +24,6 @@ _READ_BYTES = 2**16  # nearly every frame in one piece
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # The formats behind FRAME_SUFFIXES; Pillow tries no other.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-# Its own limit on pixels would call a large picture damaged; `_check_size` names the key instead.
-Image.MAX_IMAGE_PIXELS = None
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,6 +44,17 @@ class FrameError(UserError):
 
 class OversizedFrameError(FrameError):
     """A frame that declares more pixels than `max_frame_pixels`."""
+
+
+def prepare_decoders(_worker_number: int | None = None) -> None:
+    """Set up OpenCV and Pillow for this process; also serves as a DataLoader's worker_init_fn.
+
+    OpenCV runs without threads of its own, since the loader's workers are the parallelism. Pillow's
+    limit on pixels, which would report a large picture as damaged, is off: `check_size` refuses
+    large pictures and names the config key.
+    """
+    cv2.setNumThreads(0)
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def natural_key(name: str):

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# Parallelism comes from the loader's workers; threads inside each would only fight over cores.
-cv2.setNumThreads(0)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 ERASED_SHARE = (0.02, 0.33)
 LARGEST_BOX_RATIO = 3.3

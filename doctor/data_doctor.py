@@ -1,10 +1,11 @@
-"""Looks at every clip and every frame before days of training are spent on them.
+"""Check every clip and every frame of a data set before training.
 
     python train.py --config configs/config.json --check_data
 
-Frames are decoded by the reader that training uses, so what passes here passes there. The data is
-only read, and nothing stops at the first problem: each finding becomes a row of the report, as an
-"error" (training would stop, or learn or measure something wrong) or as a "note".
+Frames are decoded by the reader that training uses, so a frame that passes here is accepted there.
+The check does not change the data and does not stop at the first problem. Each finding becomes a
+row of the report: an "error" if training would stop, or learn or measure something wrong, else a
+"note".
 """
 
 import hashlib
@@ -33,11 +34,13 @@ from clips.frames import (
     decode_frame,
     list_frames,
     natural_key,
+    prepare_decoders,
 )
+from clips.sampling import frames_needed
 from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
-from system import processes, stopping
+from system import stopping
 from system.errors import UserError, first_few
 
 _SUFFIXES_BY_MAGIC = {
@@ -47,16 +50,16 @@ _SUFFIXES_BY_MAGIC = {
     b"RIFF": (".webp",),
 }
 _LARGEST_CHUNK = 32  # clips that a worker takes at once
-_stop = None  # in a worker: the event that tells it to leave its chunk
+_stop = None  # in a worker: the event that tells it to abandon its chunk
 
 
 def check_data(config: Config, report_path="data_report.csv") -> int:
-    """Examines all clips of all sets of `config`; prints a summary and writes `report_path`.
+    """Examine all clips of all sets of `config`; print a summary and write `report_path`.
 
-    Returns the exit status: 2 if anything of severity "error" was found, as for any mistake that
-    the user can put right, else 0.
+    Returns the exit status: 2 if there is an "error" among the findings, else 0.
     Raises UserError if the report cannot be written, or if a worker process dies.
     """
+    prepare_decoders()
     with open_report(report_path) as report:
         class_names = _read_class_names(config, report)
         names = [name for name in SET_PREFIXES if config.set_paths(name)[1] is not None]
@@ -79,20 +82,20 @@ def check_data(config: Config, report_path="data_report.csv") -> int:
 
 @dataclass
 class ClipSet:
-    """The clips of one set that can be examined, and what was seen of them."""
+    """The clips of one set that can be examined, and statistics about them."""
 
     name: str
     folder: str
     root: str  # the folder's real path: sets with the same root share their folders
-    listed: set | None = None  # all ids of the CSV, whatever their label; None: it is unreadable
-    present: set = field(default_factory=set)  # names of the folders below `folder`
-    ids: list = field(default_factory=list)  # clips that training takes, and that have a folder
+    listed: set | None = None  # all ids of the CSV, with any label; None: it is unreadable
+    present: set = field(default_factory=set)  # names of the folders in `folder`
+    ids: list = field(default_factory=list)  # clips that training uses and that have a folder
     lengths: Counter = field(default_factory=Counter)  # number of clips by number of frames
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
 
 
 def _read_class_names(config, report):
-    """The class names, or None if there is no telling them."""
+    """Return the class names, or None if the labels file is unusable."""
     try:
         names = read_labels(config.labels_csv)
     except UserError as error:
@@ -114,21 +117,22 @@ def _read_set(name, config, class_names, report) -> ClipSet:
         report.add(name, "unreadable clip list", str(error))
         _find_folders(clip_set, [], report)
         return clip_set
-    clip_set.listed = {clip_id for _, clip_id, _ in rows}
+    clip_set.listed = set(rows["id"])
     unusable = _find_bad_ids(name, rows, report)
     if has_labels and class_names is not None:
         rows = _drop_unknown_labels(name, rows, class_names, report)
-    ids = list(dict.fromkeys(clip_id for _, clip_id, _ in rows if clip_id not in unusable))
+    ids = [clip_id for clip_id in rows["id"].unique() if clip_id not in unusable]
     if len(ids) < (needed := 2 if name == "train" else 1):
-        report.add(name, "too few clips", f"{csv_path}: {len(ids)} to use, {needed} is the least")
+        detail = f"{csv_path}: {len(ids)} usable, at least {needed} needed"
+        report.add(name, "too few clips", detail)
     _find_folders(clip_set, ids, report)
     return clip_set
 
 
 def _find_bad_ids(set_name, rows, report) -> set:
-    """Reports unusable and doubled ids; returns the unusable ones."""
+    """Report unusable and duplicate ids; return the unusable ones."""
     lines = defaultdict(list)
-    for line, clip_id, _ in rows:
+    for line, clip_id in rows["id"].items():
         lines[clip_id].append(line)
     unusable = {clip_id for clip_id in lines if not is_folder_name(clip_id)}
     for clip_id, numbers in lines.items():
@@ -136,26 +140,25 @@ def _find_bad_ids(set_name, rows, report) -> set:
         if clip_id in unusable:
             report.add(set_name, "unusable id", detail)
         elif len(numbers) > 1:
-            report.add(set_name, "doubled id", detail, clip_id)
+            report.add(set_name, "duplicate id", detail, clip_id)
     return unusable
 
 
-def _drop_unknown_labels(set_name, rows, class_names, report) -> list:
-    known = set(class_names)
-    kept = [row for row in rows if row[2] in known]
-    unknown = Counter(label for _, _, label in rows if label not in known)
-    for label, count in unknown.items():
+def _drop_unknown_labels(set_name, rows, class_names, report):
+    """Report the labels that are not class names, and the classes without clips."""
+    is_known = rows["label"].isin(class_names)
+    for label, count in Counter(rows["label"][~is_known]).items():
         report.add(set_name, "unknown label", f"{label!r} ({plural(count, 'row')})")
     if set_name == "train":
-        used = {label for _, _, label in kept}
+        used = set(rows["label"])
         for label in class_names:
             if label not in used:
                 report.add(set_name, "class without clips", repr(label))
-    return kept
+    return rows[is_known]
 
 
 def _find_folders(clip_set, ids, report):
-    """Sets `present` and `ids` of a set, and reports the clips without a folder."""
+    """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
         with os.scandir(clip_set.folder) as entries:
             clip_set.present = {entry.name for entry in entries
@@ -178,11 +181,11 @@ def _find_unlisted_folders(clip_sets, report):
         sharing[clip_set.root].append(clip_set)
     for sets in sharing.values():
         if any(clip_set.listed is None for clip_set in sets):
-            continue  # every clip of the unreadable CSV would be named here
+            continue  # every clip of the unreadable CSV would be reported
         unlisted = sets[0].present.difference(*(clip_set.listed for clip_set in sets))
         for name in sorted(unlisted, key=natural_key):
             if not name.startswith("."):
-                detail = f"{os.path.join(sets[0].folder, name)} stands in no CSV"
+                detail = f"{os.path.join(sets[0].folder, name)} is not in any CSV"
                 report.add(sets[0].name, "unlisted folder", detail, name)
 
 
@@ -190,8 +193,8 @@ def _find_unlisted_folders(clip_sets, report):
 
 
 def _examine_clips(clip_sets, config, report):
-    # Here, since the workers, which import this file, have no use for the seconds of PyTorch.
-    from data_loader import frames_needed
+    # Here, since worker processes import this file, and need no PyTorch.
+    from system import processes
 
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
     paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
@@ -200,34 +203,34 @@ def _examine_clips(clip_sets, config, report):
     if config.num_workers == 0:
         with warnings.catch_warnings():
             _ignore_warnings()
-            _take_down(clips, map(examine, paths), report)
+            _record(clips, map(examine, paths), report)
         return
     num_workers = config.num_workers or processes.available_cores()
     chunk = max(1, min(_LARGEST_CHUNK, len(clips) // (8 * num_workers)))
-    # Not forked off this process: a copy of one with OpenCV's or PyTorch's threads can hang.
+    # Not forked from this process: a copy of one with OpenCV's or PyTorch's threads can hang.
     context = multiprocessing.get_context("forkserver")
     stop = context.Event()
     with ProcessPoolExecutor(num_workers, context, _start_worker, (stop,)) as pool:
         try:
-            with stopping.kept_from_workers():  # until they are ready for them
+            with stopping.kept_from_workers():  # until they handle signals themselves
                 results = pool.map(examine, paths, chunksize=chunk)  # in the order of `clips`
-            _take_down(clips, results, report)
+            _record(clips, results, report)
         except BrokenProcessPool:
             clip_set, clip_id = clips[sum(clip_set.lengths.total() for clip_set in clip_sets)]
             raise UserError(
                 f"{os.path.join(clip_set.folder, clip_id)}: a worker process died at this clip or "
-                f"one of the {chunk * num_workers} after it (was memory short?); lower "
+                f"one of the next {chunk * num_workers}, possibly for lack of memory; lower "
                 "num_workers"
             ) from None
-        except BaseException:  # Ctrl-C above all: wait for one frame, not for all that are queued
+        except BaseException:  # above all Ctrl-C: wait for one frame, not for all queued ones
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _take_down(clips, results, report):
-    """Adds what was seen of each clip to its set and to the report, as it comes."""
-    pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log needs fewer lines
+def _record(clips, results, report):
+    """Add each clip's result to its set and to the report, in the order of `clips`."""
+    pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     first_seen = {}
     progress = tqdm(results, "examining", len(clips), unit=" clips", **pace)
     for (clip_set, clip_id), result in zip(clips, progress, strict=True):
@@ -239,33 +242,34 @@ def _take_down(clips, results, report):
 
 
 def _find_in_other_sets(clip_set, clip_id, digest, first_seen, report):
-    """Reports a clip that an earlier set holds: the same folder, or a copy of it."""
+    """Report a clip that is also in an earlier set: the same folder, or a copy of it."""
     place = clip_set.root, clip_id
     for key, kind in ((place, "clip in two sets"), (digest, "content in two sets")):
         if key is None:
             continue
         other_set, other_id = first_seen.setdefault(key, (clip_set.name, clip_id))
         if other_set != clip_set.name:
-            report.add(clip_set.name, kind, f"it is {other_id!r} of {other_set}", clip_id)
+            report.add(clip_set.name, kind, f"is {other_id!r} of {other_set}", clip_id)
             return
 
 
 def _start_worker(stop):
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler, if it has one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     _ignore_warnings()
+    prepare_decoders()
     threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 
 def _ignore_warnings():
-    warnings.simplefilter("ignore")  # of Pillow, about EXIF data and the like
+    warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like
 
 
 def _end_with_main_process():
-    # A worker whose main process was killed would wait for its next clips for ever.
+    # A worker whose main process was killed would wait for its next clips forever.
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -275,12 +279,12 @@ def _end_with_main_process():
 
 @dataclass
 class ClipResult:
-    """What a worker saw of one clip."""
+    """What a worker found out about one clip."""
 
     num_frames: int = 0
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
-    digest: bytes | None = None  # of the bytes of all frames; None if any has none
-    misnamed: list = field(default_factory=list)  # frames of another format than their name says
+    digest: bytes | None = None  # of the bytes of all frames; None if any frame is unreadable
+    misnamed: list = field(default_factory=list)  # frames whose extension names another format
     findings: list = field(default_factory=list)  # (kind, detail, frame)
 
     def add(self, kind, detail, frame=""):
@@ -288,10 +292,11 @@ class ClipResult:
 
 
 def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
-    """All that can be said of the clip in `folder`, or a video file, by itself; raises nothing.
+    """Examine one clip, a folder of frames or a video file; every error becomes a finding.
 
-    frames_needed: clips with fewer are padded; max_pixels: frames with more are refused;
-    frame_rate: what videos are resampled to.
+    frames_needed: clips with fewer frames are padded.
+    max_pixels: frames with more pixels are refused.
+    frame_rate: frames per second that videos are resampled to.
     """
     result = ClipResult()
     try:
@@ -310,19 +315,19 @@ def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
         _check_frames(folder, frames, max_pixels, result)
     except FrameError as error:
         result.add("unreadable clip" if is_video(folder) else "empty clip", str(error))
-    except Exception as error:  # whatever it is, the other clips are to be examined too
+    except Exception as error:  # of any kind: the other clips are still examined
         result.add("unreadable clip", f"{type(error).__name__}: {error}")
     return result
 
 
 def _check_length(result, frames_needed):
     if result.num_frames < frames_needed:
-        detail = f"{plural(result.num_frames, 'frame')}; training takes {frames_needed}"
+        detail = f"{plural(result.num_frames, 'frame')}; training needs {frames_needed}"
         result.add("short clip", detail)
 
 
 def _check_video(video, result):
-    """Decodes all frames that training may take; raises FrameError for damage."""
+    """Decode all frames that training may use; raises FrameError for damage."""
     result.num_frames = len(video)
     for frame in video.frames_at(range(len(video))):
         if _stop is not None and _stop.is_set():
@@ -337,7 +342,7 @@ def _check_numbers(frames, result):
     if not all(numbers):
         result.add("unnumbered frames", f"no number in {frames[numbers.index([])]!r}")
         return
-    # A name may hold several numbers: the frame's own is the first that changes.
+    # A name may have several numbers: the frame's own is the first that changes.
     columns = list(zip(*numbers, strict=False))
     own = next((column for column in columns if len(set(column)) > 1), columns[-1])
     doubled = [number for number, count in Counter(own).items() if count > 1]
@@ -345,7 +350,7 @@ def _check_numbers(frames, result):
     if doubled:
         result.add("misnumbered frames", f"more than once: {first_few(doubled)}")
     if gaps:
-        result.add("misnumbered frames", f"the numbers leap from {first_few(gaps)}")
+        result.add("misnumbered frames", f"gaps in the numbers: {first_few(gaps)}")
     if min(own) > 1:
         result.add("late first number", f"the first is {min(own)}")
 
@@ -368,10 +373,10 @@ def _check_frames(folder, frames, max_pixels, result):
 
 
 def _check_frame(folder, frame, max_pixels, result) -> bytes:
-    """Decodes a frame; counts its size, or adds a finding. Returns the file's bytes, if any."""
+    """Decode a frame; count its size, or add a finding. Returns the file's bytes, if readable."""
     path, data = os.path.join(folder, frame), b""
-    if not os.path.isfile(path):  # reading a pipe would wait for ever
-        result.add("unreadable frame", "no file but a folder, a device or a broken link", frame)
+    if not os.path.isfile(path):  # reading a pipe would wait forever
+        result.add("unreadable frame", "not a file but a folder, a device or a broken link", frame)
         return data
     try:
         data = Path(path).read_bytes()

@@ -1,61 +1,70 @@
-"""The data doctor's report: what can be found, how grave it is, and how it is written down."""
+"""The data doctor's report: the kinds of findings, their severity, and how they are written."""
 
-import csv
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from system.errors import UserError, first_few
 
-# Every kind of finding: how grave it is, and what puts it right. The summary keeps this order.
+# Every kind of finding with its severity and remedy, in the order of the summary.
 KINDS = {
     "unusable labels file": ("error", "correct labels_csv (or num_classes) as the detail says"),
     "unreadable clip list": ("error", "correct the CSV as the detail says"),
     "unreadable data folder": ("error", "correct the path, or the permissions"),
-    "unusable id": ("error", "write the name of one folder directly below the data folder"),
-    "doubled id": ("error", "keep one line for each clip"),
+    "unusable id": ("error", "use the name of one folder directly in the data folder"),
+    "duplicate id": ("error", "keep one line per clip"),
     "too few clips": ("error", "add rows, or use the same spelling of labels in both files"),
     "class without clips": ("error", "add training clips, or drop the class from labels_csv"),
     "missing clip": ("error", "add the folder to the data folder, or drop the row"),
     "unreadable clip": ("error", "make the folder readable, or drop the row"),
     "empty clip": ("error", "extract its frames again, or drop the row"),
-    "unreadable frame": ("error", "put a readable file in its place"),
+    "unreadable frame": ("error", "replace it with a readable file"),
     "damaged frame": ("error", "extract the frame again"),
     "oversized frame": ("error", "shrink the frame, or raise max_frame_pixels"),
-    "misnumbered frames": ("error", "extract the clip again, or number its frames anew"),
+    "misnumbered frames": ("error", "extract the clip again, or renumber its frames"),
     "mixed frame sizes": ("error", "extract the clip again; frames of two videos may be mixed"),
-    "clip in two sets": ("error", "drop it from one of them; the score would be flattered"),
-    "content in two sets": ("error", "drop it from one of them; the score would be flattered"),
+    "clip in two sets": ("error", "drop it from one of them; it would inflate the score"),
+    "content in two sets": ("error", "drop it from one of them; it would inflate the score"),
     "unknown label": ("note", "these rows are left out; to keep them, add the label to labels_csv"),
     "short clip": ("note", "padded with its last frame; a lower clip_size or step_size avoids it"),
-    "wrong extension": ("note", "nothing need be done: the content decides how a frame is read"),
-    "late first number": ("note", "see whether the first frames were lost"),
-    "unnumbered frames": ("note", "see that their alphabetical order is their order in time"),
-    "other files": ("note", "they are passed over; convert them if they are frames"),
-    "several frame sizes": ("note", "fine if they are meant: frames are scaled to frame_height"),
-    "unlisted folder": ("note", "passed over; add a row to a CSV if it is a clip to use"),
+    "wrong extension": ("note", "harmless: the content decides how a frame is read"),
+    "late first number": ("note", "check whether the first frames were lost"),
+    "unnumbered frames": ("note", "check that their alphabetical order is their order in time"),
+    "other files": ("note", "they are ignored; convert them if they are frames"),
+    "several frame sizes": ("note", "fine if intended: frames are scaled to frame_height"),
+    "unlisted folder": ("note", "ignored; add a row to a CSV to use it as a clip"),
 }
 REPORT_COLUMNS = ("severity", "set", "clip", "frame", "kind", "detail")
 NAMES_SHOWN = 10
+ROWS_IN_MEMORY = 10_000  # a data set may have millions of damaged frames
 
 
 class Report:
-    """Writes each finding to a CSV file as it comes; keeps only the counts and the first names."""
+    """Writes the findings to a CSV file; keeps only the counts and the first names in memory."""
 
     def __init__(self, file):
-        self.writer = csv.writer(file, lineterminator="\n")
-        self.writer.writerow(REPORT_COLUMNS)
+        self.file = file
+        self.rows = []  # not yet written
         self.counts = {kind: Counter() for kind in KINDS}  # by set
         self.names = defaultdict(list)  # by (kind, set)
 
     def add(self, set_name, kind, detail, clip="", frame=""):
-        """One finding; `clip` is an id, `frame` a file name, either may be empty."""
+        """Add a finding; `clip` is an id and `frame` a file name, if there is one."""
         clip, frame, detail = _printable(clip), _printable(frame), _printable(detail)
         self.counts[kind][set_name] += 1
         if self.counts[kind][set_name] <= NAMES_SHOWN:
             name = "/".join(part for part in (clip, frame) if part)
             self.names[kind, set_name].append(name or detail)
-        self.writer.writerow((KINDS[kind][0], set_name, clip, frame, kind, detail))
+        self.rows.append((KINDS[kind][0], set_name, clip, frame, kind, detail))
+        if len(self.rows) == ROWS_IN_MEMORY:
+            self.write_rows()
+
+    def write_rows(self):
+        import pandas as pd  # here, since worker processes do without
+
+        rows = pd.DataFrame(self.rows, columns=REPORT_COLUMNS)
+        rows.to_csv(self.file, header=self.file.tell() == 0, index=False)
+        self.rows = []
 
     def total(self, severity) -> int:
         return sum(c.total() for kind, c in self.counts.items() if KINDS[kind][0] == severity)
@@ -63,11 +72,13 @@ class Report:
 
 @contextmanager
 def open_report(path):
-    """A Report whose file appears at `path` once the `with` block is through."""
+    """Yield a Report; its file appears at `path` when the `with` block ends without an error."""
     partial_path = Path(f"{path}.partial")
     try:
         with partial_path.open("w", newline="", encoding="utf-8") as file:
-            yield Report(file)
+            report = Report(file)
+            yield report
+            report.write_rows()
         partial_path.replace(path)
     except OSError as error:
         raise UserError(
@@ -80,7 +91,7 @@ def open_report(path):
 
 
 def _printable(text) -> str:
-    """`text` with line ends, control characters and undecodable bytes of file names escaped."""
+    """Escape line ends, control characters and undecodable bytes of file names."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -115,7 +126,7 @@ def plural(count, noun) -> str:
 
 
 def describe_sizes(sizes) -> str:
-    """`176 x 100 (36 frames), ...` from a Counter by (width, height), the most common first."""
+    """Return `176 x 100 (36 frames), ...` from a Counter by (width, height), most common first."""
     ordered = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     few = first_few([f"{w} x {h} ({plural(count, 'frame')})" for (w, h), count in ordered], 5)
     return f"{len(sizes):,} sizes: {few}" if len(sizes) > 1 else few or "none"

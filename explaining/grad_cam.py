@@ -1,28 +1,32 @@
 """Grad-CAM: where and when a network looks. (Selvaraju et al., arXiv 1610.02391)
 
-A stage's channels are weighted by how much each raises the score of a class; their sum, where it is
-positive, says which places of which frames speak for that class.
+A stage's channels are weighted by their mean gradient of a class's score; the positive part of
+their sum shows which regions of which frames support that class.
 Shapes: C channels, T frames, H, W pixels.
 """
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
+from explaining.layers import StageOutput
 from explaining.pictures import BAR, TEXT, blank, enlarged, heat, write_text
 from system.errors import UserError
 
-LEAST_MOMENTS, LEAST_SIDE = 4, 4  # what a map must tell apart, if any stage of the network does
+MIN_FRAMES, MIN_SIDE = 4, 4  # resolution of a map in time and space, if any stage has it
 FRAME_HEIGHT, TITLE_HEIGHT, BARS_HEIGHT = 224, 26, 48  # pixels
 
 
-def grad_cam(outputs, logits, class_index, shape, stage_name=None) -> tuple[np.ndarray, str]:
-    """The map of one clip, float [T, H, W] from 0 to 1, and the stage that it is of.
+def grad_cam(
+    outputs: dict[str, StageOutput], logits: torch.Tensor, class_index: int,
+    shape: tuple[int, int, int], stage_name: str | None = None,
+) -> tuple[np.ndarray, str]:
+    """Return the map of one clip, float [T, H, W] from 0 to 1, and the name of its stage.
 
-    outputs, logits: what `layers.stage_outputs` gives; shape: (T, H, W) of the clip; stage_name:
-    default: the deepest stage that still tells places and moments apart. Raises UserError if there
-    is no such stage.
+    outputs, logits: from `layers.stage_outputs`; shape: (T, H, W) of the clip; stage_name: None
+    for `deepest_with_resolution`. Raises UserError if there is no such stage.
     """
-    stage_name = stage_name or deepest_with_places(outputs)
+    stage_name = stage_name or deepest_with_resolution(outputs)
     if stage_name not in outputs:
         raise UserError(f"--stage: found {stage_name!r}; expected one of {', '.join(outputs)}")
     output = outputs[stage_name]
@@ -32,41 +36,41 @@ def grad_cam(outputs, logits, class_index, shape, stage_name=None) -> tuple[np.n
     return (values / values.max().clamp(min=1e-12)).detach().cpu().numpy(), stage_name
 
 
-def deepest_with_places(outputs) -> str:
-    """The deepest stage whose map tells places apart, and moments if any such stage does."""
+def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
+    """Return the deepest stage with MIN_SIDE, and MIN_FRAMES if any such stage has them."""
     shapes = {name: output.volume().shape[1:] for name, output in outputs.items()}
-    maps = {name: shape for name, shape in shapes.items() if min(shape[1:]) >= LEAST_SIDE}
+    maps = {name: shape for name, shape in shapes.items() if min(shape[1:]) >= MIN_SIDE}
     if not maps:
-        raise UserError("no stage of this network tells places apart; Grad-CAM has nothing to show")
-    moments = min(LEAST_MOMENTS, max(shape[0] for shape in maps.values()))
-    return [name for name, shape in maps.items() if shape[0] >= moments][-1]
+        raise UserError("no stage of this network has enough spatial resolution for Grad-CAM")
+    num_frames = min(MIN_FRAMES, max(shape[0] for shape in maps.values()))
+    return [name for name, shape in maps.items() if shape[0] >= num_frames][-1]
 
 
-def draw(frames, values, title) -> list[np.ndarray]:
-    """The clip, and beside it the map upon it; below, how much each frame counts, as bars.
+def draw(frames: np.ndarray, values: np.ndarray, title: str) -> list[np.ndarray]:
+    """Draw the clip, next to it the clip with the map, and below a bar per frame with its weight.
 
     frames: uint8 [T, H, W, 3]; values: [T, H, W] from 0 to 1.
     """
     counts = values.sum((1, 2))
     counts = counts / max(counts.max(), 1e-12)
     pictures = []
-    for moment, (frame, value) in enumerate(zip(frames, values, strict=True)):
+    for position, (frame, value) in enumerate(zip(frames, values, strict=True)):
         plain = enlarged(frame, FRAME_HEIGHT, smooth=True)
         warm = heat(enlarged(value, FRAME_HEIGHT, smooth=True))
         mixed = np.maximum(plain // 2, warm)
         pair = np.concatenate([plain, mixed], axis=1)
         title_bar = blank(TITLE_HEIGHT, pair.shape[1])
         write_text(title_bar, (6, TITLE_HEIGHT // 2), title)
-        pictures.append(np.concatenate([title_bar, pair, _bars(counts, moment, pair.shape[1])]))
+        pictures.append(np.concatenate([title_bar, pair, _bars(counts, position, pair.shape[1])]))
     return pictures
 
 
-def _bars(counts, moment, width) -> np.ndarray:
-    """A bar a frame, the one that is shown in white."""
+def _bars(counts: np.ndarray, position: int, width: int) -> np.ndarray:
+    """Draw one bar per frame, with the current frame in white."""
     picture = blank(BARS_HEIGHT, width)
     edges = np.linspace(0, width, len(counts) + 1).round().astype(int)
     for number, count in enumerate(counts):
         height = max(1, round(count * (BARS_HEIGHT - 6)))
-        colour = TEXT if number == moment else BAR
+        colour = TEXT if number == position else BAR
         picture[BARS_HEIGHT - height :, edges[number] + 1 : edges[number + 1] - 1] = colour
     return picture

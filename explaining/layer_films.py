@@ -1,18 +1,18 @@
-"""Films of what a network has inside: its first kernels, and what each stage makes of a clip.
+"""Films of a network's first kernels, and of the activations of each stage.
 
-Shapes: C channels, T moments, H, W places.
+Shapes: C channels, T positions in time, H, W pixels.
 """
 
 import numpy as np
 
 from explaining.pictures import blank, enlarged, heat, write_text
 
-KERNEL_SIDE, GAP, KERNELS_A_ROW = 48, 4, 8  # pixels
-TILE, LABEL_WIDTH, TILES_A_ROW = 56, 140, 8
+KERNEL_SIDE, GAP, KERNELS_PER_ROW = 48, 4, 8  # pixels
+TILE, LABEL_WIDTH, TILES_PER_ROW = 56, 140, 8
 
 
-def draw_kernels(films) -> list[np.ndarray]:
-    """All kernels in a grid, moment by moment, those that change most first; grey is zero.
+def draw_kernels(films: np.ndarray) -> list[np.ndarray]:
+    """Draw all kernels in a grid, one picture per time step; most change first, zero is grey.
 
     films: [kernels, T, H, W, 3]
     """
@@ -26,17 +26,19 @@ def draw_kernels(films) -> list[np.ndarray]:
 
 def _grid(tiles) -> np.ndarray:
     height, width = tiles[0].shape[:2]
-    num_rows = -(-len(tiles) // KERNELS_A_ROW)
-    picture = blank(GAP + num_rows * (height + GAP), GAP + KERNELS_A_ROW * (width + GAP))
+    num_rows = -(-len(tiles) // KERNELS_PER_ROW)
+    picture = blank(GAP + num_rows * (height + GAP), GAP + KERNELS_PER_ROW * (width + GAP))
     for number, tile in enumerate(tiles):
-        row, column = divmod(number, KERNELS_A_ROW)
+        row, column = divmod(number, KERNELS_PER_ROW)
         top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
         picture[top : top + height, left : left + width] = tile
     return picture
 
 
-def draw_activations(frames, outputs, title) -> list[np.ndarray]:
-    """A row a stage: its name, its shape, and its liveliest channels, as the clip plays.
+def draw_activations(
+    frames: np.ndarray, outputs: dict[str, np.ndarray], title: str
+) -> list[np.ndarray]:
+    """Draw one row per stage: name, shape, and the channels with most variance. One film.
 
     frames: uint8 [T, H, W, 3]; outputs: [C, T, H, W] by stage.
     """
@@ -56,14 +58,14 @@ def draw_activations(frames, outputs, title) -> list[np.ndarray]:
 
 
 def _row(name, output, moment, num_frames) -> np.ndarray:
-    picture = blank(TILE + GAP, LABEL_WIDTH + TILES_A_ROW * (TILE + GAP))
+    picture = blank(TILE + GAP, LABEL_WIDTH + TILES_PER_ROW * (TILE + GAP))
     write_text(picture, (6, TILE // 2 - 8), name)
     write_text(picture, (6, TILE // 2 + 10), ", ".join(map(str, output.shape)), 11)
     now = output[:, moment * output.shape[1] // num_frames]
     if output[0, 0].size == 1:
         tiles = [_as_cells(now[:, 0, 0], picture.shape[1] - LABEL_WIDTH - GAP, output)]
     else:
-        chosen = np.argsort(-output.std((1, 2, 3)), kind="stable")[:TILES_A_ROW]
+        chosen = np.argsort(-output.std((1, 2, 3)), kind="stable")[:TILES_PER_ROW]
         tiles = [heat(_fit(_scaled(now[channel], output[channel]))) for channel in chosen]
     left = LABEL_WIDTH
     for tile in tiles:
@@ -73,14 +75,14 @@ def _row(name, output, moment, num_frames) -> np.ndarray:
 
 
 def _fit(values) -> np.ndarray:
-    """Into a tile; what is wider than high is cut to its middle."""
+    """Scale to the height of a tile, and crop the width to its middle."""
     tile = enlarged(values, TILE)
     spare = max(0, tile.shape[1] - TILE) // 2
     return tile[:, spare : spare + TILE]
 
 
 def _as_cells(values, width, whole) -> np.ndarray:
-    """A vector as a row of cells, or as several where it is long."""
+    """Draw a vector as a row of cells, or as several rows if it is long."""
     num_rows = max(1, round((len(values) * TILE / width) ** 0.5))
     num_columns = -(-len(values) // num_rows)
     cells = np.zeros(num_rows * num_columns)
@@ -91,6 +93,6 @@ def _as_cells(values, width, whole) -> np.ndarray:
 
 
 def _scaled(values, whole) -> np.ndarray:
-    """From 0 to 1 over the range that `whole` has over time and space."""
+    """Scale values to 0..1 by the range of `whole` over time and space."""
     low, high = whole.min(), whole.max()
     return (values - low) / max(high - low, 1e-12)

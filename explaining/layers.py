@@ -1,6 +1,6 @@
-"""What flows through a network's stages, and the kernels of its first layer, as numbers.
+"""Outputs of a network's stages, and kernels of its first layer.
 
-Shapes: C channels, T moments, H, W places.
+Shapes: C channels, T positions in time, H, W in space.
 """
 
 from typing import NamedTuple
@@ -11,28 +11,30 @@ from torch import nn
 from networks.stages import stages
 from networks.two_stream import NUM_FLOW_CHANNELS
 
-# They pass on what they get, or give it another shape.
+# Identities and changes of shape.
 SILENT_LAYERS = nn.Identity | nn.Dropout | nn.Flatten
 
 
 class StageOutput(NamedTuple):
-    """What a stage gives for one clip, as it is in the graph that leads to the logits."""
+    """Output of a stage for one clip, as a node of the graph of the logits."""
 
     tensor: torch.Tensor
     channels_last: bool
 
     def volume(self) -> torch.Tensor:
-        """[C, T, H, W]"""
+        """Return the output as [C, T, H, W]."""
         return as_volume(self.tensor, self.channels_last)
 
-    def gradient(self, score) -> torch.Tensor:
-        """How much each value of the volume raises a score of the clip, [C, T, H, W]."""
+    def gradient(self, score: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of a score with respect to the volume, [C, T, H, W]."""
         (gradient,) = torch.autograd.grad(score, self.tensor, retain_graph=True)
         return as_volume(gradient, self.channels_last)
 
 
-def stage_outputs(network, inputs) -> tuple[dict[str, StageOutput], torch.Tensor]:
-    """What each stage gives for one clip, by its name, and the logits, [1, classes].
+def stage_outputs(
+    network: nn.Module, inputs: torch.Tensor
+) -> tuple[dict[str, StageOutput], torch.Tensor]:
+    """Return the output of each stage for one clip, by name, and the logits, [1, classes].
 
     inputs: float [1, C, T, H, W]
     """
@@ -40,9 +42,9 @@ def stage_outputs(network, inputs) -> tuple[dict[str, StageOutput], torch.Tensor
     channels_last = type(network).__name__ == "SwinTransformer3d"
 
     def keep(name, output):
-        # An LSTM's states come along in a tuple, or a transformer's shape.
+        # The output may be a tuple, with an LSTM's states or a transformer's shape.
         first, *others = output if isinstance(output, tuple) else (output,)
-        first = first.clone()  # a later layer may work in place
+        first = first.clone()  # a later layer may operate in place
         outputs[name] = StageOutput(first, channels_last)
         return (first, *others) if others else first
 
@@ -59,26 +61,26 @@ def stage_outputs(network, inputs) -> tuple[dict[str, StageOutput], torch.Tensor
     return outputs, logits
 
 
-def as_volume(output, channels_last) -> torch.Tensor:
-    """A stage's output for one clip as [C, T, H, W].
+def as_volume(output: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """Return a stage's output for one clip as [C, T, H, W].
 
-    A 2D network's first axis is time, since it sees the frames of one clip as a batch.
+    The first axis of a 2D network is time, since its batch is the frames of one clip.
     """
     if output.dim() == 5:
         output = output[0]
         return output.permute(3, 0, 1, 2) if channels_last else output
     if output.dim() == 4:
         return output.transpose(0, 1)
-    if output.dim() == 3:  # [1, T, C] of an LSTM, or a transformer's places in a row
+    if output.dim() == 3:  # [1, T, C] of an LSTM, or a transformer's tokens
         output = output[0]
     return output.T[:, :, None, None]
 
 
-def first_kernels(network) -> dict[str, torch.Tensor]:
-    """The kernels that the input meets first, as films: [kernels, T, H, W, 3] by layer.
+def first_kernels(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the kernels of the first layer as films, [kernels, T, H, W, 3], by its name.
 
-    A two-stream network has two such layers; the films of the one that takes optical flow show
-    movement to the right as red and downwards as green.
+    A two-stream network has two such layers; in the kernels for optical flow, red is movement to
+    the right and green is downwards.
     """
     streams = [name for name in ("spatial", "temporal") if hasattr(network, name)]
     found = {}
@@ -100,7 +102,7 @@ def _as_films(weight) -> torch.Tensor:
     return nn.functional.pad(flow, (0, 3 - NUM_FLOW_CHANNELS))
 
 
-def share_of_change(films) -> float:
-    """Percent of the kernels' squares that lie in change over time; 0 for a still picture."""
+def share_of_change(films: torch.Tensor) -> float:
+    """Return the percentage of the kernels' squares that is change over time; 0 for a picture."""
     still = films.mean(dim=1, keepdim=True)
     return 100 * float((films - still).square().sum() / films.square().sum())

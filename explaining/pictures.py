@@ -1,8 +1,6 @@
-"""What every picture that the project draws needs: text, colours of numbers, GIF files.
+"""Drawing: text, colour maps and GIF files. A picture is uint8 [H, W, 3]."""
 
-A picture is uint8 [H, W, 3].
-"""
-
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -14,39 +12,42 @@ BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
 
 
 @cache
-def font(size, bold=False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which knows many scripts; matplotlib brings it along. size: pixels."""
-    import matplotlib  # here, since it takes a moment that no other use should wait for
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which covers many scripts, from matplotlib. size: pixels."""
+    import matplotlib  # not at the top, since the import is slow
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)
 
 
-def write_text(picture, position, text, size=13, colour=TEXT) -> None:
-    """Writes into the picture, in place; position: left and middle, in pixels."""
+def write_text(
+    picture: np.ndarray, position: tuple[int, int], text: str, size: int = 13, colour=TEXT
+) -> None:
+    """Draw text into the picture, in place. position: left and vertical middle, in pixels."""
     canvas = Image.fromarray(picture)
     ImageDraw.Draw(canvas).text(position, text, colour, font(size), anchor="lm")
     picture[:] = np.asarray(canvas)
 
 
-def blank(height, width) -> np.ndarray:
+def blank(height: int, width: int) -> np.ndarray:
+    """Return a picture in the background colour."""
     return np.full((height, width, 3), BACKGROUND, np.uint8)
 
 
-def enlarged(picture, height, smooth=False) -> np.ndarray:
-    """Scaled to that height; pixels stay squares unless `smooth`."""
+def enlarged(picture: np.ndarray, height: int, smooth: bool = False) -> np.ndarray:
+    """Return the picture scaled to `height`; nearest-neighbour unless `smooth`."""
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
     return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=method)
 
 
-def heat(values) -> np.ndarray:
-    """Numbers from 0 to 1 as colours from black over red to pale yellow: [H, W] -> a picture."""
+def heat(values: np.ndarray) -> np.ndarray:
+    """Map values from 0 to 1, [H, W], to colours from black over red to pale yellow."""
     levels = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
-def save_gif(path, pictures, frame_rate) -> None:
-    """A GIF that plays over and over; pictures: all of one size; frame_rate: pictures a second."""
+def save_gif(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> None:
+    """Write pictures of one size as a looping GIF. frame_rate: pictures per second."""
     first, *others = [Image.fromarray(picture) for picture in pictures]
     first.save(path, save_all=True, append_images=others, duration=round(1000 / frame_rate), loop=0)

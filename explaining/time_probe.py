@@ -1,6 +1,6 @@
-"""Does a network look at time? Its accuracy with the frames in order, and in other orders.
+"""Time probe: a network's accuracy with the frames in order, and in other orders.
 
-Shapes: N clips, K windows of each, T frames, H, W pixels, C colours.
+Shapes: N clips, K windows per clip, T frames, H, W pixels, C channels.
 """
 
 import csv
@@ -20,25 +20,25 @@ from scoring.predictor import Predictor
 from system.errors import UserError
 
 ORDERS = ("in order", "reversed", "shuffled", "frozen")
-LEAST_SHARE = 0.5  # of a class's reversed clips, for a pair to be called one
+MIN_SHARE = 0.5  # of a class's reversed clips that are predicted as its opposite
 
 
 @dataclass
 class TimeProbe:
-    """What a network predicts for clips whose frames come in other orders."""
+    """Predictions for the same clips with their frames in other orders."""
 
     classes: list[str]
     labels: np.ndarray  # int64 [N]
     predicted: dict[str, np.ndarray]  # by order, int64 [N]
 
     def accuracy(self, order) -> float:
-        """Percent of the clips that are classified as what they show in order."""
+        """Return the percentage of clips whose prediction is their label."""
         return 100 * float((self.predicted[order] == self.labels).mean())
 
     def swapped(self) -> list[tuple[str, str, float]]:
-        """(class, class that it is taken for when time runs backwards, percent of its clips).
+        """Return (class, prediction for its reversed clips, percentage of its clips).
 
-        Only where it is not taken for that one in order, too.
+        Classes that are also confused in order are left out.
         """
         found = []
         for index, name in enumerate(self.classes):
@@ -46,19 +46,19 @@ class TimeProbe:
             if is_of_class.any():
                 before, _ = _most_common(self.predicted["in order"][is_of_class])
                 other, share = _most_common(self.predicted["reversed"][is_of_class])
-                if other not in (index, before) and share >= LEAST_SHARE:
+                if other not in (index, before) and share >= MIN_SHARE:
                     found.append((name, self.classes[other], 100 * share))
         return found
 
 
 def _most_common(predicted) -> tuple[int, float]:
-    """The class that was predicted most often, and its share."""
+    """Return the most frequent prediction, and its share."""
     (index, count), = Counter(predicted.tolist()).most_common(1)
     return index, count / len(predicted)
 
 
-def probe(predictor: Predictor, annotations: Annotations, seed=0) -> TimeProbe:
-    """Classifies every clip once for each order; what is shuffled is the same in every run.
+def probe(predictor: Predictor, annotations: Annotations, seed: int = 0) -> TimeProbe:
+    """Classify every clip once for each order. The shuffled order depends on `seed` only.
 
     Raises UserError with the path of a clip that cannot be read.
     """
@@ -77,8 +77,8 @@ def probe(predictor: Predictor, annotations: Annotations, seed=0) -> TimeProbe:
     return TimeProbe(predictor.classes, annotations.labels, predicted)
 
 
-def positions(order, num_frames, rng) -> np.ndarray:
-    """Which frame comes at each place, [T]."""
+def positions(order: str, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the index of the frame at each position, [T]."""
     in_order = np.arange(num_frames)
     return {
         "in order": in_order,
@@ -88,32 +88,33 @@ def positions(order, num_frames, rng) -> np.ndarray:
     }[order]
 
 
-def reordered(clip, places) -> np.ndarray:
-    """uint8 [K, T, H, W, C] with other frames at each place; flow is that of the new order."""
-    result = np.ascontiguousarray(clip[:, places])
+def reordered(clip: np.ndarray, indices) -> np.ndarray:
+    """Return the clip, uint8 [K, T, H, W, C], in another order, with the optical flow of it."""
+    result = np.ascontiguousarray(clip[:, indices])
     if clip.shape[-1] > 3:
         for window in result:
             window[..., 3:] = optical_flow(window[..., :3])
     return result
 
 
-# --- shown -------------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------
 
 
 def table(result: TimeProbe) -> str:
+    """Return the accuracies and the swapped pairs as text."""
     lines = [f"{'frames':<12}{'accuracy':>10}"]
     lines += [f"{order:<12}{result.accuracy(order):>8.1f} %" for order in ORDERS]
     pairs = result.swapped()
     if pairs:
         width = max(len(name) for name, _, _ in pairs)
-        lines += ["", "backwards, most clips of"]
-        lines += [f"  {name:<{width}}  are taken for {other} ({share:.0f} %)"
+        lines += ["", "reversed, most clips of"]
+        lines += [f"  {name:<{width}}  are classified as {other} ({share:.0f} %)"
                   for name, other, share in pairs]  # fmt: skip
     return "\n".join(lines)
 
 
 def write(result: TimeProbe, folder: Path) -> list[Path]:
-    """`time_probe.csv`, a row an order and swapped pair, and `time_probe.png`."""
+    """Write `time_probe.csv`, one row per order and swapped pair, and `time_probe.png`."""
     path, picture_path = folder / "time_probe.csv", folder / "time_probe.png"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -127,8 +128,8 @@ def write(result: TimeProbe, folder: Path) -> list[Path]:
 
 
 def draw(result: TimeProbe) -> np.ndarray:
-    """Bars of the accuracy by order, with chance as a line. uint8 [H, W, 3]"""
-    # Here, since it takes a second that no other use of this room should wait for.
+    """Draw a bar chart of the accuracies, with chance as a line. uint8 [H, W, 3]"""
+    # Not at the top, since the import takes a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

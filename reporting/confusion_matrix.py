@@ -11,34 +11,34 @@ from PIL import Image, ImageDraw
 from explaining import pictures
 from scoring.evaluation import confusion_matrix
 
-FIELD = 840  # pixels of a side of the matrix, at most
-# Of a class without clips taken for it, half of them, and all of them.
+FIELD = 840  # maximum side of the matrix in pixels
+# For shares 0, 0.5 and 1.
 BLUES = np.array([[247, 251, 255], [107, 174, 214], [8, 48, 107]])
-LARGEST_CELL, CELL_WITH_DIGITS, CELL_WITH_NAME = 40, 16, 14  # pixels
-MARGIN, LONGEST_NAME, NAME_SIZE = 8, 240, 12  # pixels
+MAX_CELL, CELL_WITH_DIGITS, CELL_WITH_NAME = 40, 16, 14  # pixels
+MARGIN, MAX_NAME_WIDTH, NAME_SIZE = 8, 240, 12  # pixels
 
 
 def save_confusion_matrix(folder, annotations, logits, class_names) -> None:
-    """Writes confusion_matrix.png. logits: [N, classes] of the clips of `annotations`."""
+    """Write confusion_matrix.png. logits: [N, classes] of the clips of `annotations`."""
     matrix = confusion_matrix(logits, torch.from_numpy(annotations.labels))
     picture = Image.fromarray(draw_confusion_matrix(matrix, class_names))
     picture.save(folder / "confusion_matrix.png")
 
 
 def draw_confusion_matrix(matrix, class_names) -> np.ndarray:
-    """A picture of the matrix, each row in percent of its true class. uint8 [H, W, 3].
+    """Draw the matrix with each row in percent of its true class. uint8 [H, W, 3].
 
-    Its size is limited, whatever the number of classes: above about 50 the cells have no digits,
-    and only one class of two, three ... is named. Training waits for it, hence no matplotlib.
+    The size is limited: above about 50 classes, the cells have no digits and only every second,
+    third, ... class is named. Without matplotlib, which would be slow during training.
     """
     num_classes = len(class_names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    cell = min(LARGEST_CELL, FIELD / num_classes)
+    cell = min(MAX_CELL, FIELD / num_classes)
     every = math.ceil(CELL_WITH_NAME / cell)
     names = _names_in_a_column(class_names, cell, every)
     side, width = names.shape[:2]
-    title = "share of each true class (rows) that is taken for each class (columns), %"
-    title += f"; one of {every} classes is named" if every > 1 else ""
+    title = "share of each true class (rows) that is classified as each class (columns), %"
+    title += f"; one class in {every} is named" if every > 1 else ""
     lines = textwrap.wrap(title, max(24, (side + width) // 7))
     top, left = MARGIN + 18 * len(lines), MARGIN + width
     longest = max(pictures.font(NAME_SIZE).getlength(line) for line in lines)
@@ -54,7 +54,7 @@ def draw_confusion_matrix(matrix, class_names) -> np.ndarray:
 
 
 def _names_in_a_column(class_names, cell, every) -> np.ndarray:
-    """The name of one class in `every`, each at the height of its row. uint8 [H, W, 3]"""
+    """Draw the name of one class in `every` next to its row. uint8 [H, W, 3]"""
     font, rows = pictures.font(NAME_SIZE), range(every // 2, len(class_names), every)
     shown = {row: _shortened(class_names[row], font) for row in rows}
     width = 6 + math.ceil(max(font.getlength(name) for name in shown.values()))
@@ -66,13 +66,13 @@ def _names_in_a_column(class_names, cell, every) -> np.ndarray:
 
 
 def _shortened(name, font) -> str:
-    while font.getlength(name) > LONGEST_NAME:
+    while font.getlength(name) > MAX_NAME_WIDTH:
         name = f"{name[:-2]}…"
     return name
 
 
 def _cells(shares, is_shown, cell, side) -> np.ndarray:
-    """The matrix in blue, with its numbers where there is room. uint8 [side, side, 3]"""
+    """Draw the cells in blue, with numbers if there is room. uint8 [side, side, 3]"""
     colours = np.stack([np.interp(shares, (0, 0.5, 1), levels) for levels in BLUES.T], axis=2)
     how = cv2.INTER_NEAREST if cell >= 1 else cv2.INTER_AREA
     field = cv2.resize(np.rint(colours).astype(np.uint8), (side, side), interpolation=how)

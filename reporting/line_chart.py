@@ -1,27 +1,26 @@
-"""Curves over the epochs as plain numbers, which a page's template draws as SVG.
+"""Layout of line charts over epochs, which the page's template draws as SVG.
 
-A page that follows the reader's light or dark colours, and a report after each training in
-milliseconds: a plotting library gives neither.
+Without a plotting library, a chart takes milliseconds and follows the page's light or dark colours.
 """
 
 import math
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 420, 240  # of the picture; its text is to be read on a phone, so it is small
-LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the field that the curves lie in
+WIDTH, HEIGHT = 420, 240  # of the picture; small, so that its text is readable on a phone
+LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the plotting area
 NUM_TICKS = 5
-MOST_MARKED = 60  # epochs; with more, dots would hide the line
-LOGARITHMIC_FROM = 20  # times the lowest value that the highest one is, where it may be
+MAX_MARKERS = 60  # with more epochs, markers would hide the line
+LOGARITHMIC_FROM = 20  # ratio of the maximum to the minimum
 
 
 @dataclass
 class Curve:
-    """One line: its (epoch, value) pairs, and where they lie. None or NaN leaves a gap."""
+    """One line: its (epoch, value) pairs and their coordinates. None or NaN leaves a gap."""
 
     name: str
     values: list[tuple[float, float]]
-    lines: list[str] = field(default_factory=list)  # `x,y x,y ...`, one a piece without gaps
-    dots: list[tuple[float, float, str]] = field(default_factory=list)  # x, y, what it says
+    lines: list[str] = field(default_factory=list)  # `x,y x,y ...`, one per piece without gaps
+    dots: list[tuple[float, float, str]] = field(default_factory=list)  # x, y, label
 
 
 @dataclass
@@ -29,13 +28,13 @@ class LineChart:
     title: str
     curves: list[Curve]
     unit: str = ""
-    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # place and text
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # position and text
     y_ticks: list[tuple[float, str]] = field(default_factory=list)
     is_logarithmic: bool = False
 
     @property
     def description(self) -> str:
-        """What the picture shows, for those who do not see it."""
+        """Description for screen readers."""
         parts = [f"{curve.name} {curve.values[0][1]:.4g} in epoch {curve.values[0][0]:g}, "
                  f"{curve.values[-1][1]:.4g} in epoch {curve.values[-1][0]:g}"
                  for curve in self.curves]
@@ -43,10 +42,10 @@ class LineChart:
 
 
 def line_chart(title, columns, history, unit="", limits=(None, None), may_be_logarithmic=False):
-    """A LineChart of `columns` ({name of the curve: column}) of the history's rows.
+    """Return a LineChart of `columns` ({curve name: column}) of the history's rows.
 
-    limits: lowest and highest value shown; None: that of the curves. Returns None if no row has a
-    number in any of the columns.
+    limits: minimum and maximum of the axis; None: that of the curves. Returns None if none of the
+    columns has a number.
     """
     curves = []
     for name, column in columns.items():
@@ -77,14 +76,14 @@ def _place(curve, values, x_place, y_place, unit) -> None:
             pieces.append(piece)
             piece = []
     curve.lines = [" ".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces]
-    if len(curve.values) <= MOST_MARKED:
+    if len(curve.values) <= MAX_MARKERS:
         curve.dots = [(round(x_place(epoch), 1), round(y_place(value), 1),
                        f"{curve.name}, epoch {epoch:g}: {value:.4g}{unit}")
                       for epoch, value in curve.values]  # fmt: skip
 
 
 def _epoch_axis(low, high):
-    if low == high:  # a single epoch stands in the middle
+    if low == high:  # a single epoch is in the middle
         low, high = low - 1, high + 1
     step = max(1, nice_step((high - low) / NUM_TICKS))
     ticks = [tick for tick in multiples(low, high, step) if tick == int(tick) and tick >= 1]
@@ -115,12 +114,12 @@ def _axis(low, high, first, last, ticks):
 
 
 def nice_step(rough) -> float:
-    """The first of 1, 2, 5, 10 ... (times a power of ten) that is not below `rough`."""
+    """Return the smallest of 1, 2, 5 times a power of ten that is not below `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
 
 
 def multiples(low, high, step) -> list[float]:
-    """Those of `step` from low to high, free of the noise of adding it up."""
+    """Return the multiples of `step` from low to high, without rounding errors of sums."""
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]

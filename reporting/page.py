@@ -1,6 +1,5 @@
-"""A run folder as one self-contained page."""
+"""The report: one self-contained HTML page about a run folder."""
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from config import Config
 from reporting.line_chart import LineChart, line_chart
-from reporting.worst_clips import worst_clips
+from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
@@ -23,18 +22,18 @@ from system.errors import UserError, first_few, message_for_user
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, write_whole
 
 TEMPLATE = "report_template.html"
-# A larger matrix is no longer read; the classes with the most mistakes are.
-MOST_CLASSES_IN_MATRIX = 60
+# Of more classes, those with the most mistakes are shown.
+MAX_CLASSES_IN_MATRIX = 60
 NUM_PAIRS = 10
 
 
-def write_report(folder) -> Path:
-    """Writes the page about a run folder, and returns its path.
+def write_report(folder: str | Path) -> Path:
+    """Write the page about a run folder, and return its path.
 
-    Raises UserError if there is no run in it, or if one of its files is damaged; OSError if the
-    page cannot be written.
+    Raises UserError if it is not a run folder or one of its files is damaged; OSError if the page
+    cannot be written.
     """
-    # Here, since it takes a tenth of a second that no start of a run should wait for.
+    # Not at the top, since the import would slow down the start of a run.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = read_run_folder(Path(folder))
@@ -42,38 +41,38 @@ def write_report(folder) -> Path:
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template(TEMPLATE).render(contents(run))
     path = run.folder / REPORT_FILE
-    # Paths in a command line may hold bytes that are no text.
+    # Paths in a command line may contain bytes that are not valid UTF-8.
     write_whole(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
     return path
 
 
-def add_report(folder) -> None:
-    """At the end of a command that has done its work, which is not lost with the report."""
+def add_report(folder: str | Path) -> None:
+    """Write the report at the end of a command; an error is only a warning."""
     try:
         print(f"report: {write_report(folder)}")
     except Exception as error:
         message = message_for_user(error)
         if message is None:
             raise
-        print(f"warning: no report: {message}; `python report.py {shlex.quote(str(folder))}` "
-              "tries again", file=sys.stderr)
+        print(f"warning: no report: {message}; then run `python report.py "
+              f"{shlex.quote(str(folder))}`", file=sys.stderr)
 
 
-# --- what is there -----------------------------------------------------------------------------
+# --- the run folder ----------------------------------------------------------------------------
 
 
 @dataclass
 class RunFolder:
-    """What a run has left; None or empty where a file is missing."""
+    """Contents of a run folder; None or empty for a missing file."""
 
     folder: Path
-    config: dict | None  # as it stands there: another version may have written it
+    config: dict | None  # unchecked: another version may have written it
     starts: list[dict]
-    history: list[dict[str, float]]  # a row an epoch, without the figures that it lacks
+    history: list[dict[str, float]]  # one row per epoch; empty cells are left out
     saved: SavedLogits | None
 
     def command(self, *flags) -> str:
-        """train.py with this run's config, for this folder."""
+        """Return the train.py command for this run."""
         if self.config is None:
             return shlex.join(["python", "train.py", *flags, "--config", "FILE"])
         words = ["python", "train.py", *flags, "--config", str(self.folder / CONFIG_FILE)]
@@ -91,16 +90,18 @@ def _override(key, text) -> list[str]:
 
 
 def read_run_folder(folder: Path) -> RunFolder:
-    """Raises UserError if the folder holds no run, or a damaged file."""
+    """Read the files of a run. Raises UserError if there are none, or one is damaged."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a run folder, as trainings/quickstart")
+        raise UserError(
+            f"{folder}: no such folder; give a run folder, for example trainings/quickstart"
+        )
     names = (CONFIG_FILE, HISTORY_FILE, LOGITS_FILE)
     if not any((folder / name).exists() for name in names):
-        raise UserError(f"{folder}: no run folder: it holds none of {', '.join(names)}; name one "
-                        "that train.py wrote, as trainings/quickstart")
+        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(names)}; give one "
+                        "that train.py wrote, for example trainings/quickstart")
     return RunFolder(
         folder,
-        _read_json(folder / CONFIG_FILE, dict, "--resume True writes it anew"),
+        _read_json(folder / CONFIG_FILE, dict, "--resume True rewrites it"),
         _read_json(folder / VERSIONS_FILE, list, "delete it") or [],
         _read_history(folder / HISTORY_FILE),
         read_logits(folder / LOGITS_FILE) if (folder / LOGITS_FILE).exists() else None,
@@ -108,35 +109,38 @@ def read_run_folder(folder: Path) -> RunFolder:
 
 
 def _read_json(path, kind, remedy):
-    """The content of a JSON file; None if there is no such file."""
+    """Return the content of a JSON file, or None if it does not exist."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); {remedy}") from None
     if content is not None and not isinstance(content, kind):
-        raise UserError(f"{path}: damaged (no JSON {kind.__name__}); {remedy}")
+        raise UserError(f"{path}: damaged (not a JSON {kind.__name__}); {remedy}")
     return content
 
 
 def _read_history(path) -> list[dict[str, float]]:
+    import pandas as pd  # here, since a start of a run need not wait for it
+
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(text) for name, text in row.items() if text}
-                    for row in csv.DictReader(file)]
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        rows = [{name: float(text) for name, text in row.items() if text}
+                for row in cells.to_dict("records")]
         if not all("epoch" in row for row in rows):
-            raise ValueError("a row without its epoch")
+            raise ValueError("a row without an epoch")
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged ({error}); --resume True writes it anew") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged ({reason}); --resume True rewrites it") from None
     return rows
 
 
-# --- what is shown -----------------------------------------------------------------------------
+# --- the page ----------------------------------------------------------------------------------
 
 
 def contents(run: RunFolder) -> dict:
-    """All that the template asks for."""
+    """Return the variables of the template."""
     return {
         "name": run.folder.resolve().name,
         "figures": key_figures(run),
@@ -151,7 +155,7 @@ def contents(run: RunFolder) -> dict:
 
 
 def missing(run: RunFolder) -> list[tuple[str, str]]:
-    """(what the page lacks, the command that would add it)."""
+    """Return (what the page lacks, the command that adds it)."""
     found = []
     if run.config is None:
         found.append(("The settings: the folder has no config.json, which training writes.",
@@ -160,13 +164,13 @@ def missing(run: RunFolder) -> list[tuple[str, str]]:
         found.append(("Curves and speed: no epoch is finished.", run.command("--resume", "auto")))
     if run.saved is None:
         command = run.command("--eval_only", "True", "--checkpoint", "best")
-        found.append(("Confusion matrix, classes and wrongly classified clips: the network has not "
-                      "been evaluated.", command))
+        found.append(("Confusion matrix, classes and misclassified clips: the network has not been "
+                      "evaluated.", command))
     return found
 
 
 def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) for the head of the page."""
+    """Return (name, value, remark) for the top of the page."""
     found = []
     scored = scored_epochs(run)
     if scored:
@@ -179,30 +183,31 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
                       f"{len(run.saved.labels):,} clips"))
     if run.history:
         goal = (run.config or {}).get("num_epochs")
-        remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "without a set end"
+        remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
         found.append(("epochs", f"{run.history[-1]['epoch']:g}", remark if run.config else ""))
     speeds = [row["clips_per_second"] for row in run.history if "clips_per_second" in row]
     if speeds:
-        found.append(("training clips a second", f"{median(speeds):,.1f}", "median of the epochs"))
+        found.append(("training clips per second", f"{median(speeds):,.1f}", "median over epochs"))
     return found
 
 
 def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
+    """Return the rows of the history with a validation top-1."""
     return [row for row in run.history if np.isfinite(row.get("val_top1", np.nan))]
 
 
 def best_of(scored) -> dict[str, float]:
-    """The first of the rows with the best top-1, which is the one that training keeps."""
+    """Return the first row with the best top-1, which is the checkpoint that training keeps."""
     return max(scored, key=lambda row: row["val_top1"])
 
 
-def curves(history) -> list[LineChart]:
-    """Those that the history has figures for."""
+def curves(history: list[dict]) -> list[LineChart]:
+    """Return the charts that the history has values for."""
     top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top(?!1$)\d+", name)]
     both = [("Loss", "loss", "", (None, None)), ("Top-1 accuracy", "top1", " %", (0, 100))]
     both += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k]
     single = [("Learning rate", "learning_rate", "", True),
-              ("Training clips a second", "clips_per_second", "", False),
+              ("Training clips per second", "clips_per_second", "", False),
               ("Seconds of training steps", "seconds", " s", False)]
     charts = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
                          limits) for title, name, unit, limits in both]
@@ -211,27 +216,28 @@ def curves(history) -> list[LineChart]:
     return [chart for chart in charts if chart]
 
 
-def history_table(history) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and the rows."""
+def history_table(history: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Return column names and rows as text."""
     names = list(dict.fromkeys(name for row in history for name in row))
     return names, [[f"{row[name]:.5g}" if name in row else "" for name in names] for row in history]
 
 
 def speed(run: RunFolder) -> list[tuple[str, str]]:
+    """Return (name, value) of the section on speed."""
     columns = {name: [row[name] for row in run.history if name in row]
                for name in ("clips_per_second", "seconds", "peak_memory_mib")}
     found = []
     if columns["clips_per_second"]:
         speeds = columns["clips_per_second"]
-        found.append(("Training clips a second", f"{median(speeds):,.1f} (median of the epochs; "
+        found.append(("Training clips per second", f"{median(speeds):,.1f} (median over epochs; "
                       f"{min(speeds):,.1f} to {max(speeds):,.1f})"))
     if columns["seconds"]:
         seconds = columns["seconds"]
-        found.append(("Time in training steps, without validation",
+        found.append(("Time in training steps (without validation)",
                       f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
-                      f"{_duration(median(seconds))} an epoch (median)"))
+                      f"{_duration(median(seconds))} per epoch (median)"))
     if columns["peak_memory_mib"]:
-        found.append(("Peak of memory", f"{max(columns['peak_memory_mib']):,.0f} MiB"))
+        found.append(("Peak memory", f"{max(columns['peak_memory_mib']):,.0f} MiB"))
     if run.starts:
         found.append(("Starts of the run", str(len(run.starts))))
     return found
@@ -245,7 +251,7 @@ def _duration(seconds) -> str:
 
 
 def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:
-    """(key, value, default, meaning), those that differ from their default apart from the rest."""
+    """Return (key, value, default, meaning) of the changed keys and of those at their default."""
     rows = {"changed": [], "default": []}
     for key, value in config.items():
         known = Config.model_fields.get(key)
@@ -265,7 +271,7 @@ def _as_text(value) -> str:
 
 
 def evaluated(run: RunFolder) -> dict:
-    """The part of the page that needs logits."""
+    """Return the variables of the section on the evaluation."""
     saved = run.saved
     matrix = evaluation.confusion_matrix(saved.logits, saved.labels)
     pairs = [(saved.classes[true], saved.classes[predicted], count)
@@ -288,26 +294,26 @@ def evaluated(run: RunFolder) -> dict:
 
 
 def origin(run: RunFolder) -> tuple[str, bool]:
-    """Which weights the figures are of, and whether the last checkpoint may have others."""
+    """Return which weights were evaluated, and whether the last checkpoint may differ."""
     if run.saved.origin is None:
-        return ("An earlier version of the program wrote them, which did not record of which "
+        return ("An earlier version of the program wrote these results, which did not record the "
                 "weights."), True
     networks = run.saved.origin.networks
     if len(networks) > 1:
         each = ", ".join(map(_in_words, networks))
-        return f"They are of the mean of {len(networks)} networks: {each}.", False
+        return f"Results of the mean of {len(networks)} networks: {each}.", False
     (network,) = networks
-    text = f"They are of the weights of {_in_words(network)}."
+    text = f"Results of the weights of {_in_words(network)}."
     if not run.history:
         return text, False
     row = next((row for row in run.history if row["epoch"] == network.epoch), None)
-    # history.csv holds 8 digits of each figure.
+    # history.csv has 8 digits of each value.
     own_row = {name: float(f"{value:.8g}") for name, value in (network.history_row or {}).items()}
     if row != own_row:
-        return f"{text} These are not of the training that the curves show.", True
+        return f"{text} These weights are not of the training that the curves show.", True
     last, scored = run.history[-1]["epoch"], scored_epochs(run)
     if last > network.epoch and not network.step and scored and best_of(scored) == row:
-        return f"{text} It is the best epoch; the last one is {last:g}.", False
+        return f"{text} This is the best epoch; the last one is {last:g}.", False
     if last > network.epoch:
         return f"{text} The last checkpoint is of epoch {last:g}.", True
     return text, False
@@ -320,7 +326,7 @@ def _in_words(network: results.Weights) -> str:
 
 
 def class_bars(matrix, classes) -> list[tuple[str, int, int]]:
-    """(class, rightly classified clips, all its clips), the worst class first."""
+    """Return (class, correctly classified clips, all its clips), worst class first."""
     totals = matrix.sum(1)
     shares = np.diag(matrix) / np.maximum(totals, 1)
     order = np.argsort(np.where(totals > 0, shares, 2), kind="stable")  # those without clips last
@@ -328,31 +334,31 @@ def class_bars(matrix, classes) -> list[tuple[str, int, int]]:
 
 
 def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
-    """(class, [(clips, share of the class) by predicted class]); see MOST_CLASSES_IN_MATRIX."""
+    """Return (class, [(clips, share of the class) per predicted class]) of the matrix."""
     mistakes = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")
-    shown = np.sort(order[:MOST_CLASSES_IN_MATRIX]).tolist()
+    shown = np.sort(order[:MAX_CLASSES_IN_MATRIX]).tolist()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     return [(classes[true], [(int(matrix[true, predicted]), float(shares[true, predicted]))
                              for predicted in shown])
             for true in shown]  # fmt: skip
 
 
-def wrong_clips(run: RunFolder):
-    """The worst clips, and why they have no pictures, if so."""
+def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
+    """Return the worst clips, and why they have no pictures, or an empty string."""
     keys = run.saved.origin.config if run.saved.origin else run.config
     if keys is None:
-        return worst_clips(run.saved, None, None), "nothing says where the clips are"
+        return worst_clips(run.saved, None, None), "the folder of the clips is unknown"
     try:
         config = Config.model_validate({"model_name": "evaluation"} | keys)
     except ValidationError as error:
         names = first_few(".".join(map(str, problem["loc"])) for problem in error.errors())
-        note = f"the config is of another version of the program ({names})"
+        note = f"the config is from another version of the program ({names})"
         return worst_clips(run.saved, None, None), note
     folder, _ = config.set_paths("validation")
     if not os.path.isdir(folder):
         return worst_clips(run.saved, None, None), (
-            f"the data folder {folder} is not there; paths are relative to the folder that the "
-            "command is run in"
+            f"the data folder {folder} does not exist; paths are relative to the current folder "
+            "of the command"
         )
     return worst_clips(run.saved, folder, config), ""

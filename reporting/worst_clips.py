@@ -1,4 +1,4 @@
-"""The clips that a network is most wrong about, as small moving pictures for a page.
+"""The misclassified clips with the highest loss, as small animations for the page.
 
 Shapes: N clips, T frames, H, W pixels.
 """
@@ -21,39 +21,39 @@ from config import Config
 from scoring.results import SavedLogits
 
 NUM_CLIPS = 12
-# What keeps a page of them below 3 MB, whatever the clips are.
-LONGEST_SIDE, MOST_FRAMES, MOST_BYTES = 128, 32, 150_000
-QUALITIES = (75, 40, 1)  # the next one where a picture is too large
-EFFORT = 2  # of 6; more takes three times as long and saves a twentieth
-SHORTEST_FRAME = 20  # ms; browsers show shorter ones far longer
+# Limits that keep the page below 3 MB.
+MAX_SIDE, MAX_FRAMES, MAX_BYTES = 128, 32, 150_000
+QUALITIES = (75, 40, 1)  # the next one if a picture is too large
+EFFORT = 2  # of 6; more takes three times as long and saves 5 %
+MIN_FRAME_MS = 20  # browsers slow down shorter frames
 
 
 @dataclass
 class WrongClip:
-    """A clip, what it was taken for, and how it looks."""
+    """A misclassified clip, its prediction, and its pictures."""
 
     id: str
     true: str
     predicted: str
     true_confidence: float  # 0..1
-    confidence: float  # in what was predicted
+    confidence: float  # in the prediction
     loss: float
-    moving: str = ""  # data URIs; without a picture, `problem` says why
+    moving: str = ""  # data URIs; empty if `problem` is set
     still: str = ""
     size: tuple[int, int] = (0, 0)  # width and height
     problem: str = ""
 
 
 def worst_clips(saved: SavedLogits, folder, config: Config | None) -> list[WrongClip]:
-    """The wrongly classified clips of the highest loss, at most NUM_CLIPS, the worst first.
+    """Return the misclassified clips with the highest loss, at most NUM_CLIPS, worst first.
 
-    folder, config: where the clips are and how they are read; None: without pictures.
+    folder, config: where the clips are and how to read them; None: no pictures.
     """
     clips = [_wrong_clip(saved, index) for index in _worst(saved)]
     for clip in clips if config else ():
         try:
             if not is_folder_name(clip.id):
-                raise FrameError("its id names no folder right below the data folder")
+                raise FrameError("its id is not the name of a folder right below the data folder")
             frames, milliseconds = input_frames(os.path.join(folder, clip.id), config)
         except FrameError as error:
             clip.problem = str(error)
@@ -83,44 +83,44 @@ def _wrong_clip(saved, index) -> WrongClip:
 
 
 def input_frames(path, config: Config) -> tuple[np.ndarray, float]:
-    """What the network sees of a clip, in colours, and the milliseconds that a frame lasts.
+    """Return the RGB input of the network for a clip, and the milliseconds per frame.
 
-    uint8 [T, H, W, 3]: of several windows the middle one, of several crops the centre; small and
-    short enough for a page. Raises FrameError if the clip cannot be read.
+    uint8 [T, H, W, 3]: the middle window and the centre crop, reduced in size and length. Raises
+    FrameError if the clip cannot be read.
     """
     source = open_clip(path, config)
     positions = eval_positions(len(source), config)
     middle = len(positions) // 2
     clip = np.empty((1, config.clip_size, *config.crop, 3), np.uint8)
     read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], clip)
-    every = -(-config.clip_size // MOST_FRAMES)
+    every = -(-config.clip_size // MAX_FRAMES)
     seconds = every * frames_apart(len(source), config) / config.frame_rate
     return smaller(clip[0, ::every]), 1000 * seconds
 
 
-def smaller(frames) -> np.ndarray:
-    """`frames` shrunk until the longer side is LONGEST_SIDE; smaller ones stay as they are."""
+def smaller(frames: np.ndarray) -> np.ndarray:
+    """Return `frames` scaled down until the longer side is MAX_SIDE; smaller ones are unchanged."""
     height, width = frames.shape[1:3]
-    factor = LONGEST_SIDE / max(height, width)
+    factor = MAX_SIDE / max(height, width)
     if factor >= 1:
         return frames
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
 
 
-def moving_picture(frames, milliseconds) -> str:
-    """An endless animated WebP as a data URI. frames: uint8 [T, H, W, 3]."""
+def moving_picture(frames: np.ndarray, milliseconds: float) -> str:
+    """Return a looping WebP as a data URI. frames: uint8 [T, H, W, 3]."""
     first, *others = [Image.fromarray(frame) for frame in frames]
     for quality in QUALITIES:
         data = _webp(first, quality, save_all=True, append_images=others, loop=0,
-                     duration=max(SHORTEST_FRAME, round(milliseconds)))
-        if len(data) <= MOST_BYTES:
+                     duration=max(MIN_FRAME_MS, round(milliseconds)))
+        if len(data) <= MAX_BYTES:
             break
     return _data_uri(data)
 
 
-def still(frames) -> str:
-    """The frame in the middle, for readers who asked their system for less movement."""
+def still(frames: np.ndarray) -> str:
+    """Return the middle frame as a data URI, for readers who prefer reduced motion."""
     return _data_uri(_webp(Image.fromarray(frames[len(frames) // 2]), QUALITIES[0]))
 
 

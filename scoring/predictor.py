@@ -12,15 +12,10 @@ from torch import nn
 from clips.reading import window_input
 from clips.sampling import frames_needed
 from config import Config
-from model import build_model
-from networks.convolution_check import replace_wrong_convolutions
-from networks.inference import for_inference
-from system.config_file import config_of_checkpoint
-from system.device import check_precision, evaluating, to_device, to_network_input
+from scoring.loading import CLIPS_AT_ONCE, load_network
+from system.device import evaluating, to_network_input
 from system.errors import UserError
-from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
 
-WINDOWS_AT_ONCE = 8
 # A video of up to this many windows' length is one gesture; a longer one is looked at in pieces.
 LONGEST_GESTURE = 2
 
@@ -56,7 +51,7 @@ class Predictor:
     def scores(self, source) -> Scores:
         """source: what `data_loader.open_clip` gives. Raises FrameError if it cannot be read."""
         spans = self.spans(len(source))
-        batches = [spans[i : i + WINDOWS_AT_ONCE] for i in range(0, len(spans), WINDOWS_AT_ONCE)]
+        batches = [spans[i : i + CLIPS_AT_ONCE] for i in range(0, len(spans), CLIPS_AT_ONCE)]
         probabilities = np.concatenate([self._of_spans(source, batch) for batch in batches])
         frames, counts = np.zeros((len(source), len(self.classes))), np.zeros((len(source), 1))
         for (start, stop), row in zip(spans, probabilities, strict=True):
@@ -94,24 +89,9 @@ class Predictor:
 
 def load_predictor(path, device) -> Predictor:
     """Raises UserError if the checkpoint does not say what its classes and its input are."""
-    checkpoint = with_averaged_weights(load_checkpoint(path))
-    classes, keys = checkpoint.get("classes"), checkpoint.get("config")
-    if not classes or not keys:
-        raise UserError(
-            f"{path}: holds no class names or no config, so that it cannot be used alone; evaluate "
-            "it by train.py --eval_only, or train with this program"
-        )
-    config = config_of_checkpoint(path, keys)
-    model = build_model(config, len(classes))
-    load_weights(model, checkpoint, path)
-    check_precision(config.eval_precision, device)
-    num_windows = WINDOWS_AT_ONCE * config.windows_per_video
-    replace_wrong_convolutions(
-        to_device(model, device), (config.clip_size, *config.crop), num_windows, device,
-        config.eval_precision, training=False,
-    )  # fmt: skip
-    network = for_inference(model)
-    return Predictor(config, classes, network, device, checkpoint.get("epoch", 0))
+    loaded = load_network(path, device)
+    epoch = loaded.checkpoint.get("epoch", 0)
+    return Predictor(loaded.config, loaded.classes, loaded.network, device, epoch)
 
 
 def load_predictors(paths, device) -> list[Predictor]:

@@ -1,10 +1,8 @@
-"""What is written and printed about the scores of a set. Shapes: N clips."""
+"""Files and reports about the scores of a set. Shapes: N clips."""
 
-import csv
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,21 +17,21 @@ LOGITS_FILE = "logits.npz"
 
 
 def print_report(matrix, class_names, num_pairs=10) -> None:
-    """Per-class accuracy, and the classes that are most often taken for another."""
+    """Print the accuracy of each class, and the pairs of classes that are most often confused."""
     width = max(map(len, class_names))
     print("\nper-class accuracy")
     for name, row, right in zip(class_names, matrix, np.diag(matrix), strict=True):
         share = f"{100 * right / row.sum():6.2f} %" if row.sum() else "     - %"
         print(f"  {name:<{width}}  {share}   {right} of {row.sum()}")
     pairs = most_confused(matrix, num_pairs)
-    print("\nmost confused" if pairs else "\nno clip was taken for another class")
+    print("\nmost confused" if pairs else "\nevery clip is classified correctly")
     for true, predicted, count in pairs:
         print(f"  {class_names[true]:<{width}} taken for {class_names[predicted]:<{width}} "
               f"{count:>5} times")
 
 
 def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
-    """(true class, class that it is taken for, how often), the most frequent mistakes first."""
+    """Return (true class, predicted class, count), the most frequent mistakes first."""
     mistakes = matrix - np.diag(np.diag(matrix))
     pairs = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
     places = zip(*np.unravel_index(pairs, mistakes.shape), strict=True)
@@ -41,11 +39,8 @@ def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
             for true, predicted in places if mistakes[true, predicted]]
 
 
-# --- written -----------------------------------------------------------------------------------
-
-
 def write_results(folder, annotations, logits, class_names, origin=None) -> None:
-    """All files about a set of clips, and, where it has labels, the report and the scores.
+    """Write all files about a set of clips; if it has labels, print the report and the scores.
 
     origin: as for `write_logits`.
     """
@@ -64,57 +59,65 @@ def write_results(folder, annotations, logits, class_names, origin=None) -> None
 
 
 def write_predictions(path, annotations, logits, class_names) -> None:
-    """A CSV row per clip: id, label (if there are labels), predicted, confidence, top k, scores."""
+    """Write one CSV row per clip: id, label (if there are labels), predicted, confidence, top k.
+
+    Clips that could not be read have empty cells.
+    """
+    import pandas as pd  # here, since a run that only trains writes no predictions
+
     k = min(5, len(class_names))
     scores, classes = logits.softmax(1).topk(k, dim=1)
-    has_labels = annotations.has_labels
-    top_columns = [f"{kind}{rank}" for rank in range(1, k + 1) for kind in ("top", "score")]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        label_column = ["label"] if has_labels else []
-        writer.writerow(["id", *label_column, "predicted", "confidence", *top_columns])
-        for index, clip_id in enumerate(annotations.ids):
-            names = [class_names[i] for i in classes[index].tolist()]
-            values = [f"{value:.6f}" for value in scores[index].tolist()]
-            if logits[index].isnan().any():  # skipped, since it could not be read
-                names, values = [""] * k, [""] * k
-            label = [class_names[annotations.labels[index]]] if has_labels else []
-            top = [cell for pair in zip(names, values, strict=True) for cell in pair]
-            writer.writerow([clip_id, *label, names[0], values[0], *top])
+    names = np.array(class_names)
+    columns = {"id": annotations.ids}
+    if annotations.has_labels:
+        columns["label"] = names[annotations.labels]
+    top = [names[column] for column in classes.T.numpy()]
+    shares = [np.char.mod("%.6f", column) for column in scores.double().T.numpy()]
+    columns |= {"predicted": top[0], "confidence": shares[0]}
+    for rank in range(k):
+        columns |= {f"top{rank + 1}": top[rank], f"score{rank + 1}": shares[rank]}
+    rows = pd.DataFrame(columns)
+    rows.loc[logits.isnan().any(1).numpy(), "predicted":] = ""
+    rows.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def write_submission(path, annotations, logits, class_names) -> None:
-    """`id;label` lines with the predicted label, as the Jester challenge takes them.
+    """Write `id;label` lines with the predicted label, the format of the Jester challenge.
 
     Clips that could not be read are left out.
     """
-    lines = [f"{clip_id};{class_names[row.argmax()]}\n"
-             for clip_id, row in zip(annotations.ids, logits, strict=True) if not row.isnan().any()]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    import pandas as pd
+
+    labels = np.array(class_names)[logits.argmax(1).numpy()]
+    rows = pd.DataFrame({"id": annotations.ids, "label": labels})[~logits.isnan().any(1).numpy()]
+    rows.to_csv(path, sep=";", header=False, index=False)
+
+
+# --- logits ------------------------------------------------------------------------------------
 
 
 class Weights(BaseModel):
-    """Of which checkpoint they are."""
+    """The checkpoint that a network's weights are from."""
 
     model_config = ConfigDict(strict=True, ser_json_inf_nan="constants")
 
     path: str
-    epoch: int | None  # epochs finished; None: the checkpoint does not say
-    step: int  # and steps of the running one
-    history_row: dict[str, int | float] | None  # of the last epoch; its times tell runs apart
+    epoch: int | None  # finished epochs; None: the checkpoint does not say
+    step: int  # finished steps of the next epoch
+    history_row: dict[str, int | float] | None  # of the last epoch; its times identify the run
 
 
 class Origin(BaseModel):
-    """Which weights an evaluation is of, and how it read its clips."""
+    """The weights that an evaluation used, and how it read its clips."""
 
     model_config = ConfigDict(strict=True, ser_json_inf_nan="constants")
 
     networks: Annotated[list[Weights], Field(min_length=1)]  # more than one: an ensemble
-    config: dict[str, Any]  # of the first; without the run's name, which changes no figure
+    config: dict[str, Any]  # of the first, without the run's name, which affects no result
 
     @classmethod
     def of(cls, config: Config, checkpoints):
-        """checkpoints: those that `run.load_for` gave."""
+        """checkpoints: as `training.resuming.load_for` returns them."""
         networks = [
             Weights(
                 path=checkpoint["path"],
@@ -130,24 +133,24 @@ class Origin(BaseModel):
 
 @dataclass
 class SavedLogits:
-    """What `write_logits` writes."""
+    """The content of a file that `write_logits` wrote."""
 
-    ids: list[str]  # of N clips
+    ids: list[str]  # [N]
     logits: torch.Tensor  # float32 [N, classes]; NaN for clips that could not be read
     labels: torch.Tensor  # int64 [N]
     classes: list[str]
-    origin: Origin | None  # None: an earlier version, which did not record it, wrote the file
+    origin: Origin | None  # None: an earlier version wrote the file without it
 
 
 def write_logits(path, annotations, logits, class_names, origin: Origin | None = None) -> None:
-    """ids, logits, labels, classes, origin; `numpy.load` opens the file without pickle."""
+    """Write ids, logits, labels, classes and origin; `numpy.load` reads them without pickle."""
     arrays = {"origin": np.array(origin.model_dump_json())} if origin else {}
     np.savez_compressed(path, ids=annotations.ids, logits=logits.numpy(),
                         labels=annotations.labels, classes=np.array(class_names), **arrays)
 
 
 def read_logits(path) -> SavedLogits:
-    """Raises UserError if the file is damaged, or none of `write_logits`."""
+    """Raises UserError if the file is damaged or was not written by `write_logits`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])
@@ -156,11 +159,11 @@ def read_logits(path) -> SavedLogits:
                                 origin)
         if logits.dtype != torch.float32 or labels.dtype != torch.int64 or \
                 logits.shape != (len(labels), len(saved.classes)) or len(saved.ids) != len(labels):
-            raise ValueError("its arrays do not belong together")
+            raise ValueError("its arrays do not match")
         if not len(labels) or labels.min() < 0 or labels.max() >= len(saved.classes):
-            raise ValueError("its labels are none of its classes")
+            raise ValueError("its labels are not among its classes")
     except (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
             zlib.error) as error:  # fmt: skip
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: damaged ({reason}); --eval_only writes it anew") from None
+        raise UserError(f"{path}: damaged ({reason}); --eval_only writes it again") from None
     return saved

@@ -1,3 +1,1 @@
-"""What the program asks of the machine: errors, signals, processes, device, memory, flags,
-the config file.
-"""
+"""Access to the machine: errors, signals, processes, device, memory, flags, the config file."""

@@ -1,9 +1,10 @@
-"""From a JSON file to a `Config`, with every mistake reported at once."""
+"""Reading a `Config` from a JSON file, with all mistakes reported at once."""
 
 import difflib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from config import SET_PREFIXES, Config
 from system.errors import UserError, first_few
 
 
-def load_config(path, overrides=(), sets=()) -> Config:
-    """Reads the JSON file `path`, applies `overrides` and checks everything at once.
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), sets: Iterable[str] = ()
+) -> Config:
+    """Read the JSON file `path`, apply `overrides`, and return the validated config.
 
-    overrides: strings `key=value`; the value is JSON, or a plain string if it is not.
-    sets: those of `train`, `validation`, `test` whose folder and CSV must exist.
-    Raises UserError with one line per problem: key, what was found, what is expected.
+    overrides: strings `key=value`; the value is parsed as JSON, or else is a plain string.
+    sets: names of sets (train, validation, test) whose folder and CSV must exist.
+    Raises UserError with one line per problem: key, value found, value expected.
     """
     values = _read_json_object(path)
     values.pop("$schema", None)
     for override in overrides:
         key, value = parse_override(override)
         values[key] = value
-    # Configs in circulation write "no checkpoint" in either way.
+    # Existing configs have "" as well as null for no checkpoint.
     if values.get("checkpoint") == "":
         values["checkpoint"] = None
     problems = _missing_paths(values, sets)
@@ -40,25 +43,25 @@ def load_config(path, overrides=(), sets=()) -> Config:
     return config
 
 
-def config_of_checkpoint(path, values) -> Config:
-    """A config from the keys that a checkpoint keeps; raises UserError if this program's differ."""
+def config_of_checkpoint(path: str | Path, values: dict) -> Config:
+    """Return the config in a checkpoint; raise UserError if its keys are of another version."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         names = first_few([".".join(map(str, problem["loc"])) for problem in error.errors()])
-        raise UserError(f"{path}: its config is of another version ({names}); update") from None
+        raise UserError(f"{path}: its config is from another version ({names}); update") from None
 
 
-def _read_json_object(path) -> dict[str, Any]:
+def _read_json_object(path: str | Path) -> dict[str, Any]:
     def refuse_duplicates(pairs):
         keys = [key for key, _ in pairs]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
-            raise UserError(f"{path}: {', '.join(twice)}: given twice; keep one of them")
+            raise UserError(f"{path}: {', '.join(twice)}: given twice; remove one of them")
         return dict(pairs)
 
     def refuse_constant(name):
-        raise UserError(f"{path}: {name} is no JSON number")
+        raise UserError(f"{path}: {name} is not a JSON number")
 
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -70,7 +73,7 @@ def _read_json_object(path) -> dict[str, Any]:
         )
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:  # ValueError: thousands of digits, too
+    except (ValueError, RecursionError) as error:  # ValueError: also thousands of digits
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object {{...}}, found {type(values).__name__}")
@@ -78,7 +81,7 @@ def _read_json_object(path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """`lr=0.01` -> ("lr", 0.01); the value is JSON, or a plain string if it is not."""
+    """Parse `lr=0.01` to ("lr", 0.01); a value that is not JSON is a plain string."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override}: expected key=value, for example --set lr=0.01")
@@ -88,7 +91,8 @@ def parse_override(override: str) -> tuple[str, Any]:
         return key, text
 
 
-def _missing_paths(values, sets) -> list[str]:
+def _missing_paths(values: dict, sets: Iterable[str]) -> list[str]:
+    """Return a message for each folder or file of the sets that does not exist."""
     problems = []
     keys = [("labels_csv", os.path.isfile, "file")] if sets else []
     for set_name in sets:
@@ -100,14 +104,14 @@ def _missing_paths(values, sets) -> list[str]:
         if isinstance(value, str) and not exists(value):
             problems.append(f"{key}: no such {kind}: {value!r}; correct the path")
         elif value is None and key.startswith("test_"):
-            problems.append(f"{key}: missing; a test run needs it")
+            problems.append(f"{key}: missing; required by --test_only")
     return problems
 
 
 def _is_other_alternative(problem) -> bool:
-    """Whether pydantic tried a value as the other of a key's two types.
+    """True for pydantic's error about the alternative type of a key with two types.
 
-    These are a number or a list, and a word or pairs of names.
+    These are a number or a list, and a word or a dict.
     """
     if len(problem["loc"]) != 2 or not isinstance(problem["loc"][1], str):
         return False
@@ -118,9 +122,9 @@ def _is_other_alternative(problem) -> bool:
 
 
 def _describe(problem) -> str:
-    """One line for one of pydantic's errors: key, what was found, what is expected.
+    """Return one line for a pydantic error: key, value found, value expected.
 
-    Keys that do not go together are one error of pydantic's, but a line each.
+    Conflicts between keys are one pydantic error, with one line each.
     """
     names, positions = problem["loc"][:1], [p for p in problem["loc"][1:] if isinstance(p, int)]
     key = ".".join(map(str, [*names, *positions]))
@@ -138,12 +142,13 @@ def _describe(problem) -> str:
     return f"{key}: found {_shorten(problem['input'])}; {expected}"
 
 
-def _nearest(word, words) -> str | None:
-    """A question whether the nearest of `words` was meant, if one is near."""
+def _nearest(word: str, words: Iterable[str]) -> str | None:
+    """Return `did you mean "..."?` with the closest of `words`, or None."""
     near = difflib.get_close_matches(word, words, n=1)
     return f'did you mean "{near[0]}"?' if near else None
 
 
 def _shorten(value) -> str:
+    """Return a value as JSON of at most 60 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""The device that computes: which one, in which number format, and how clips come to it."""
+"""The device: choosing it, its precision and settings, and moving clips to it."""
 
 import ctypes
 import functools
@@ -15,10 +15,10 @@ from system.errors import UserError
 
 
 def choose_device(gpus: str | None, use_gpu: bool = True) -> torch.device:
-    """The device for `-g`: a GPU number, `cpu`, or None for a GPU where there is one.
+    """Return the device for `-g`: a GPU number, `cpu`, or None for a GPU if available.
 
-    Under torchrun each process takes the GPU of its own number. A GPU asked for on a machine
-    without CUDA is a warning on stderr, then the CPU. Raises UserError for what cannot be had.
+    Under torchrun, each process uses the GPU of its local rank. Without CUDA, a GPU number gives a
+    warning and the CPU. Raises UserError for a GPU that does not exist.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not use_gpu or gpus == "cpu":
@@ -36,10 +36,10 @@ def choose_device(gpus: str | None, use_gpu: bool = True) -> torch.device:
     return torch.device("cuda", numbers[0])
 
 
-def _launched_device(gpus, available):
+def _launched_device(gpus: str | None, available: int) -> torch.device:
     if gpus is not None:
         raise UserError(
-            f"-g {gpus}: torchrun gives each process its GPU; leave -g out, or choose GPUs by "
+            f"-g {gpus}: torchrun assigns a GPU to each process; remove -g, or choose GPUs with "
             "CUDA_VISIBLE_DEVICES"
         )
     number = int(os.environ["LOCAL_RANK"])
@@ -49,7 +49,7 @@ def _launched_device(gpus, available):
 
 
 def gpu_numbers(gpus: str) -> list[int]:
-    """`0,1` -> [0, 1]; raises UserError for anything else."""
+    """Parse `0,1` to [0, 1]; raise UserError for anything else."""
     numbers = [number.strip() for number in gpus.split(",")]
     if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
         raise UserError(f"-g {gpus}: expected GPU numbers such as 0 or 0,1, or cpu")
@@ -57,10 +57,10 @@ def gpu_numbers(gpus: str) -> list[int]:
 
 
 def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
-    """Sets how PyTorch computes, for the life of the process; warns of versions that do it badly.
+    """Set PyTorch's flags for the rest of the process; warn about known bad versions of cuDNN.
 
-    deterministic: on a GPU, only algorithms that give the same bits each time.
-    Raises UserError if the device cannot compute in `precision`.
+    deterministic: on a GPU, use deterministic algorithms only.
+    Raises UserError if the device does not support `precision`.
     """
     check_precision(precision, device)
     allow_tf32(precision == "tf32")
@@ -68,11 +68,11 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # `warn_if_not_repeatable` says which networks this is true of; the others repeat.
+        # `warn_if_not_repeatable` warns about the networks that this concerns.
         warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
     else:
-        torch.backends.cudnn.benchmark = True  # clips all have one shape, so trying out pays
+        torch.backends.cudnn.benchmark = True  # all clips have one shape, so the search pays
     if device.type == "cpu":
         keep_freed_memory()
     problem = version_problem(torch.backends.cudnn.version(), number_format(precision, device))
@@ -81,15 +81,15 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
 
 
 def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
-    """Says so if `model` has an operation that no algorithm on a GPU repeats bit for bit.
+    """Warn if `model` has an operation without a deterministic algorithm on GPUs.
 
-    That is the backward pass of 3D max pooling whose windows overlap: several gradients are then
-    added to one place in any order. (torch.use_deterministic_algorithms)
+    This is the backward pass of 3D max pooling with overlapping windows, which adds gradients in
+    any order. (torch.use_deterministic_algorithms)
     """
     pools = [module for module in model.modules() if isinstance(module, torch.nn.MaxPool3d)]
     if any(_overlaps(pool.kernel_size, pool.stride) for pool in pools):
         print(f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
-              "does not repeat bit for bit on a GPU; two runs may differ by rounding",
+              "is not deterministic on a GPU; two runs may differ by rounding",
               file=sys.stderr)
 
 
@@ -98,11 +98,14 @@ def _overlaps(kernel, stride) -> bool:
     return any(size > step for size, step in zip(kernel, stride, strict=True))
 
 
-def keep_freed_memory() -> None:
-    """With glibc: freed memory waits for the next tensor instead of going back to the system.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
-    Otherwise each large tensor comes as fresh pages, which the system has to clear first: on the
-    CPU a fifth of the tutorial's training step. The price is a somewhat higher peak of memory.
+
+def keep_freed_memory() -> None:
+    """With glibc, keep freed memory for the next tensor instead of returning it to the system.
+
+    Otherwise each large tensor gets new pages, which the system has to clear: a fifth of the time
+    of the tutorial's training step on the CPU. The peak of memory is slightly higher.
     (mallopt(3): no trimming, and no memory maps for single allocations)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -111,7 +114,6 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 # --- precision ---------------------------------------------------------------------------------
 
 NUMBER_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16,
@@ -120,21 +122,21 @@ FIRST_GPU_WITH_TF32 = (8, 0)  # CUDA's compute capability of the Ampere generati
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises UserError if `device` has no tf32 and `precision` asks for it."""
+    """Raise UserError if `precision` is tf32 and `device` does not support it."""
     has_tf32 = device.type == "cuda" and (
         torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_TF32
     )
     if precision == "tf32" and not has_tf32:
         raise UserError(
             "precision, eval_precision: found tf32, which NVIDIA GPUs have from the Ampere "
-            "generation on; use fp32 here"
+            "generation on; use fp32"
         )
 
 
 def allow_tf32(is_allowed: bool) -> None:
-    """Whether fp32 convolutions and products on a GPU may round their inputs to 10 bits.
+    """Set whether fp32 convolutions and matrix products on a GPU may use TF32.
 
-    PyTorch allows it for convolutions by default. These two switches, and not the newer
+    PyTorch allows it for convolutions by default. These two flags are used instead of the newer
     `fp32_precision`, since PyTorch refuses to read one kind after the other was set.
     """
     torch.backends.cudnn.allow_tf32 = is_allowed
@@ -143,7 +145,7 @@ def allow_tf32(is_allowed: bool) -> None:
 
 @functools.cache
 def number_format(precision: str, device: torch.device) -> torch.dtype:
-    """The type that convolutions compute in; `auto`: bf16 where the hardware has it, else fp32."""
+    """Return the dtype of convolutions; `auto`: bf16 if the hardware supports it, else fp32."""
     if precision != "auto":
         return NUMBER_FORMATS[precision]
     if device.type == "cuda":
@@ -154,13 +156,13 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether products of bf16 are instructions; where they are emulated, bf16 is slower by far."""
+    """True if the CPU has bf16 instructions; emulated bf16 is much slower than fp32."""
     abilities = torch.cpu.get_capabilities()
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def computes_natively(precision: str, device: torch.device) -> bool:
-    """Whether the device has instructions for `precision`; a CPU without them is slow."""
+    """True if the device has instructions for `precision`; emulation on a CPU is slow."""
     if device.type == "cuda" or number_format(precision, device) is torch.float32:
         return True
     if number_format(precision, device) is torch.bfloat16:
@@ -170,14 +172,14 @@ def computes_natively(precision: str, device: torch.device) -> bool:
 
 
 def precision_name(precision: str, device: torch.device) -> str:
-    """What `auto` stands for on the device; any other name as it is."""
+    """Return `precision`, or what `auto` means on the device."""
     if precision != "auto":
         return precision
     return "bf16" if number_format(precision, device) is torch.bfloat16 else "fp32"
 
 
 def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> str:
-    """`2 x NVIDIA H200, training in bf16, evaluation in fp32`: what all processes compute on."""
+    """Return, for example, `2 x NVIDIA H200, training in bf16, evaluation in fp32`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     words = [f"{processes.world_size()} x {name}"]
     if is_trained:
@@ -187,7 +189,7 @@ def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> 
 
 
 def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
-    """What is known against 3D convolutions in `chosen` with this version of cuDNN (as 91002)."""
+    """Return what is wrong with 3D convolutions in `chosen` with this cuDNN (such as 91002)."""
     if cudnn is None or chosen is torch.float32 or not 90800 <= cudnn < 91500:
         return None
     major, minor = cudnn // 10000, cudnn // 100 % 100
@@ -198,7 +200,7 @@ def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
 
 
 def autocast(device: torch.device, precision: str):
-    """The context in which the network computes in `precision`."""
+    """Return the autocast context for `precision`."""
     chosen = number_format(precision, device)
     enabled = chosen is not torch.float32
     return torch.autocast(device.type, chosen if enabled else None, enabled=enabled)
@@ -206,7 +208,7 @@ def autocast(device: torch.device, precision: str):
 
 @contextmanager
 def computing_in(device: torch.device, precision: str):
-    """As `autocast`, with IEEE fp32 or tf32 where it computes in fp32."""
+    """Like `autocast`, and fp32 is IEEE fp32 or TF32 as `precision` says."""
     before = torch.backends.cudnn.allow_tf32
     allow_tf32(precision == "tf32")
     try:
@@ -218,16 +220,16 @@ def computing_in(device: torch.device, precision: str):
 
 @contextmanager
 def evaluating(device: torch.device, config: Config):
-    """Inside, the network computes in `eval_precision`, and no gradients are kept."""
+    """Inside, compute in `eval_precision` and in inference mode."""
     with torch.inference_mode(), computing_in(device, config.eval_precision):
         yield
 
 
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Keeps small gradients above fp16's smallest number.
+    """Return the GradScaler that keeps small gradients representable in fp16.
 
-    In other formats its scale is 1, for good. What remains is that it lets no optimizer move by
-    gradients with NaN or inf in them, and finds these without waiting for a GPU.
+    In other formats its scale is always 1. It then only skips optimizer steps whose gradients
+    contain NaN or inf, which it finds without waiting for the GPU.
     """
     if precision == "fp16":
         return torch.amp.GradScaler(device.type)
@@ -235,7 +237,7 @@ def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 
 def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Moves the network, with its kernels in the memory order that convolutions like best."""
+    """Move the network, with its kernels in channels-last memory format."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.to(device).parameters():
         if parameter.dim() in formats:
@@ -247,10 +249,10 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def to_network_input(clips, device, config: Config) -> torch.Tensor:
-    """uint8 [N, T, H, W, C] on the CPU -> normalised float32 [N, C, T, H, W] on `device`.
+    """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
 
-    The bytes travel, the floats are made on the device; the result's memory order stays that of
-    the bytes, channels last, which is what convolutions like best.
+    Bytes are copied and converted on the device. The result is in channels-last memory format,
+    which is fastest for convolutions.
     """
     mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
@@ -259,5 +261,5 @@ def to_network_input(clips, device, config: Config) -> torch.Tensor:
 
 @functools.cache
 def _channels(values: tuple, device) -> torch.Tensor:
-    """One number a channel, on the device once and for all: a copy each step would wait for it."""
+    """Per-channel constants, cached on the device; a copy in each step would wait for it."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1, 1)

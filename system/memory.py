@@ -1,4 +1,4 @@
-"""How much memory is in use at most."""
+"""Peak memory."""
 
 import sys
 from contextlib import suppress
@@ -9,29 +9,26 @@ import torch
 MIB, GIB = 2**20, 2**30
 
 
-# --- the highest use of memory -------------------------------------------------------------------
-
-
 def peak_bytes(device: torch.device) -> int:
-    """The most memory in use since `reset_peak`: a GPU's for tensors, else all of this process's.
+    """Return the peak since `reset_peak`: a GPU's memory for tensors, or this process's memory.
 
-    Where the system cannot reset it, it is the peak since the process began.
+    On systems that cannot reset it, it is the peak since the process started.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts into ru_maxrss what the parent process had at the fork, so its own file is first.
+    # First, since on Linux ru_maxrss includes the memory that the parent had at the fork.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource  # not on every system
+    import resource  # not available on every system
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def reset_peak(device: torch.device) -> None:
-    """Lets `peak_bytes` begin anew, at what is in use now."""
+    """Reset `peak_bytes` to the memory in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -40,5 +37,5 @@ def reset_peak(device: torch.device) -> None:
 
 
 def format_bytes(number: float) -> str:
-    """`1.2 GiB`, or below one GiB `312 MiB`."""
+    """Return `1.2 GiB`, or `312 MiB` below one GiB."""
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Where the time goes: the share spent waiting for data, and the sections of a training step."""
+"""Profiling: the share of time spent waiting for data, and the sections of a training step."""
 
 import time
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from system import processes
 
 
 class WaitingTime:
-    """Seconds in which the device had nothing to do, because the next batch was not there yet.
+    """Seconds in which the device was idle because the next batch was not ready.
 
-    On a GPU, which works while its process waits, that is the time between the end of a step and
-    the coming of the next batch by the GPU's own clock, known a little later.
+    On a GPU, which computes while its process waits, this is the time from the end of a step to
+    the arrival of the next batch by CUDA events, which are read when they have completed.
     """
 
     def __init__(self, device: torch.device):
@@ -45,45 +45,45 @@ class WaitingTime:
             self.seconds += start.elapsed_time(end) / 1000 if is_event else end - start
 
 
-WORTH_A_HINT = 0.2  # share of the time
-STEPS_BEFORE_A_HINT = 20  # workers take a moment to start
+MIN_SHARE_FOR_HINT = 0.2  # of the time
+MIN_STEPS_FOR_HINT = 20  # workers take a moment to start
 
 
 def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
-    """What to change if much of the time of `num_steps` steps was spent waiting for data."""
-    if share <= WORTH_A_HINT or num_steps < STEPS_BEFORE_A_HINT:
+    """Return advice if a large share of the time of `num_steps` steps was waiting for data."""
+    if share <= MIN_SHARE_FOR_HINT or num_steps < MIN_STEPS_FOR_HINT:
         return None
     cores, num_workers = processes.cores_per_process(), processes.loader_workers(config.num_workers)
     if num_workers < cores:
-        remedy = f"raise num_workers ({num_workers}; {cores} cores are there for them)"
+        remedy = f"raise num_workers ({num_workers}; {cores} cores are available)"
     else:
         remedy = (
-            "put the frames on a faster disk, or store them no higher than frame_height "
-            f"({config.frame_height}), which makes them quicker to read and decode"
+            "put the frames on a faster disk, or store them at frame_height "
+            f"({config.frame_height}), which is faster to read and decode"
         )
-    return f"{100 * share:.0f} % of the time went by waiting for data: {remedy}"
+    return f"{100 * share:.0f} % of the time was spent waiting for data: {remedy}"
 
 
-# --- the sections of a step --------------------------------------------------------------------
+# --- sections of a step ------------------------------------------------------------------------
 
 
 class StepProfile:
-    """For `--profile`: a trace of some steps of the run's start, and milliseconds a section.
+    """For `--profile`: a trace of a few early steps, and the milliseconds of each section.
 
-    Inside these steps each section waits for the device, so that the time is its own.
+    In these steps, each section waits for the device, so that its time is its own.
     """
 
     WARM_UP_STEPS, NUM_STEPS = 3, 8
 
     def __init__(self, folder: Path | None = None, device: torch.device | None = None):
-        """folder: where the trace goes; None profiles nothing."""
+        """folder: where the trace is written; None disables profiling."""
         self.folder, self.device = folder, device
         self.step, self.seconds, self.start = 0, {}, 0.0
         self.tracer = self._waiting = None
 
     @contextmanager
     def section(self, name: str):
-        """Names and times what happens inside, if the step is profiled."""
+        """Name and time the code inside, if the step is profiled."""
         if not self.tracer:
             yield
             return
@@ -138,10 +138,10 @@ class StepProfile:
             self.folder.mkdir(parents=True, exist_ok=True)
             tracer.export_chrome_trace(str(path))
             print(f"{self._table(num_steps, total)}\n"
-                  f"trace: {path}, to be opened in https://ui.perfetto.dev", flush=True)
+                  f"trace: {path}; open it in https://ui.perfetto.dev", flush=True)
 
-    def _table(self, num_steps, total) -> str:
-        """Milliseconds a step of each section; `total`: seconds of all the steps."""
+    def _table(self, num_steps: int, total: float) -> str:
+        """Return a table of milliseconds per step by section. total: seconds of all steps."""
         rows = self.seconds | {"other": total - sum(self.seconds.values()), "whole step": total}
         lines = [f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}"]
         lines += [f"{name:<20}{1000 * seconds / num_steps:>10.2f}{seconds / total:>9.1%}"

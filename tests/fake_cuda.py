@@ -29,6 +29,8 @@ from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
 )
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import train
 from clips.batches import Batch
@@ -148,11 +150,21 @@ class Event:
         pass
 
 
+class PlainVideo:
+    """As torchvision's Video, but the tensor stays what it is."""
+
+    def __new__(cls, clips):
+        return clips
+
+
 def pretend_to_have_cuda():
     """Lets the program take the ways that it takes on a GPU, with no values even on the CPU."""
     torch.cuda.Event = Event
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # autocast, GradScaler
-    torch.distributions.Beta = lambda *_: SimpleNamespace(sample=lambda: 0.3)
+    torch.distributions.Beta = lambda *_: SimpleNamespace(sample=lambda *_: 0.3)
+    # A fake tensor cannot become a Video, and clips that are none may have four dimensions only.
+    tv_tensors.Video = PlainVideo
+    v2.MixUp._check_image_or_video = v2.CutMix._check_image_or_video = lambda *_, **__: None
     FakeTensorMode.__deepcopy__ = lambda mode, _: mode
 
 
@@ -247,14 +259,14 @@ def problems_of_step(keys) -> dict:
     clips, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(BATCH_SIZE).long()
     indices = SimpleNamespace(numpy=lambda: np.arange(BATCH_SIZE))  # with its values
     ids = np.arange(BATCH_SIZE).astype(str)
-    mixed = train.mixed
+    mix_batch = train.mix_batch
 
     def with_fault(clips, labels, *rest):
-        return mixed(*fault(clips, labels), *rest)
+        return mix_batch(*fault(clips, labels), *rest)
 
     to_network_input(clips[:, 0], CUDA, config)  # what the first step copies for all others
     watch = Watch(number_format(expected, CUDA))
-    with mock.patch.object(train, "mixed", with_fault), watch:
+    with mock.patch.object(train, "mix_batch", with_fault), watch:
         train.train_step(own_run, Batch(clips, labels, indices, []), ids, [BATCH_SIZE])
     return {"problems": watch.problems, "counts": watch.counts}
 

@@ -50,6 +50,36 @@ def test_test_sets_have_no_labels(tmp_path, folder, text):
     assert annotations.ids.tolist() == ["10", "2"] and (annotations.labels == -1).all()
 
 
+def test_ids_and_labels_are_text(tmp_path, folder):
+    """Also where they look like numbers or missing values."""
+    for clip_id in ("00012", "NA", "1e3"):
+        (folder / clip_id).mkdir()
+    names = ["NA", "null", "1.0"]
+    annotations = read(tmp_path, folder, "00012;NA\nNA;null\n1e3;1.0\n", names)
+    assert annotations.ids.tolist() == ["00012", "NA", "1e3"]
+    assert annotations.labels.tolist() == [0, 1, 2]
+
+
+def test_columns_in_another_order_and_quoted_fields(tmp_path, folder):
+    text = 'label,frames,video_id\nNo gesture,3,10\n"No gesture","1,2","2"\n\nelse,,\n'
+    annotations = read(tmp_path, folder, text.replace("else,,", "else,,33"))
+    assert annotations.ids.tolist() == ["10", "2"] and annotations.num_dropped == 1
+
+
+@pytest.mark.parametrize("text", ['"10;No gesture\n', '1\0;No gesture\n', '"1\n0";No gesture\n',
+                                  'video_id,label\n"1\n0",No gesture\n'])
+def test_what_is_not_one_row_per_line_is_refused(tmp_path, folder, text):
+    with pytest.raises(UserError, match=r"set\.csv: (not a CSV file|line \d: )"):
+        read(tmp_path, folder, text)
+
+
+def test_lines_without_a_label(tmp_path, folder):
+    """An empty label is left out as any unknown one; without its separator, the line is wrong."""
+    assert read(tmp_path, folder, JESTER + "1;\n").num_dropped == 1
+    with pytest.raises(UserError, match="line 4: expected id;label, found '1'"):
+        read(tmp_path, folder, JESTER + "1\n")
+
+
 def test_missing_folders_are_counted_and_the_first_ten_named(tmp_path, folder):
     rows = "".join(f"{number};No gesture\n" for number in range(1, 16))
     with pytest.raises(UserError, match=r"12 of 15 clips have no folder .*: 3, 4, .*13 and 2 more"):

@@ -55,8 +55,8 @@ def test_skipped_clips_are_counted_and_listed(settings, tmp_path, capsys):
     own = damaged(settings, [3, 8, 25], tmp_path / "clips")
     assert train.main(arguments_for(own)) == 0
     output = capsys.readouterr().out
-    assert output.count("train: 2 clips skipped, since they cannot be read: 3, 8\n") == 2
-    assert output.count("validation: 1 clips skipped, since they cannot be read: 25\n") == 2
+    assert output.count("train: 2 clips skipped because they cannot be read: 3, 8\n") == 2
+    assert output.count("validation: 1 clips skipped because they cannot be read: 25\n") == 2
     rows = read_csv(run_folder(own) / "bad_clips.csv")
     assert list(rows[0]) == ["epoch", "set", "id", "reason"]
     for epoch in ("1", "2"):
@@ -187,6 +187,6 @@ def test_skipped_clips_are_left_out_of_a_submission(settings, whole_run, capsys)
         "test_data_csv": settings["val_data_csv"],
     }
     assert train.main(arguments_for(own, "--test_only", "--resume")) == 0
-    assert "test: 1 clips skipped, since they cannot be read: 25\n" in capsys.readouterr().out
+    assert "test: 1 clips skipped because they cannot be read: 25\n" in capsys.readouterr().out
     lines = (run_folder(own) / "test_submission.csv").read_text().splitlines()
     assert [line.split(";")[0] for line in lines] == ["23", "24", "26", "27", "28", "29"]

@@ -380,7 +380,7 @@ def link_clip_to_itself():
 HEADER = "video_id,label,frames,label_id,shape,format\n"
 TRAIN, VALIDATION = "data/train.csv", "data/validation.csv"
 NO_FOLDER = ["no folder in data/clips", "add the folders or drop the rows"]
-PLAIN_NAMES = ["no plain folder names", "right below the data folder"]
+PLAIN_NAMES = ["not plain folder names", "directly in the data folder"]
 
 CLIP_LISTS = {
     "missing clip": Row(
@@ -411,9 +411,9 @@ CLIP_LISTS = {
         write(TRAIN, "1;Left\n2;Right\n".encode("utf-16-le")), [TRAIN]),
     "quote left open": Row(
         write(TRAIN, '"1;Left\n' + "2;Right\n" * 20_000), [TRAIN, "not a CSV file"]),
-    "doubled ids": Row(
+    "duplicate ids": Row(
         add_lines(TRAIN, "1;Left", "3;Left"),
-        [TRAIN, "2 ids stand there more than once: 1, 3", "keep one line each"]),
+        [TRAIN, "2 ids are listed more than once: 1, 3", "keep one line for each"]),
     "id leads out": Row(add_lines(TRAIN, "../x;Left"), [TRAIN, "'../x'", *PLAIN_NAMES]),
     "id is the folder above": Row(add_lines(TRAIN, "..;Left"), [TRAIN, "'..'", *PLAIN_NAMES]),
     "id with a backslash": Row(add_lines(TRAIN, "..\\x;Left"), [TRAIN, *PLAIN_NAMES]),
@@ -423,9 +423,9 @@ CLIP_LISTS = {
     "id with a zero byte": Row(add_lines(TRAIN, "1\0;Left"), [TRAIN]),
     "no label known": Row(
         relabel(TRAIN, str.lower),
-        [TRAIN, "no clip left", "(left, right, still)", "labels_csv", "use the same spelling"]),
+        [TRAIN, "no clips left", "(left, right, still)", "labels_csv", "use the same spelling"]),
     "no label known in validation": Row(
-        relabel(VALIDATION, str.upper), [VALIDATION, "no clip left", "use the same spelling"]),
+        relabel(VALIDATION, str.upper), [VALIDATION, "no clips left", "use the same spelling"]),
     "empty list": Row(write(TRAIN, ""), [TRAIN, "no clips", "empty", "add"]),
     "blank list": Row(write(VALIDATION, "\n \n"), [VALIDATION, "no clips", "empty", "add"]),
     "one training clip": Row(
@@ -447,12 +447,12 @@ CLIP_LISTS = {
 }
 
 LABEL_FILES = {
-    "doubled": Row(
+    "duplicate": Row(
         add_lines("data/labels.csv", "Left"),
-        ["data/labels.csv", "labels_csv", "'Left' stands on 2 lines", "one name of its own"]),
+        ["data/labels.csv", "labels_csv", "'Left' is on 2 lines", "a different name"]),
     "blank in the middle": Row(
         write("data/labels.csv", "Left\n\nRight\nStill\n"),
-        ["data/labels.csv", "line 2 is blank", "one name of its own"]),
+        ["data/labels.csv", "line 2 is blank", "a different name"]),
     "blank at the start": Row(
         write("data/labels.csv", "\nLeft\nRight\n"), ["data/labels.csv", "line 1 is blank"]),
     "empty": Row(write("data/labels.csv", ""), ["data/labels.csv", "line 1 is blank"]),
@@ -601,7 +601,7 @@ CONFIGS = {
         ["config.json: 3 problems", "  num_epochs: ", "  last_lr: ", "  new_head: "]),
     "test set not named": Row(
         configure(test_data_csv=LOST, test_data_folder=LOST),
-        ["  test_data_csv: missing", "  test_data_folder: missing", "test run needs it"], PREDICT),
+        ["  test_data_csv: missing", "  test_data_folder: missing", "required by"], PREDICT),
     "test folder missing": Row(
         configure(test_data_folder="nowhere"), ["  test_data_folder: no such folder"], PREDICT),
 }

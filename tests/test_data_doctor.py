@@ -200,7 +200,7 @@ CASES = {
     "labels missing": (
         lambda data: (data / "labels.csv").unlink(),
         ("error", "labels", "", "", "unusable labels file"), "labels_csv cannot be read"),
-    "labels doubled": (
+    "duplicate labels": (
         add("labels", "Left"), ("error", "labels", "", "", "unusable labels file"), "2 lines"),
     "wrong delimiter": (
         write("validation.csv", b"5,Left\n6,Right\n"),
@@ -211,11 +211,11 @@ CASES = {
     "id leads out": (
         add("train", "../secret;Left"),
         ("error", "train", "", "", "unusable id"), "'../secret' on line 5"),
-    "doubled id": (
-        add("train", "3;Left"), ("error", "train", "3", "", "doubled id"), "line 3, 5"),
+    "duplicate id": (
+        add("train", "3;Left"), ("error", "train", "3", "", "duplicate id"), "line 3, 5"),
     "nothing left": (
         remove_validation_clips,
-        ("error", "validation", "", "", "too few clips"), "0 to use"),
+        ("error", "validation", "", "", "too few clips"), "0 usable"),
     "class without clips": (
         add("labels", "Up"), ("error", "train", "", "", "class without clips"), "'Up'"),
     "missing clip": (
@@ -225,12 +225,12 @@ CASES = {
     "empty clip": (
         empty_clip, ("error", "validation", "5", "", "empty clip"), "clip folder is empty"),
     "folder as frame": (
-        replace_by(Path.mkdir), (*BROKEN, "unreadable frame"), "no file"),
+        replace_by(Path.mkdir), (*BROKEN, "unreadable frame"), "not a file"),
     "pipe as frame": (
-        replace_by(getattr(os, "mkfifo", None)), (*BROKEN, "unreadable frame"), "no file"),
+        replace_by(getattr(os, "mkfifo", None)), (*BROKEN, "unreadable frame"), "not a file"),
     "link in a circle": (
         replace_by(lambda path: path.symlink_to(path.name)),
-        (*BROKEN, "unreadable frame"), "no file"),
+        (*BROKEN, "unreadable frame"), "not a file"),
     "zero bytes": (replace_frame(b""), (*BROKEN, "damaged frame"), "0 bytes"),
     "truncated": (
         replace_frame(jpeg(99)[:1000]), (*BROKEN, "damaged frame"), "damaged JPEG"),
@@ -259,7 +259,7 @@ CASES = {
         add("train", "8;Up", "9;Up"), ("note", "train", "", "", "unknown label"), "'Up' (2 rows)"),
     "short clip": (
         lambda data: (data / "clips/2/00003.jpg").unlink(),
-        ("note", "train", "2", "", "short clip"), "2 frames; training takes 3"),
+        ("note", "train", "2", "", "short clip"), "2 frames; training needs 3"),
     "PNG named .jpg": (
         replace_frame(encode("PNG")),
         ("note", "train", "2", "", "wrong extension"), "00002.jpg"),
@@ -273,7 +273,7 @@ CASES = {
         file_beside("notes.txt"), ("note", "train", "2", "", "other files"), "'notes.txt'"),
     "unlisted folder": (
         lambda data: (data / "clips/8").mkdir(),
-        ("note", "train", "8", "", "unlisted folder"), "stands in no CSV"),
+        ("note", "train", "8", "", "unlisted folder"), "is not in any CSV"),
     "newline in a name": (
         give_strange_name,
         ("error", "train", "2", r"2\n\udcff\x1b.jpg", "damaged frame"), "0 bytes"),
@@ -387,7 +387,7 @@ def test_a_clip_is_short_if_training_would_pad_it(data, changes, needed):
     status, findings = examine(data, **changes)
     assert status == 0
     details = {row[5] for row in findings if row[4] == "short clip"}
-    assert details == ({f"3 frames; training takes {needed}"} if needed else set())
+    assert details == ({f"3 frames; training needs {needed}"} if needed else set())
     assert len(findings) == (7 if needed else 0)
 
 
@@ -460,8 +460,8 @@ def test_a_report_that_cannot_be_written_is_a_user_error(data):
 
 
 START = """
-from config_file import load_config
-from data_doctor import check_data
+from doctor.data_doctor import check_data
+from system.config_file import load_config
 if __name__ == "__main__":
     check_data(load_config("config.json"))
 """
@@ -477,7 +477,7 @@ def slow_run(data):
     # More processes than clips: some are at work when the test strikes, and some wait.
     config = make_config(data, num_workers=6, max_frame_pixels=10**8)
     Path("config.json").write_text(config.model_dump_json())
-    project = Path(data_doctor.__file__).parent
+    project = Path(data_doctor.__file__).parent.parent
     process = subprocess.Popen(
         [sys.executable, "-c", START], stderr=subprocess.PIPE, start_new_session=True, text=True,
         env={**os.environ, "PYTHONPATH": str(project)},

@@ -7,7 +7,7 @@ from clips.annotations import read_annotations
 from clips.batches import ClipKey, EvalBatches, TrainBatches, batches_of
 from clips.sampling import sample_segments, sample_window, short_clips_note
 from config import Config
-from data_loader import VideoFolder, build_loader
+from data_loader import VideoFolder, build_loader, read_class_names, read_set
 from system import processes
 
 CPU = torch.device("cpu")
@@ -183,3 +183,17 @@ def test_short_clips_are_counted(settings, tmp_path, training, sampling, num_sho
                             train_data_csv=str(tmp_path / "set.csv"), sampling=sampling)
     assert batch.num_short == num_short
     assert short_clips_note(num_short, 4, Config(**settings, sampling=sampling)) == said
+
+
+def test_a_data_set_gives_its_clips_one_by_one(settings):
+    config = Config(**settings)
+    names = read_class_names(config)
+    data = VideoFolder(read_set(config, "train", names), config, training=True)
+    clip, label = data[0]
+    (batch,) = [data.__getitems__([ClipKey(0, 0)])]
+    assert clip.dtype == torch.uint8 and clip.shape == (1, 4, 20, 20, 3)
+    assert torch.equal(clip, batch.clips[0]) and label == batch.labels[0]
+    assert torch.equal(data[-1][0], data[len(data) - 1][0])
+    with pytest.raises(IndexError, match="clip 14 of 14"):
+        data[14]
+    assert len(list(data)) == 14

@@ -60,7 +60,7 @@ def test_pairs_that_swap_are_named():
     assert result.accuracy("frozen") == pytest.approx(300 / 7)
     assert [(a, b, round(share)) for a, b, share in result.swapped()] == [
         ("Left", "Right", 67), ("Right", "Left", 100)]  # fmt: skip
-    assert "Right  are taken for Left (100 %)" in table(result)
+    assert "Right  are classified as Left (100 %)" in table(result)
 
 
 def test_the_probe_in_order_is_the_evaluation(trained, tmp_path, capsys):

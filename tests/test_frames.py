@@ -1,11 +1,15 @@
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import draw_frames, write_clip
 from PIL import Image, ImageOps
 
+from clips import frames
 from clips.frames import FrameError, list_frames, natural_key, read_frame
 
 MAX_PIXELS = 100_000
@@ -114,3 +118,24 @@ def test_pixel_cap_is_checked_before_decoding(tmp_path, file_format):
     Image.new("L", (4000, 3000)).save(tmp_path / "frame", file_format)
     with pytest.raises(FrameError, match=r"4000 x 3000 pixels .* max_frame_pixels"):
         read_frame(tmp_path / "frame", MAX_PIXELS)
+
+
+ROOMS = ("clips", "doctor", "explaining", "networks", "reporting", "scoring", "system", "training")
+IMPORT_ALL = """
+import cv2, importlib, pathlib, sys
+from PIL import Image
+before = cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS
+for room in sys.argv[1:]:
+    for path in pathlib.Path(room).glob("*.py"):
+        importlib.import_module(f"{room}.{path.stem}".removesuffix(".__init__"))
+import predict, train
+from clips.frames import prepare_decoders
+assert (cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS) == before, "changed by an import"
+prepare_decoders()
+assert (cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS) == (1, None)
+"""
+
+
+def test_importing_the_project_sets_up_no_decoder():
+    project = Path(frames.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", IMPORT_ALL, *ROOMS], cwd=project, check=True)

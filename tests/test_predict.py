@@ -89,8 +89,8 @@ def test_an_ensemble_is_evaluated_as_it_predicts(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--ensemble", "a"], "it goes with --eval_only"),
-    (["--ensemble", "a", "-e", "-r"], "takes the place of --resume"),
+    (["--ensemble", "a"], "needs --eval_only"),
+    (["--ensemble", "a", "-e", "-r"], "replaces --resume"),
     (["-e", "--ensemble", "no such file"], "no such checkpoint"),
 ])
 def test_mistakes_with_an_ensemble(trained, tmp_path, capsys, flags, message):
@@ -208,7 +208,7 @@ def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
     clips, problems = find_clips(tmp_path)
     assert clips == [tmp_path / "classes" / "good", tmp_path / "good"]
     empty, mixed = problems
-    assert empty.startswith(f"{tmp_path}/classes/empty: no frames")
+    assert empty.startswith(f"{tmp_path}/classes/empty: contains no frames")
     assert mixed.startswith(f"{tmp_path}/classes/mixed: has both frames and other clips (a.mp4)")
 
 
@@ -285,7 +285,7 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
     saved = load_checkpoint(checkpoint)
     write_clip(tmp_path / "clip", draw_frames("Left", 9, np.random.default_rng(0)))
     for name, change, problem in (
-        ("without.tar", {"classes": None}, "holds no class names"),
+        ("without.tar", {"classes": None}, "has no class names"),
         ("others.tar", {"classes": ["a", "b", "c"]}, "knows other classes than"),
         ("newer.tar", {"config": saved["config"] | {"new_key": 1}}, "another version (new_key)"),
     ):

@@ -44,7 +44,7 @@ EVALUATIONS = {
 }
 # Mistakes that end in one message, whichever process meets them; and what it says.
 MISTAKES = {
-    "gpu number": ["-g 0: torchrun gives each process its GPU", "CUDA_VISIBLE_DEVICES"],
+    "gpu number": ["-g 0: torchrun assigns a GPU to each process", "CUDA_VISIBLE_DEVICES"],
     "flag": ["--resume", "expected True or False, found 'maybe'"],
     "check": ["--check_data", "without torchrun"],
     "config": ["2 problems", "lr:", "batch_sise", '"batch_size"'],

@@ -22,7 +22,7 @@ from system.config_file import load_config
 from system.errors import UserError
 from training.averaging import AverageOfWeights
 from training.checkpoint import load_checkpoint, with_averaged_weights
-from training.mixing import mixed
+from training.mixing import mix_batch
 from training.optimization import training_is_over
 
 CONFIGS = Path(train.__file__).parent / "configs"
@@ -71,11 +71,11 @@ def test_the_average_of_weights_is_the_mean_it_says():
         with torch.no_grad():
             model[0].weight += 1
         model(torch.randn(4, 2))
-        average.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.model[0].weight, expected)
-    assert average.model[1].num_batches_tracked == 19
+    torch.testing.assert_close(average.module[0].weight, expected)
+    assert average.module[1].num_batches_tracked == 19
 
 
 def test_the_average_is_what_is_evaluated_and_saved_beside_the_weights(tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
     torch.manual_seed(0)
     clips = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 20, 20).clone()
     labels = torch.arange(4)
-    results, targets = mixed(clips, labels, 4, make_config(**keys))
+    results, targets = mix_batch(clips, labels, 4, make_config(**keys))
     assert targets.shape == (4, 4)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     torch.testing.assert_close(results.mean(dim=(1, 2, 3, 4)), targets @ torch.arange(4.0))
@@ -112,7 +112,7 @@ def test_clips_are_mixed_as_their_labels_are(keys):
 
 def test_without_mixing_nothing_is_touched():
     clips, labels = torch.rand(2, 3, 2, 4, 4), torch.tensor([0, 1])
-    assert mixed(clips, labels, 2, make_config()) == (clips, labels)
+    assert mix_batch(clips, labels, 2, make_config()) == (clips, labels)
 
 
 def test_a_mirrored_clip_has_the_label_of_its_mirror(data_set):
@@ -194,16 +194,16 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
     "keys, problem",
     [
         ({"horizontal_flip": 0.5}, "flip_labels: missing"),
-        ({"flip_labels": "unchanged"}, "flip_labels: found some; they go with horizontal_flip"),
+        ({"flip_labels": "unchanged"}, "flip_labels: given, but horizontal_flip is 0"),
         ({"horizontal_flip": 0.5, "flip_labels": {"a": "b"}, "mixup_alpha": 0.2},
-         "flip_labels: found some with mixup_alpha"),
-        ({"step_jitter": 0.2, "sampling": "segments"}, "step_jitter: found some"),
-        ({"model": "trn", "block_widths": [4]}, "block_widths: found [4]; it is an option of"),
-        ({"lstm_units": 8}, "lstm_units: found 8; it is an option of cnn_lstm, not of conv3d"),
-        ({"depth": 50}, "depth: found 50; it is an option of csn, not of conv3d"),
+         "flip_labels: given with mixup_alpha"),
+        ({"step_jitter": 0.2, "sampling": "segments"}, "step_jitter: found 0.2"),
+        ({"model": "trn", "block_widths": [4]}, "block_widths: found [4]; it applies to"),
+        ({"lstm_units": 8}, "lstm_units: found 8; it applies to cnn_lstm, not to conv3d"),
+        ({"depth": 50}, "depth: found 50; it applies to csn, not to conv3d"),
         ({"model": "csn", "depth": 18}, "depth: found 18; expected 26, 50, 101 or 152"),
-        ({"model": "two_stream", "crop_size": 12}, "optical flow needs 16 pixels"),
-        ({"model": "two_stream", "clip_size": 1}, "two_stream needs movement"),
+        ({"model": "two_stream", "crop_size": 12}, "optical flow needs at least 16 pixels"),
+        ({"model": "two_stream", "clip_size": 1}, "two_stream needs at least two frames"),
         ({"model": "conv_3d"}, 'did you mean "conv3d"?'),
         ({"model": "r2plus1d"}, 'did you mean "r2plus1d_18"?'),
         ({"ncrops": 2}, "ncrops"),

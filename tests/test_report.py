@@ -1,4 +1,4 @@
-"""The report: what stands in it, that it is safe and needs nothing but itself, in a browser too."""
+"""The report: its content, and that it is safe and self-contained, also in a browser."""
 
 import base64
 import io
@@ -21,13 +21,13 @@ from PIL import Image
 from runs import make_settings, read_csv, run_folder, write_config
 
 import callbacks
-import report
 import train
+from report import main
 from reporting import confusion_matrix
 from reporting import page as report_page
 from reporting.line_chart import line_chart, nice_step
 from reporting.page import write_report
-from reporting.worst_clips import MOST_BYTES, input_frames, moving_picture
+from reporting.worst_clips import MAX_BYTES, input_frames, moving_picture
 from scoring import results
 from system.errors import UserError
 
@@ -139,7 +139,7 @@ def set_logits(folder, likes, config=None, number=1, **changes):
     return results.read_logits(folder / "logits.npz")
 
 
-# --- what stands in it -------------------------------------------------------------------------
+# --- content -----------------------------------------------------------------------------------
 
 
 def test_after_training(trained):
@@ -153,7 +153,7 @@ def test_after_training(trained):
         f"{name} {float(history[0][column]):.4g} in epoch 1, {float(history[1][column]):.4g} in "
         "epoch 2" for name, column in (("training", "loss"), ("validation", "val_loss")))
     assert [label.split(" by ")[0] for label in labels] == [
-        "Loss", "Top-1 accuracy", "Learning rate", "Training clips a second",
+        "Loss", "Top-1 accuracy", "Learning rate", "Training clips per second",
         "Seconds of training steps"]  # fmt: skip
     assert "in 2 epochs" in page.section("Speed")
     assert "1 x CPU, training in fp32" in page.section("Speed")
@@ -167,16 +167,16 @@ def test_after_training(trained):
 def test_after_evaluation(trained):
     page, rows = trained.page, read_csv(trained.folder / "predictions.csv")
     assert page.headings == ["Curves", "Evaluation", "Confusion matrix",
-                             "Most wrongly classified clips", "Speed", "Settings"]
+                             "Misclassified clips", "Speed", "Settings"]
     known = [row for row in rows if row["predicted"]]
     wrong = [row for row in known if row["label"] != row["predicted"]]
     text = page.section("Evaluation")
     assert len(known) == 6 and f"{100 - 100 * len(wrong) / 6:.2f} %" in text
-    assert "1 of 7 clips could not be read and count nowhere: 25" in text
+    assert "1 of 7 clips could not be read and are not counted: 25" in text
     top1 = [float(row["val_top1"]) for row in read_csv(trained.folder / "history.csv")]
     best = top1.index(max(top1)) + 1
     assert f"the weights of epoch {best} (" in text and "To evaluate" not in text
-    assert ("It is the best epoch; the last one is 2." in text) == (best == 1)
+    assert ("This is the best epoch; the last one is 2." in text) == (best == 1)
     for name in NAMES:
         of_class = [row for row in known if row["label"] == name]
         right = sum(row["predicted"] == name for row in of_class)
@@ -196,7 +196,7 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
     shown = [saved.ids[index] for index in wrong if saved.ids[index] != "25"]
     texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown):]
     assert texts[::3] == shown and VIDEO_ID in shown and NASTY_ID in shown
-    assert page.section("Most wrongly classified clips").count("predicted, ") == len(shown)
+    assert page.section("Misclassified clips").count("predicted, ") == len(shown)
     assert set(texts[2::3]) == {NAMES[2]}
     for clip_id, tag in zip(shown, page.all("img"), strict=True):
         assert clip_id in tag["alt"] and (tag["width"], tag["height"]) == ("20", "20")
@@ -212,7 +212,7 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
             assert picture.info["duration"] == 167  # 2 frames of 12 a second
             assert np.abs(shown_frame - frames).mean((1, 2, 3)).argmin() == number
     losses = [float(text) for text in re.findall(r"loss ([\d.]+)",
-                                                 page.section("Most wrongly classified clips"))]
+                                                 page.section("Misclassified clips"))]
     assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(
         -float(saved.logits[wrong[0]].log_softmax(0)[saved.labels[wrong[0]]]), abs=0.01)
     stills = [picture_of(tag["srcset"]) for tag in page.all("source")]
@@ -227,7 +227,7 @@ def picture_of(uri) -> Image.Image:
 
 def test_pictures_stay_small_and_segments_last_their_time(trained):
     noise = np.random.default_rng(0).integers(0, 255, (32, 128, 128, 3), np.uint8)
-    assert len(base64.b64decode(moving_picture(noise, 100).split(",")[1])) <= MOST_BYTES
+    assert len(base64.b64decode(moving_picture(noise, 100).split(",")[1])) <= MAX_BYTES
     path = Path(trained.settings["val_data_folder"]) / VIDEO_ID
     config = make_config(sampling="segments", clip_size=64, frame_height=300, crop_size=[150, 300],
                          nclips=2, ncrops=3)  # fmt: skip
@@ -278,7 +278,7 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     set_logits(folder, 0, epoch=2, history_row=last)
     assert "weights of epoch 2 (" in said() and "To evaluate" not in said()
     set_logits(folder, 0, epoch=1, history_row=best)
-    assert "It is the best epoch; the last one is 2." in said() and "To evaluate" not in said()
+    assert "This is the best epoch; the last one is 2." in said() and "To evaluate" not in said()
     set_logits(folder, 0, epoch=1, history_row=best, step=2)
     assert "of epoch 1 and 2 steps" in said() and "last checkpoint is of epoch 2" in said()
     set_logits(folder, 0, epoch=2, history_row=last)
@@ -299,21 +299,21 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
 
 
 def test_without_its_data_the_pictures_are_left_out(folder, trained):
-    for config, said in (({"val_data_folder": "gone"}, "the data folder gone is not there"),
-                         ({"new_key": 1}, "the config is of another version")):
+    for config, said in (({"val_data_folder": "gone"}, "the data folder gone does not exist"),
+                         ({"new_key": 1}, "the config is from another version")):
         shutil.copy(trained.folder / "logits.npz", folder)
         set_logits(folder, 2, config)
         page = Page(write_report(folder).read_text())
-        assert f"Their pictures are left out: {said}" in page.section(
-            "Most wrongly classified clips")  # fmt: skip
+        assert f"No pictures: {said}" in page.section(
+            "Misclassified clips")  # fmt: skip
         assert not page.all("img") and "predicted, " in page.section(
-            "Most wrongly classified clips")  # fmt: skip
+            "Misclassified clips")  # fmt: skip
     clips = folder / "clips"
     clips.mkdir()
     shutil.copy(trained.folder / "logits.npz", folder)
     set_logits(folder, 2, {"val_data_folder": str(clips)})
-    text = Page(write_report(folder).read_text()).section("Most wrongly classified clips")
-    assert text.count("Its picture is left out") == text.count("predicted, ") > 0
+    text = Page(write_report(folder).read_text()).section("Misclassified clips")
+    assert text.count("No picture: ") == text.count("predicted, ") > 0
 
 
 @pytest.mark.parametrize("name", ["config.json", "versions.json", "history.csv", "logits.npz"])
@@ -323,7 +323,7 @@ def test_damaged_files(folder, name, capsys):
                 "config.json": ["{", "[]", "\udc80"], "versions.json": ["{}", "["]}  # fmt: skip
     for text in contents[name]:
         (folder / name).write_bytes(text.encode("latin-1", "surrogateescape"))
-        assert report.main([str(folder)]) == 2
+        assert main([str(folder)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {folder / name}: damaged (") and "\n" not in error[:-1]
 
@@ -341,10 +341,10 @@ def test_logits_that_make_no_sense(folder, changes):
 
 
 def test_no_run_folder(tmp_path, capsys):
-    assert report.main([str(tmp_path / "none")]) == 2
+    assert main([str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err
-    assert report.main([str(tmp_path)]) == 2
-    assert "no run folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
 
 
 def test_a_report_that_fails_loses_no_training(folder, trained, tmp_path, capsys):
@@ -356,9 +356,9 @@ def test_a_report_that_fails_loses_no_training(folder, trained, tmp_path, capsys
     output = capsys.readouterr()
     assert "training is over" in output.out and "warning: no report: " in output.err
     assert "python report.py" in output.err
-    assert report.main([str(folder)]) == 2
+    assert main([str(folder)]) == 2
     (folder / "report.html").rmdir()
-    assert report.main([str(folder)]) == 0
+    assert main([str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
 
 
@@ -415,7 +415,7 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
     page = Page(write_report(folder).read_text())
     labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
     assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 5
-    assert any(text == "without a set end" for _, text in page.texts)
+    assert any(text == "no limit" for _, text in page.texts)
 
 
 def test_many_classes_are_cut_to_those_with_mistakes():

@@ -228,9 +228,9 @@ def test_training_goes_back_to_the_checkpoint_that_is_named(best_and_last, tmp_p
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--checkpoint", "best"], "--checkpoint: goes with --eval_only"),
-    (["--checkpoint", "best", "--resume", "auto"], "--checkpoint: goes with --eval_only"),
-    (["--checkpoint", "best", "-e", "--ensemble", "a"], "takes the place of --resume and --ch"),
+    (["--checkpoint", "best"], "--checkpoint: needs --eval_only"),
+    (["--checkpoint", "best", "--resume", "auto"], "--checkpoint: needs --eval_only"),
+    (["--checkpoint", "best", "-e", "--ensemble", "a"], "replaces --resume and --checkpoint"),
     (["--checkpoint", "none.tar", "-e"], "none.tar: no such checkpoint"),
     (["--checkpoint", "best", "-e"], "model_best.pth.tar: no such checkpoint"),
 ])  # fmt: skip

@@ -52,7 +52,7 @@ class Run:
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
-        return self.average.model if self.average else self.model
+        return self.average.module if self.average else self.model
 
     @property
     def validation_losses(self) -> list[float]:
@@ -129,7 +129,7 @@ def save_run(run: Run, is_best: bool = False) -> None:
         "config": run.config.model_dump(),
     }
     if run.average:
-        checkpoint["state_dict_ema"] = run.average.model.state_dict()
+        checkpoint["state_dict_ema"] = run.average.module.state_dict()
         checkpoint["ema_updates"] = run.average.num_updates
     folder = run.config.run_folder
     run.bad_clips.write(folder / "bad_clips.csv")
@@ -162,7 +162,7 @@ def restore(run: Run, checkpoint: dict) -> None:
     load_weights(run.model, checkpoint, path)
     if run.average and "state_dict_ema" in checkpoint:
         averages = checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
-        load_weights(run.average.model, averages, path)
+        load_weights(run.average.module, averages, path)
         run.average.num_updates = checkpoint.get("ema_updates", 0)
     elif run.average:  # it was not kept so far
         run.average = AverageOfWeights(run.model, run.config.ema_decay)

@@ -1,0 +1,78 @@
+"""From a checkpoint to a network that is ready to compute, for evaluation, ensembles, predict,
+explain and export alike.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from config import INPUT_AND_NETWORK_KEYS, Config
+from model import build_model
+from networks.convolution_check import replace_wrong_convolutions
+from networks.inference import for_inference
+from system import processes
+from system.config_file import config_of_checkpoint
+from system.device import check_precision, to_device
+from system.errors import UserError
+from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
+from training.resuming import load_for
+from training.run import say_what_changed
+
+CLIPS_AT_ONCE = 8  # that a network computes outside `--eval_only`
+
+
+class LoadedNetwork(NamedTuple):
+    """A trained network, and what its checkpoint says of its input and its classes."""
+
+    network: nn.Module  # on the device, folded for inference
+    config: Config  # how the network is built and its clips are prepared
+    classes: list[str]
+    checkpoint: dict  # with averaged weights if it has any; `path`: the file it came from
+
+
+def load_network(path, device: torch.device, config: Config | None = None, class_names=None,
+                 takes_own_input=False) -> LoadedNetwork:
+    """Load the network of the checkpoint at `path`, with averaged weights if it has any.
+
+    config, class_names: of the run that evaluates; None: both are the checkpoint's own.
+    takes_own_input: the network and its input are still as the checkpoint says, as in an ensemble.
+    With several processes, each has to call this. Raises UserError if the checkpoint cannot be
+    read, knows other classes, is of another network, or says too little to be used alone.
+    """
+    checkpoint = processes.broadcast_from_main(_read, path, config, class_names)
+    checkpoint = with_averaged_weights(checkpoint)
+    own_config = _config_for(checkpoint, config, takes_own_input)
+    classes = class_names or checkpoint["classes"]
+    check_precision(own_config.eval_precision, device)
+    model = build_model(own_config, len(classes))
+    load_weights(model, checkpoint, checkpoint["path"])
+    num_clips = own_config.videos_per_eval_batch if config else CLIPS_AT_ONCE
+    replace_wrong_convolutions(
+        to_device(model, device), (own_config.clip_size, *own_config.crop),
+        num_clips * own_config.windows_per_video, device, own_config.eval_precision, training=False,
+    )  # fmt: skip
+    return LoadedNetwork(for_inference(model), own_config, classes, checkpoint)
+
+
+def _read(path, config: Config | None, class_names) -> dict:
+    if config is not None:
+        return load_for(path, config, class_names)
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.get("classes") or not checkpoint.get("config"):
+        raise UserError(
+            f"{path}: has no class names or no config, so it cannot be used alone; evaluate it "
+            "by train.py --eval_only, or train with this program"
+        )
+    return checkpoint | {"path": str(path)}
+
+
+def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool) -> Config:
+    saved, path = checkpoint.get("config", {}), checkpoint["path"]
+    if config is None:
+        return config_of_checkpoint(path, saved)
+    if not takes_own_input:
+        say_what_changed(config, checkpoint)
+        return config
+    own = {key: saved[key] for key in INPUT_AND_NETWORK_KEYS if key in saved}
+    return config_of_checkpoint(path, config.model_dump() | own)

@@ -1,0 +1,87 @@
+"""Callbacks watch and record; training itself needs none of them."""
+
+import pytest
+import torch
+from runs import make_settings, read_csv, run_folder, without_times, write_config
+
+import callbacks
+import train
+from callbacks import Callback
+
+NAMES = [callback.__name__ for callback in Callback.__subclasses__()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with all callbacks."""
+    return do_run(tmp_path_factory.mktemp("whole"))
+
+
+def do_run(folder):
+    settings = make_settings(folder)
+    assert train.main(["-c", write_config(folder / "config.json", settings), "-g", "cpu"]) == 0
+    return run_folder(settings)
+
+
+def test_all_of_them_are_built(whole):
+    assert len(NAMES) == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_any_of_them_training_is_the_same(whole, tmp_path, monkeypatch, name):
+    def build_others(run):
+        built = callbacks.build_callbacks(run)
+        assert name in {type(callback).__name__ for callback in built}
+        return [callback for callback in built if type(callback).__name__ != name]
+
+    monkeypatch.setattr(train, "build_callbacks", build_others)
+    folder = do_run(tmp_path)
+    if name != "Checkpoints":
+        saved, expected = (torch.load(place / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+                           for place in (folder, whole))
+        assert all(torch.equal(saved[key], value) for key, value in expected.items())
+    if name != "History":
+        histories = [without_times(read_csv(place / "history.csv")) for place in (folder, whole)]
+        assert histories[0] == histories[1]
+
+
+def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
+    told = []
+
+    class Listener(Callback):
+        def on_start(self, run, loader):
+            told.append("start")
+
+        def on_epoch_start(self, run, loader):
+            told.append(f"epoch {run.epoch} of {len(loader)} steps")
+
+        def ask(self, run):
+            return 7 if run.step == 1 and run.epoch == 0 else 0
+
+        def on_answer(self, run, highest):
+            told.append(highest)
+
+        def on_batch(self, run, batch):
+            told.append(f"batch {run.step}")
+
+        def on_step(self, run, num_clips):
+            told.append(f"{run.step} steps, {num_clips} clips")
+
+        def on_steps_end(self, run):
+            told.append("steps end")
+
+        def on_epoch(self, run, logits, labels, is_best):
+            told.append((len(run.history), logits.shape, labels.shape))
+
+        def on_end(self, run):
+            told.append("end")
+
+    built = callbacks.build_callbacks
+    monkeypatch.setattr(train, "build_callbacks", lambda run: [*built(run), Listener()])
+    settings = make_settings(tmp_path, num_epochs=1)
+    assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
+    assert told == [
+        "start", "epoch 0 of 3 steps", "batch 0", "1 steps, 8 clips", 7, "batch 1",
+        "2 steps, 8 clips", "batch 2", "3 steps, 6 clips", "steps end",
+        (1, (7, 3), (7,)), "end",
+    ]  # fmt: skip
