@@ -125,6 +125,11 @@ def test_imports_point_down_and_make_no_circle():
     assert wrong_arrows(PROJECT) == []
 
 
+def test_tests_are_in_folders_of_the_rooms():
+    folders = {path.parent for path in (PROJECT / "tests").glob("*/test_*.py")}
+    assert folders and {folder.name for folder in folders} <= set(ROOMS)
+
+
 def test_files_rooms_and_commands_are_small():
     assert wrong_sizes(PROJECT) == []
 

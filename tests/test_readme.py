@@ -179,7 +179,7 @@ def check_benchmark(_, script, *words):
 def check_other_test(*words):
     name, = (test for start, test in RUN_BY_OTHER_TESTS.items()
              if shlex.join(words).startswith(start))
-    assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/test_*.py"))
+    assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/**/test_*.py"))
 
 
 RUN_BY_OTHER_TESTS = {
