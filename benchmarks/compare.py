@@ -1,12 +1,12 @@
-"""Trains variants of one config with several seeds, and puts what they reach into a table.
+"""Trains variants of one config with several seeds, and writes a table of their results.
 
     python benchmarks/compare.py --config configs/quickstart.json --seeds 0 1 2 \\
         --variant fp32 precision=fp32 --variant bf16 precision=bf16 --save precision
 
-A variant is a name and the keys that it changes; one that changes `seed` runs with that one only.
-Every run is an ordinary run of train.py under `--output`; one that was interrupted goes on, and one
-that is finished already is only read, so that the same line with one more variant trains that
-variant alone. With `--opposites` it counts how often the direction of a movement is right, too.
+A variant is a name and the keys that it changes; one that changes `seed` runs with that seed only.
+Each run is an ordinary run of train.py under `--output`. An interrupted run is resumed and a
+finished one is only read, so the same command with one more variant trains only that variant. With
+`--opposites` the table also says how often the direction of a movement is right.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(arguments=None) -> int:
         runs = [train(options, name, changes, seed) for seed in own_seeds or options.seeds]
         rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
         print(markdown([rows[-1]]).split("\n")[-1], flush=True)
-        if options.save:  # the rows so far: the next variant may take hours
+        if options.save:  # after each row, since the next variant may take hours
             contents = about | {"command": command, "note": options.note, "rows": rows}
             machine.save(options.save, contents, text + markdown(rows) + "\n")
     print("\n" + text + markdown(rows))
@@ -63,13 +63,13 @@ def parse_arguments(arguments):
     parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
     parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
                         help="classes that differ in direction only")
-    parser.add_argument("--note", default="", help="a line for above the table")
+    parser.add_argument("--note", default="", help="a line above the table")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     return parser.parse_args(arguments)
 
 
 def train(options, name, changes, seed) -> dict:
-    """What one run has reached; it is trained first unless it is finished already."""
+    """The result of one run, which is trained first unless it is finished."""
     own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
     keys = [*options.overrides, *changes, *own]
     output = run_train(options.config, keys, "--resume", "auto")
@@ -93,7 +93,7 @@ def train(options, name, changes, seed) -> dict:
 
 
 def run_train(config, keys, *flags) -> str:
-    """What train.py prints. Exits if it fails."""
+    """The output of train.py. Exits if it fails."""
     command = [sys.executable, "train.py", "-c", config, *flags]
     for key in keys:
         command += ["--set", key]
@@ -108,7 +108,7 @@ def is_newer(path, other) -> bool:
 
 
 def opposites_told_apart(predictions_csv, opposites) -> dict:
-    """Percent of clips taken for a class of their own pair, and of these for the right one.
+    """Percentage of clips classified as one of their own pair, and of these as the right one.
 
     opposites: pairs as `LABEL=LABEL`; who only guesses the direction gets 50 % of it right.
     """
@@ -124,7 +124,7 @@ def opposites_told_apart(predictions_csv, opposites) -> dict:
 
 
 def kept_a_clip(options, changes) -> float:
-    """MiB a clip that the variant's network keeps for the backward pass, in fp32 on the CPU."""
+    """MiB per clip that the variant's network keeps for the backward pass, in fp32 on the CPU."""
     config = load_config(PROJECT / options.config, [*options.overrides, *changes])
     num_classes = config.num_classes or len(read_labels(PROJECT / config.labels_csv))
     model = build_model(config, num_classes)

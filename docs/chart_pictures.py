@@ -236,7 +236,7 @@ def draw_approaches(all_results: dict[str, dict]) -> str:
     for axes, (title, results) in zip(grid, all_results.items(), strict=True):
         rows = sorted(results["rows"], key=lambda row: (row["top1"], -row["gflop"]))
         axes[0].set_title(f"{title}: validation top-1, %")
-        axes[1].set_title("GFLOP a clip")
+        axes[1].set_title("GFLOP per clip")
         for place, row in enumerate(rows):
             colour = LIGHT[APPROACH_COLOURS.get(row["variant"], "blue")]
             _draw_range(axes[0], row, place, colour)

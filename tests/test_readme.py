@@ -130,11 +130,12 @@ def check_make(_, *targets):
 
 
 def check_pip(*words):
-    assert words == ("pip", "install", "-r", "requirements.txt")
-    for line in (PROJECT / "requirements.txt").read_text().splitlines():
-        if text := line.partition("#")[0].strip():
-            needed = Requirement(text)
-            assert version(needed.name) in needed.specifier, line
+    assert words[:2] == ("pip", "install") and set(words[2::2]) == {"-r"}
+    for name in ("requirements.txt", *words[3::2]):  # the others begin with `-r requirements.txt`
+        for line in (PROJECT / name).read_text().splitlines():
+            if (text := line.partition("#")[0].strip()) and not text.startswith("-r "):
+                needed = Requirement(text)
+                assert version(needed.name) in needed.specifier, line
 
 
 def check_tensorboard(*words):
@@ -178,7 +179,7 @@ def check_benchmark(_, script, *words):
 def check_other_test(*words):
     name, = (test for start, test in RUN_BY_OTHER_TESTS.items()
              if shlex.join(words).startswith(start))
-    assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/test_*.py"))
+    assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/**/test_*.py"))
 
 
 RUN_BY_OTHER_TESTS = {

@@ -1,6 +1,6 @@
 """Signals, full disks and damaged checkpoints: a run stops cleanly, and resumes as if it had not.
 
-The long form: `python -m pytest -m slow tests/test_stopping.py`.
+The long form: `python -m pytest -m slow tests/system/test_stopping.py`.
 """
 
 import itertools

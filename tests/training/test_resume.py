@@ -1,6 +1,6 @@
 """A run that dies and is resumed ends as the same run that was never stopped: bit for bit.
 
-The long form: `python -m pytest -m slow tests/test_resume.py`.
+The long form: `python -m pytest -m slow tests/training/test_resume.py`.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Training and evaluation over several processes: the same figures, one voice, and no hanging.
 
 Each start of torchrun takes seconds, so one does much, and many tests look at what came of it.
-The long form: `python -m pytest -m slow tests/test_processes.py`.
+The long form: `python -m pytest -m slow tests/system/test_processes.py`.
 """
 
 import json
