@@ -271,7 +271,7 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     assert errors[-1] == "error: 8 of 9 could not be classified"
     for name, problem in (("mixed", "holds frames and other clips"), ("empty.mp4", "empty"),
                           ("notes.txt", "neither a video"), ("nothing", "no frames"),
-                          ("missing", "no such file"), ("sound.mp4", "no video in it"),
+                          ("missing", "no such file"), ("sound.mp4", "no video stream in it"),
                           ("still.mp4", "a single frame"), ("cut.avi", "cut off")):  # fmt: skip
         assert any(name in line and problem in line for line in errors), name
 
