@@ -1,4 +1,4 @@
-"""Seeds and metrics: small things that several rooms need."""
+"""Seeds and metrics."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from system import processes
 
 
 def seed_step(seed: int, epoch: int, step: int) -> None:
-    """Makes what a step draws (dropout) a function of (seed, epoch, step, process)."""
+    """Seed a step's random numbers (dropout) by (seed, epoch, step, process)."""
     state = np.random.SeedSequence([seed, epoch, step, processes.rank()])
     torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
 
@@ -20,18 +20,18 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 class AverageMeter:
     """Running mean over clips.
 
-    The sum stays where the values are, so that updating never waits for a GPU; reading does.
+    The sum stays on the device of the values, so updating never waits for a GPU; reading does.
     """
 
-    # Sums of multiples of this are exact in a double, so they do not depend on the order: a
-    # resumed epoch, and one over several processes, give the very same mean.
+    # Sums of multiples of this are exact in a double, whatever their order: a resumed epoch, and
+    # one over several processes, give exactly the same mean.
     RESOLUTION = 2.0**-24
 
     def __init__(self):
         self.sum, self.count = 0.0, 0
 
     def update(self, batch_sum: torch.Tensor, count: int | torch.Tensor):
-        """batch_sum: `count` values, added up."""
+        """batch_sum: sum of `count` values."""
         steps = (batch_sum.detach().double() / self.RESOLUTION).round()
         self.sum = self.sum + steps * self.RESOLUTION
         self.count += count
@@ -42,7 +42,7 @@ class AverageMeter:
 
 
 def accuracy_ranks(num_classes: int) -> list[int]:
-    """The k of the top-k accuracies that are measured: 1, and 5 where there are more classes.
+    """Return the k of the top-k accuracies: 1, and 5 if there are more than 5 classes.
 
     With 5 classes or fewer the label is always among the 5 highest.
     """
@@ -50,15 +50,12 @@ def accuracy_ranks(num_classes: int) -> list[int]:
 
 
 def top_k_correct(logits, labels, k) -> torch.Tensor:
-    """Whether the label is among the k highest logits. [N, classes], [N] -> bool [N]."""
+    """Return whether the label is among the k highest logits. [N, classes], [N] -> bool [N]."""
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
 
 
 class TrainingMetrics:
-    """Running loss, top-1 and top-5 (percent) of the clips, and the norm of the steps' gradients.
-
-    All are of the clips and steps seen so far in an epoch.
-    """
+    """Running means of an epoch: loss, top-1 and top-5 (percent) of the clips, gradient norm."""
 
     def __init__(self, num_classes: int):
         self.ranks = accuracy_ranks(num_classes)
@@ -66,29 +63,29 @@ class TrainingMetrics:
         self.meters = {name: AverageMeter() for name in names}
 
     def update(self, loss_sum, logits, labels):
-        """loss_sum: added up over the clips; logits: [N, classes]; labels: [N]."""
+        """loss_sum: sum over the clips; logits: [N, classes]; labels: [N]."""
         sums = {"loss": loss_sum}
         sums |= {f"top{k}": 100 * top_k_correct(logits, labels, k).sum() for k in self.ranks}
         for name, batch_sum in sums.items():
             self.meters[name].update(batch_sum, len(labels))
 
     def update_norm(self, norm):
-        """norm: of a step's gradients; inf does not count, which fp16 has at too high a scale."""
+        """norm: of a step's gradients; inf, as from too high a scale in fp16, is ignored."""
         is_finite = norm.isfinite()
         self.meters["grad_norm"].update(torch.where(is_finite, norm, 0), is_finite.long())
 
     def averages(self) -> dict[str, float]:
-        """The means of this process's clips."""
+        """Return the means over this process's clips."""
         return {name: meter.average for name, meter in self.meters.items()}
 
     def state(self) -> dict[str, list]:
-        """Sum and count of each meter over all processes, which all have to call this."""
+        """Return each meter's sum and count over all processes; every process must call this."""
         own = [[float(meter.sum), int(meter.count)] for meter in self.meters.values()]
         sums = processes.all_sum(torch.tensor(own, dtype=torch.float64)).tolist()
         return dict(zip(self.meters, sums, strict=True))
 
     def load_state(self, state: dict[str, list]) -> None:
-        """Goes on from `state`; it is kept by the main process, and the others start from 0."""
+        """Continue from `state` in the main process; the others start from 0."""
         for name in self.meters.keys() & state.keys() if processes.is_main() else ():
             total, count = state[name]
             self.meters[name].sum, self.meters[name].count = total, int(count)

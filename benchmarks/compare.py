@@ -1,12 +1,12 @@
-"""Trains variants of one config with several seeds, and writes a table of their results.
+"""Train variants of one config with several seeds, and compare their scores in a table.
 
     python benchmarks/compare.py --config configs/quickstart.json --seeds 0 1 2 \\
         --variant fp32 precision=fp32 --variant bf16 precision=bf16 --save precision
 
-A variant is a name and the keys that it changes; one that changes `seed` runs with that seed only.
-Each run is an ordinary run of train.py under `--output`. An interrupted run is resumed and a
-finished one is only read, so the same command with one more variant trains only that variant. With
-`--opposites` the table also says how often the direction of a movement is right.
+A variant is a name and the keys that it changes; one that sets `seed` runs with that seed only.
+Every run is an ordinary run of train.py in `--output`. An interrupted run is resumed and a finished
+one is only read, so the same command with one more variant trains only that variant. `--opposites`
+adds how often the direction of a movement is right.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(arguments=None) -> int:
         runs = [train(options, name, changes, seed) for seed in own_seeds or options.seeds]
         rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
         print(markdown([rows[-1]]).split("\n")[-1], flush=True)
-        if options.save:  # after each row, since the next variant may take hours
+        if options.save:  # after each variant, since the next may take hours
             contents = about | {"command": command, "note": options.note, "rows": rows}
             machine.save(options.save, contents, text + markdown(rows) + "\n")
     print("\n" + text + markdown(rows))
@@ -69,7 +69,7 @@ def parse_arguments(arguments):
 
 
 def train(options, name, changes, seed) -> dict:
-    """The result of one run, which is trained first unless it is finished."""
+    """Train one run unless it is finished already; return its scores."""
     own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
     keys = [*options.overrides, *changes, *own]
     output = run_train(options.config, keys, "--resume", "auto")
@@ -78,7 +78,7 @@ def train(options, name, changes, seed) -> dict:
     if options.opposites and not has_predictions:
         run_train(options.config, keys, "--resume", "True", "--eval_only", "True")
     last = pd.read_csv(folder / "history.csv", dtype=str).iloc[-1]
-    total = re.search(r"total +([\d.]+) GFLOP a clip +([\d,]+)", output)
+    total = re.search(r"total +([\d.]+) GFLOP (?:a|per) clip +([\d,]+)", output)
     return {
         "seed": seed,
         "top1": float(last["val_top1"]),
@@ -93,7 +93,7 @@ def train(options, name, changes, seed) -> dict:
 
 
 def run_train(config, keys, *flags) -> str:
-    """The output of train.py. Exits if it fails."""
+    """Run train.py and return what it prints. Exits if it fails."""
     command = [sys.executable, "train.py", "-c", config, *flags]
     for key in keys:
         command += ["--set", key]
@@ -108,9 +108,9 @@ def is_newer(path, other) -> bool:
 
 
 def opposites_told_apart(predictions_csv, opposites) -> dict:
-    """Percentage of clips classified as one of their own pair, and of these as the right one.
+    """Return the percentage of clips classified as their own pair, and of these, correctly.
 
-    opposites: pairs as `LABEL=LABEL`; who only guesses the direction gets 50 % of it right.
+    opposites: pairs as `LABEL=LABEL`; guessing the direction gets 50 % of it right.
     """
     pair_of = {label: pair for pair in opposites for label in pair.split("=")}
     clips = pd.read_csv(predictions_csv, dtype=str, keep_default_na=False)
@@ -124,7 +124,7 @@ def opposites_told_apart(predictions_csv, opposites) -> dict:
 
 
 def kept_a_clip(options, changes) -> float:
-    """MiB per clip that the variant's network keeps for the backward pass, in fp32 on the CPU."""
+    """Return the MiB per clip that the network keeps for the backward pass, in fp32 on the CPU."""
     config = load_config(PROJECT / options.config, [*options.overrides, *changes])
     num_classes = config.num_classes or len(read_labels(PROJECT / config.labels_csv))
     model = build_model(config, num_classes)
@@ -153,7 +153,7 @@ def summary(name, changes, runs, kept_mib) -> dict:
 
 
 def markdown(rows) -> str:
-    """Validation top-1 after the last epoch: mean, and lowest to highest of the seeds."""
+    """Return a table of the scores after the last epoch: mean over the seeds, and their range."""
     columns = {
         "variant": lambda row: row["variant"],
         "seeds": lambda row: str(len(row["runs"])),
@@ -162,8 +162,8 @@ def markdown(rows) -> str:
         "validation loss": lambda row: f"{row['loss']:.3f}",
         "training top-1, %": lambda row: f"{row['train_top1']:.1f}",
         "parameters": lambda row: f"{row['parameters']:,}",
-        "GFLOP a clip": lambda row: f"{row['gflop']:.2f}",
-        "MiB a clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
+        "GFLOP per clip": lambda row: f"{row['gflop']:.2f}",
+        "MiB per clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
         "training clips/s": lambda row: f"{row['clips_per_second']:.1f}",
     }
     if "pair" in rows[0]:

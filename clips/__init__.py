@@ -1,3 +1,1 @@
-"""From files to arrays: annotations, frames, videos, sampling, transforms, optical flow,
-batches.
-"""
+"""From files to arrays: annotations, frames, videos, sampling, transforms, flow, batches."""

@@ -1,6 +1,6 @@
-"""Which clips come in which batch, for any number of processes.
+"""Batches of clips, for any number of processes.
 
-The order is a function of (seed, epoch), never of a stored generator.
+The order of the clips is a function of (seed, epoch), never of a stored generator.
 """
 
 import math
@@ -15,20 +15,22 @@ from system import processes, stopping
 
 
 class ClipKey(NamedTuple):
-    """What the sampler hands to a worker: which clip, and in which epoch."""
+    """The clip that a worker reads, and the epoch that it is for."""
 
     epoch: int
     index: int
 
 
 class BadClip(NamedTuple):
-    """A clip that could not be read, and why."""
+    """A clip that could not be read, and the reason."""
 
     index: int
     reason: str
 
 
 class Batch(NamedTuple):
+    """What a data set returns for the keys of a batch."""
+
     clips: torch.Tensor  # uint8 [N, K, T, H, W, C]; K = 1 in training
     labels: torch.Tensor  # int64 [N]; -1 where the set has none
     indices: torch.Tensor  # int64 [N], positions in the CSV
@@ -36,14 +38,11 @@ class Batch(NamedTuple):
     num_short: int = 0  # clips with fewer than `frames_needed`
 
 
-# --- batches -----------------------------------------------------------------------------------
-
-
 class TrainBatches:
-    """This process's part of each batch, in an order drawn from (seed, epoch).
+    """This process's part of each training batch, in an order drawn from (seed, epoch).
 
-    Call `start_at` before each pass. A last batch with fewer than two clips a process is left
-    out, since BatchNorm needs two; the order changes with the epoch, so no clip always is.
+    Call `start_at` before each pass. A last batch with fewer than two clips per process is left
+    out, since BatchNorm needs two; other clips are left out in each epoch.
     """
 
     def __init__(self, num_clips, batch_size, seed):
@@ -51,17 +50,17 @@ class TrainBatches:
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, step: int, last: int | None = None) -> None:
-        """The next pass is over the steps from `step` to `last` (excluded; None: to the end)."""
+        """Make the next pass yield the steps from `step` up to `last` (excluded; None: all)."""
         self.epoch, self.first_step = epoch, step
         self.last_step = len(self) if last is None else min(last, len(self))
 
     def __len__(self):
-        """Steps of a whole epoch."""
+        """Number of steps in a whole epoch."""
         full, rest = divmod(self.num_clips, self.batch_size)
         return full + (rest >= 2 * processes.world_size())
 
     def clips_per_part(self, num_parts: int) -> int:
-        """Clips of this process in the first part of a full step, computed in `num_parts`."""
+        """Number of clips of this process in the first of `num_parts` parts of a full step."""
         num_clips, num_processes = min(self.batch_size, self.num_clips), processes.world_size()
         fewest = num_clips // num_processes
         own = len(range(processes.rank(), num_clips, num_processes))
@@ -69,7 +68,7 @@ class TrainBatches:
 
     def __iter__(self):
         epoch = self.epoch
-        # Without the spawn key it would be the stream of clip 0, which (seed, epoch, 0) names.
+        # Without the spawn key it would equal the stream of clip 0, whose seed is (seed, epoch, 0).
         seeds = np.random.SeedSequence([self.seed, epoch], spawn_key=(0,))
         order = np.random.default_rng(seeds).permutation(self.num_clips)
         for step in range(self.first_step, self.last_step):
@@ -79,10 +78,10 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches of clip keys in CSV order, each clip once; the processes take them in turn.
+    """Batches of clip keys in CSV order, each clip once; the processes take turns.
 
-    A batch holds the same clips for any number of processes, so that its figures are the same.
-    A process that comes out one batch short gets an empty one: all have equally many.
+    A batch has the same clips for any number of processes, so its results are the same. All
+    processes get the same number of batches; the last ones may be empty.
     """
 
     def __init__(self, num_clips, batch_size):
@@ -99,25 +98,25 @@ class EvalBatches:
 
 
 def empty_clips(shape) -> torch.Tensor:
-    """Room for the clips of a batch; in a worker it is memory that the main process shares."""
+    """Allocate the clips of a batch; in a worker, in memory shared with the main process."""
     clips = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:  # as PyTorch's own collate does it
+    if get_worker_info() is not None:  # as in PyTorch's own collate function
         storage = clips.untyped_storage()._new_shared(math.prod(shape), device=clips.device)
         clips = clips.new(storage)
     return clips.resize_(shape)
 
 
 def as_it_is(batch: Batch) -> Batch:
-    """In the place of the loader's collate function: the data set gives whole batches."""
+    """Collate function of the loader; the data set returns whole batches already."""
     return batch
 
 
 def batches_of(loader):
-    """Iterates over a loader's batches; a signal does not wait for a slow one."""
+    """Iterate over a loader's batches; a signal interrupts the wait for a slow one."""
     with stopping.kept_from_workers():
         iterator = iter(loader)
     while True:
-        # Several processes must stop at the same step, so each looks only between steps.
+        # Several processes must stop at the same step, so each checks only between steps.
         with nullcontext() if processes.world_size() > 1 else stopping.at_once():
             batch = next(iterator, None)
         if batch is None:

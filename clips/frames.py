@@ -1,6 +1,6 @@
-"""From a folder of pictures to arrays: which files are frames, in which order, decoded strictly.
+"""Frames in a folder: which files they are, their order, and strict decoding.
 
-A frame that cannot be decoded without doubt is an error, never a grey or truncated picture.
+A damaged frame is an error, never a grey or truncated picture.
 """
 
 import io
@@ -17,12 +17,12 @@ from system.errors import UserError
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
-# Where a JPEG keeps its EXIF block, and with it the orientation: within the first segments.
+# The EXIF block of a JPEG, with its orientation, is in the first segments.
 _EXIF_SEARCH_BYTES = 4096
 _READ_BYTES = 2**16  # nearly every frame in one piece
-# Without blocking, so that a named pipe called 00001.jpg is an error instead of a halt.
+# Non-blocking, so that a named pipe called 00001.jpg is an error instead of a hang.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# The formats behind FRAME_SUFFIXES; Pillow tries no other.
+# The formats of FRAME_SUFFIXES; Pillow tries no others.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,13 +33,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LARGEST_RATIO = 100  # of a frame's sides
+_LARGEST_RATIO = 100  # of a frame's longer side to its shorter one
 _DIGITS = re.compile(r"(\d+)")
 _DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
 
 
 class FrameError(UserError):
-    """A clip folder or a frame that cannot be used; the text begins with its path."""
+    """A clip folder or a frame that cannot be used; the message begins with its path."""
 
 
 class OversizedFrameError(FrameError):
@@ -58,16 +58,16 @@ def prepare_decoders(_worker_number: int | None = None) -> None:
 
 
 def natural_key(name: str):
-    """Sort key that puts `2.jpg` before `10.jpg`, however the numbers are padded."""
+    """Sort key that puts `2.jpg` before `10.jpg`, with or without leading zeros."""
     parts = _DIGITS.split(name.lower())
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 
 
 def list_frames(folder) -> list[str]:
-    """File names of the frames in `folder`, in natural order.
+    """Return the file names of the frames in `folder`, in natural order.
 
-    Hidden files and other kinds of file are passed over. Raises FrameError if none is left.
+    Hidden files and other kinds of files are ignored. Raises FrameError if there are no frames.
     """
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
@@ -81,13 +81,13 @@ def list_frames(folder) -> list[str]:
             f"{folder}: no frames ({', '.join(FRAME_SUFFIXES)}), only files such as "
             f"{min(names)!r}; convert them or drop the clip's CSV row"
         )
-    # Names that differ in their digits only, as nearly always, need no key.
+    # Names that differ only in their digits, which is the usual case, need no key.
     is_alike = len({name.translate(_DIGITS_TO_ZERO) for name in frames}) == 1
     return sorted(frames) if is_alike else sorted(frames, key=natural_key)
 
 
 class FrameFolder:
-    """The frames in a folder; each is read when it is asked for. Raises FrameError for none."""
+    """The frames in a folder, read on demand. Raises FrameError if there are none."""
 
     def __init__(self, folder, max_pixels: int):
         self.folder, self.max_pixels = folder, max_pixels
@@ -97,13 +97,13 @@ class FrameFolder:
         return len(self.names)
 
     def frames_at(self, positions):
-        """Yields the frames at these positions as `read_frame` gives them."""
+        """Yield the frames at these positions, as `read_frame` returns them."""
         for position in positions:
             yield read_frame(f"{self.folder}{os.sep}{self.names[position]}", self.max_pixels)
 
 
 class FramesInMemory:
-    """Frames that were read already: of a camera, say. frames: uint8 RGB [H, W, 3] each."""
+    """Frames that are in memory already, from a camera for example: uint8 RGB [H, W, 3] each."""
 
     def __init__(self, frames):
         self.frames = frames
@@ -116,10 +116,10 @@ class FramesInMemory:
 
 
 def read_frame(path, max_pixels: int) -> np.ndarray:
-    """The picture at `path` as uint8 RGB [H, W, 3], turned upright as its EXIF tag asks.
+    """Return the picture at `path` as uint8 RGB [H, W, 3], rotated as its EXIF tag says.
 
     max_pixels: a picture that declares more is refused before it is decoded.
-    Raises FrameError with the path if the file is missing, no picture, or damaged.
+    Raises FrameError with the path if the file is missing, not a picture, or damaged.
     """
     try:
         data = _read_whole(path)
@@ -132,7 +132,7 @@ def read_frame(path, max_pixels: int) -> np.ndarray:
 
 
 def _read_whole(path) -> bytes:
-    """The file's content by the system's own calls, which take half the time of a file object's."""
+    """Read a file by system calls, which take half the time of a file object."""
     descriptor = os.open(path, _OPEN_FLAGS)
     try:
         parts = []
@@ -144,7 +144,7 @@ def _read_whole(path) -> bytes:
 
 
 def decode_frame(data: bytes, max_pixels: int) -> np.ndarray:
-    """As `read_frame`, from the bytes of the file; the FrameError has no path."""
+    """Decode the bytes of a file as `read_frame` does; the FrameError has no path."""
     if not data:
         raise FrameError("file is empty (0 bytes); extract the frame again")
     if not data.startswith(_JPEG_MAGIC):
@@ -157,13 +157,13 @@ def decode_frame(data: bytes, max_pixels: int) -> np.ndarray:
 
 def _decode_jpeg(data, max_pixels):
     # simplejpeg is the fastest decoder that treats libjpeg's warnings about damaged data as
-    # errors; Pillow passes over most of them.
+    # errors; Pillow ignores most of them.
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         check_size(height, width, max_pixels)
         if colour_space in ("CMYK", "YCCK"):
             simplejpeg.decode_jpeg(data, "CMYK", strict=True)
-            return _decode_with_pillow(data, max_pixels)  # knows the ways of inverted CMYK
+            return _decode_with_pillow(data, max_pixels)  # handles inverted CMYK
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         if isinstance(error, FrameError):
@@ -172,10 +172,10 @@ def _decode_jpeg(data, max_pixels):
 
 
 def _turn_upright(frame, data):
-    """Turns a decoded JPEG as its EXIF orientation says. (EXIF 2.3, tag 0x0112)"""
+    """Rotate a decoded JPEG as its EXIF orientation says. (EXIF 2.3, tag 0x0112)"""
     try:
         orientation = Image.open(io.BytesIO(data), formats=["JPEG"]).getexif().get(0x0112)
-    except Exception:  # a broken EXIF block says nothing about the picture
+    except Exception:  # the picture may be sound although its EXIF block is broken
         return frame
     if orientation not in _TURNS:
         return frame
@@ -195,12 +195,13 @@ def _decode_with_pillow(data, max_pixels):
         raise FrameError(f"damaged picture ({error}); extract the frame again") from None
 
 
-def check_size(height, width, max_pixels):
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Raises FrameError for a frame that is too large, or too long and thin."""
     if height * width > max_pixels:
         raise OversizedFrameError(
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "
             "shrink the frame or raise the key"
         )
-    # Scaled to frame_height, a line of pixels could fill any memory.
+    # Scaled to frame_height, a row of single pixels could exhaust the memory.
     if max(height, width) > _LARGEST_RATIO * min(height, width):
-        raise FrameError(f"{width} x {height} pixels are no frame of a video; extract it again")
+        raise FrameError(f"{width} x {height} pixels cannot be a video frame; extract it again")

@@ -1,6 +1,6 @@
-"""From a video or a folder of frames to the uint8 array that a network gets.
+"""From a video or a folder of frames to a network's uint8 input.
 
-Shapes: K windows of a video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
+Shapes: K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
 """
 
 import numpy as np
@@ -14,20 +14,20 @@ from clips.videos import VideoFile, is_video
 from config import Config
 from system.errors import UserError, first_few
 
-# Where the crops of evaluation lie on the longer side, by their number.
+# Places of the evaluation crops along the longer side, by the number of crops.
 CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
 
 
 def eval_transforms(config: Config) -> list:
-    """One for each crop."""
+    """Return one transform per crop."""
     size = {"frame_height": config.frame_height, "crop": config.crop}
     return [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
 
 
 def window_input(source, span, config: Config) -> np.ndarray:
-    """What a network with this config takes of the frames from span[0] to span[1] - 1.
+    """Return the evaluation input for the frames from span[0] to span[1] - 1.
 
-    uint8 [K, T, H, W, C], as in evaluation. Raises FrameError with the path of a bad frame.
+    uint8 [K, T, H, W, C]. Raises FrameError with the path of a bad frame.
     """
     start, stop = span
     positions = start + eval_positions(stop - start, config)
@@ -37,21 +37,21 @@ def window_input(source, span, config: Config) -> np.ndarray:
     return clip
 
 
-def open_clip(path, config: Config):
-    """The frames of a folder or a video file: something with a length and `frames_at`.
+def open_clip(path, config: Config) -> VideoFile | FrameFolder:
+    """Open a folder of frames or a video file: an object with a length and `frames_at`.
 
-    Raises FrameError if there are none.
+    Raises FrameError if there are no frames.
     """
     if is_video(path):
         return VideoFile(path, config.frame_rate, config.max_frame_pixels)
     return FrameFolder(path, config.max_frame_pixels)
 
 
-def read_windows(source, positions, transforms, clip) -> None:
-    """Fills `clip`, uint8 [K, T, H, W, C], with what each transform makes of the frames, and flow.
+def read_windows(source, positions: np.ndarray, transforms: list, clip: np.ndarray) -> None:
+    """Fill `clip`, uint8 [K, T, H, W, C], with the transformed frames and their optical flow.
 
-    positions: [windows, T]; K is transforms x windows, all windows of a transform in a row.
-    Padding and overlaps name a frame more than once; it is decoded once.
+    positions: [windows, T]; K is transforms x windows, grouped by transform.
+    A frame that is used more than once, as padding or by several windows, is decoded once.
     """
     has_flow = clip.shape[-1] > 3
     colours = np.empty((*clip.shape[:-1], 3), np.uint8) if has_flow else clip
@@ -72,8 +72,8 @@ def read_windows(source, positions, transforms, clip) -> None:
             result[..., 3:] = optical_flow(window)
 
 
-def augment(clip, config: Config, rng) -> None:
-    """What changes a training clip's values in place. uint8 [T, H, W, C]"""
+def augment(clip: np.ndarray, config: Config, rng: np.random.Generator) -> None:
+    """Apply the colour jitter and random erasing of the config in place. uint8 [T, H, W, C]"""
     if config.colour_jitter:
         colours = np.ascontiguousarray(clip[..., :3])
         jitter_colours(colours, config.colour_jitter, rng)
@@ -83,13 +83,14 @@ def augment(clip, config: Config, rng) -> None:
 
 
 def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
-    """The class of the mirrored clip, for each class. Raises UserError for unknown names."""
+    """Return the mirrored class of each class. Raises UserError for unknown names."""
     names = annotations.class_names
     pairs = config.flip_labels if isinstance(config.flip_labels, dict) else {}
     unknown = [name for pair in pairs.items() for name in pair if name not in names]
     if unknown:
         raise UserError(
-            f"flip_labels: {first_few(unknown)} stands not in {config.labels_csv}; use its names"
+            f"flip_labels: {first_few(unknown)} is not in {config.labels_csv}; choose one of its "
+            "names"
         )
     classes = np.arange(len(names))
     for one, other in pairs.items():

@@ -1,7 +1,7 @@
 """From decoded frames to the network's input window, for training and for evaluation.
 
-Both give uint8: normalisation happens on the device (`device.to_network_input`), so that a quarter
-of the bytes travel. Shapes: T frames, H, W pixels, 3 colours (RGB).
+The result is uint8; normalisation happens on the device (`system.device.to_network_input`), so only
+a quarter of the bytes are copied. Shapes: T frames, H, W pixels, 3 colours (RGB).
 """
 
 import functools
@@ -11,23 +11,23 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (ITU-R BT.601)
 ERASED_SHARE = (0.02, 0.33)
 LARGEST_BOX_RATIO = 3.3
 
 
 class Movement(NamedTuple):
-    """How a whole clip is moved: one draw for all its frames."""
+    """The affine transform of a clip, the same for all its frames."""
 
     angle: float = 0.0  # degrees, clockwise
-    shift: tuple[float, float] = (0.0, 0.0)  # to the right and down, of the width and height
+    shift: tuple[float, float] = (0.0, 0.0)  # right and down, as a fraction of the size
     scale: float = 1.0
     shear: float = 0.0  # degrees, along x
-    is_mirrored: bool = False  # left and right exchanged, before all else
+    is_mirrored: bool = False  # left and right are swapped, before all other steps
 
 
 def draw_movement(rng, config) -> Movement:
-    """A clip's movement; what is off draws nothing, so that it changes no other draw."""
+    """Draw a clip's movement; a disabled key draws nothing, so the other draws stay the same."""
     angle = rng.uniform(-config.affine_degrees, config.affine_degrees)
     shift = rng.uniform(-config.affine_translate, config.affine_translate, size=2)
     scale, shear, is_mirrored = 1.0, 0.0, False
@@ -41,20 +41,20 @@ def draw_movement(rng, config) -> Movement:
 
 
 def train_transform(movement: Movement, *, frame_height, crop):
-    """A function that scales a frame, moves it, then cuts out its centre.
+    """Return a function that scales a frame, moves it, and crops its centre.
 
-    Call it with each frame of a clip (uint8 [H, W, 3]) and the array that takes the result
-    (uint8 [crop height, crop width, 3]): frame by frame, so that a frame is moved while it is
-    still in the processor's cache. crop: (height, width).
+    Call it with each frame of a clip (uint8 [H, W, 3]) and an array for the result (uint8
+    [crop height, crop width, 3]): frame by frame, while the frame is still in the processor's
+    cache. crop: (height, width).
     """
 
-    @functools.cache  # the frames of a clip are nearly always of one size
+    @functools.cache  # the frames of a clip nearly always have the same size
     def matrix(height, width):
         return affine_matrix(height, width, crop, movement)
 
     def transform(frame, window):
         frame = scale_to_height(frame, frame_height)
-        # Nearest neighbour, as torchvision's RandomAffine has it by default, and the fastest.
+        # Nearest neighbour is the fastest, and the default of torchvision's RandomAffine.
         cv2.warpAffine(frame, matrix(*frame.shape[:2]), crop[::-1], dst=window,
                        flags=cv2.INTER_NEAREST)
 
@@ -62,7 +62,7 @@ def train_transform(movement: Movement, *, frame_height, crop):
 
 
 def eval_transform(place: float = 0.5, *, frame_height, crop):
-    """As `train_transform`, but it only scales and crops; nothing is random.
+    """Return a function as `train_transform` does, which only scales and crops.
 
     place: 0.5 crops the centre, 0 and 1 the ends of the longer side.
     """
@@ -77,10 +77,10 @@ def eval_transform(place: float = 0.5, *, frame_height, crop):
 
 
 def jitter_colours(clip, strength, rng) -> None:
-    """Changes brightness, contrast and saturation of a clip in place, by one draw each.
+    """Change brightness, contrast and saturation of a clip in place, by one random factor each.
 
-    clip: uint8 [T, H, W, 3]; strength: by up to +- this fraction. All three are linear in the
-    colours, so that they are one matrix.
+    clip: uint8 [T, H, W, 3]; strength: the largest change, as a fraction. All three are linear in
+    the colours, so one matrix applies them together.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
     grey = np.broadcast_to(LUMA, (3, 3))
@@ -92,7 +92,7 @@ def jitter_colours(clip, strength, rng) -> None:
 
 
 def erase_box(clip, colour, rng) -> None:
-    """Paints a random box of a clip, the same in all frames. (Zhong et al., arXiv 1708.04896)
+    """Fill a random box, the same in all frames, in place. (Zhong et al., arXiv 1708.04896)
 
     clip: uint8 [T, H, W, C]; colour: [C]. The box covers 2 to 33 % of the picture.
     """
@@ -110,7 +110,7 @@ def erase_box(clip, colour, rng) -> None:
 
 
 def scale_to_height(frame, height) -> np.ndarray:
-    """`frame` scaled to `height` pixels, keeping its shape; as it is where height is None."""
+    """Scale `frame` to `height` pixels, keeping its aspect ratio; None keeps its size."""
     if height is None or frame.shape[0] == height:
         return frame
     width = max(1, round(frame.shape[1] * height / frame.shape[0]))
@@ -120,9 +120,9 @@ def scale_to_height(frame, height) -> np.ndarray:
 
 
 def affine_matrix(height, width, crop, movement: Movement) -> np.ndarray:
-    """2 x 3 matrix that maps a frame's pixels to those of the centre crop of the moved frame.
+    """Return the 2 x 3 matrix from a frame's pixels to those of the moved frame's centre crop.
 
-    The frame is mirrored, scaled, sheared and turned about its centre, then shifted by whole
+    The frame is mirrored, scaled, sheared and rotated about its centre, then shifted by whole
     pixels: the same geometry as torchvision's `affine` followed by `center_crop`, in one step.
     """
     angle, shear = math.radians(movement.angle), math.tan(math.radians(movement.shear))
@@ -137,14 +137,14 @@ def affine_matrix(height, width, crop, movement: Movement) -> np.ndarray:
 
 
 def crop_corner(height, width, crop) -> tuple[int, int]:
-    """Top and left edge of the centre crop; negative where the frame is smaller than the crop."""
+    """Return the top and left edge of the centre crop; negative if the frame is smaller."""
     return round((height - crop[0]) / 2), round((width - crop[1]) / 2)
 
 
 def crop_at(frame, crop, place=0.5) -> np.ndarray:
-    """[crop height, crop width, 3] of a frame, with black where it does not reach.
+    """Crop a frame to [crop height, crop width, 3], padded with black.
 
-    place: 0.5 for the centre; 0 and 1 for the ends of the side that has more to spare.
+    place: 0.5 for the centre; 0 and 1 for the ends of the side that exceeds the crop most.
     """
     height, width = frame.shape[:2]
     top, left = crop_corner(height, width, crop)

@@ -1,6 +1,6 @@
-"""Video files as clips: their frames at the frame rate of training, decoded when asked for.
+"""Video files as clips: their frames at the frame rate of training, decoded on demand.
 
-A video that cannot be decoded without doubt is an error, never a shorter or a grey one.
+A damaged video is an error, never a shorter or a grey clip.
 """
 
 import os
@@ -14,15 +14,15 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpe
 
 
 def is_video(path) -> bool:
-    """Whether the path is named like a video file."""
+    """Return whether the path has the extension of a video file."""
     return str(path).lower().endswith(VIDEO_SUFFIXES)
 
 
 class VideoFile:
-    """The frames of a video, resampled to `frame_rate` frames a second.
+    """The frames of a video, resampled to `frame_rate` frames per second.
 
-    max_pixels: larger frames are refused before one is decoded. Raises FrameError, with the path,
-    if the file is no video, is cut off, or has a single frame.
+    max_pixels: larger frames are refused before decoding. Raises FrameError with the path if the
+    file is not a video, is cut off, or has a single frame.
     """
 
     def __init__(self, path, frame_rate: float, max_pixels: int):
@@ -43,12 +43,12 @@ class VideoFile:
         return len(self.times)
 
     def frames_at(self, positions):
-        """Yields the frames at rising `positions`, uint8 RGB [H, W, 3] each, upright."""
+        """Yield the frames at ascending `positions`, uint8 RGB [H, W, 3] each, upright."""
         wanted = [self.times[position] for position in positions]
         if not wanted:
             return
         with self._opened() as (container, stream):
-            # From the last key frame before; what lies between is decoded, what follows is not.
+            # Decoding starts at the last key frame before, and stops after the last position.
             container.seek(int(wanted[0] / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.is_corrupt:
@@ -63,8 +63,9 @@ class VideoFile:
         raise self._error(f"cut off: it ends before {wanted[0]:.2f} s")
 
     def _resampled(self, times) -> np.ndarray:
-        """Times of the frames that are shown in the middle of each of the training's frames."""
-        seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)  # the last lasts, too
+        """Return the times of the frames shown in the middle of each resampled frame."""
+        # Including the duration of the last frame.
+        seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
         middles = times[0] + (np.arange(max(2, round(seconds * self.frame_rate))) + 0.5) \
             / self.frame_rate
         return times[np.searchsorted(times, middles, side="right") - 1]
@@ -86,7 +87,7 @@ class VideoFile:
 
 
 class _Opened:
-    """The container and its video stream; what the decoder raises becomes a FrameError."""
+    """Context manager of a container and its video stream; decoder errors become FrameErrors."""
 
     def __init__(self, video):
         self.video, self.container = video, None
@@ -100,11 +101,11 @@ class _Opened:
             raise self._translated(error) from None
         if not self.container.streams.video:
             self.container.close()
-            raise self.video._error("no video in it, only other streams")
+            raise self.video._error("no video stream in it")
         stream = self.container.streams.video[0]
         if stream.codec_context is None:
             self.container.close()
-            raise self.video._error("of an unknown codec, or cut off")
+            raise self.video._error("unknown codec, or cut off")
         stream.codec_context.options = {"err_detect": "explode"}  # damage is an error
         return self.container, stream
 
@@ -118,6 +119,6 @@ class _Opened:
 
 
 def _upright(frame) -> np.ndarray:
-    """The picture as its rotation tag asks for it."""
+    """Return the frame as an array, rotated as its rotation tag says."""
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))

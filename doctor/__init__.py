@@ -1,1 +1,1 @@
-"""The check of a data set before days are spent on it."""
+"""The check of a data set before training."""

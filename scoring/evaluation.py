@@ -19,12 +19,12 @@ from utils import accuracy_ranks, top_k_correct
 
 
 def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor:
-    """Logits float32 [N, classes] of every clip of the loader's set, in CSV order, on the CPU.
+    """Return the logits of all clips of the loader's set, float32 [N, classes] in CSV order.
 
-    Several windows of a clip are averaged as probabilities; their logarithm serves as logits.
-    note_bad_clips: called with each batch; clips that it lets pass have NaN for logits.
-    With several processes each computes its part, and all get the whole. Raises UserError if the
-    network itself gives NaN for a clip.
+    The logits of a clip with several windows are the logarithm of their mean probabilities.
+    note_bad_clips: called with each batch; may raise. Tolerated unreadable clips get NaN logits.
+    With several processes each computes a part, and all return the whole, on the CPU. Raises
+    UserError if the network's logits of a clip contain NaN.
     """
     data_set = loader.dataset
     config = data_set.config
@@ -52,7 +52,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
 
 
 def log_mean_probability(logits, dim) -> torch.Tensor:
-    """The logarithm of the probabilities' mean over `dim`; the last dimension is the classes.
+    """Return the logarithm of the mean probability over `dim`; the last dimension is the classes.
 
     Computed from logarithms, since a probability that rounds to 0 would give a loss of inf.
     """
@@ -60,18 +60,18 @@ def log_mean_probability(logits, dim) -> torch.Tensor:
 
 
 def _check_logits(logits, annotations):
-    spoilt = logits.isnan().any(dim=1)
-    if spoilt.any():
+    has_nan = logits.isnan().any(dim=1)
+    if has_nan.any():
         raise UserError(
-            f"the network computes no numbers but NaN for the clips "
-            f"{first_few(annotations.ids[spoilt.numpy()])}; lower lr, or take an earlier checkpoint"
+            "the network's logits contain NaN for the clips "
+            f"{first_few(annotations.ids[has_nan.numpy()])}; lower lr, or use an earlier checkpoint"
         )
 
 
 def score(logits, labels) -> dict[str, float]:
-    """Mean loss, top-1 and top-5 in percent. logits: [N, classes]; labels: int64 [N].
+    """Return mean loss, top-1 and top-5 in percent. logits: [N, classes]; labels: int64 [N].
 
-    Clips without logits (NaN) do not count.
+    Clips with NaN logits are ignored.
     """
     logits, labels = _with_logits(logits, labels)
     loss = F.cross_entropy(logits.double(), labels).item()
@@ -82,7 +82,7 @@ def score(logits, labels) -> dict[str, float]:
 
 
 def confusion_matrix(logits, labels) -> np.ndarray:
-    """Counts [true class, predicted class] of the clips that have logits."""
+    """Count clips by [true class, predicted class]; clips with NaN logits are ignored."""
     logits, labels = _with_logits(logits, labels)
     num_classes = logits.shape[1]
     pairs = labels.numpy() * num_classes + logits.argmax(1).numpy()
@@ -94,11 +94,8 @@ def _with_logits(logits, labels):
     return logits[known], labels[known]
 
 
-# --- printed -----------------------------------------------------------------------------------
-
-
 def format_scores(scores: dict[str, float]) -> str:
-    """`loss 0.123   top-1 95.00 %   top-5 100.00 %`"""
+    """Return `loss 0.1230   top-1 95.00 %   top-5 100.00 %`."""
     accuracies = [f"{name.replace('top', 'top-')} {value:.2f} %"
                   for name, value in scores.items() if name.startswith("top")]
     return "   ".join([f"loss {scores['loss']:.4f}", *accuracies])

@@ -172,7 +172,7 @@ def test_a_bad_frame_is_named(settings, tmp_path, num_workers):
 
 @pytest.mark.parametrize("sampling, num_short, said", [
     ("window", 2, "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"),
-    ("segments", 1, "short clips (fewer than 4 frames), some of their frames repeated: 1 of 4"),
+    ("segments", 1, "short clips (fewer than 4 frames), with some frames repeated: 1 of 4"),
 ])  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 def test_short_clips_are_counted(settings, tmp_path, training, sampling, num_short, said):

@@ -274,7 +274,7 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     assert errors[-1] == "error: 8 of 9 cannot be classified"
     for name, problem in (("mixed", "has both frames and other clips"), ("empty.mp4", "empty"),
                           ("notes.txt", "not a video"), ("nothing", "contains no frames"),
-                          ("missing", "no such file"), ("sound.mp4", "no video in it"),
+                          ("missing", "no such file"), ("sound.mp4", "no video stream in it"),
                           ("still.mp4", "a single frame"), ("cut.avi", "cut off")):  # fmt: skip
         assert any(name in line and problem in line for line in errors), name
 

@@ -72,7 +72,7 @@ def damaged(tmp_path, name):
 
 
 @pytest.mark.parametrize("name, problem", [
-    ("empty", "empty (0 bytes)"), ("text", "cannot be decoded"), ("sound", "no video in it"),
+    ("empty", "empty (0 bytes)"), ("text", "cannot be decoded"), ("sound", "no video stream in it"),
     ("one frame", "a single frame"), ("cut off", "cannot be decoded"),
     ("missing", "cannot be decoded"),
 ])  # fmt: skip

@@ -14,7 +14,7 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 import train
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
-from clips.optical_flow import REST, STEPS_A_PIXEL, optical_flow
+from clips.optical_flow import REST, STEPS_PER_PIXEL, optical_flow
 from clips.sampling import sample_window
 from config import Config
 from data_loader import VideoFolder
@@ -158,8 +158,8 @@ def test_flow_is_the_movement_of_the_pixels():
     flow = optical_flow(clip)
     assert flow.shape == (3, 84, 84, 2) and flow.dtype == np.uint8
     inner = flow[:2, 20:-20, 20:-20].astype(float) - REST
-    assert np.median(inner[..., 0]) / STEPS_A_PIXEL == pytest.approx(-3, abs=0.2)
-    assert np.median(inner[..., 1]) / STEPS_A_PIXEL == pytest.approx(2, abs=0.2)
+    assert np.median(inner[..., 0]) / STEPS_PER_PIXEL == pytest.approx(-3, abs=0.2)
+    assert np.median(inner[..., 1]) / STEPS_PER_PIXEL == pytest.approx(2, abs=0.2)
     assert (flow[2] == REST).all()
 
 
@@ -182,7 +182,7 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         batch = VideoFolder(annotations, config, training=True).__getitems__([ClipKey(0, 0)])
         assert batch.clips.shape == (1, 1, 4, 48, 48, 5)
         right = batch.clips[0, 0, :3, 18:30, :, 3].double() - REST
-        means.append(right[right.abs() > 8].mean() / STEPS_A_PIXEL)
+        means.append(right[right.abs() > 8].mean() / STEPS_PER_PIXEL)
     assert means[0] == pytest.approx(2, abs=0.6)
     assert means[1] == pytest.approx(-2, abs=0.6)
 
