@@ -24,12 +24,12 @@ import demo_data
 import explain
 import export
 import predict
+import report
 import train
 from benchmarks import benchmark, compare, machine, memory_a_clip
 from config import Config
 from model import build_model
 from networks.stages import describe
-from reporting import page as report
 from system.command_line import parse_arguments
 from system.config_file import load_config
 
