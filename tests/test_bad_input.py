@@ -534,8 +534,8 @@ CONFIGS = {
     "list": Row(config_text("[1, 2]"), ["config.json", "expected a JSON object", "list"]),
     "null": Row(config_text("null"), ["config.json", "expected a JSON object"]),
     "doubled key": Row(
-        config_with('"lr": 0.1, "lr": 0.2'), ["config.json", "lr", "twice", "keep one"]),
-    "NaN": Row(config_with('"lr": NaN'), ["config.json", "NaN", "no JSON number"]),
+        config_with('"lr": 0.1, "lr": 0.2'), ["config.json", "lr", "twice", "remove one"]),
+    "NaN": Row(config_with('"lr": NaN'), ["config.json", "NaN", "not a JSON number"]),
     "Infinity": Row(config_with('"lr": -Infinity'), ["config.json", "-Infinity"]),
     "infinite by its exponent": Row(config_with('"lr": 1e999'), ["lr", "finite number"]),
     "deep list": Row(config_text("[" * 100_000), ["config.json", "not valid JSON"]),
@@ -570,7 +570,7 @@ CONFIGS = {
     "zero byte in a name": wrong("model_name", "a\0b", "pattern"),
     "no epochs": Row(configure(num_epochs=0), ["num_epochs: found 0; expected -1 or at least 1"]),
     "cosine without an end": Row(
-        configure(num_epochs=-1, schedule="cosine"), ["num_epochs: found -1", "its end"]),
+        configure(num_epochs=-1, schedule="cosine"), ["num_epochs: found -1", "number of epochs"]),
     "warm-up without an end": Row(
         configure(warmup_epochs=3), ["warmup_epochs", "less than num_epochs (1)"]),
     "last_lr above lr": Row(configure(last_lr=0.5), ["last_lr: found 0.5", "at most lr"]),
