@@ -1071,7 +1071,7 @@ def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
     change_checkpoint(publish)()
     status, stdout, stderr = command(*RESUME)
     assert (status, stderr) == (0, "")
-    assert "holds no class names" in stdout and "the optimizer starts afresh" in stdout
+    assert "has no class names" in stdout and "the optimizer starts afresh" in stdout
 
 
 # --- in a process of its own -----------------------------------------------------------------

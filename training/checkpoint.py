@@ -341,4 +341,4 @@ def _check_class_count(checkpoint, class_names, path, labels_csv):
             f"{path}: has {len(last_layer)} classes, {labels_csv} names {len(class_names)}; use "
             'the labels it was trained with, or "pretrained" with "new_head": true'
         )
-    print(f"{path} holds no class names; they are taken to be those of {labels_csv}, in order")
+    print(f"{path} has no class names; they are taken to be those of {labels_csv}, in order")

@@ -178,7 +178,7 @@ def restore(run: Run, checkpoint: dict) -> None:
     if saved_scaler and run.config.precision == "fp16":
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
-        print("the checkpoint holds no optimizer state; the optimizer starts afresh")
+        print("the checkpoint has no optimizer state; the optimizer starts afresh")
     # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
     elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)

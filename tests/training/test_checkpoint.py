@@ -52,7 +52,7 @@ def test_checkpoints_from_before_batch_counters_load(published):
 def test_class_count_of_published_checkpoints_is_checked(published, capsys):
     checkpoint = {"state_dict": published.state_dict()}
     check_classes(checkpoint, NAMES, "x.pth.tar", "labels.csv")
-    assert "holds no class names" in capsys.readouterr().out
+    assert "has no class names" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"has 27 classes, labels\.csv names 26"):
         check_classes(checkpoint, NAMES[:26], "x.pth.tar", "labels.csv")
 

@@ -140,7 +140,7 @@ def test_the_same_number_of_classes_keeps_the_head_unless_a_new_one_is_asked_for
     path = write(source.state_dict())
     assert torch.equal(loaded(path, "r3d_18").fc.weight, source.fc.weight)
     output = capsys.readouterr().out
-    assert "holds no class names" in output and "fresh" not in output
+    assert "has no class names" in output and "fresh" not in output
     network = loaded(path, "r3d_18", new_head=True)
     output = capsys.readouterr().out
     assert not torch.equal(network.fc.weight, source.fc.weight)
@@ -182,15 +182,6 @@ def test_kernels_of_one_frame_are_inflated_as_they_are(networks, write):
     weight = network.layer4[1].conv2[0].weight
     assert torch.equal(weight.squeeze(2), flat.layer4[1].conv2.weight)
     assert torch.equal(network.layer4[1].conv2[1].running_var, flat.layer4[1].bn2.running_var)
-
-
-def test_some_kernels_of_another_size_start_fresh(networks, write, capsys):
-    weights = networks("resnet18").state_dict()
-    weights["conv1.weight"] = weights["conv1.weight"][..., 1:-1, 1:-1]
-    network = loaded(write(weights), "r3d_18")
-    assert "3 start fresh: stem.0.weight, fc.weight, fc.bias" in capsys.readouterr().out
-    expected = (weights["layer1.0.conv1.weight"] / 3).unsqueeze(2).expand(-1, -1, 3, -1, -1)
-    assert torch.equal(network.layer1[0].conv1[0].weight, expected)
 
 
 def test_plain_weights_of_our_own_network(write, capsys):
@@ -286,7 +277,7 @@ def test_what_is_fetched_is_read_as_any_file(hub, networks, monkeypatch):
 def test_a_damaged_file_in_the_folder_of_torch_hub_is_named(hub, networks):
     path = into_hub(hub, RESNET, networks("resnet18").state_dict())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=rf"{path}: damaged.* deleted, it is fetched anew from ht"):
+    with pytest.raises(UserError, match=rf"cannot be fetched or read .* put it to {path}"):
         loaded(RESNET)
 
 
@@ -312,7 +303,7 @@ def test_a_file_goes_before_a_name(networks, write, tmp_path, monkeypatch):
         ("r3d_18", "mc3_18", {}, r"layer2.0.conv1.0.weight is \[128, 64, 3, 3, 3\], the network "
                                  r"has \[128, 64, 1, 3, 3\]"),
         ("resnet18", "conv3d", {}, "conv1.weight is unknown"),
-        ("resnet18", "r2plus1d_18", {}, r"only 2% of them fit: conv1.weight is \[64, 3, 7, 7\]"),
+        ("resnet18", "r2plus1d_18", {}, "conv1.weight is unknown"),
         ("mobilenet_v2", "mobilenet3d", {"width": 0.5},
          r"features.0.0.weight is \[32, 3, 3, 3\], .* change pretrained, or model, width$"),
         ("resnet50", "csn", {}, "conv1.weight is unknown, .* or model, depth, width$"),
