@@ -6,13 +6,12 @@ if __name__ == "__main__":
     exit_if_packages_are_missing()  # before the imports below
 
 import argparse
-import csv
-import itertools
 import json
 import os
 import sys
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from clips.frames import prepare_decoders
@@ -91,13 +90,10 @@ def write_results(path: Path, found: dict[Path, Scores], count: int) -> None:
     if path.suffix.lower() == ".json":
         path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "predicted", *[f"{kind}{rank}" for rank in range(1, count + 1)
-                                                for kind in ("top", "score")]])
-        for row in rows:
-            top = [(name, f"{share:.6f}") for name, share in row["scores"].items()]
-            writer.writerow([row["path"], row["predicted"], *itertools.chain(*top)])
+    for row in rows:
+        for rank, (name, share) in enumerate(row.pop("scores").items(), 1):
+            row |= {f"top{rank}": name, f"score{rank}": f"{share:.6f}"}
+    pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\r\n")
 
 
 # --- the command line --------------------------------------------------------------------------

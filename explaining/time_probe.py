@@ -3,12 +3,12 @@
 Shapes: N clips, K windows per clip, T frames, H, W pixels, C channels.
 """
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
@@ -116,13 +116,9 @@ def table(result: TimeProbe) -> str:
 def write(result: TimeProbe, folder: Path) -> list[Path]:
     """Write `time_probe.csv`, one row per order and swapped pair, and `time_probe.png`."""
     path, picture_path = folder / "time_probe.csv", folder / "time_probe.png"
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "taken_for", "percent"])
-        for order in ORDERS:
-            writer.writerow([order, "", f"{result.accuracy(order):.2f}"])
-        for name, other, share in result.swapped():
-            writer.writerow([name, other, f"{share:.2f}"])
+    rows = [(order, "", result.accuracy(order)) for order in ORDERS] + list(result.swapped())
+    table = pd.DataFrame(rows, columns=["what", "taken_for", "percent"])
+    table.to_csv(path, index=False, float_format="%.2f", lineterminator="\r\n")
     Image.fromarray(draw(result)).save(picture_path)
     return [path, picture_path]
 
