@@ -4,9 +4,9 @@ What training keeps for the backward pass is mostly the activations between laye
 convolutions these outweigh the weights by far.
 """
 
+import functools
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from types import MethodType
 
 import torch
 from torch import nn
@@ -18,41 +18,60 @@ from networks.stages import stages
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
-# --- computing activations twice -----------------------------------------------------------------
-
-
 def recompute_activations(model: nn.Module) -> None:
     """From here on, in training, stages of `model` keep their input only. (Chen et al., 1604.06174)
 
-    The backward pass computes what is between anew, to the same bits. Where layers stand in a row,
-    as in a block of conv3d, a convolution and what follows it are a stage. The head stays as it
-    is. The peak falls by less than what is kept: a stage's activations and their gradients are
-    there together while its turn lasts.
+    The backward pass computes what is between anew, to the same bits. Where layers follow each
+    other, as in a block of conv3d, a convolution and what follows it are a stage. The head stays
+    as it is. The peak falls by less than what is kept: a stage's activations and their gradients
+    are there together while the stage is computed.
+
+    Stages are replaced by modules that share their content, so names and weights stay the same.
     """
-    for name, child in model.named_children():
+    for name, child in list(model.named_children()):
         if not name.startswith(model.head_name) and isinstance(child, nn.Sequential):
-            # A method of the module: copy.deepcopy binds it to the copy, as it would no closure.
-            child.forward = MethodType(_sequence_in_runs, child)
+            setattr(model, name, _as_kind(SequentialInRuns, child))
     for name, stage in stages(model):
-        if not name.startswith(model.head_name) and not _is_single_layer(stage):
-            in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
-            forward = _sequence_in_runs if in_runs else _stage_at_once
-            stage.forward = MethodType(forward, stage)
+        if name.startswith(model.head_name) or _is_single_layer(stage):
+            continue
+        in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
+        if in_runs or not isinstance(stage, SequentialInRuns):
+            kind = SequentialInRuns if in_runs else _recomputed_kind(type(stage))
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, _as_kind(kind, stage))
+
+
+class SequentialInRuns(nn.Sequential):
+    """A Sequential that keeps the inputs of its runs only."""
+
+    def forward(self, inputs):
+        for layers in _runs(self):
+            forward = partial(_in_turn, layers)
+            inputs = (_keeping_inputs(forward, layers, inputs) if len(layers) > 1
+                      else forward(inputs))  # fmt: skip
+        return inputs
+
+
+@functools.cache
+def _recomputed_kind(kind: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `kind` that keeps its inputs only."""
+
+    class Recomputed(kind):
+        def forward(self, *inputs):
+            return _keeping_inputs(partial(kind.forward, self), [self], *inputs)
+
+    return Recomputed
+
+
+def _as_kind(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """A module of class `kind` with the very parameters, buffers and children of `module`."""
+    other = kind.__new__(kind)
+    vars(other).update(vars(module))
+    return other
 
 
 def _is_single_layer(module) -> bool:
     return not list(module.children())
-
-
-def _stage_at_once(stage, *inputs):
-    return _keeping_inputs(partial(type(stage).forward, stage), [stage], *inputs)
-
-
-def _sequence_in_runs(sequence, inputs):
-    for layers in _runs(sequence):
-        forward = partial(_in_turn, layers)
-        inputs = _keeping_inputs(forward, layers, inputs) if len(layers) > 1 else forward(inputs)
-    return inputs
 
 
 def _runs(sequence) -> list[list[nn.Module]]:
