@@ -29,7 +29,7 @@ LARGEST_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
 # Filled into freed memory, so that what a kernel leaves unwritten shows: one spoils every sum, the
 # other one is found where NaN would be taken for a zero.
 FILLS = (float("nan"), 1e4)
-# Operations of the forward passes of all convolutions, for about a second of checking.
+# Operations of the forward passes of all convolutions together: about a second of checking.
 FLOP_ON_CPU, FLOP_ON_GPU, FLOP_EMULATED = 3e10, 1e13, 1e8
 # Where this many clips cost more than so many times a convolution's share, H and W are halved.
 FEWEST_CLIPS, TOLERATED_COST = 2, 4
@@ -95,7 +95,7 @@ def _in_full_precision(inputs):
 
 
 def padded_beforehand(module) -> nn.Module | None:
-    """None where there is nothing to pad."""
+    """The convolution with time padded by `F.pad`; None if there is nothing to pad."""
     if not isinstance(module, nn.Conv3d) or isinstance(module.padding, str):
         return None
     return _as_kind(PaddedBeforehand, module) if module.padding[0] else None
@@ -123,10 +123,10 @@ def _as_kind(kind, module) -> nn.Module:
 
 
 def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, training=True):
-    """Replaces each convolution of `model` that this machine computes wrong in `precision`.
+    """Replace each convolution of `model` that this machine computes wrong in `precision`.
 
-    Their names, parameters and thus checkpoints stay the same. Says which they are in one line for
-    each remedy. Every process has to call this; what is wrong in one is replaced in all.
+    Their names, parameters and thus checkpoints stay the same. Prints which they are, one line per
+    remedy. Every process has to call this; what is wrong in one is replaced in all.
 
     clip_shape: (T, H, W); num_clips: of a batch in this process. training: gradients are checked,
     too. Returns the faults, none for fp32.
@@ -183,10 +183,10 @@ def _first_right_remedy(module, shape, device, precision, training) -> int:
 
 
 def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
-    """The distinct convolutions of `model` with the names of the layers that each stands for."""
+    """The distinct convolutions of `model`, each with the names of its layers."""
     meta_model, cases = without_data(model), defaultdict(list)
 
-    def note(name, module, inputs):
+    def record(name, module, inputs):
         shape = (num_clips * len(inputs), *inputs.shape[1:])
         case = Case(type(module), shape, module.out_channels, module.kernel_size, module.stride,
                     module.padding, module.dilation, module.groups, module.bias is not None)
@@ -196,7 +196,7 @@ def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
     for name, module in meta_model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             module.register_forward_pre_hook(
-                lambda module, inputs, name=name: note(name, module, inputs[0])
+                lambda module, inputs, name=name: record(name, module, inputs[0])
             )
     run_without_data(meta_model, clip_shape)
     return dict(cases)
@@ -225,7 +225,7 @@ def affordable_shape(case: Case, flop) -> tuple[int, ...]:
 
 
 def relative_errors(module, input_shape, device, precision, training) -> dict[str, float]:
-    """How far each result of a convolution in `precision` is from fp32, relative to its norm.
+    """Error of each result of a convolution in `precision` against fp32, relative to its norm.
 
     The largest over a pass for each of FILLS; inf for NaN.
     """
@@ -254,7 +254,7 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
 
 
 def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
-    """Output, and where gradients are kept, those of the input, the kernel and the bias."""
+    """The output and, if gradients are wanted, those of the input, the weight and the bias."""
     sizes = [tensor.numel() for tensor in (inputs, gradient, module.weight)]
     if fill is not None:
         _fill_freed_memory(fill, sizes, inputs.device)
@@ -272,9 +272,9 @@ def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
 
 
 def _fill_freed_memory(value, sizes, device) -> None:
-    """Fills memory that the allocator gives out next, for tensors of 2 and 4 bytes a number."""
+    """Fill freed blocks that the allocator reuses next, for elements of 2 and 4 bytes."""
     lengths = [length for size in sizes for length in (size, -(-size // 2))]
     lengths += [2**power for power in range(6, 21)]
-    # All at once, so that each has memory of its own.
+    # All at once, so that each gets memory of its own.
     tensors = [torch.full((length,), value, device=device) for length in lengths for _ in range(2)]
     del tensors

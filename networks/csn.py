@@ -1,4 +1,4 @@
-"""A 3D ResNet that convolves each channel for itself."""
+"""A 3D ResNet with depthwise convolutions."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ RESNET_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3
 
 
 class ChannelSeparatedResNet(nn.Module):
-    """A 3D ResNet in which all that sees time and space is depthwise. (Tran et al., 1904.02811)
+    """A 3D ResNet whose convolutions over time and space are depthwise. (Tran et al., 1904.02811)
 
     Its bottlenecks are the "interaction-reduced" ones: pointwise, depthwise 3 x 3 x 3, pointwise.
     The stem alone mixes channels and space.

@@ -1,4 +1,4 @@
-"""What is done to a network before it only evaluates."""
+"""Folds BatchNorm into convolutions for inference."""
 
 import copy
 import itertools

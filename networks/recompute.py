@@ -1,4 +1,4 @@
-"""Activations that are computed twice instead of kept.
+"""Recompute each stage's activations in the backward pass instead of keeping them.
 
 What training keeps for the backward pass is mostly the activations between layers; with 3D
 convolutions these outweigh the weights by far.
@@ -94,7 +94,7 @@ def _in_turn(layers, inputs):
 
 
 def _keeping_inputs(forward, modules, *inputs):
-    """`forward` of the inputs; in training as a checkpoint of PyTorch's, if it has parameters."""
+    """`forward(*inputs)`; in training through `checkpoint`, if `modules` have parameters."""
     has_parameters = any(list(module.parameters()) for module in modules)
     if not (has_parameters and modules[0].training and torch.is_grad_enabled()):
         return forward(*inputs)

@@ -11,7 +11,7 @@ MOST_ELEMENTS = 2**31 - 1
 
 
 def without_data(model) -> nn.Module:
-    """A copy on the meta device, through which shapes flow but no numbers."""
+    """A copy in evaluation mode on the meta device, which computes shapes but no values."""
     return copy.deepcopy(model).to("meta").eval()
 
 

@@ -1,4 +1,4 @@
-"""Trained networks, from their checkpoints alone, and the scores that they give to a clip.
+"""Trained networks as predictors: the scores that they give to a clip.
 
 Shapes: W windows of a video, K crops and windows of each, T frames, H, W pixels, C colours.
 """
@@ -36,7 +36,7 @@ class Scores:
 
 @dataclass
 class Predictor:
-    """One network, with all that its checkpoint says of how clips are to be prepared."""
+    """A trained network with the config and classes of its checkpoint."""
 
     config: Config
     classes: list[str]
@@ -80,7 +80,7 @@ class Predictor:
     def probabilities(self, windows, num_clips) -> np.ndarray:
         """[clips, classes], as `--eval_only` computes them; windows: uint8 [clips * K, T, H, W, C].
 
-        The K windows of a clip stand in a row, and are averaged.
+        The K windows of a clip follow each other and are averaged.
         """
         with evaluating(self.device, self.config):
             logits = self.network(self.inputs(windows)).float()

@@ -32,7 +32,7 @@ class DamagedCheckpointError(UserError):
 
 
 class Contents(BaseModel):
-    """What a checkpoint holds; published ones have the first four keys only."""
+    """The keys of a checkpoint; published ones have the first four only."""
 
     model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
 
@@ -57,7 +57,7 @@ class Contents(BaseModel):
     @classmethod
     def _are_distinct(cls, names):
         if names is not None and len(set(names)) < len(names):
-            raise ValueError("names stand there more than once")
+            raise ValueError("a name occurs more than once")
         return names
 
     @field_validator("history")
@@ -88,9 +88,9 @@ PUBLISHED_NAMES = {
 
 
 def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
-    """Writes `checkpoint` to `path` so that the file there is always a whole one.
+    """Write `checkpoint` to `path` atomically: the file there is always a whole one.
 
-    The one that was there before is kept as `previous_path`. Raises UserError if the new one
+    The previous one is kept as `previous_path`. Raises UserError if the new one
     cannot be written; the old one is then untouched.
     """
     path = Path(path)
@@ -116,7 +116,7 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
 
 
 def _flush_folder(folder) -> None:
-    """Makes the renaming itself survive a power loss."""
+    """Flush the folder, so that the renaming survives a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -185,7 +185,7 @@ def _load_plain_data(path):
     except RecursionError:
         strange = "lists that are nested too deep"
     if strange:
-        raise UserError(f"{path}: holds {strange}; only plain data is loaded")
+        raise UserError(f"{path}: contains {strange}; only plain data is loaded")
     return contents
 
 
@@ -242,10 +242,10 @@ def _is_dense(tensor) -> bool:
 
 
 def with_averaged_weights(checkpoint: dict) -> dict:
-    """The checkpoint with the running mean of its weights in their place, if it holds one."""
+    """The checkpoint with the running mean of its weights in their place, if it has one."""
     if "state_dict_ema" not in checkpoint:
         return checkpoint
-    print("of its weights the running means are taken (ema_decay)")
+    print("using the averaged weights of the checkpoint (ema_decay)")
     return checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
 
 
@@ -269,7 +269,7 @@ def our_name(name: str) -> str:
 
 
 def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torch.Tensor]:
-    """Copies the weights of `checkpoint` into `model`; layers in `except_for` keep their own.
+    """Copy the weights of `checkpoint` into `model`; layers in `except_for` keep their own.
 
     Returns those that were copied.
     Raises UserError that names the first differences if the weights are of another network.
@@ -334,7 +334,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
 
 
 def _check_class_count(checkpoint, class_names, path, labels_csv):
-    """For published checkpoints, which hold no names: the last layer's size must fit at least."""
+    """Check the last layer's size, for published checkpoints, which have no class names."""
     last_layer = network_weights(checkpoint).get("classifier.weight")
     if last_layer is not None and last_layer.ndim and len(last_layer) != len(class_names):
         raise UserError(

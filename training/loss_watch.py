@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradient is NaN or inf, without making a GPU wait for the answer."""
+"""Stops a run whose loss or gradient is NaN or inf, without synchronising with the GPU."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from system.errors import UserError, first_few
 class _Step(NamedTuple):
     """A step that is still to be looked at."""
 
-    is_bad: torch.Tensor  # bool [2], on the CPU: the loss of this process, the gradient of all
+    is_bad: torch.Tensor  # bool [2], on the CPU: this process's loss, the common gradient
     arrived: torch.cuda.Event | None  # after which `is_bad` can be read
     epoch: int
     step: int
@@ -20,7 +20,7 @@ class _Step(NamedTuple):
 
 
 class LossWatch:
-    """Remembers the steps whose loss or gradient is bad, until all processes stop together.
+    """Records steps whose loss or gradient is NaN or inf, until all processes stop together.
 
     The optimizer has not moved in such a step (see `device.loss_scaler`), and `settle` comes before
     every save, so no checkpoint comes after one. A GPU is asked about the step before the last one
@@ -34,7 +34,7 @@ class LossWatch:
         self.bad: _Step | None = None
 
     def note(self, is_bad: torch.Tensor, epoch, step, learning_rate, ids) -> None:
-        """Takes what is known of a step; is_bad: bool [2] on the device, as `_Step` has it."""
+        """Record a step; is_bad: bool [2] on the device, as in `_Step`."""
         is_bad, arrived = is_bad.detach().to("cpu", non_blocking=True), None
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()

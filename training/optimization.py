@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a function of where training stands."""
+"""The optimizer, and the learning rate as a function of the progress of training."""
 
 import math
 
@@ -31,7 +31,7 @@ def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Opt
 
 
 def decayed_and_others(model: nn.Module) -> list[dict]:
-    """Parameter groups: kernels and matrices, which decay, and biases and BatchNorm's, which don't.
+    """Parameter groups: weights with weight decay; biases and BatchNorm's without.
 
     A scale or an offset that is pulled to 0 makes a network no simpler. (He et al., arXiv
     1812.01187, section 3.1)

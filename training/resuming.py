@@ -1,4 +1,4 @@
-"""Which checkpoint a command goes on from or evaluates."""
+"""Which checkpoint a command resumes from or evaluates."""
 
 import math
 import sys
@@ -62,7 +62,7 @@ def which_weights(config: Config, checkpoint: dict) -> str:
 
 
 def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
-    """What `--resume auto` goes on from: the run's own checkpoint, or else what `checkpoint` names.
+    """What `--resume auto` resumes from: the run's own checkpoint, or else what `checkpoint` names.
 
     None: there is none, so a run is to be started. Raises UserError as `load_for`, and where going
     on would lose epochs, because the checkpoint is not the last one, unless `overwrite` allows it.

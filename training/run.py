@@ -28,7 +28,7 @@ CLIP_KEYS = ("train_data_csv", "labels_csv")
 
 @dataclass
 class Run:
-    """All that training moves, and that a checkpoint therefore holds; and what watches it."""
+    """The state of a run, which its checkpoints contain, and what watches it."""
 
     config: Config
     class_names: list[str]
@@ -89,7 +89,7 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
 
 
 def _check_convolutions(model, config: Config, device) -> None:
-    """Makes sure that the network computes right in training's precision, and in evaluation's."""
+    """Replace wrong convolutions, in the precision of training and in that of evaluation."""
     clip_shape = (config.clip_size, *config.crop)
     num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
     replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
@@ -103,9 +103,9 @@ def _check_convolutions(model, config: Config, device) -> None:
 
 
 def save_run(run: Run, is_best: bool = False) -> None:
-    """Writes the last checkpoint, and the best one if this is it. Called after all has moved.
+    """Write the last checkpoint, and the best one if this is it; called after every update.
 
-    Every process has to call this; the main one writes. The checkpoint before stays beside it.
+    Every process has to call this; the main one writes. The previous checkpoint stays beside it.
     Raises UserError if it cannot be written, or could not be resumed.
     """
     metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
@@ -154,9 +154,9 @@ def _check_finite(run: Run) -> None:
 
 
 def restore(run: Run, checkpoint: dict) -> None:
-    """Brings `run` to where `checkpoint` was saved.
+    """Restore the state of `run` from `checkpoint`.
 
-    A published checkpoint has no optimizer and no history; those start afresh, which is said.
+    A published checkpoint has no optimizer and no history; both start afresh, which is printed.
     """
     path = checkpoint["path"]
     load_weights(run.model, checkpoint, path)
@@ -191,7 +191,7 @@ def _has_trained(checkpoint: dict) -> bool:
 
 
 def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
-    """Prints and returns the keys whose values are others than when the checkpoint was saved."""
+    """Print and return the keys whose values have changed since the checkpoint was saved."""
     saved = checkpoint.get("config", {})
     changed = [key for key, value in config.model_dump().items()
                if key in saved and saved[key] != value and key != "checkpoint"]
@@ -201,7 +201,7 @@ def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
 
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
-    """Raises UserError if what is left of an epoch would not be what it was begun with."""
+    """Raise UserError if what an unfinished epoch depends on has changed."""
     known = checkpoint.get("train_clips")
     keys = EPOCH_KEYS if known else EPOCH_KEYS + CLIP_KEYS
     fixed = [key for key in changed if key in keys]

@@ -25,9 +25,9 @@ VERSIONS_FILE = "versions.json"
 REPORT_FILE = "report.html"
 LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
-# A folder with any of these holds a run, which nothing but --overwrite deletes.
+# A folder with any of these contains a run, which only --overwrite deletes.
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
-# What a start replaces in a folder that holds no run: an earlier one failed before it saved.
+# What a start replaces in a folder without a run: an earlier start failed before it saved.
 STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
 
 
@@ -104,7 +104,7 @@ def _append_versions(path, devices) -> None:
 
 
 def write_whole(path, text) -> None:
-    """So that a process that dies here leaves the file as it was."""
+    """Write atomically: a process that dies here leaves the file as it was."""
     partial = Path(f"{path}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
