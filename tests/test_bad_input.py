@@ -29,8 +29,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-import data_loader
 import train
+from clips import reading
 from config import Config
 
 LABELS = ("Left", "Right", "Still")
@@ -756,7 +756,7 @@ def test_a_loss_that_is_no_number_names_the_clips(command):
 def test_bugs_keep_their_traceback(command, monkeypatch, num_workers):
     def fail(*_, **__):
         raise RuntimeError("a bug")
-    monkeypatch.setattr(data_loader, "eval_transform", fail)
+    monkeypatch.setattr(reading, "eval_transform", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command(*EVALUATE, "--set", f"num_workers={num_workers}")
 
