@@ -45,7 +45,7 @@ def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
     width = max(15, *(len(name) for name, _, _ in rows)) + 1
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
     lines += [f"{name:<{width}}{shape:<24}{count:>12,}" for name, shape, count in rows]
-    total = f"{gflop:.2f} GFLOP a clip"
+    total = f"{gflop:.2f} GFLOP per clip"
     lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
     most = largest_batch(model, clip_shape)
     if num_clips > most:

@@ -24,7 +24,7 @@ def test_published_stages_parameters_and_operations():
     shapes = [line[16:40].strip() for line in lines[1:-1]]
     assert shapes == ["3, 18, 84, 84", "32, 9, 41, 41", "64, 4, 19, 19", "124, 2, 8, 8",
                       "256, 1, 3, 3", "512, 1, 1, 1", "512", "256", "27"]
-    assert lines[-1].split() == ["total", "8.87", "GFLOP", "a", "clip", "3,886,883"]
+    assert lines[-1].split() == ["total", "8.87", "GFLOP", "per", "clip", "3,886,883"]
     assert model.last_conv.kernel_size == (1, 3, 3)
 
 
