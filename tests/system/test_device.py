@@ -8,6 +8,7 @@ from conftest import make_config as config_with
 from runs import differences, make_settings, run_folder, train_until, write_config
 
 import train
+from model import build_model
 from system import device
 from training.checkpoint import load_checkpoint
 
@@ -115,3 +116,24 @@ def test_compile_gives_the_losses_of_the_plain_network(tmp_path, is_recomputed):
         losses[is_compiled] = saved["history"][0]["loss"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
     assert losses[True] != losses[False]
+
+
+@pytest.mark.parametrize("name, is_repeatable", [
+    ("conv3d", True), ("r3d_18", True), ("two_stream", True), ("csn", False), ("s3d", False),
+])  # fmt: skip
+def test_networks_that_no_gpu_repeats_bit_for_bit_are_named(capsys, name, is_repeatable):
+    with torch.device("meta"):
+        model = build_model(config_with(model=name, clip_size=16, crop_size=64), 3)
+    device.warn_if_not_repeatable(model, name)
+    warning = capsys.readouterr().err
+    assert bool(warning) != is_repeatable
+    assert is_repeatable or (f"which {name} has" in warning and "deterministic" in warning)
+
+
+def test_networks_are_compiled_for_fixed_shapes(tmp_path, monkeypatch):
+    """Otherwise an epoch's last batch would make every shape dynamic, for good."""
+    options = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _model, **given: options.append(given))
+    config = write_config(tmp_path / "config.json", make_settings(tmp_path, compile=True))
+    assert train.main(["-c", config, "-g", "cpu"]) == 0
+    assert options == [{"dynamic": False}]

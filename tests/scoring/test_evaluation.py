@@ -1,0 +1,40 @@
+"""Averages of probabilities, computed from logarithms."""
+
+import pytest
+import torch
+from runs import make_settings, run_folder, write_config
+
+import train
+from scoring.evaluation import log_mean_probability, score
+from training.checkpoint import save_checkpoint
+
+
+def test_it_is_the_logarithm_of_the_mean():
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    for dim in (0, 1):
+        expected = logits.double().softmax(-1).mean(dim).log()
+        found = log_mean_probability(logits, dim)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_probability_that_rounds_to_0_gives_a_finite_loss():
+    logits = torch.tensor([[[300.0, 0.0], [250.0, 0.0]]])  # one clip, two windows, two classes
+    assert logits.softmax(-1).mean(1).log().isinf().any()
+    averaged = log_mean_probability(logits, dim=1)
+    assert score(averaged, torch.tensor([1]))["loss"] == pytest.approx(250.7, abs=0.1)
+
+
+@pytest.mark.parametrize("flags", [["--set", "nclips=2"], ["--set", "ncrops=3"], "ensemble"])
+def test_sure_networks_are_scored_with_a_finite_loss(tmp_path, capsys, flags):
+    settings = make_settings(tmp_path, num_epochs=1)
+    config = write_config(tmp_path / "config.json", settings)
+    assert train.main(["-c", config, "-g", "cpu"]) == 0
+    path = run_folder(settings) / "checkpoint.pth.tar"
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["classifier.weight"] *= 1e4
+    save_checkpoint(saved, path)
+    capsys.readouterr()
+    flags = ["--ensemble", str(path), str(path)] if flags == "ensemble" else [*flags, "--resume"]
+    assert train.main(["-c", config, "-g", "cpu", "--eval_only", *flags]) == 0
+    (line,) = [line for line in capsys.readouterr().out.split("\n") if line.startswith("loss ")]
+    assert 100 < float(line.split()[1]) < 1e6
