@@ -27,6 +27,7 @@ def run(*arguments):
     return benchmark.main(["--device", "cpu", "--rounds", "1", *arguments])
 
 
+@pytest.mark.slow
 def test_loader_step_and_evaluation(results, capsys, monkeypatch):
     monkeypatch.setattr(limit, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setitem(limit.SIDES, "cpu", (512,))

@@ -227,7 +227,8 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 # --- the configs that come with it -------------------------------------------------------------
 
 
-LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn")  # they take their time
+# They take their time; the others are enough for each change.
+LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn", "cnn_lstm", "two_stream")
 ALL_CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
     for path in sorted(CONFIGS.glob("*.json")) if path.stem != "schema"
