@@ -41,11 +41,11 @@ class StopRequest:
             signal.signal(number, self.receive)
 
     def ready(self) -> None:
-        """Raise Stopped from here on; to be called after the imports, which may swallow it."""
+        """Let signals raise Stopped; called after the imports, which may swallow it."""
         self.is_ready = True
 
     def over(self) -> None:
-        """Ignore signals from here on: everything is written and Python is exiting."""
+        """Ignore signals: everything is written and Python is exiting."""
         self.is_over = True
 
     def requested(self) -> int:
