@@ -178,7 +178,7 @@ def watch_step(run: Run, loss_sum, gradient_norm, ids) -> None:
 
 
 def refresh_batchnorm(run: Run, loader) -> None:
-    """Recompute BatchNorm's running statistics, which lag behind while few steps are done."""
+    """Recompute BatchNorm's running statistics, which lag while few steps are done."""
     if (run.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
         refresh_statistics(run.evaluated_model, loader, run.epoch, run.device, run.config)
 
