@@ -22,9 +22,9 @@ def recompute_activations(model: nn.Module) -> None:
     """Recompute each stage's activations in the backward pass. (Chen et al., 1604.06174)
 
     In training, a stage keeps its input only; the recomputed values have the same bits.
-    Where layers follow each other, as in a block of conv3d, a convolution and what follows it are a stage. The head stays
-    as it is. The peak falls by less than what is kept: a stage's activations and their gradients
-    are there together while the stage is computed.
+    Where layers follow each other, as in a block of conv3d, a convolution and what follows it are
+    a stage. The head stays as it is. The peak falls by less than what is kept: a stage's
+    activations and their gradients are there together while the stage is computed.
 
     Stages are replaced by modules that share their content, so names and weights stay the same.
     """
