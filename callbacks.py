@@ -15,8 +15,10 @@ from clips.batches import ClipKey
 from clips.frames import FrameError
 from reporting.confusion_matrix import draw_confusion_matrix
 from scoring.evaluation import confusion_matrix, format_scores
+from scoring.yardsticks import NAMES
 from system import memory, processes, stopping
 from system.profiling import StepProfile, WaitingTime, waiting_hint
+from training.optimization import training_is_over
 from training.run import Run, save_run
 from training.run_folder import HISTORY_FILE, LOG_FOLDER, write_whole
 
@@ -289,6 +291,29 @@ class Checkpoints(Callback):
         self.saved, self.first_step = time.monotonic(), run.step
 
 
+YARDSTICK_HINT = (
+    "train longer, start from the recipe in configs/few_clips.json, or look for wrong labels and "
+    "clips that do not show their class (--check_data, report.html)"
+)
+
+
+class Yardsticks(Callback):
+    """What the network has to beat, before the first epoch; and whether it did, after the last."""
+
+    def on_start(self, run, loader):
+        if run.yardsticks:
+            values = ", ".join(f"{NAMES[name]} {value:.1f} %"
+                               for name, value in run.yardsticks.items())
+            print(f"yardsticks, validation top-1: {values}", flush=True)
+
+    def on_end(self, run):
+        name = max(run.yardsticks, key=run.yardsticks.get, default=None)
+        is_over = training_is_over(run.config, run.epoch, run.validation_losses)
+        if name and is_over and run.history[-1]["val_top1"] < run.yardsticks[name]:
+            print(f"warning: the last epoch's {run.history[-1]['val_top1']:.1f} % is below the "
+                  f"{run.yardsticks[name]:.1f} % of {NAMES[name]}: {YARDSTICK_HINT}", flush=True)
+
+
 # --- what stops a run --------------------------------------------------------------------------
 
 
@@ -343,4 +368,5 @@ def build_callbacks(run: Run) -> list[Callback]:
         StopOnSignal(),
         Profile(run.profile),
         Progress(run.device),
+        Yardsticks(),
     ]

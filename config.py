@@ -39,7 +39,7 @@ MODEL_OPTIONS = {
 # Keys that define a network and its input.
 INPUT_AND_NETWORK_KEYS = (
     "clip_size", "step_size", "frame_rate", "sampling", "frame_height", "crop_size", "mean", "std",
-    "model", *MODEL_OPTIONS,
+    "subtract_background", "model", *MODEL_OPTIONS,
 )  # fmt: skip
 BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small",
              "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
@@ -134,6 +134,11 @@ class Config(BaseModel):
         0.01, description="With skip: stop the run if more than this share of a set cannot be read."
     )
 
+    yardstick_clips: int = Field(
+        2000, ge=0, le=2**31 - 1, description="Training clips of the linear model whose score is "
+        "shown beside the network's, at most; 0: no such yardsticks.",
+    )
+
     # --- from frames to clips ----------------------------------------------------------------
     clip_size: Size = Field(18, description="Frames in a clip (T).")
     step_size: Size = Field(2, description="Use every step_size-th frame (window).")
@@ -192,6 +197,11 @@ class Config(BaseModel):
     )
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = Field(
         [0.229, 0.224, 0.225], description="RGB is then divided by this (default: ImageNet's)."
+    )
+
+    subtract_background: bool = Field(
+        False, description="Subtract each clip's mean frame, so that what does not move is 0: for "
+        "fixed cameras; for clips that differ in movement only.",
     )
 
     # --- the network -------------------------------------------------------------------------

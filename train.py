@@ -28,6 +28,7 @@ from reporting.page import add_report
 from scoring.ensemble import evaluate_checkpoints
 from scoring.evaluation import compute_logits, score
 from scoring.results import write_results
+from scoring.yardsticks import yardsticks_of_run
 from system import memory, processes
 from system.command_line import parse_arguments
 from system.config_file import load_config
@@ -217,7 +218,8 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
     row |= {name: total / count for name, (total, count) in metrics.items() if count}
     row |= {"learning_rate": rate, "seconds": run.seconds,
             "clips_per_second": num_clips / run.seconds, "peak_memory_mib": peak / memory.MIB}
-    run.history.append(row | {f"val_{name}": value for name, value in scores.items()})
+    scores_beside = scores | run.yardsticks
+    run.history.append(row | {f"val_{name}": value for name, value in scores_beside.items()})
     run.start_epoch()
     is_best = run.epoch == 1 or scores["top1"] > run.best_top1
     run.best_top1 = max(scores["top1"], run.best_top1)
@@ -232,6 +234,7 @@ def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
+    run.yardsticks = yardsticks_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
     train_loader = build_loader(train_set, config, True, device)
@@ -292,13 +295,22 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
 # --- the command line --------------------------------------------------------------------------
 
 
+def config_path(options, device_type: str) -> str:
+    """The config file that the flags name, or one made for the folder of clips that they name."""
+    if options.config:
+        return options.config
+    from own_clips.start import config_for_folder  # here, since pandas takes time to import
+
+    return config_for_folder(options, device_type)
+
+
 def run_command(options, arguments) -> int:
     if options.check_data:
         if processes.launched():
             raise UserError("--check_data: one process does it; start it without torchrun")
         # Each of its workers would import this file anew, which takes seconds.
         multiprocessing.set_forkserver_preload(["train"])
-        return check_data(load_config(options.config, options.overrides))
+        return check_data(load_config(config_path(options, "cpu"), options.overrides))
     prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
@@ -309,9 +321,8 @@ def run_command(options, arguments) -> int:
     set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
         options.command, ["train", "validation"]
     )
-    config = processes.broadcast_from_main(
-        load_config, options.config, options.overrides, set_names
-    )
+    path = processes.broadcast_from_main(config_path, options, device.type)
+    config = processes.broadcast_from_main(load_config, path, options.overrides, set_names)
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())

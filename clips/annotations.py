@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Annotations:
     """The clips of one set. Loader workers share the arrays without copying them."""
 
-    ids: np.ndarray  # str [num_clips], names of folders or video files in `folder`
+    ids: np.ndarray  # str [num_clips], folders or video files, as paths relative to `folder`
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
     folder: str
     num_dropped: int  # rows whose label is not in the labels file
@@ -170,17 +170,17 @@ def _check_lines_with_header(csv_path, lines, numbers, header, with_labels) -> d
     return columns
 
 
-def is_folder_name(clip_id: str) -> bool:
-    """Return whether an id names a folder or file directly in the data folder."""
-    return clip_id not in ("", ".", "..") and not set("/\\\0") & set(clip_id)
+def is_clip_id(clip_id: str) -> bool:
+    """Return whether an id is a path below the data folder, such as `12` or `wave/12.mp4`."""
+    return not set("\\\0") & set(clip_id) and not {"", ".", ".."} & set(clip_id.split("/"))
 
 
 def _check_ids(csv_path, ids: "pd.Series"):
-    outside = [clip_id for clip_id in ids.tolist() if not is_folder_name(clip_id)]
+    outside = [clip_id for clip_id in ids.tolist() if not is_clip_id(clip_id)]
     if outside:
         raise UserError(
-            f"{csv_path}: {len(outside):,} ids are not plain folder names: "
-            f"{first_few(map(repr, outside))}; an id names one folder directly in the data folder"
+            f"{csv_path}: {len(outside):,} ids are not paths below the data folder: "
+            f"{first_few(map(repr, outside))}; an id names a clip, such as 12 or wave/12.mp4"
         )
     duplicates = ids[ids.duplicated(keep=False)].unique()
     if len(duplicates):
@@ -191,10 +191,8 @@ def _check_ids(csv_path, ids: "pd.Series"):
 
 
 def _check_clips(csv_path, folder, ids):
-    # Scan the folder once instead of asking the file system about each of 100,000 ids.
     try:
-        with os.scandir(folder) as entries:
-            present = {entry.name for entry in entries if is_video(entry.name) or _is_folder(entry)}
+        present = clips_beside(folder, ids)
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if clip_id not in present]
@@ -203,6 +201,24 @@ def _check_clips(csv_path, folder, ids):
             f"{csv_path}: {len(missing):,} of {len(ids):,} clips have no folder in {folder}: "
             f"{first_few(missing)}; add the folders or drop the rows"
         )
+
+
+def clips_beside(folder, ids) -> set[str]:
+    """Return the ids of all videos and folders that are in the same folders as those of `ids`.
+
+    Scans each folder once instead of asking the file system about each of 100,000 ids. Raises
+    OSError if `folder` cannot be read.
+    """
+    present = set()
+    os.stat(folder)
+    for parent in {clip_id.rpartition("/")[0] for clip_id in ids}:
+        path = os.path.join(folder, parent) if parent else folder
+        if parent and not os.path.isdir(path):
+            continue
+        with os.scandir(path) as entries:
+            present |= {f"{parent}/{entry.name}" if parent else entry.name
+                        for entry in entries if is_video(entry.name) or _is_folder(entry)}
+    return present
 
 
 def _is_folder(entry) -> bool:

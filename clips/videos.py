@@ -37,6 +37,7 @@ class VideoFile:
             raise self._error("no frames in it")
         if times[-1] <= times[0]:
             raise self._error("a single frame: no movement to classify")
+        self.native_rate = (len(times) - 1) / (times[-1] - times[0])  # frames per second
         self.times = self._resampled(np.array(times))
 
     def __len__(self):

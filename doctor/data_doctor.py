@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clips.annotations import is_folder_name, read_labels, read_rows
+from clips.annotations import clips_beside, is_clip_id, read_labels, read_rows
 from clips.frames import (
     JPEG_SUFFIXES,
     FrameError,
@@ -134,7 +134,7 @@ def _find_bad_ids(set_name, rows, report) -> set:
     lines = defaultdict(list)
     for line, clip_id in rows["id"].items():
         lines[clip_id].append(line)
-    unusable = {clip_id for clip_id in lines if not is_folder_name(clip_id)}
+    unusable = {clip_id for clip_id in lines if not is_clip_id(clip_id)}
     for clip_id, numbers in lines.items():
         detail = f"{clip_id!r} on line {first_few(numbers)}"
         if clip_id in unusable:
@@ -160,9 +160,7 @@ def _drop_unknown_labels(set_name, rows, class_names, report):
 def _find_folders(clip_set, ids, report):
     """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
-        with os.scandir(clip_set.folder) as entries:
-            clip_set.present = {entry.name for entry in entries
-                                if is_video(entry.name) or os.path.isdir(entry)}
+        clip_set.present = clips_beside(clip_set.folder, ids)
     except OSError as error:
         detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {clip_set.folder!r} ({error})"
         report.add(clip_set.name, "unreadable data folder", detail)
@@ -184,7 +182,7 @@ def _find_unlisted_folders(clip_sets, report):
             continue  # every clip of the unreadable CSV would be reported
         unlisted = sets[0].present.difference(*(clip_set.listed for clip_set in sets))
         for name in sorted(unlisted, key=natural_key):
-            if not name.startswith("."):
+            if not name.rpartition("/")[2].startswith("."):
                 detail = f"{os.path.join(sets[0].folder, name)} is not in any CSV"
                 report.add(sets[0].name, "unlisted folder", detail, name)
 

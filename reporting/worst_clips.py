@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clips.annotations import is_folder_name
+from clips.annotations import is_clip_id
 from clips.frames import FrameError
 from clips.reading import eval_transforms, open_clip, read_windows
 from clips.sampling import eval_positions, frames_apart
@@ -52,8 +52,8 @@ def worst_clips(saved: SavedLogits, folder, config: Config | None) -> list[Wrong
     clips = [_wrong_clip(saved, index) for index in _worst(saved)]
     for clip in clips if config else ():
         try:
-            if not is_folder_name(clip.id):
-                raise FrameError("its id is not the name of a folder right below the data folder")
+            if not is_clip_id(clip.id):
+                raise FrameError("its id is not a path below the data folder")
             frames, milliseconds = input_frames(os.path.join(folder, clip.id), config)
         except FrameError as error:
             clip.problem = str(error)

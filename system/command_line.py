@@ -16,7 +16,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the flags, and `command`: train, evaluate or test. Raises UserError for conflicts."""
     parser = Parser(description="Train, evaluate or predict with the config of a run.")
     flag = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
-    parser.add_argument("--config", "-c", required=True, help="JSON config file (see config.py)")
+    parser.add_argument("--config", "-c", help="JSON config file (see config.py)")
+    parser.add_argument("--data", "-d", metavar="FOLDER", help="instead of --config: a folder with "
+                        "one folder of videos, or of folders of frames, per class")
+    parser.add_argument("--group", metavar="RULE", help="with --data: what must not be in both "
+                        "training and validation, such as a person: a regular expression for file "
+                        "names like '^([a-z]+)_', `folder` for the folder within the class folder, "
+                        "or FILE.csv:COLUMN")
     parser.add_argument("--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU "
                         "if available")
     parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: same as -g cpu")
@@ -45,6 +51,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise UserError if flags conflict or one is missing."""
+    if bool(options.config) == bool(options.data):
+        raise UserError("give a config by --config FILE, or a folder of clips by --data FOLDER; "
+                        "--help lists the flags")
+    if options.group and not options.data:
+        raise UserError("--group: needs --data; with --config, the CSVs may have a column `group`")
     if options.eval_only and options.test_only:
         raise UserError("--eval_only and --test_only: choose one")
     evaluates = options.eval_only or options.test_only

@@ -380,7 +380,7 @@ def link_clip_to_itself():
 HEADER = "video_id,label,frames,label_id,shape,format\n"
 TRAIN, VALIDATION = "data/train.csv", "data/validation.csv"
 NO_FOLDER = ["no folder in data/clips", "add the folders or drop the rows"]
-PLAIN_NAMES = ["not plain folder names", "directly in the data folder"]
+NOT_BELOW = ["not paths below the data folder", "names a clip, such as 12 or wave/12.mp4"]
 
 CLIP_LISTS = {
     "missing clip": Row(
@@ -414,11 +414,11 @@ CLIP_LISTS = {
     "duplicate ids": Row(
         add_lines(TRAIN, "1;Left", "3;Left"),
         [TRAIN, "2 ids are listed more than once: 1, 3", "keep one line for each"]),
-    "id leads out": Row(add_lines(TRAIN, "../x;Left"), [TRAIN, "'../x'", *PLAIN_NAMES]),
-    "id is the folder above": Row(add_lines(TRAIN, "..;Left"), [TRAIN, "'..'", *PLAIN_NAMES]),
-    "id with a backslash": Row(add_lines(TRAIN, "..\\x;Left"), [TRAIN, *PLAIN_NAMES]),
-    "absolute id": Row(add_lines(TRAIN, "/etc;Left"), [TRAIN, "'/etc'", *PLAIN_NAMES]),
-    "empty id": Row(add_lines(TRAIN, ";Left"), [TRAIN, "''", *PLAIN_NAMES]),
+    "id leads out": Row(add_lines(TRAIN, "../x;Left"), [TRAIN, "'../x'", *NOT_BELOW]),
+    "id is the folder above": Row(add_lines(TRAIN, "..;Left"), [TRAIN, "'..'", *NOT_BELOW]),
+    "id with a backslash": Row(add_lines(TRAIN, "..\\x;Left"), [TRAIN, *NOT_BELOW]),
+    "absolute id": Row(add_lines(TRAIN, "/etc;Left"), [TRAIN, "'/etc'", *NOT_BELOW]),
+    "empty id": Row(add_lines(TRAIN, ";Left"), [TRAIN, "''", *NOT_BELOW]),
     "very long id": Row(add_lines(TRAIN, "1" * 5000 + ";Left"), [TRAIN, *NO_FOLDER]),
     "id with a zero byte": Row(add_lines(TRAIN, "1\0;Left"), [TRAIN]),
     "no label known": Row(
@@ -436,7 +436,7 @@ CLIP_LISTS = {
     "fewer columns than the header": Row(
         write(TRAIN, HEADER + "1,Left,6,0,x,jpg\n2\n"), [TRAIN, "line 3", "fewer columns"]),
     "header layout leads out": Row(
-        write(TRAIN, HEADER + "../x,Left,6,0,x,jpg\n"), [TRAIN, "'../x'", *PLAIN_NAMES]),
+        write(TRAIN, HEADER + "../x,Left,6,0,x,jpg\n"), [TRAIN, "'../x'", *NOT_BELOW]),
     "commas in the test list": Row(
         write("data/test.csv", "11,Left\n"),
         ["data/test.csv", "line 1", "comma", "separate with semicolons"], PREDICT),

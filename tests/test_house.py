@@ -13,7 +13,8 @@ import pytest
 from runs import curves
 
 PROJECT = Path(__file__).parent.parent
-ROOMS = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor")
+ROOMS = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
+         "own_clips")
 COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough")
 TOOLS = ("benchmarks", "docs", "tests")
 # A module imports from its own floor and from those above it in this list.
@@ -24,7 +25,7 @@ FLOORS = (
     ("data_loader", "model", "utils"),
     ("training",),
     ("scoring",),
-    ("explaining", "reporting", "doctor", "callbacks"),
+    ("explaining", "reporting", "doctor", "own_clips", "callbacks"),
     COMMANDS,
     TOOLS,
 )

@@ -48,6 +48,8 @@ class Run:
     seconds: float = 0.0  # that these steps took
     best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
     history: list[dict] = field(default_factory=list)  # one row per epoch
+    # Validation top-1 of simple models, in percent: `scoring.yardsticks`.
+    yardsticks: dict[str, float] = field(default_factory=dict)
     last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
 
     @property

@@ -44,8 +44,8 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: 
     cannot be written.
     """
     folder = config.run_folder
-    if _records(folder) and not (goes_on or overwrite):
-        raise UserError(occupied(folder))
+    if not (goes_on or overwrite):
+        check_unoccupied(folder)
     make_run_folder(config)
     try:
         if overwrite and not goes_on:
@@ -65,6 +65,12 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: 
 
 def _records(folder) -> list[str]:
     return [name for name in RECORDS if os.path.lexists(folder / name)]
+
+
+def check_unoccupied(folder) -> None:
+    """Raise UserError if there is a run in the folder."""
+    if _records(folder):
+        raise UserError(occupied(folder))
 
 
 def occupied(folder) -> str:

@@ -59,6 +59,16 @@ def test_the_input_is_normalised_and_channels_last():
     assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_a_background_can_be_subtracted():
+    clips = torch.randint(256, (2, 1, 4, 5, 3), dtype=torch.uint8).repeat(1, 3, 1, 1, 1)
+    clips[:, 1, 2, 3] ^= 255  # one pixel changes for one frame
+    inputs = device.to_network_input(clips, CPU, config_with(subtract_background=True))
+    torch.testing.assert_close(inputs.mean(2), torch.zeros(2, 3, 4, 5), atol=1e-6, rtol=0)
+    moving = inputs.abs().amax((0, 1, 2)) > 1e-6
+    assert moving.nonzero().tolist() == [[2, 3]]
+    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, precision):
     settings = make_settings(tmp_path, precision="fp32")

@@ -1,0 +1,70 @@
+"""Look at clips before training: which can be read, how long and how large they are."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from clips.frames import FrameError
+from clips.reading import open_clip
+from clips.videos import VideoFile
+from config import Config
+from system.errors import UserError, first_few
+
+MOST_CLIPS = 2000  # that are opened; of more, a sample
+LARGEST_BAD_SHARE = 0.1
+
+
+@dataclass
+class Looks:
+    """What a sample of clips looks like. Arrays have one entry per clip that can be read."""
+
+    num_frames: np.ndarray
+    native_rates: np.ndarray  # of videos, frames per second; NaN for folders of frames
+    sizes: np.ndarray  # [N, 2], height and width in pixels, upright
+    bad: dict[str, str]  # id -> reason
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Return durations; NaN for folders of frames, whose frame rate is not known."""
+        return self.num_frames / self.native_rates
+
+
+def look_at(root: Path, ids: list[str], config: Config) -> Looks:
+    """Open each clip, or an even sample of 2,000, and decode its first frame.
+
+    Raises UserError if more than a tenth of the clips cannot be read.
+    """
+    chosen = [ids[int(place)] for place in np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids)))]
+    good, bad = [], {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda clip_id: _look(root / clip_id, config), chosen)
+        for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
+                                              disable=None), strict=True):
+            if isinstance(look, str):
+                bad[clip_id] = look
+            else:
+                good.append(look)
+    if len(bad) > LARGEST_BAD_SHARE * len(chosen):
+        raise UserError(
+            f"--data {root}: {len(bad):,} of {len(chosen):,} clips cannot be read, such as "
+            f"{first_few(bad.values(), 2)}; repair or remove them"
+        )
+    num_frames, rates, sizes = zip(*good, strict=True)
+    return Looks(np.array(num_frames), np.array(rates), np.array(sizes), bad)
+
+
+def _look(path, config):
+    """Return (frames, native rate, (height, width)), or why the clip cannot be read."""
+    try:
+        source = open_clip(path, config)
+        frame = next(iter(source.frames_at([0])))
+    except FrameError as error:
+        return str(error)
+    if isinstance(source, VideoFile):
+        num_frames = round(len(source) / config.frame_rate * source.native_rate)
+        return num_frames, source.native_rate, frame.shape[:2]
+    return len(source), float("nan"), frame.shape[:2]

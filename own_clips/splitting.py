@@ -1,0 +1,175 @@
+"""Split clips into training and validation, so that no person or recording is on both sides."""
+
+import hashlib
+import os
+import re
+import warnings
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from system.errors import UserError, first_few
+
+NUM_FOLDS = 5  # one of them is the validation set
+READ_BYTES = 2**20
+COMMON_PREFIX = r"^([^_. -]+)[_. -]"
+
+
+# --- groups ------------------------------------------------------------------------------------
+
+
+def groups_of_clips(ids: list[str], rule: str) -> list[str]:
+    """Return the group of each clip, such as the person in it.
+
+    rule: `folder` for the folder between class folder and clip; `people.csv:person` for a column of
+    a CSV that also has `video_id`; or a regular expression whose first group names the clip's
+    group, searched in its file name.
+    Raises UserError if a clip has no group, or all are in the same one.
+    """
+    if rule == "folder":
+        groups = [clip_id.split("/")[-2] if clip_id.count("/") > 1 else None for clip_id in ids]
+    elif re.search(r"\.csv:[^:]+$", rule, re.IGNORECASE):
+        groups = _groups_from_csv(ids, *rule.rsplit(":", 1))
+    else:
+        groups = _groups_from_names(ids, rule)
+    without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
+    if without:
+        raise UserError(f"--group {rule}: gives no group for {len(without):,} of {len(ids):,} "
+                        f"clips: {first_few(without, 3)}; correct it, or rename these clips")
+    if len(set(groups)) == 1:
+        raise UserError(f"--group {rule}: all clips are in one group, {groups[0]!r}; a split needs "
+                        "two; choose another rule, or leave it out")
+    return groups
+
+
+def _groups_from_names(ids, pattern):
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--group {pattern}: not a regular expression: {error}") from None
+    matches = [compiled.search(clip_id.rsplit("/", 1)[-1]) for clip_id in ids]
+    return [match[min(1, compiled.groups)] if match else None for match in matches]
+
+
+def _groups_from_csv(ids, path, column):
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--group {path}: cannot be read as CSV ({error})") from None
+    missing = {"video_id", column} - set(rows.columns)
+    if missing:
+        raise UserError(f"--group {path}: has no column {first_few(sorted(missing))}, only "
+                        f"{first_few(rows.columns)}")
+    groups = dict(zip(rows["video_id"], rows[column], strict=True))
+    return [groups.get(clip_id, groups.get(clip_id.rsplit("/", 1)[-1])) for clip_id in ids]
+
+
+def likely_rule(ids: list[str], labels: list[str]) -> str | None:
+    """Return a rule for groups that the names suggest, such as a person's name before `_`.
+
+    It is for a hint only: each prefix must be on clips of several classes.
+    """
+    rules = ["folder"] if all(clip_id.count("/") > 1 for clip_id in ids) else [COMMON_PREFIX]
+    for rule in rules:
+        try:
+            groups = groups_of_clips(ids, rule)
+        except UserError:
+            return None
+        classes = defaultdict(set)
+        for group, label in zip(groups, labels, strict=True):
+            classes[group].add(label)
+        if 1 < len(classes) <= len(ids) / 3 and all(len(own) > 1 for own in classes.values()):
+            return rule
+    return None
+
+
+def duplicates(root: Path, ids: list[str]) -> list[list[int]]:
+    """Return sets of clips with exactly the same bytes, as positions in `ids`.
+
+    Only clips of equal size are read.
+    """
+    by_size = defaultdict(list)
+    for position, clip_id in enumerate(ids):
+        files = _files_of(root / clip_id)
+        by_size[tuple(os.path.getsize(file) for file in files)].append((position, files))
+    by_content = defaultdict(list)
+    for size, clips in by_size.items():
+        if len(clips) > 1:
+            for position, files in clips:
+                by_content[size, _digest(files)].append(position)
+    return [same for same in by_content.values() if len(same) > 1]
+
+
+def _files_of(path: Path) -> list[str]:
+    if path.is_dir():
+        return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    return [str(path)]
+
+
+def _digest(files) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with open(path, "rb") as file:
+            while data := file.read(READ_BYTES):
+                digest.update(data)
+    return digest.digest()
+
+
+def joined(groups: list[str], same: list[list[int]]) -> list[str]:
+    """Return the groups after joining those that share a duplicate."""
+    alias = {}
+
+    def final(group):
+        while group in alias:
+            group = alias[group]
+        return group
+
+    for first, *others in same:
+        for other in others:
+            one, another = final(groups[first]), final(groups[other])
+            if one != another:
+                alias[another] = one
+    return [final(group) for group in groups]
+
+
+# --- the split ---------------------------------------------------------------------------------
+
+
+def split(labels: list[str], groups: list[str], seed: int) -> np.ndarray:
+    """Return which clips are for validation, bool [N]: about a fifth of each class.
+
+    Groups stay together. Of the folds of a stratified grouped split, it is the one that keeps most
+    classes on both sides, then the one whose classes are closest to a fifth.
+    Raises UserError if each fold takes all clips of some class from training.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array(labels)
+    counts = Counter(labels.tolist())
+    num_folds = min(NUM_FOLDS, len(set(groups)), max(counts.values()))
+    parts = []
+    if num_folds > 1:
+        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about classes with fewer clips than folds
+            parts = [part for _, part in folds.split(labels, labels, groups)]
+    best, lowest = None, None
+    for part in parts:
+        own = Counter(labels[part].tolist())
+        num_untrained = sum(own[name] == counts[name] for name in counts)
+        num_unseen = sum(not own[name] for name in counts)
+        unevenness = sum(abs(own[name] / counts[name] - 1 / num_folds) for name in counts)
+        cost = (num_untrained, num_unseen, unevenness)
+        if len(part) and (lowest is None or cost < lowest):
+            best, lowest = part, cost
+    if lowest is None or lowest[0]:
+        raise UserError(
+            "--data: no split leaves clips of each class for training; add clips, choose another "
+            "--group, or make the folders train/ and val/ yourself"
+        )
+    is_validation = np.zeros(len(labels), bool)
+    is_validation[best] = True
+    return is_validation

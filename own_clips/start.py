@@ -1,0 +1,139 @@
+"""`train.py --data FOLDER`: from a folder of clips to CSVs and a config in the run's folder."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from clips.frames import natural_key
+from config import SET_PREFIXES
+from own_clips.class_folders import FoundClips, find_clips
+from own_clips.looking import look_at
+from own_clips.settings import choose_settings
+from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
+from system.config_file import load_config, parse_override
+from system.errors import UserError, first_few
+from training.run_folder import CONFIG_FILE, check_unoccupied, make_run_folder, write_whole
+
+RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
+
+
+def config_for_folder(options, device_type: str) -> str:
+    """Return the path of a config that trains on the folder `options.data`; print each choice.
+
+    The config and its CSVs are written to the run's folder. A run that is resumed, evaluated or
+    checked keeps those that it has.
+    Raises UserError for a folder that cannot be trained on, or a run folder with another run.
+    """
+    root = Path(options.data)
+    if not root.is_dir():
+        raise UserError(f"--data {root}: no such folder; correct the path")
+    overrides = [f"model_name={json.dumps(root.resolve().name or 'clips')}", *options.overrides]
+    config = load_config(RECIPE, overrides)
+    path = config.run_folder / CONFIG_FILE
+    if path.exists() and (options.resume or options.checkpoint or options.check_data):
+        return str(path)
+    if options.command != "train":
+        raise UserError(f"--data {root}: {config.run_folder} has no run of it yet; train first")
+    if not options.overwrite:
+        check_unoccupied(config.run_folder)
+
+    found = find_clips(root)
+    clips = found.table()
+    looks = look_at(root, clips["id"].tolist(), config)
+    clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
+    _print_found(found, clips, looks.bad)
+    clips["group"] = groups_of_clips(clips["id"].tolist(), options.group) if options.group else ""
+    _split(root, clips, options.group, config.seed)
+
+    values = json.loads(RECIPE.read_text(encoding="utf-8")) | dict(map(parse_override, overrides))
+    values |= _write_lists(root, clips, make_run_folder(config))
+    given = dict(map(parse_override, options.overrides))
+    for choice in choose_settings(looks, int((clips["part"] == "train").sum()), device_type):
+        if choice.key not in given:
+            values[choice.key] = choice.value
+            print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
+    write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    print(f"written to {path}: --config {path} repeats this run", flush=True)
+    return str(path)
+
+
+def _print_found(found: FoundClips, clips: pd.DataFrame, bad: dict[str, str]) -> None:
+    """Print how many clips each class has, and what is left out."""
+    counts = Counter(clips["label"])
+    names = [f"{name} {counts[name]:,}" for name in class_names(clips)]
+    print(f"{found.root}: {len(clips):,} clips of {len(counts):,} classes: {first_few(names)}")
+    if bad:
+        print(f"  left out, since they cannot be read: {len(bad):,}: {first_few(bad.values(), 3)}")
+    if found.empty:
+        print(f"  left out, since there are no clips in them: {first_few(found.empty)}")
+    if found.other_files:
+        print(f"  ignored, since they are neither videos nor frames: {len(found.other_files):,} "
+              f"files: {first_few(found.other_files, 3)}")
+
+
+def class_names(clips: pd.DataFrame) -> list[str]:
+    """Return the names of the classes in natural order."""
+    return sorted(set(clips["label"]), key=natural_key)
+
+
+def _split(root: Path, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
+    """Fill in `part` where the folder is not split, and print how it was done.
+
+    Raises UserError if a class has no clips for training.
+    """
+    ids, labels = clips["id"].tolist(), clips["label"].tolist()
+    same = duplicates(root, ids)
+    is_open = ~clips["part"].isin(["validation"]).any()
+    rows = clips.index[clips["part"] != "test"] if is_open else []
+    if same:
+        print(f"  exact duplicates: {sum(map(len, same)):,} clips, such as "
+              f"{first_few([ids[position] for position in same[0]], 3)}"
+              f"{'; they stay on one side' if is_open else ''}")
+    if is_open:
+        groups = clips["group"].tolist() if rule else ids
+        groups = joined(groups, same)
+        is_validation = split([labels[row] for row in rows], [groups[row] for row in rows], seed)
+        clips.loc[rows, "part"] = ["validation" if flag else "train" for flag in is_validation]
+    _print_split(clips, rule, is_open, seed)
+
+
+def _print_split(clips, rule, is_open, seed):
+    counts = Counter(clips["part"])
+    how = f"stratified by class, drawn with seed {seed}" if is_open else "as the folders say"
+    print(f"  {counts['train']:,} clips for training, {counts['validation']:,} for validation, "
+          f"{how}")
+    own = {part: set(clips["group"][clips["part"] == part]) for part in ("train", "validation")}
+    if rule:
+        print(f"  groups ({rule}): {len(own['train'])} for training, {len(own['validation'])} for "
+              f"validation ({first_few(sorted(own['validation']), 5)})")
+        if both := own["train"] & own["validation"]:
+            print(f"  warning: on both sides: {first_few(sorted(both), 5)}")
+    elif is_open:
+        likely = likely_rule(clips["id"].tolist(), clips["label"].tolist())
+        hint = f"the names suggest --group '{likely}'" if likely else "--group names them"
+        print("  warning: no groups are given, so a person or recording may be on both sides, "
+              f"which makes the validation score too high; {hint}")
+    missing = set(clips["label"]) - set(clips["label"][clips["part"] == "train"])
+    if missing:
+        raise UserError(f"--data: no training clips of {first_few(sorted(missing))}; add some")
+
+
+def _write_lists(root: Path, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """Write labels.csv and a CSV for each set; return the config keys that name them."""
+    names = class_names(clips)
+    write_whole(folder / "labels.csv", "\n".join(names) + "\n")
+    keys = {"labels_csv": str(folder / "labels.csv")}
+    for part, prefix in SET_PREFIXES.items():
+        rows = clips[clips["part"] == part]
+        if rows.empty:
+            continue
+        columns = {"id": "video_id", "label": "label"}
+        if rows["group"].any():
+            columns["group"] = "group"
+        text = rows[list(columns)].rename(columns=columns).to_csv(index=False)
+        path = folder / f"{part}.csv"
+        write_whole(path, text)
+        keys |= {f"{prefix}_data_folder": str(root), f"{prefix}_data_csv": str(path)}
+    return keys

@@ -1,0 +1,279 @@
+"""`train.py --data FOLDER`: what is found, how it is split, what is chosen, and whole runs."""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, TINY_NETWORK, draw_frames, write_clip
+from movies import write_video
+
+import train
+from clips.annotations import read_annotations, read_labels
+from own_clips.class_folders import find_clips
+from own_clips.looking import Looks
+from own_clips.settings import choose_settings
+from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
+from system.errors import UserError
+
+TINY = TINY_NETWORK | {"num_epochs": 1, "batch_size": 4, "num_workers": 0}
+OVERRIDES = [part for key, value in TINY.items()
+             for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def write_class_folders(root, num_clips=6, people=("anna", "bo", "cy"), names=CLASSES):
+    """Folders of frames, `<class>/<person>_<number>`; returns the root."""
+    rng = np.random.default_rng(0)
+    for label, name in zip(CLASSES, names, strict=True):
+        for number in range(num_clips):
+            person = people[number % len(people)]
+            write_clip(root / name / f"{person}_{number}", draw_frames(label, 8, rng))
+    return root
+
+
+def do_train(root, tmp_path, *flags):
+    return train.main(["--data", str(root), "-g", "cpu", "--set", f"output_dir={tmp_path / 'runs'}",
+                       *OVERRIDES, *flags])
+
+
+# --- what is found -----------------------------------------------------------------------------
+
+
+def empty_video(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+def test_clips_are_videos_and_folders_of_frames_at_any_depth(tmp_path):
+    for name in ("wave/10.mp4", "wave/2.MP4", "wave/anna/1.avi", "clap/x/y/z.webm"):
+        empty_video(tmp_path / name)
+    write_clip(tmp_path / "clap" / "1", draw_frames("Left", 2, np.random.default_rng(0)))
+    for name in ("clap/notes.txt", "clap/.hidden/1.mp4", ".cache/1.mp4", "readme.md"):
+        empty_video(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    found = find_clips(tmp_path)
+    assert found.clips == [
+        ("clap/1", "clap", ""), ("clap/x/y/z.webm", "clap", ""), ("wave/2.MP4", "wave", ""),
+        ("wave/10.mp4", "wave", ""), ("wave/anna/1.avi", "wave", ""),
+    ]  # fmt: skip
+    assert found.empty == ["empty"] and found.other_files == ["clap/notes.txt"]
+
+
+@pytest.mark.parametrize("validation", ["val", "validation", "Valid"])
+def test_folders_may_be_split_already(tmp_path, validation):
+    for name in ("train/a/1.mp4", "train/b/1.mp4", f"{validation}/a/2.mp4", "test/b/3.mp4"):
+        empty_video(tmp_path / name)
+    parts = {clip_id: part for clip_id, _, part in find_clips(tmp_path).clips}
+    assert parts == {"train/a/1.mp4": "train", "train/b/1.mp4": "train",
+                     f"{validation}/a/2.mp4": "validation", "test/b/3.mp4": "test"}
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train/1.mp4", "bus/1.mp4"):
+        empty_video(tmp_path / name)
+    assert [label for _, label, _ in find_clips(tmp_path).clips] == ["bus", "train"]
+
+
+def test_links_that_lead_in_a_circle_end(tmp_path):
+    for name in ("a/1.mp4", "b/1.mp4"):
+        empty_video(tmp_path / name)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "above").symlink_to(tmp_path)
+    (tmp_path / "b" / "itself").symlink_to("itself")
+    ids = [clip_id for clip_id, _, _ in find_clips(tmp_path).clips]
+    assert ids == ["a/1.mp4", "b/1.mp4"]
+
+
+def clips_directly(root):
+    write_clip(root / "1", draw_frames("Left", 2, np.random.default_rng(0)))
+
+
+WRONG_FOLDERS = {
+    "nothing": (lambda root: None, "it has no folders in it"),
+    "videos": (lambda root: empty_video(root / "1.mp4"), "the videos are directly in it"),
+    "frames": (clips_directly, "the clips are directly in it (1)"),
+    "one class": (lambda root: empty_video(root / "wave/1.mp4"), "only 'wave' has clips"),
+    "no clips": (lambda root: empty_video(root / "wave/1.txt"), "no folder has clips"),
+    "space": (lambda root: empty_video(root / "wave /1.mp4"), "'wave /1.mp4'"),
+    "line end": (lambda root: empty_video(root / "a/1\n2.mp4"), "control characters"),
+    "not UTF-8": (lambda root: empty_video(root / "a" / os.fsdecode(b"\xff.mp4")), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, capfd, name):
+    make, message = WRONG_FOLDERS[name]
+    (tmp_path / "clips").mkdir()
+    make(tmp_path / "clips")
+    assert do_train(tmp_path / "clips", tmp_path) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: --data {tmp_path / 'clips'}: ") and message in error
+    assert not (tmp_path / "runs").exists()
+
+
+# --- the split ---------------------------------------------------------------------------------
+
+
+def test_a_split_is_stratified_seeded_and_keeps_groups_together():
+    labels = [label for label in "abc" for _ in range(20)]
+    groups = [f"person {number % 10}" for number in range(60)]
+    is_validation = split(labels, groups, seed=3)
+    assert Counter(np.array(labels)[is_validation]) == {"a": 4, "b": 4, "c": 4}
+    sides = [set(np.array(groups)[mask]) for mask in (is_validation, ~is_validation)]
+    assert not sides[0] & sides[1]
+    assert (split(labels, groups, seed=3) == is_validation).all()
+    assert any((split(labels, groups, seed) != is_validation).any() for seed in range(3))
+
+
+def test_classes_with_few_clips_keep_some_for_training():
+    labels = ["a"] * 20 + ["b"] * 3 + ["c"]
+    for seed in range(5):
+        is_validation = split(labels, [str(number) for number in range(24)], seed)
+        assert {"a", "b", "c"} == set(np.array(labels)[~is_validation])
+    assert split(["a", "a", "b", "b"], list("wxyz"), 0).sum() == 2
+
+
+@pytest.mark.parametrize(("labels", "groups"), [
+    (["a", "b"], ["1", "2"]),  # a class would have no clip for training
+    (["a"] * 5 + ["b"] * 5, ["1"] * 5 + ["2"] * 5),  # each group is a class
+])
+def test_a_split_that_empties_a_class_is_refused(labels, groups):
+    with pytest.raises(UserError, match="no split leaves clips of each class"):
+        split(labels, groups, 0)
+
+
+def test_duplicates_are_joined(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = draw_frames("Left", 3, rng)
+    for name in ("a", "b", "c"):
+        write_clip(tmp_path / name, frames if name != "b" else draw_frames("Left", 3, rng))
+    for name, data in (("1.mp4", b"one"), ("2.mp4", b"two"), ("3.mp4", b"one")):
+        (tmp_path / name).write_bytes(data)
+    same = duplicates(tmp_path, ["a", "1.mp4", "b", "2.mp4", "c", "3.mp4"])
+    assert same == [[0, 4], [1, 5]]
+    assert joined(["p", "q", "r", "s", "t", "p"], same) == ["q", "q", "r", "s", "q", "q"]
+
+
+IDS = ["wave/anna_1.mp4", "wave/bo_2.mp4", "clap/anna_3.mp4"]
+
+
+def test_groups_come_from_names_folders_and_tables(tmp_path):
+    assert groups_of_clips(IDS, "^([a-z]+)_") == ["anna", "bo", "anna"]
+    assert groups_of_clips(IDS, "^[a-z]") == ["a", "b", "a"]
+    assert groups_of_clips(["wave/anna/1.mp4", "clap/bo/x/2.mp4"], "folder") == ["anna", "x"]
+    table = tmp_path / "people.csv"
+    table.write_text("video_id,person\nanna_1.mp4,A\nbo_2.mp4,B\nclap/anna_3.mp4,007\n")
+    assert groups_of_clips(IDS, f"{table}:person") == ["A", "B", "007"]
+
+
+@pytest.mark.parametrize(("rule", "message"), [
+    ("^([0-9]+)_", "gives no group for 3 of 3 clips: wave/anna_1.mp4"),
+    ("^(anna)_", "gives no group for 1 of 3 clips: wave/bo_2.mp4"),
+    ("(_)", "all clips are in one group"),
+    ("(", "not a regular expression"),
+    ("folder", "gives no group for 3 of 3"),
+    ("none.csv:person", "cannot be read"),
+])
+def test_a_rule_for_groups_that_does_not_fit_is_refused(rule, message):
+    with pytest.raises(UserError, match="--group") as error:
+        groups_of_clips(IDS, rule)
+    assert message in str(error.value)
+
+
+def test_a_rule_is_suggested_where_names_look_like_it():
+    ids = [f"{label}/{person}_{label}.mp4" for person in ("anna", "bo") for label in "abcd"]
+    rule = likely_rule(ids, [clip_id[0] for clip_id in ids])
+    assert groups_of_clips(ids, rule) == ["anna"] * 4 + ["bo"] * 4
+    assert likely_rule([f"{label}/{n}.mp4" for label in "ab" for n in range(9)], list("ab" * 9)) \
+        is None
+
+
+# --- what is chosen ----------------------------------------------------------------------------
+
+
+def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180)):
+    looks = Looks(np.full(9, frames), np.full(9, rate), np.tile(size, (9, 1)), {})
+    return {choice.key: choice.value for choice in choose_settings(looks, num_clips, device)}
+
+
+def test_a_clip_spans_what_the_videos_show():
+    short = chosen(frames=60)
+    assert short["sampling"] == "segments" and short["frame_rate"] == 25
+    assert chosen(frames=10)["clip_size"] < short["clip_size"]
+    long = chosen(frames=25 * 60)
+    assert long["sampling"] == "window" and long["nclips"] > 1
+    assert 3 < long["step_size"] * short["clip_size"] / 25 < 5  # seconds
+    assert "frame_rate" not in chosen(rate=np.nan)
+
+
+def test_a_step_is_affordable():
+    wide, high, small = chosen(), chosen(size=(640, 360)), chosen(size=(20, 20))
+    assert wide["crop_size"][0] < wide["crop_size"][1]
+    assert high["crop_size"][0] > high["crop_size"][1]
+    assert small["crop_size"] == [20, 20]
+    assert chosen(size=(100, 1000))["crop_size"][1] <= 2 * wide["crop_size"][0] + 4
+    assert chosen(device="cuda", size=(720, 1280))["frame_height"] > wide["frame_height"]
+    assert chosen(num_clips=50)["num_epochs"] > chosen(num_clips=5000)["num_epochs"]
+
+
+# --- whole runs --------------------------------------------------------------------------------
+
+
+def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    assert do_train(root, tmp_path, "--group", "^([a-z]+)_") == 0
+    output = capfd.readouterr().out
+    assert "18 clips of 3 classes: Left 6, Right 6, Still 6" in output
+    assert "validation (" in output and "yardsticks" not in output
+    folder = tmp_path / "runs" / "clips"
+    names = read_labels(folder / "labels.csv")
+    people = []
+    for name in ("train", "validation"):
+        ids = read_annotations(folder / f"{name}.csv", root, names).ids
+        people.append({clip_id.split("/")[1][:2] for clip_id in ids})
+    assert people[0] and people[1] and not people[0] & people[1]
+    assert do_train(root, tmp_path) == 2
+    assert "holds a run already" in capfd.readouterr().err
+    config = str(folder / "config.json")
+    assert train.main(["--config", config, "-g", "cpu", "--set", "model_name=again"]) == 0
+    first, second = (torch.load(path / "checkpoint.pth.tar")["state_dict"]
+                     for path in (folder, tmp_path / "runs" / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert do_train(root, tmp_path, "--eval_only", "True", "--checkpoint", "last") == 0
+    assert (folder / "report.html").exists() and (folder / "predictions.csv").exists()
+    assert do_train(root, tmp_path, "--check_data") in (0, 1)
+    assert do_train(root, tmp_path, "--overwrite") == 0
+
+
+def test_names_may_have_anything_in_them(tmp_path):
+    names = ['wave, "hi"', "拍手; x", "it's 1"]
+    root = write_class_folders(tmp_path / "my clips, new", names=names)
+    for index, name in enumerate(names):
+        os.rename(root / name / "anna_0", root / name / f'a,"b;{index} é')
+    assert do_train(root, tmp_path) == 0
+    folder = tmp_path / "runs" / "my clips, new"
+    assert sorted(read_labels(folder / "labels.csv")) == sorted(names)
+    assert do_train(root, tmp_path, "--eval_only", "--checkpoint", "best") == 0
+    predictions = (folder / "predictions.csv").read_text().replace('""', '"')
+    assert all(name in predictions for name in names)
+
+
+def test_few_unreadable_videos_are_left_out_and_many_refused(tmp_path, capfd):
+    root = tmp_path / "clips"
+    rng = np.random.default_rng(0)
+    for label in CLASSES[:2]:
+        for number in range(6):
+            (root / label).mkdir(exist_ok=True, parents=True)
+            write_video(root / label / f"{number}.mp4", draw_frames(label, 8, rng, 32, 32))
+    data = (root / "Left" / "1.mp4").read_bytes()
+    (root / "Left" / "1.mp4").write_bytes(data[: len(data) // 2])
+    assert do_train(root, tmp_path) == 0
+    output = capfd.readouterr().out
+    assert "left out, since they cannot be read: 1" in output and "1.mp4" in output
+    assert "Left 5, Right 6" in output
+    for number in range(2, 5):
+        (root / "Right" / f"{number}.mp4").write_bytes(b"")
+    assert do_train(root, tmp_path, "--overwrite") == 2
+    assert "4 of 12 clips cannot be read" in capfd.readouterr().err
