@@ -116,7 +116,8 @@ def _entries(folder) -> list[os.DirEntry]:
 
 
 def _is_folder(entry) -> bool:
-    return os.path.isdir(entry.path)  # unlike entry.is_dir(), raises nothing for a circular link
+    # is_dir() of a scanned entry costs nothing, but raises on a circular link.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _has_frames(folder) -> bool:
