@@ -277,7 +277,7 @@ def broadcast_from_main(function, *arguments):
 def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
     """Return `model` with gradients averaged over all processes; `model` itself if there is one.
 
-    clips_shape: (N, T, H, W) of one part of a step in this process; autocast: context of forward.
+    clips_shape: (N, T, H, W, C) of a part of a step in this process; autocast: context of forward.
     """
     if world_size() == 1:
         return model
@@ -290,7 +290,7 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
     # After its first backward pass, DDP sums in another order. If the first step were that pass,
     # three processes that resume would differ in the last bit from an uninterrupted run.
     kept = [buffer.clone() for buffer in model.buffers()]
-    clips = torch.zeros(*clips_shape, model.num_channels, device=device).permute(0, 4, 1, 2, 3)
+    clips = torch.zeros(clips_shape, device=device).permute(0, 4, 1, 2, 3)
     network.train()
     with autocast:
         logits = network(clips)

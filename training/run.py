@@ -6,7 +6,7 @@ import torch
 
 from clips.bad_clips import BadClips
 from config import Config
-from model import build_model
+from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
 from system import processes
 from system.device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
@@ -71,7 +71,7 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
-        take_pretrained(model, config, class_names)
+        take_pretrained(model, NETWORKS[config.model].head, config, class_names)
     if config.deterministic and device.type == "cuda":
         warn_if_not_repeatable(model, config.model)
     _check_convolutions(model, config, device)

@@ -118,8 +118,6 @@ def test_it_can_be_spread_over_processes(tmp_path):
 
 def test_an_overwritten_input_is_an_error_and_no_wrong_gradient():
     class Overwriting(nn.Module):
-        head_name = "head"
-
         def __init__(self):
             super().__init__()
             self.first = nn.Conv3d(3, 4, 1)
