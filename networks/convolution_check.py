@@ -132,7 +132,7 @@ def find_faults(model, clip_shape, num_clips, device, precision, training) -> li
     """The convolutions of `model` that are wrong, each with the first remedy that is right."""
     cases = convolution_cases(model, clip_shape, num_clips)
     flop = FLOP_ON_GPU if device.type == "cuda" else FLOP_ON_CPU
-    if not computes_natively(precision, device):
+    if not computes_natively(number_format(precision, device), device):
         flop = FLOP_EMULATED
     faults = []
     for case, names in cases.items():

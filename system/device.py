@@ -86,16 +86,11 @@ def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
     This is the backward pass of 3D max pooling with overlapping windows, which adds gradients in
     any order. (torch.use_deterministic_algorithms)
     """
-    pools = [module for module in model.modules() if isinstance(module, torch.nn.MaxPool3d)]
-    if any(_overlaps(pool.kernel_size, pool.stride) for pool in pools):
+    if any(pool.kernel_size != pool.stride for pool in model.modules()
+           if isinstance(pool, torch.nn.MaxPool3d)):  # fmt: skip
         print(f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
               "is not deterministic on a GPU; two runs may differ by rounding",
               file=sys.stderr)
-
-
-def _overlaps(kernel, stride) -> bool:
-    kernel, stride = ((size,) * 3 if isinstance(size, int) else size for size in (kernel, stride))
-    return any(size > step for size, step in zip(kernel, stride, strict=True))
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -148,27 +143,17 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions; `auto`: bf16 if the hardware supports it, else fp32."""
     if precision != "auto":
         return NUMBER_FORMATS[precision]
+    return torch.bfloat16 if computes_natively(torch.bfloat16, device) else torch.float32
+
+
+def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
+    """True if the device has instructions for `dtype`; its emulation is slower than fp32."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = _cpu_has_bf16()
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """True if the CPU has bf16 instructions; emulated bf16 is much slower than fp32."""
+        return dtype is not torch.bfloat16 or has_bf16
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
     abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-
-
-def computes_natively(precision: str, device: torch.device) -> bool:
-    """True if the device has instructions for `precision`; emulation on a CPU is slow."""
-    if device.type == "cuda" or number_format(precision, device) is torch.float32:
-        return True
-    if number_format(precision, device) is torch.bfloat16:
-        return _cpu_has_bf16()
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_fp16") or abilities.get("amx_fp16"))
+    return name is None or any(abilities.get(f"{unit}_{name}") for unit in ("avx512", "amx"))
 
 
 def precision_name(precision: str, device: torch.device) -> str:

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from system import stopping
-from system.errors import UserError
+from system.errors import UserError, message_for_user
 
 # Longer than any batch takes to load. A dead process is noticed earlier.
 TIMEOUT = timedelta(minutes=10)
@@ -255,15 +255,20 @@ def all_gather(items: list) -> list:
 
 
 def broadcast_from_main(function, *arguments):
-    """Call `function` in the main process; return its result, or raise its UserError, in all."""
+    """Call `function` in the main process; return its result, or raise its UserError, in all.
+
+    An error for which there is a message is raised as a UserError, too.
+    """
     if world_size() == 1:
         return function(*arguments)
     answer = [None, None]
     if is_main():
         try:
             answer[0] = function(*arguments)
-        except UserError as error:
-            answer[1] = str(error)
+        except Exception as error:
+            answer[1] = message_for_user(error)
+            if answer[1] is None:
+                raise
     dist.broadcast_object_list(answer)
     result, message = answer
     if message is not None:

@@ -535,8 +535,8 @@ CONFIGS = {
     "null": Row(config_text("null"), ["config.json", "expected a JSON object"]),
     "doubled key": Row(
         config_with('"lr": 0.1, "lr": 0.2'), ["config.json", "lr", "twice", "remove one"]),
-    "NaN": Row(config_with('"lr": NaN'), ["config.json", "NaN", "not a JSON number"]),
-    "Infinity": Row(config_with('"lr": -Infinity'), ["config.json", "-Infinity"]),
+    "NaN": Row(config_with('"lr": NaN'), ["config.json", "lr: found NaN; expected"]),
+    "Infinity": Row(config_with('"lr": -Infinity'), ["config.json", "lr: found -Infinity"]),
     "infinite by its exponent": Row(config_with('"lr": 1e999'), ["lr", "finite number"]),
     "deep list": Row(config_text("[" * 100_000), ["config.json", "not valid JSON"]),
     "deep object": Row(config_text('{"a":' * 100_000), ["config.json", "not valid JSON"]),
@@ -661,17 +661,17 @@ COMMAND_LINES = {
         both(remove(CHECKPOINT), remove(f"{RUN}/config.json")),
         [f"{RUN}: holds a run already", "--overwrite"], ("--resume", "False")),
     "output folder below a file": Row(
-        nothing, ["config.json/tiny", "cannot be written", "change output_dir"],
+        nothing, ["config.json/tiny", "cannot be written", "choose another place"],
         ("--set", "output_dir=config.json")),
     "output folder in /proc": Row(
-        nothing, ["/proc/tiny", "cannot be written", "change output_dir"],
+        nothing, ["/proc/tiny", "cannot be written", "choose another place"],
         ("--set", "output_dir=/proc")),
     "output folder with a zero byte": Row(
         configure(output_dir="a\0b"), ["output_dir"], ("--resume", "False")),
     "run name too long": Row(
         configure(model_name="x" * 300), ["cannot be written"], ("--resume", "False")),
     "run folder is a file": Row(
-        both(remove(RUN), write(RUN, "a file")), [RUN, "cannot be written", "output_dir"],
+        both(remove(RUN), write(RUN, "a file")), [RUN, "cannot be written", "choose another place"],
         ("--resume", "False")),
     "versions damaged": Row(
         write(f"{RUN}/versions.json", "{"), [f"{RUN}/versions.json", "delete"],
@@ -685,7 +685,7 @@ COMMAND_LINES = {
         configure(checkpoint=RUN), [f"{RUN}: no such checkpoint", "correct the path"], EVALUATE),
     "results below a file": Row(
         configure(output_dir="config.json", checkpoint=CHECKPOINT),
-        ["config.json/tiny", "cannot be written", "output_dir"], EVALUATE),
+        ["config.json/tiny", "cannot be written", "another place"], EVALUATE),
 }
 
 
