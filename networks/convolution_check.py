@@ -2,8 +2,7 @@
 
 Libraries have computed some of them wrong. oneDNN leaves part of the weight gradient of a 3D
 convolution unwritten where time is padded and the input has one frame fewer than the kernel (in
-PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 had wrong 3D
-convolutions, too. What is wrong depends on shapes, versions and the processor, and what is
+PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 were wrong, too. What is
 unwritten can look like a plausible number. So each convolution of a network is compared with fp32
 on random numbers, and one that is wrong is computed in another way.
 
@@ -25,8 +24,7 @@ from system.device import computes_natively, computing_in, number_format, precis
 from system.errors import first_few
 
 LARGEST_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
-# Filled into freed memory, so that what a kernel leaves unwritten shows: one spoils every sum, the
-# other one is found where NaN would be taken for a zero.
+# Filled into freed memory, so that what a kernel leaves unwritten shows; NaN can be taken for 0.
 FILLS = (float("nan"), 1e4)
 # Operations of the forward passes of all convolutions together: about a second of checking.
 FLOP_ON_CPU, FLOP_ON_GPU, FLOP_EMULATED = 3e10, 1e13, 1e8

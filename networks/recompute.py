@@ -21,11 +21,8 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 def recompute_activations(model: nn.Module) -> None:
     """Recompute each stage's activations in the backward pass. (Chen et al., 1604.06174)
 
-    In training, a stage keeps its input only; the recomputed values have the same bits.
-    Where layers follow each other, as in a block of conv3d, a convolution and what follows it are
-    a stage. The peak falls by less than what is kept: a stage's activations and their gradients
-    are there together while the stage is computed.
-
+    In training, a stage keeps its input only; the recomputed values have the same bits. Where
+    layers follow each other, as in conv3d, a convolution and what follows it are a stage.
     Stages are replaced by modules that share their content, so names and weights stay the same.
     """
     for name, child in list(model.named_children()):
@@ -97,12 +94,12 @@ def _keeping_inputs(forward, modules, *inputs):
 
 @contextmanager
 def _unchanged_statistics(modules):
-    """With a momentum of 0, BatchNorm's running statistics stay; its count is set aside."""
+    """With a momentum of 0, BatchNorm's running statistics stay; it counts batches in a copy."""
     norms = [part for module in modules for part in module.modules()
              if isinstance(part, _BatchNorm)]  # fmt: skip
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:

@@ -81,10 +81,9 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
 
 
 def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
-    """Warn if `model` has an operation without a deterministic algorithm on GPUs.
+    """Warn if `model` has 3D max pooling with overlapping windows.
 
-    This is the backward pass of 3D max pooling with overlapping windows, which adds gradients in
-    any order. (torch.use_deterministic_algorithms)
+    Its backward pass adds gradients in any order on GPUs. (torch.use_deterministic_algorithms)
     """
     if any(pool.kernel_size != pool.stride for pool in model.modules()
            if isinstance(pool, torch.nn.MaxPool3d)):  # fmt: skip
@@ -99,9 +98,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 def keep_freed_memory() -> None:
     """With glibc, keep freed memory for the next tensor instead of returning it to the system.
 
-    Otherwise each large tensor gets new pages, which the system has to clear: a fifth of the time
-    of the tutorial's training step on the CPU. The peak of memory is slightly higher.
-    (mallopt(3): no trimming, and no memory maps for single allocations)
+    Clearing new pages takes a fifth of the tutorial's training step on the CPU. (mallopt(3): no
+    trimming, and no memory maps for single allocations)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -129,11 +127,8 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def allow_tf32(is_allowed: bool) -> None:
-    """Set whether fp32 convolutions and matrix products on a GPU may use TF32.
-
-    PyTorch allows it for convolutions by default. These two flags are used instead of the newer
-    `fp32_precision`, since PyTorch refuses to read one kind after the other was set.
-    """
+    """Set whether fp32 convolutions and matrix products on a GPU may use TF32."""
+    # Not by the newer `fp32_precision`: PyTorch refuses to read one kind after the other was set.
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
@@ -158,9 +153,8 @@ def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
 
 def precision_name(precision: str, device: torch.device) -> str:
     """Return `precision`, or what `auto` means on the device."""
-    if precision != "auto":
-        return precision
-    return "bf16" if number_format(precision, device) is torch.bfloat16 else "fp32"
+    is_bf16 = number_format(precision, device) is torch.bfloat16
+    return precision if precision != "auto" else "bf16" if is_bf16 else "fp32"
 
 
 def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> str:
@@ -213,8 +207,7 @@ def evaluating(device: torch.device, config: Config):
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Return the GradScaler that keeps small gradients representable in fp16.
 
-    In other formats its scale is always 1. It then only skips optimizer steps whose gradients
-    contain NaN or inf, which it finds without waiting for the GPU.
+    In other formats its scale is 1, and it only skips steps whose gradients contain NaN or inf.
     """
     if precision == "fp16":
         return torch.amp.GradScaler(device.type)
@@ -236,8 +229,7 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def to_network_input(clips, device, config: Config) -> torch.Tensor:
     """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
 
-    Bytes are copied and converted on the device. The result is in channels-last memory format,
-    which is fastest for convolutions.
+    The result is in channels-last memory format, which is fastest for convolutions.
     """
     mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()

@@ -68,7 +68,7 @@ def _visible(gpus: list[int]) -> str:
 
 
 def _without_gpus(arguments: list[str]) -> list[str]:
-    """Return the flags without -g: under the launcher, the GPU number is the local rank."""
+    """Return the flags without -g; the launcher gives each process its GPU."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpus", "-g")
     return parser.parse_known_args(arguments)[1]
@@ -116,8 +116,7 @@ meet, join, is_first_to_report = _meeting.meet, _meeting.join, _meeting.is_first
 def _roll_call(store, own_rank: int, num_processes: int) -> str:
     """Return a name for this start of the processes that all of them know.
 
-    After a restart, the launcher's store still has what the dead processes wrote, addresses
-    included; under a new name nobody mistakes that for current values.
+    After a restart, the launcher's store still has what the dead processes wrote under another.
     """
     ranks = range(num_processes)
     store.set(f"rank {own_rank}", uuid.uuid4().hex)
@@ -223,11 +222,8 @@ def all_gather_ints(**values: int) -> list[dict[str, int]]:
 
 def all_max(**values: int) -> dict[str, int]:
     """Return the maximum of each value over all processes."""
-    if world_size() == 1:
-        return values
-    numbers = torch.tensor(list(values.values()), dtype=torch.int64)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return dict(zip(values, numbers.tolist(), strict=True))
+    rows = all_gather_ints(**values)
+    return {name: max(row[name] for row in rows) for name in values}
 
 
 def stop_together() -> None:

@@ -29,7 +29,10 @@ class WaitingTime:
     def end(self):
         """The next batch has come."""
         self._pairs.append((self._start, self._moment()))
-        self._add_up()
+        is_gpu = self.device.type == "cuda"
+        while self._pairs and (not is_gpu or self._pairs[0][1].query()):
+            start, end = self._pairs.pop(0)
+            self.seconds += start.elapsed_time(end) / 1000 if is_gpu else end - start
 
     def _moment(self):
         if self.device.type != "cuda":
@@ -37,12 +40,6 @@ class WaitingTime:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-    def _add_up(self):
-        while self._pairs and (self.device.type != "cuda" or self._pairs[0][1].query()):
-            start, end = self._pairs.pop(0)
-            is_event = self.device.type == "cuda"
-            self.seconds += start.elapsed_time(end) / 1000 if is_event else end - start
 
 
 MIN_SHARE_FOR_HINT = 0.2  # of the time

@@ -1,8 +1,6 @@
 """Checkpoints: saved whole or not at all, loaded as plain data, whoever made them.
 
-A checkpoint is a dict with at least `state_dict`, and `epoch` (epochs finished), `arch` and
-`best_prec1`, the keys that checkpoints of this family have always had. `Contents` lists what ours
-add.
+A checkpoint is a dict with at least `state_dict`; `Contents` lists the keys of ours.
 """
 
 import os
@@ -76,10 +74,9 @@ PUBLISHED_NAMES = {
 
 
 def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
-    """Write `checkpoint` to `path` atomically: the file there is always a whole one.
+    """Write `checkpoint` to `path` atomically, and keep the file that was there as `previous_path`.
 
-    The previous one is kept as `previous_path`. Raises UserError if the new one
-    cannot be written; the old one is then untouched.
+    Raises UserError if it cannot be written; the old one is then untouched.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -91,7 +88,6 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
         if previous_path and path.exists():
             os.replace(path, previous_path)
         os.replace(partial, path)
-        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             partial.unlink()
@@ -101,15 +97,6 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
             f"{path}: checkpoint cannot be written ({_first_line(reason)}); the one before is "
             "whole; make room or set output_dir to another disk, then --resume True"
         ) from None
-
-
-def _flush_folder(folder) -> None:
-    """Flush the folder, so that the renaming survives a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path, or_weights=False) -> dict:

@@ -53,10 +53,9 @@ def optimizer_state(optimizer, model: nn.Module) -> dict:
 
 
 def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
-    """Puts the saved running means back; the settings (lr, betas ...) stay those of the config.
+    """Puts back what `optimizer_state` gave; the settings (lr, betas ...) stay those of the config.
 
-    saved: what `optimizer_state` gave. PyTorch itself compares little more than the number of
-    parameters. Raises UserError if the state is of another network or optimizer.
+    Raises UserError if the state is of another network or optimizer.
     """
     own, states = optimizer.state_dict(), saved.get("state")
     problems = _differences(states, list(model.parameters()), optimizer.defaults)

@@ -1,8 +1,8 @@
 """Weights that a new run starts from: what the config key `pretrained` names.
 
-That is a checkpoint, a file that is a plain dict of name -> tensor, or the name of torchvision's
-weights. A checkpoint has to be of the same network. The others may be of a part of it (the network
-that looks at the frames), or of its 2D counterpart, whose kernels are then inflated over time.
+That is a checkpoint of the same network, a file that is a plain dict of name -> tensor, or the name
+of torchvision's weights. The latter two may be of a part of the network (that looks at the frames),
+or of its 2D counterpart, whose kernels are then inflated over time.
 """
 
 import difflib

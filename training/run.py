@@ -20,10 +20,8 @@ from training.pretrained import take_pretrained
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, is_own
 from utils import TrainingMetrics
 
-# What must not change between two steps of one epoch. The training clips must not, either:
-# checkpoints have their digest, those of earlier versions the names of the files.
+# What must not change between two steps of one epoch; nor must the training clips.
 EPOCH_KEYS = ("batch_size", "seed")
-CLIP_KEYS = ("train_data_csv", "labels_csv")
 
 
 @dataclass
@@ -103,10 +101,10 @@ def _check_convolutions(model, config: Config, device) -> None:
 
 
 def save_run(run: Run, is_best: bool = False) -> None:
-    """Write the last checkpoint, and the best one if this is it; called after every update.
+    """Write the last checkpoint, and the best one if this is it; the previous one stays beside it.
 
-    Every process has to call this; the main one writes. The previous checkpoint stays beside it.
-    Raises UserError if it cannot be written, or could not be resumed.
+    Every process has to call this; the main one writes. Raises UserError if it cannot be written,
+    or could not be resumed.
     """
     metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
     if not processes.is_main():
@@ -179,15 +177,10 @@ def restore(run: Run, checkpoint: dict) -> None:
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
         print("the checkpoint has no optimizer state; the optimizer starts afresh")
-    # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
-    elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
+    # Before its first step it is empty; fp16 leaves steps out while its scale is too high.
+    elif checkpoint["optimizer"].get("state") or (run.epoch and not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
     _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
-
-
-def _has_trained(checkpoint: dict) -> bool:
-    counts = [count for _, count in checkpoint.get("metrics", {}).values()]
-    return checkpoint.get("epoch", 0) > 0 or any(counts)
 
 
 def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
@@ -202,10 +195,8 @@ def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
     """Raise UserError if what an unfinished epoch depends on has changed."""
-    known = checkpoint.get("train_clips")
-    keys = EPOCH_KEYS if known else EPOCH_KEYS + CLIP_KEYS
-    fixed = [key for key in changed if key in keys]
-    if known and known != run.train_clips:
+    fixed = [key for key in changed if key in EPOCH_KEYS]
+    if checkpoint.get("train_clips", run.train_clips) != run.train_clips:
         print("changed since the checkpoint: the training clips, their labels or their order")
         fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.step and fixed:
