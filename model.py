@@ -11,13 +11,11 @@ from typing import NamedTuple
 from torch import nn
 
 from config import TORCHVISION_VIDEO_MODELS, Config
-from networks.cnn_lstm import CnnLstm
 from networks.csn import ChannelSeparatedResNet
+from networks.frame_networks import CnnLstm, TemporalRelationNetwork, TwoStream
 from networks.mobilenet3d import MobileNet3d
 from networks.stages import run_without_data, without_data
-from networks.torchvision_video import torchvision_video
-from networks.trn import TemporalRelationNetwork
-from networks.two_stream import TwoStream
+from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
 SMALLEST_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
@@ -36,8 +34,6 @@ class ConvColumn(nn.Module):
     Raises UserError if the clip is too small for one block.
     """
 
-    num_channels = 3
-
     def __init__(self, num_classes, clip_shape, block_widths, head_widths, dropout):
         super().__init__()
         if min(clip_shape[1:]) < SMALLEST_SIDE:
@@ -53,10 +49,7 @@ class ConvColumn(nn.Module):
             shape, channels = shape_after_block(shape), width
         self.last_conv = nn.Conv3d(channels, head_widths[0], kernel_size=shape)
         self.hidden = nn.Sequential(
-            *(
-                hidden_layer(inputs, outputs, dropout)
-                for inputs, outputs in itertools.pairwise(head_widths)
-            )
+            *(hidden_layer(*widths, dropout) for widths in itertools.pairwise(head_widths))
         )
         self.classifier = nn.Linear(head_widths[-1], num_classes)
 
@@ -110,42 +103,13 @@ def build_conv3d(config: Config, num_classes) -> nn.Module:
     )
 
 
-def build_cnn_lstm(config: Config, num_classes) -> nn.Module:
-    return CnnLstm(num_classes, config.backbone, config.lstm_units, config.dropout)
-
-
-def build_trn(config: Config, num_classes) -> nn.Module:
-    is_multi_scale = config.trn_scales == "multi"
-    return TemporalRelationNetwork(
-        num_classes, config.backbone, config.clip_size, is_multi_scale, config.dropout
-    )
-
-
-def build_two_stream(config: Config, num_classes) -> nn.Module:
-    return TwoStream(num_classes, config.backbone, config.clip_size, config.dropout)
-
-
-def build_mobilenet3d(config: Config, num_classes) -> nn.Module:
-    return MobileNet3d(num_classes, config.width, config.dropout)
-
-
-def build_csn(config: Config, num_classes) -> nn.Module:
-    return ChannelSeparatedResNet(num_classes, config.depth, config.width, config.dropout)
-
-
-def build_torchvision_video(config: Config, num_classes) -> nn.Module:
-    clip_shape = (config.clip_size, *config.crop)
-    dropout = config.dropout if config.model == "s3d" else None
-    return torchvision_video(config.model, num_classes, clip_shape, dropout)
-
-
 NETWORKS = {
     "conv3d": Network(build_conv3d),
-    "cnn_lstm": Network(build_cnn_lstm),
-    "trn": Network(build_trn),  # its heads are `classifiers`
-    "two_stream": Network(build_two_stream),
-    "mobilenet3d": Network(build_mobilenet3d),
-    "csn": Network(build_csn),
+    "cnn_lstm": Network(CnnLstm),
+    "trn": Network(TemporalRelationNetwork),  # its heads are `classifiers`
+    "two_stream": Network(TwoStream),
+    "mobilenet3d": Network(MobileNet3d),
+    "csn": Network(ChannelSeparatedResNet),
     **{name: Network(build_torchvision_video, head)
        for name, head in TORCHVISION_VIDEO_MODELS.items()},
 }  # fmt: skip
@@ -153,21 +117,13 @@ NETWORKS = {
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that `config.model` names. Raises UserError for clips too small for it."""
-    network = NETWORKS[config.model]
-    model = network.build(config, num_classes)
-    model.num_classes, model.num_channels = num_classes, config.num_channels
-    model.head_name = network.head
-    check_clip_shape(model, (config.clip_size, *config.crop), config.model)
-    return model
-
-
-def check_clip_shape(model: nn.Module, clip_shape, name: str) -> None:
-    """Raise UserError if the network `name` cannot take clips of this shape, (T, H, W)."""
+    model = NETWORKS[config.model].build(config, num_classes)
     try:
-        run_without_data(without_data(model), clip_shape)
+        run_without_data(without_data(model), (config.clip_size, *config.crop))
     except (RuntimeError, ValueError):
-        frames, height, width = clip_shape
+        height, width = config.crop
         raise UserError(
-            f"clip_size, crop_size: {name} cannot take clips of {frames} frames of "
-            f"{height} x {width} pixels; raise clip_size or crop_size"
+            f"clip_size, crop_size: {config.model} cannot take clips of {config.clip_size} frames "
+            f"of {height} x {width} pixels; raise clip_size or crop_size"
         ) from None
+    return model

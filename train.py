@@ -192,7 +192,10 @@ def validate(run: Run, loader) -> torch.Tensor:
         run.bad_clips.note(batch, annotations, "validation", run.epoch + 1)
 
     model = run.evaluated_model
-    logits = compute_logits(model, loader, run.device, "validation", note_bad_clips)
+    num_classes = len(run.class_names)
+    logits = compute_logits(
+        model, num_classes, loader, run.device, "validation", note_bad_clips
+    )
     run.bad_clips.report(annotations, "validation", run.epoch + 1)
     return logits
 
@@ -248,8 +251,10 @@ def run_training(config: Config, options, device) -> None:
     if config.compile:
         run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
-    run.network = processes.parallel(run.model, device, (num_clips, *clip_shape),
-                                     autocast(device, config.precision))  # fmt: skip
+    run.network = processes.parallel(
+        run.model, device, (num_clips, *clip_shape, config.num_channels),
+        autocast(device, config.precision),
+    )  # fmt: skip
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from networks.frame_networks import NUM_FLOW_CHANNELS
 from networks.stages import stages
-from networks.two_stream import NUM_FLOW_CHANNELS
 
 # Identities and changes of shape.
 SILENT_LAYERS = nn.Identity | nn.Dropout | nn.Flatten

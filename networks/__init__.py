@@ -1,3 +1,1 @@
-"""The other networks, and what is done to any network: its table of stages, recomputed
-activations, checks.
-"""
+"""The other networks, and what is done to any network: stages, recomputing, checks, folding."""

@@ -2,8 +2,7 @@
 
 Libraries have computed some of them wrong. oneDNN leaves part of the weight gradient of a 3D
 convolution unwritten where time is padded and the input has one frame fewer than the kernel (in
-PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 had wrong 3D
-convolutions, too. What is wrong depends on shapes, versions and the processor, and what is
+PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 were wrong, too. What is
 unwritten can look like a plausible number. So each convolution of a network is compared with fp32
 on random numbers, and one that is wrong is computed in another way.
 
@@ -12,22 +11,20 @@ Shapes: N clips, C channels, T frames, H, W pixels.
 
 import copy
 import math
-from collections import defaultdict
-from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.stages import run_without_data, without_data
+from networks.stages import as_kind, run_without_data, without_data
 from system import processes
 from system.device import computes_natively, computing_in, number_format, precision_name
 from system.errors import first_few
 
 LARGEST_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
-# Filled into freed memory, so that what a kernel leaves unwritten shows: one spoils every sum, the
-# other one is found where NaN would be taken for a zero.
+# Filled into freed memory, so that what a kernel leaves unwritten shows; NaN can be taken for 0.
 FILLS = (float("nan"), 1e4)
 # Operations of the forward passes of all convolutions together: about a second of checking.
 FLOP_ON_CPU, FLOP_ON_GPU, FLOP_EMULATED = 3e10, 1e13, 1e8
@@ -38,15 +35,8 @@ FEWEST_CLIPS, TOLERATED_COST = 2, 4
 class Case(NamedTuple):
     """A convolution and its input: what decides by which kernel it is computed."""
 
-    kind: type  # nn.Conv2d or nn.Conv3d, or a subclass
+    layer: str  # its class, channels, kernel, stride, padding ..., as PyTorch prints them
     input_shape: tuple[int, ...]  # [N, C, H, W] or [N, C, T, H, W]
-    channels_out: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
-    groups: int
-    has_bias: bool
 
 
 class Fault(NamedTuple):
@@ -55,7 +45,7 @@ class Fault(NamedTuple):
     layers: list[str]
     part: str  # of the results
     error: float  # relative
-    remedy: int  # position in REMEDIES
+    remedy: type[nn.Module]
 
 
 # --- other ways to compute a convolution ---------------------------------------------------------
@@ -71,52 +61,38 @@ class PaddedBeforehand(nn.Conv3d):
                         self.groups)
 
 
-class Conv2dInFp32(nn.Conv2d):
+class InFp32:
     """A convolution that is left out of the lower precision around it."""
 
     def forward(self, inputs):
-        with _in_full_precision(inputs):
+        if inputs.is_meta:  # only shapes are computed there, and there is no autocast
+            return super().forward(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
             return super().forward(inputs.float())
 
 
-class Conv3dInFp32(nn.Conv3d):
-    """As `Conv2dInFp32`."""
-
-    def forward(self, inputs):
-        with _in_full_precision(inputs):
-            return super().forward(inputs.float())
+class Conv2dInFp32(InFp32, nn.Conv2d):
+    pass
 
 
-def _in_full_precision(inputs):
-    # The meta device, on which only shapes are computed, has no autocast.
-    if inputs.is_meta:
-        return nullcontext()
-    return torch.autocast(inputs.device.type, enabled=False)
+class Conv3dInFp32(InFp32, nn.Conv3d):
+    pass
 
 
-def padded_beforehand(module) -> nn.Module | None:
-    """The convolution with time padded by `F.pad`; None if there is nothing to pad."""
-    if not isinstance(module, nn.Conv3d) or isinstance(module.padding, str):
-        return None
-    return _as_kind(PaddedBeforehand, module) if module.padding[0] else None
+# What the user is told.
+REMEDIES = {PaddedBeforehand: "time is padded beforehand", Conv2dInFp32: "computed in fp32",
+            Conv3dInFp32: "computed in fp32"}  # fmt: skip
 
 
-def in_fp32(module) -> nn.Module:
-    return _as_kind(Conv3dInFp32 if isinstance(module, nn.Conv3d) else Conv2dInFp32, module)
-
-
-# From the cheapest on, with what the user is told.
-REMEDIES = ((padded_beforehand, "time is padded beforehand"), (in_fp32, "computed in fp32"))
-
-
-def _as_kind(kind, module) -> nn.Module:
-    """A convolution of another class with the very parameters of `module`."""
-    other = kind(
-        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-        module.dilation, module.groups, bias=module.bias is not None, device="meta",
-    )  # fmt: skip
-    other.weight, other.bias = module.weight, module.bias
-    return other.train(module.training)
+def remedy_for(module, errors_of) -> type[nn.Module]:
+    """The cheapest kind of convolution that is right; errors_of: gives the errors of a module."""
+    if not isinstance(module, nn.Conv3d):
+        return Conv2dInFp32
+    if not isinstance(module.padding, str) and module.padding[0]:
+        errors = errors_of(as_kind(PaddedBeforehand, module))
+        if max(errors.values()) <= LARGEST_ERROR:
+            return PaddedBeforehand
+    return Conv3dInFp32  # fp32 is what the others are compared with
 
 
 # --- the check -----------------------------------------------------------------------------------
@@ -134,17 +110,14 @@ def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, 
     if number_format(precision, device) is torch.float32:
         return []
     found = find_faults(model, clip_shape, num_clips, device, precision, training)
-    faults = processes.all_gather(found)
-    remedies = {}
-    for fault in faults:
-        for name in fault.layers:
-            remedies[name] = max(fault.remedy, remedies.get(name, 0))
+    faults, remedies = processes.all_gather(found), {}
+    # Where processes differ, fp32, which is always right, goes last.
+    for fault in sorted(faults, key=lambda fault: fault.remedy is not PaddedBeforehand):
+        remedies |= dict.fromkeys(fault.layers, fault.remedy)
     for name, remedy in remedies.items():
-        parent, _, attribute = name.rpartition(".")
-        replacement = REMEDIES[remedy][0](model.get_submodule(name))
-        setattr(model.get_submodule(parent), attribute, replacement)
-    for remedy, (_, words) in enumerate(REMEDIES):
-        names = [name for name, chosen in remedies.items() if chosen == remedy]
+        model.set_submodule(name, as_kind(remedy, model.get_submodule(name)))
+    for remedy, words in REMEDIES.items():
+        names = [name for name, chosen in remedies.items() if chosen is remedy]
         if names:
             worst = next(fault for fault in faults if names[0] in fault.layers)
             print(f"{precision_name(precision, device)} convolutions that are wrong on this "
@@ -157,40 +130,28 @@ def find_faults(model, clip_shape, num_clips, device, precision, training) -> li
     """The convolutions of `model` that are wrong, each with the first remedy that is right."""
     cases = convolution_cases(model, clip_shape, num_clips)
     flop = FLOP_ON_GPU if device.type == "cuda" else FLOP_ON_CPU
-    if not computes_natively(precision, device):
+    if not computes_natively(number_format(precision, device), device):
         flop = FLOP_EMULATED
     faults = []
     for case, names in cases.items():
         module = model.get_submodule(names[0])
-        shape = affordable_shape(case, flop / len(cases))
-        errors = relative_errors(module, shape, device, precision, training)
-        part, error = max(errors.items(), key=lambda item: item[1])
-        if error > LARGEST_ERROR:
-            remedy = _first_right_remedy(module, shape, device, precision, training)
-            faults.append(Fault(names, part, error, remedy))
+        shape = affordable_shape(module, case.input_shape, flop / len(cases))
+        errors_of = partial(relative_errors, input_shape=shape, device=device,
+                            precision=precision, training=training)  # fmt: skip
+        errors = errors_of(module)
+        part = max(errors, key=errors.get)
+        if errors[part] > LARGEST_ERROR:
+            faults.append(Fault(names, part, errors[part], remedy_for(module, errors_of)))
     return faults
-
-
-def _first_right_remedy(module, shape, device, precision, training) -> int:
-    *cheaper, _ = REMEDIES
-    for position, (remedy, _) in enumerate(cheaper):
-        other = remedy(module)
-        if other is not None:
-            errors = relative_errors(other, shape, device, precision, training)
-            if max(errors.values()) <= LARGEST_ERROR:
-                return position
-    return len(cheaper)  # fp32 is what the others are compared with
 
 
 def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
     """The distinct convolutions of `model`, each with the names of its layers."""
-    meta_model, cases = without_data(model), defaultdict(list)
+    meta_model, cases = without_data(model), {}
 
     def record(name, module, inputs):
-        shape = (num_clips * len(inputs), *inputs.shape[1:])
-        case = Case(type(module), shape, module.out_channels, module.kernel_size, module.stride,
-                    module.padding, module.dilation, module.groups, module.bias is not None)
-        if name not in cases[case]:
+        case = Case(repr(module), (num_clips * len(inputs), *inputs.shape[1:]))
+        if name not in cases.setdefault(case, []):
             cases[case].append(name)
 
     for name, module in meta_model.named_modules():
@@ -199,29 +160,25 @@ def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
                 lambda module, inputs, name=name: record(name, module, inputs[0])
             )
     run_without_data(meta_model, clip_shape)
-    return dict(cases)
+    return cases
 
 
-def affordable_shape(case: Case, flop) -> tuple[int, ...]:
+def affordable_shape(module, input_shape, flop) -> tuple[int, ...]:
     """The input's shape with as many clips as about `flop` operations are enough for.
 
     The number of frames, on which faults have depended, stays; H and W shrink where two clips
     would cost far more.
     """
-    num_clips, channels_in, *sizes = case.input_shape
-    of_a_place = 2 * case.channels_out * math.prod(case.kernel) * channels_in / case.groups
+    num_clips, channels, *sizes = input_shape
 
-    def cost():
-        places = (-(-size // step) for size, step in zip(sizes, case.stride, strict=True))
-        return of_a_place * math.prod(places)
+    def cost_of_a_clip():
+        places = (-(-size // step) for size, step in zip(sizes, module.stride, strict=True))
+        return 2 * module.weight.numel() * math.prod(places)
 
-    def can_shrink():
-        return all(size >= 2 * kernel for size, kernel in zip(sizes[-2:], case.kernel[-2:],
-                                                             strict=True))
-
-    while FEWEST_CLIPS * cost() > TOLERATED_COST * flop and can_shrink():
+    smallest = 2 * max(module.kernel_size[-2:])
+    while FEWEST_CLIPS * cost_of_a_clip() > TOLERATED_COST * flop and min(sizes[-2:]) >= smallest:
         sizes[-2:] = [size // 2 for size in sizes[-2:]]
-    return min(num_clips, max(FEWEST_CLIPS, int(flop / cost()))), channels_in, *sizes
+    return min(num_clips, max(FEWEST_CLIPS, int(flop / cost_of_a_clip()))), channels, *sizes
 
 
 def relative_errors(module, input_shape, device, precision, training) -> dict[str, float]:
@@ -256,23 +213,23 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
 def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
     """The output and, if gradients are wanted, those of the input, the weight and the bias."""
     sizes = [tensor.numel() for tensor in (inputs, gradient, module.weight)]
-    if fill is not None:
-        _fill_freed_memory(fill, sizes, inputs.device)
+    _fill_freed_memory(fill, sizes, inputs.device)
     output = module(inputs)
-    results = {"output": output}
+    results = {"output": output.detach()}
     if inputs.requires_grad:
-        if fill is not None:
-            _fill_freed_memory(fill, sizes, inputs.device)
+        _fill_freed_memory(fill, sizes, inputs.device)
         wanted = {"input gradient": inputs, "weight gradient": module.weight}
         if module.bias is not None:
             wanted["bias gradient"] = module.bias
         gradients = torch.autograd.grad(output, list(wanted.values()), gradient.to(output.dtype))
         results |= dict(zip(wanted, gradients, strict=True))
-    return {name: value.detach() for name, value in results.items()}
+    return results
 
 
 def _fill_freed_memory(value, sizes, device) -> None:
     """Fill freed blocks that the allocator reuses next, for elements of 2 and 4 bytes."""
+    if value is None:
+        return
     lengths = [length for size in sizes for length in (size, -(-size // 2))]
     lengths += [2**power for power in range(6, 21)]
     # All at once, so that each gets memory of its own.

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from config import Config
 from networks.mobilenet3d import multiple_of_8
 
 # Layers with weights -> blocks of each stage.
@@ -13,12 +14,11 @@ class ChannelSeparatedResNet(nn.Module):
 
     Its bottlenecks are the "interaction-reduced" ones: pointwise, depthwise 3 x 3 x 3, pointwise.
     The stem alone mixes channels and space.
-    depth: layers with weights, 26, 50, 101 or 152; width: factor for the number of channels.
     """
 
-    def __init__(self, num_classes, depth, width, dropout):
+    def __init__(self, config: Config, num_classes):
         super().__init__()
-        channels = multiple_of_8(64 * width)
+        channels = multiple_of_8(64 * config.width)
         self.stem = nn.Sequential(
             nn.Conv3d(3, channels, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False),
             nn.BatchNorm3d(channels),
@@ -26,13 +26,15 @@ class ChannelSeparatedResNet(nn.Module):
             nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1)),
         )
         self.layers = nn.Sequential()
-        for stage, num_blocks in enumerate(RESNET_BLOCKS[depth]):
-            inside = multiple_of_8(64 * 2**stage * width)
+        for stage, num_blocks in enumerate(RESNET_BLOCKS[config.depth]):
+            inside = multiple_of_8(64 * 2**stage * config.width)
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 self.layers.append(ChannelSeparatedBottleneck(channels, inside, stride))
                 channels = inside * ChannelSeparatedBottleneck.EXPANSION
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
+        self.classifier = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(channels, num_classes)
+        )
 
     def forward(self, clips):
         return self.classifier(self.layers(self.stem(clips)).mean(dim=(2, 3, 4)))

@@ -2,13 +2,14 @@
 
 from torch import nn
 
+from config import Config
+
 
 class MobileNet3d(nn.Module):
     """MobileNetV2 with kernels of 3 x 3 x 3. (Koepueklue et al., arXiv 1904.02422, table 1)
 
     Depthwise convolutions see time and space, pointwise ones the channels. The modules have the
     names that torchvision's `mobilenet_v2` gives them, so that its weights can be inflated.
-    width: factor for the number of channels.
     """
 
     # Factor that the inside of a block is wider by, channels, blocks, stride of the first (T, H, W)
@@ -22,8 +23,9 @@ class MobileNet3d(nn.Module):
         (6, 320, 1, (1, 1, 1)),
     )
 
-    def __init__(self, num_classes, width, dropout):
+    def __init__(self, config: Config, num_classes):
         super().__init__()
+        width = config.width
         channels = multiple_of_8(32 * width)
         layers = [conv_norm_relu(3, channels, 3, (1, 2, 2))]
         for expansion, channels_out, num_blocks, first_stride in self.STAGES:
@@ -35,7 +37,9 @@ class MobileNet3d(nn.Module):
         last_channels = multiple_of_8(1280 * max(1.0, width))
         layers.append(conv_norm_relu(channels, last_channels, 1))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last_channels, num_classes))
+        self.classifier = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(last_channels, num_classes)
+        )
 
     def forward(self, clips):
         return self.classifier(self.features(clips).mean(dim=(2, 3, 4)))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from networks.stages import stages
+from networks.stages import as_kind, stages
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
@@ -21,24 +21,18 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 def recompute_activations(model: nn.Module) -> None:
     """Recompute each stage's activations in the backward pass. (Chen et al., 1604.06174)
 
-    In training, a stage keeps its input only; the recomputed values have the same bits.
-    Where layers follow each other, as in a block of conv3d, a convolution and what follows it are
-    a stage. The head stays as it is. The peak falls by less than what is kept: a stage's
-    activations and their gradients are there together while the stage is computed.
-
+    In training, a stage keeps its input only; the recomputed values have the same bits. Where
+    layers follow each other, as in conv3d, a convolution and what follows it are a stage.
     Stages are replaced by modules that share their content, so names and weights stay the same.
     """
     for name, child in list(model.named_children()):
-        if not name.startswith(model.head_name) and isinstance(child, nn.Sequential):
-            setattr(model, name, _as_kind(SequentialInRuns, child))
+        if isinstance(child, nn.Sequential):
+            model.set_submodule(name, as_kind(SequentialInRuns, child))
     for name, stage in stages(model):
-        if name.startswith(model.head_name) or _is_single_layer(stage):
-            continue
-        in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
-        if in_runs or not isinstance(stage, SequentialInRuns):
+        if not _is_single_layer(stage):
+            in_runs = isinstance(stage, nn.Sequential) and all(map(_is_single_layer, stage))
             kind = SequentialInRuns if in_runs else _recomputed_kind(type(stage))
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _as_kind(kind, stage))
+            model.set_submodule(name, as_kind(kind, stage))
 
 
 class SequentialInRuns(nn.Sequential):
@@ -61,13 +55,6 @@ def _recomputed_kind(kind: type[nn.Module]) -> type[nn.Module]:
             return _keeping_inputs(partial(kind.forward, self), [self], *inputs)
 
     return Recomputed
-
-
-def _as_kind(kind: type[nn.Module], module: nn.Module) -> nn.Module:
-    """A module of class `kind` with the very parameters, buffers and children of `module`."""
-    other = kind.__new__(kind)
-    vars(other).update(vars(module))
-    return other
 
 
 def _is_single_layer(module) -> bool:
@@ -107,18 +94,14 @@ def _keeping_inputs(forward, modules, *inputs):
 
 @contextmanager
 def _unchanged_statistics(modules):
-    """BatchNorm writes its running statistics, and its count of batches, to copies meanwhile.
-
-    Without them it would save fewer tensors than in the first pass, which PyTorch refuses.
-    """
+    """With a momentum of 0, BatchNorm's running statistics stay; it counts batches in a copy."""
     norms = [part for module in modules for part in module.modules()
-             if isinstance(part, _BatchNorm)]
-    kept = [(norm, name, buffer) for norm in norms
-            for name, buffer in norm.named_buffers(recurse=False)]
-    for norm, name, buffer in kept:
-        setattr(norm, name, buffer.clone())
+             if isinstance(part, _BatchNorm)]  # fmt: skip
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm, name, buffer in kept:
-            setattr(norm, name, buffer)
+        for norm, before in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = before

@@ -15,9 +15,32 @@ def without_data(model) -> nn.Module:
     return copy.deepcopy(model).to("meta").eval()
 
 
+def num_channels(model) -> int:
+    """Channels of the network's input: RGB, unless its class says otherwise."""
+    return getattr(model, "num_channels", 3)
+
+
 @torch.no_grad()
 def run_without_data(meta_model, clip_shape) -> None:
-    meta_model(torch.empty(1, meta_model.num_channels, *clip_shape, device="meta"))
+    """Raises RuntimeError or ValueError if the network cannot take clips of this (T, H, W)."""
+    meta_model(torch.empty(1, num_channels(meta_model), *clip_shape, device="meta"))
+
+
+def output_shapes(model, clip_shape) -> dict[str, torch.Size]:
+    """The shape of each module's output for one clip, by the module's name."""
+    meta_model, shapes = without_data(model), {}
+
+    def note_shape(name, output):
+        output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
+        if isinstance(output, torch.Tensor):
+            shapes[name] = output.shape
+
+    for name, module in meta_model.named_modules():
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: note_shape(name, output)
+        )
+    run_without_data(meta_model, clip_shape)
+    return shapes
 
 
 def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
@@ -26,26 +49,16 @@ def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
     clip_shape: (T, H, W). A multiplication and an addition count as two operations.
     num_clips: that are computed at once; a last line warns if they are too many.
     """
-    meta_model = without_data(model)
-    shapes = {}
-
-    def note_shape(name, output):
-        output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
-        shapes[name] = ", ".join(map(str, output.shape[1:]))
-
-    for name, stage in stages(meta_model):
-        stage.register_forward_hook(
-            lambda _module, _inputs, output, name=name: note_shape(name, output)
-        )
     with FlopCounterMode(display=False) as counter:
-        run_without_data(meta_model, clip_shape)
-    gflop = counter.get_total_flops() / 1e9
-    rows = [("input", ", ".join(map(str, (model.num_channels, *clip_shape))), 0)]
-    rows += [(name, shapes.get(name, ""), count_parameters(stage)) for name, stage in stages(model)]
+        shapes = output_shapes(model, clip_shape)
+    rows = [("input", (num_channels(model), *clip_shape), 0)]
+    rows += [(name, shapes.get(name, ())[1:], count_parameters(stage))
+             for name, stage in stages(model)]  # fmt: skip
     width = max(15, *(len(name) for name, _, _ in rows)) + 1
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
-    lines += [f"{name:<{width}}{shape:<24}{count:>12,}" for name, shape, count in rows]
-    total = f"{gflop:.2f} GFLOP per clip"
+    lines += [f"{name:<{width}}{', '.join(map(str, shape)):<24}{count:>12,}"
+              for name, shape, count in rows]  # fmt: skip
+    total = f"{counter.get_total_flops() / 1e9:.2f} GFLOP per clip"
     lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
     most = largest_batch(model, clip_shape)
     if num_clips > most:
@@ -57,16 +70,8 @@ def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
 
 def largest_batch(model, clip_shape) -> int:
     """Clips whose activations have at most MOST_ELEMENTS elements in each tensor."""
-    meta_model, most = without_data(model), []
-
-    def note_size(_module, _inputs, output):
-        if isinstance(output, torch.Tensor):
-            most.append(output.numel())
-
-    for module in meta_model.modules():
-        module.register_forward_hook(note_size)
-    run_without_data(meta_model, clip_shape)
-    return MOST_ELEMENTS // max(most)
+    shapes = output_shapes(model, clip_shape).values()
+    return MOST_ELEMENTS // max(shape.numel() for shape in shapes)
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:
@@ -83,3 +88,10 @@ def stages(model) -> list[tuple[str, nn.Module]]:
 
 def count_parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def as_kind(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """A module of class `kind` with the very parameters, buffers and children of `module`."""
+    other = kind.__new__(kind)
+    vars(other).update(vars(module))
+    return other

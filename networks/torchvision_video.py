@@ -2,22 +2,24 @@
 
 from torch import nn
 
+from config import Config
 from system.errors import UserError
 
 
-def torchvision_video(name, num_classes, clip_shape, dropout=None) -> nn.Module:
+def build_torchvision_video(config: Config, num_classes) -> nn.Module:
     """One of torchvision's video models, with fresh weights.
 
     Raises UserError for `mvit_*` with other clips than the one shape that they are made for.
     """
     import torchvision  # here, since it takes a second that the other networks need not wait for
 
-    if name.startswith("mvit") and tuple(clip_shape) != (16, 224, 224):
+    name, (height, width) = config.model, config.crop
+    if name.startswith("mvit") and (config.clip_size, height, width) != (16, 224, 224):
         raise UserError(
             f"model: {name} takes clips of clip_size 16 and crop_size 224 only, found "
-            f"{clip_shape[0]} and {clip_shape[1]} x {clip_shape[2]}; swin3d_t takes any"
+            f"{config.clip_size} and {height} x {width}; swin3d_t takes any"
         )
-    options = {} if dropout is None else {"dropout": dropout}
+    options = {"dropout": config.dropout} if name == "s3d" else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if name == "s3d":
         # Its windows of 7 x 7 are the whole picture at 224 pixels; so are these, at any size.

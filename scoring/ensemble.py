@@ -58,6 +58,7 @@ def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torc
     loader = build_loader(annotations, loaded.config, False, device)
     bad_clips = BadClips(loaded.config)
     note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
-    logits = compute_logits(loaded.network, loader, device, set_name, note)
+    num_classes = len(loaded.classes)
+    logits = compute_logits(loaded.network, num_classes, loader, device, set_name, note)
     bad_clips.report(annotations, set_name, epoch=1)
     return logits

@@ -18,7 +18,7 @@ from system.errors import UserError, first_few
 from utils import accuracy_ranks, top_k_correct
 
 
-def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor:
+def compute_logits(model, num_classes, loader, device, title, note_bad_clips) -> torch.Tensor:
     """Return the logits of all clips of the loader's set, float32 [N, classes] in CSV order.
 
     The logits of a clip with several windows are the logarithm of their mean probabilities.
@@ -30,7 +30,7 @@ def compute_logits(model, loader, device, title, note_bad_clips) -> torch.Tensor
     config = data_set.config
     processes.copy_buffers_from_main(model)
     model = for_inference(model)
-    logits = torch.zeros(len(data_set), model.num_classes, device=device)
+    logits = torch.zeros(len(data_set), num_classes, device=device)
     bad = []
     silent = None if processes.is_main() else True
     for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):

@@ -60,17 +60,12 @@ def _read_json_object(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: {', '.join(twice)}: given twice; remove one of them")
         return dict(pairs)
 
-    def refuse_constant(name):
-        raise UserError(f"{path}: {name} is not a JSON number")
-
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: config cannot be read ({error}); check --config") from None
     try:
-        values = json.loads(
-            text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
-        )
+        values = json.loads(text, object_pairs_hook=refuse_duplicates)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: also thousands of digits

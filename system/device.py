@@ -81,21 +81,15 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
 
 
 def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
-    """Warn if `model` has an operation without a deterministic algorithm on GPUs.
+    """Warn if `model` has 3D max pooling with overlapping windows.
 
-    This is the backward pass of 3D max pooling with overlapping windows, which adds gradients in
-    any order. (torch.use_deterministic_algorithms)
+    Its backward pass adds gradients in any order on GPUs. (torch.use_deterministic_algorithms)
     """
-    pools = [module for module in model.modules() if isinstance(module, torch.nn.MaxPool3d)]
-    if any(_overlaps(pool.kernel_size, pool.stride) for pool in pools):
+    if any(pool.kernel_size != pool.stride for pool in model.modules()
+           if isinstance(pool, torch.nn.MaxPool3d)):  # fmt: skip
         print(f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
               "is not deterministic on a GPU; two runs may differ by rounding",
               file=sys.stderr)
-
-
-def _overlaps(kernel, stride) -> bool:
-    kernel, stride = ((size,) * 3 if isinstance(size, int) else size for size in (kernel, stride))
-    return any(size > step for size, step in zip(kernel, stride, strict=True))
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -104,9 +98,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 def keep_freed_memory() -> None:
     """With glibc, keep freed memory for the next tensor instead of returning it to the system.
 
-    Otherwise each large tensor gets new pages, which the system has to clear: a fifth of the time
-    of the tutorial's training step on the CPU. The peak of memory is slightly higher.
-    (mallopt(3): no trimming, and no memory maps for single allocations)
+    Clearing new pages takes a fifth of the tutorial's training step on the CPU. (mallopt(3): no
+    trimming, and no memory maps for single allocations)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -134,11 +127,8 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def allow_tf32(is_allowed: bool) -> None:
-    """Set whether fp32 convolutions and matrix products on a GPU may use TF32.
-
-    PyTorch allows it for convolutions by default. These two flags are used instead of the newer
-    `fp32_precision`, since PyTorch refuses to read one kind after the other was set.
-    """
+    """Set whether fp32 convolutions and matrix products on a GPU may use TF32."""
+    # Not by the newer `fp32_precision`: PyTorch refuses to read one kind after the other was set.
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
@@ -148,34 +138,23 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions; `auto`: bf16 if the hardware supports it, else fp32."""
     if precision != "auto":
         return NUMBER_FORMATS[precision]
+    return torch.bfloat16 if computes_natively(torch.bfloat16, device) else torch.float32
+
+
+def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
+    """True if the device has instructions for `dtype`; its emulation is slower than fp32."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = _cpu_has_bf16()
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """True if the CPU has bf16 instructions; emulated bf16 is much slower than fp32."""
+        return dtype is not torch.bfloat16 or has_bf16
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
     abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-
-
-def computes_natively(precision: str, device: torch.device) -> bool:
-    """True if the device has instructions for `precision`; emulation on a CPU is slow."""
-    if device.type == "cuda" or number_format(precision, device) is torch.float32:
-        return True
-    if number_format(precision, device) is torch.bfloat16:
-        return _cpu_has_bf16()
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_fp16") or abilities.get("amx_fp16"))
+    return name is None or any(abilities.get(f"{unit}_{name}") for unit in ("avx512", "amx"))
 
 
 def precision_name(precision: str, device: torch.device) -> str:
     """Return `precision`, or what `auto` means on the device."""
-    if precision != "auto":
-        return precision
-    return "bf16" if number_format(precision, device) is torch.bfloat16 else "fp32"
+    is_bf16 = number_format(precision, device) is torch.bfloat16
+    return precision if precision != "auto" else "bf16" if is_bf16 else "fp32"
 
 
 def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> str:
@@ -228,8 +207,7 @@ def evaluating(device: torch.device, config: Config):
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Return the GradScaler that keeps small gradients representable in fp16.
 
-    In other formats its scale is always 1. It then only skips optimizer steps whose gradients
-    contain NaN or inf, which it finds without waiting for the GPU.
+    In other formats its scale is 1, and it only skips steps whose gradients contain NaN or inf.
     """
     if precision == "fp16":
         return torch.amp.GradScaler(device.type)
@@ -251,10 +229,8 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def to_network_input(clips, device, config: Config) -> torch.Tensor:
     """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
 
-    With `subtract_background`, the mean frame of each clip is subtracted.
-
-    Bytes are copied and converted on the device. The result is in channels-last memory format,
-    which is fastest for convolutions.
+    With `subtract_background`, the mean frame of each clip is subtracted. The result is in
+    channels-last memory format, which is fastest for convolutions.
     """
     mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()

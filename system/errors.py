@@ -101,7 +101,8 @@ def _message_for_disk(error: OSError) -> str | None:
     # A broken pipe or connection is not an error of a disk.
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
         return None
-    remedy = "make room" if error.errno in _FULL_DISK else "check its permissions and the disk"
+    remedy = ("make room" if error.errno in _FULL_DISK else
+              "check its permissions and the disk, or choose another place")  # fmt: skip
     return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
             f"{remedy}; an earlier checkpoint there is intact")
 

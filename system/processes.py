@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from system import stopping
-from system.errors import UserError
+from system.errors import UserError, message_for_user
 
 # Longer than any batch takes to load. A dead process is noticed earlier.
 TIMEOUT = timedelta(minutes=10)
@@ -68,7 +68,7 @@ def _visible(gpus: list[int]) -> str:
 
 
 def _without_gpus(arguments: list[str]) -> list[str]:
-    """Return the flags without -g: under the launcher, the GPU number is the local rank."""
+    """Return the flags without -g; the launcher gives each process its GPU."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpus", "-g")
     return parser.parse_known_args(arguments)[1]
@@ -116,8 +116,7 @@ meet, join, is_first_to_report = _meeting.meet, _meeting.join, _meeting.is_first
 def _roll_call(store, own_rank: int, num_processes: int) -> str:
     """Return a name for this start of the processes that all of them know.
 
-    After a restart, the launcher's store still has what the dead processes wrote, addresses
-    included; under a new name nobody mistakes that for current values.
+    After a restart, the launcher's store still has what the dead processes wrote under another.
     """
     ranks = range(num_processes)
     store.set(f"rank {own_rank}", uuid.uuid4().hex)
@@ -223,11 +222,8 @@ def all_gather_ints(**values: int) -> list[dict[str, int]]:
 
 def all_max(**values: int) -> dict[str, int]:
     """Return the maximum of each value over all processes."""
-    if world_size() == 1:
-        return values
-    numbers = torch.tensor(list(values.values()), dtype=torch.int64)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return dict(zip(values, numbers.tolist(), strict=True))
+    rows = all_gather_ints(**values)
+    return {name: max(row[name] for row in rows) for name in values}
 
 
 def stop_together() -> None:
@@ -255,15 +251,20 @@ def all_gather(items: list) -> list:
 
 
 def broadcast_from_main(function, *arguments):
-    """Call `function` in the main process; return its result, or raise its UserError, in all."""
+    """Call `function` in the main process; return its result, or raise its UserError, in all.
+
+    An error for which there is a message is raised as a UserError, too.
+    """
     if world_size() == 1:
         return function(*arguments)
     answer = [None, None]
     if is_main():
         try:
             answer[0] = function(*arguments)
-        except UserError as error:
-            answer[1] = str(error)
+        except Exception as error:
+            answer[1] = message_for_user(error)
+            if answer[1] is None:
+                raise
     dist.broadcast_object_list(answer)
     result, message = answer
     if message is not None:
@@ -277,7 +278,7 @@ def broadcast_from_main(function, *arguments):
 def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
     """Return `model` with gradients averaged over all processes; `model` itself if there is one.
 
-    clips_shape: (N, T, H, W) of one part of a step in this process; autocast: context of forward.
+    clips_shape: (N, T, H, W, C) of a part of a step in this process; autocast: context of forward.
     """
     if world_size() == 1:
         return model
@@ -290,7 +291,7 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
     # After its first backward pass, DDP sums in another order. If the first step were that pass,
     # three processes that resume would differ in the last bit from an uninterrupted run.
     kept = [buffer.clone() for buffer in model.buffers()]
-    clips = torch.zeros(*clips_shape, model.num_channels, device=device).permute(0, 4, 1, 2, 3)
+    clips = torch.zeros(clips_shape, device=device).permute(0, 4, 1, 2, 3)
     network.train()
     with autocast:
         logits = network(clips)

@@ -1,7 +1,7 @@
 """Profiling: the share of time spent waiting for data, and the sections of a training step."""
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -29,7 +29,10 @@ class WaitingTime:
     def end(self):
         """The next batch has come."""
         self._pairs.append((self._start, self._moment()))
-        self._add_up()
+        is_gpu = self.device.type == "cuda"
+        while self._pairs and (not is_gpu or self._pairs[0][1].query()):
+            start, end = self._pairs.pop(0)
+            self.seconds += start.elapsed_time(end) / 1000 if is_gpu else end - start
 
     def _moment(self):
         if self.device.type != "cuda":
@@ -37,12 +40,6 @@ class WaitingTime:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-    def _add_up(self):
-        while self._pairs and (self.device.type != "cuda" or self._pairs[0][1].query()):
-            start, end = self._pairs.pop(0)
-            is_event = self.device.type == "cuda"
-            self.seconds += start.elapsed_time(end) / 1000 if is_event else end - start
 
 
 MIN_SHARE_FOR_HINT = 0.2  # of the time
@@ -79,7 +76,7 @@ class StepProfile:
         """folder: where the trace is written; None disables profiling."""
         self.folder, self.device = folder, device
         self.step, self.seconds, self.start = 0, {}, 0.0
-        self.tracer = self._waiting = None
+        self.tracer, self.waiting = None, ExitStack()
 
     @contextmanager
     def section(self, name: str):
@@ -95,16 +92,14 @@ class StepProfile:
 
     def wait(self):
         """The next batch is waited for, which is a section; the tracer starts here."""
-        if self.step == self.WARM_UP_STEPS and not self.tracer:
-            self._open()
-        if self.tracer:
-            self._waiting = self.section("wait for data")
-            self._waiting.__enter__()
+        if self.folder and self.step == self.WARM_UP_STEPS and not self.tracer:
+            self.tracer, self.seconds = torch.profiler.profile(), {}
+            self.tracer.start()
+            self.start = self._now()
+        self.waiting.enter_context(self.section("wait for data"))
 
     def batch_arrived(self):
-        if self._waiting:
-            self._waiting.__exit__(None, None, None)
-            self._waiting = None
+        self.waiting.close()
 
     def step_done(self):
         self.step += 1
@@ -116,34 +111,22 @@ class StepProfile:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _open(self):
-        if self.folder:
-            kinds = ["CPU", "CUDA"] if self.device.type == "cuda" else ["CPU"]
-            activities = [getattr(torch.profiler.ProfilerActivity, kind) for kind in kinds]
-            self.tracer, self.seconds = torch.profiler.profile(activities=activities), {}
-            self.tracer.start()
-            self.start = self._now()
-
     def close(self):
-        """Writes the trace and prints the table, if any step was profiled."""
-        self.batch_arrived()
-        num_steps, tracer = self.step - self.WARM_UP_STEPS, self.tracer
-        self.tracer = None
+        """Write the trace and print milliseconds per step by section, if a step was profiled."""
+        self.waiting.close()
+        num_steps, tracer, self.tracer = self.step - self.WARM_UP_STEPS, self.tracer, None
         if not tracer:
             return
         total = self._now() - self.start
         tracer.stop()
-        if num_steps:
-            path = self.folder / f"process_{processes.rank()}.pt.trace.json"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tracer.export_chrome_trace(str(path))
-            print(f"{self._table(num_steps, total)}\n"
-                  f"trace: {path}; open it in https://ui.perfetto.dev", flush=True)
-
-    def _table(self, num_steps: int, total: float) -> str:
-        """Return a table of milliseconds per step by section. total: seconds of all steps."""
+        if not num_steps:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"process_{processes.rank()}.pt.trace.json"
+        tracer.export_chrome_trace(str(path))
         rows = self.seconds | {"other": total - sum(self.seconds.values()), "whole step": total}
         lines = [f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}"]
         lines += [f"{name:<20}{1000 * seconds / num_steps:>10.2f}{seconds / total:>9.1%}"
                   for name, seconds in rows.items()]
-        return "\n".join(lines)
+        lines.append(f"trace: {path}; open it in https://ui.perfetto.dev")
+        print("\n".join(lines), flush=True)

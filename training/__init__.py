@@ -1,3 +1,1 @@
-"""What a run moves and keeps: its state, folder and checkpoints, the optimizer, mixing,
-averages of weights.
-"""
+"""What a run moves and keeps: state, folder, checkpoints, optimizer, mixing, averaged weights."""

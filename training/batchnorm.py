@@ -22,10 +22,9 @@ NUM_CLIPS = 512  # enough for means and variances; an epoch may have fewer
 def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Config) -> None:
     """Set the running means and variances of `model` to those over up to NUM_CLIPS clips.
 
-    The clips are the first of the epoch's training clips as they were augmented in it, so that the
-    result depends on weights, seed and epoch alone; dropout is off, as in evaluation. They are in
-    place only once all is computed, so a signal leaves the old ones. Every process has to call
-    this; each computes a part.
+    The clips are the first of the epoch's training clips as they were augmented in it; dropout is
+    off. The new statistics are in place only once all is computed, so a signal leaves the old ones.
+    Every process has to call this; each computes a part.
     """
     if not _norms(model):
         return

@@ -23,8 +23,7 @@ class LossWatch:
     """Records steps whose loss or gradient is NaN or inf, until all processes stop together.
 
     The optimizer has not moved in such a step (see `device.loss_scaler`), and `settle` comes before
-    every save, so no checkpoint comes after one. A GPU is asked about the step before the last one
-    only, which it has finished while it was given the last.
+    every save. A GPU is asked about the step before the last one only, which it has finished.
     """
 
     def __init__(self, device: torch.device, precision: str):

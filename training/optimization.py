@@ -53,10 +53,9 @@ def optimizer_state(optimizer, model: nn.Module) -> dict:
 
 
 def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
-    """Puts the saved running means back; the settings (lr, betas ...) stay those of the config.
+    """Puts back what `optimizer_state` gave; the settings (lr, betas ...) stay those of the config.
 
-    saved: what `optimizer_state` gave. PyTorch itself compares little more than the number of
-    parameters. Raises UserError if the state is of another network or optimizer.
+    Raises UserError if the state is of another network or optimizer.
     """
     own, states = optimizer.state_dict(), saved.get("state")
     problems = _differences(states, list(model.parameters()), optimizer.defaults)
@@ -79,29 +78,20 @@ def _numbers_of_parameters(optimizer, model) -> list[int]:
 
 def _differences(states, parameters, defaults) -> list[str]:
     """What of the optimizer's state is missing, or does not fit the parameters."""
-    if "betas" not in defaults and not defaults["momentum"]:
-        return []  # SGD without momentum keeps nothing
-    if not isinstance(states, dict) or set(states) != set(range(len(parameters))):
-        return [f"it is not that of {len(parameters)} parameters"]
-    means, counts = ["momentum_buffer"], {}
     if "betas" in defaults:
-        means = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if defaults["amsgrad"] else [])]
-        counts = {"step": ()}
-    shapes = [counts | dict.fromkeys(means, tuple(p.shape)) for p in parameters]
+        names = ["step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * defaults["amsgrad"]]
+    else:  # SGD, which without momentum keeps nothing
+        names = ["momentum_buffer"] if defaults["momentum"] else []
+    if names and (not isinstance(states, dict) or set(states) != set(range(len(parameters)))):
+        return [f"it is not that of {len(parameters)} parameters"]
     return [
         f"{name} of parameter {index} is missing or does not fit"
-        for index, expected in enumerate(shapes)
-        for name, shape in expected.items()
-        if not isinstance(states[index], dict) or not _fits(states[index].get(name), name, shape)
+        for index, parameter in enumerate(parameters)
+        for name in names
+        if not isinstance(states[index], dict)
+        or getattr(states[index].get(name), "shape", None)
+        != (() if name == "step" else parameter.shape)
     ]
-
-
-def _fits(value, name, shape) -> bool:
-    if not isinstance(value, torch.Tensor) or value.shape != shape or not value.is_floating_point():
-        return False
-    is_signed = name in ("exp_avg", "momentum_buffer")
-    smallest = -math.inf if is_signed else 0  # squares and counts are never negative
-    return bool((value.isfinite() & (value >= smallest)).all())
 
 
 def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:

@@ -6,7 +6,7 @@ import torch
 
 from clips.bad_clips import BadClips
 from config import Config
-from model import build_model
+from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
 from system import processes
 from system.device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
@@ -20,10 +20,8 @@ from training.pretrained import take_pretrained
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, is_own
 from utils import TrainingMetrics
 
-# What must not change between two steps of one epoch. The training clips must not, either:
-# checkpoints have their digest, those of earlier versions the names of the files.
+# What must not change between two steps of one epoch; nor must the training clips.
 EPOCH_KEYS = ("batch_size", "seed")
-CLIP_KEYS = ("train_data_csv", "labels_csv")
 
 
 @dataclass
@@ -73,7 +71,7 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
-        take_pretrained(model, config, class_names)
+        take_pretrained(model, NETWORKS[config.model].head, config, class_names)
     if config.deterministic and device.type == "cuda":
         warn_if_not_repeatable(model, config.model)
     _check_convolutions(model, config, device)
@@ -105,10 +103,10 @@ def _check_convolutions(model, config: Config, device) -> None:
 
 
 def save_run(run: Run, is_best: bool = False) -> None:
-    """Write the last checkpoint, and the best one if this is it; called after every update.
+    """Write the last checkpoint, and the best one if this is it; the previous one stays beside it.
 
-    Every process has to call this; the main one writes. The previous checkpoint stays beside it.
-    Raises UserError if it cannot be written, or could not be resumed.
+    Every process has to call this; the main one writes. Raises UserError if it cannot be written,
+    or could not be resumed.
     """
     metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
     if not processes.is_main():
@@ -181,15 +179,10 @@ def restore(run: Run, checkpoint: dict) -> None:
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
         print("the checkpoint has no optimizer state; the optimizer starts afresh")
-    # Adam has no state before its first step, which fp16 leaves out while its scale is too high.
-    elif _has_trained(checkpoint) and (checkpoint["optimizer"].get("state") or not saved_scaler):
+    # Before its first step it is empty; fp16 leaves steps out while its scale is too high.
+    elif checkpoint["optimizer"].get("state") or (run.epoch and not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
     _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
-
-
-def _has_trained(checkpoint: dict) -> bool:
-    counts = [count for _, count in checkpoint.get("metrics", {}).values()]
-    return checkpoint.get("epoch", 0) > 0 or any(counts)
 
 
 def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
@@ -204,10 +197,8 @@ def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
     """Raise UserError if what an unfinished epoch depends on has changed."""
-    known = checkpoint.get("train_clips")
-    keys = EPOCH_KEYS if known else EPOCH_KEYS + CLIP_KEYS
-    fixed = [key for key in changed if key in keys]
-    if known and known != run.train_clips:
+    fixed = [key for key in changed if key in EPOCH_KEYS]
+    if checkpoint.get("train_clips", run.train_clips) != run.train_clips:
         print("changed since the checkpoint: the training clips, their labels or their order")
         fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.step and fixed:

@@ -40,27 +40,20 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: 
     """Makes the run folder and writes `config.json` and `versions.json` into it.
 
     goes_on: the run in it is the one that is resumed. devices: what computes, in words.
-    Raises UserError if another run is there already and may not be overwritten, or if the folder
-    cannot be written.
+    Raises UserError if another run is there already and may not be overwritten, OSError if the
+    folder cannot be written.
     """
     folder = config.run_folder
     if not (goes_on or overwrite):
         check_unoccupied(folder)
     make_run_folder(config)
-    try:
-        if overwrite and not goes_on:
-            for name in (*RECORDS, REPORT_FILE):
-                (folder / name).unlink(missing_ok=True)
-            for name in (LOG_FOLDER, PROFILE_FOLDER):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        for name in () if goes_on else STARTED:
+    if not goes_on:
+        for name in (*STARTED, *RECORDS, REPORT_FILE) if overwrite else STARTED:
             (folder / name).unlink(missing_ok=True)
-        _append_versions(folder / VERSIONS_FILE, devices)
-        write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: run folder cannot be written ({error.strerror}); change output_dir"
-        ) from None
+        for name in (LOG_FOLDER, PROFILE_FOLDER) if overwrite else ():
+            shutil.rmtree(folder / name, ignore_errors=True)
+    _append_versions(folder / VERSIONS_FILE, devices)
+    write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
 
 
 def _records(folder) -> list[str]:
@@ -75,24 +68,17 @@ def check_unoccupied(folder) -> None:
 
 def occupied(folder) -> str:
     found = _records(folder)
-    way_on = "it has no checkpoint to go on from; "
-    if LAST_CHECKPOINT in found or PREVIOUS_CHECKPOINT in found:
-        way_on = "go on with it by --resume True --checkpoint last, "
-    elif BEST_CHECKPOINT in found:
-        way_on = "go back to its best epoch by --resume True --checkpoint best, "
+    names = {LAST_CHECKPOINT: "last", PREVIOUS_CHECKPOINT: "last", BEST_CHECKPOINT: "best"}
+    name = next((name for file, name in names.items() if file in found), None)
+    way_on = (f"go on with it by --resume True --checkpoint {name}, " if name else
+              "it has no checkpoint to go on from; ")  # fmt: skip
     return (f"{folder}: holds a run already ({', '.join(found)}); {way_on}choose another "
             "model_name, or delete it by --overwrite True")
 
 
 def make_run_folder(config: Config) -> Path:
-    """Makes the folder for what a command writes; raises UserError if that cannot be done."""
-    try:
-        config.run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{config.run_folder}: run folder cannot be written ({error.strerror}); change "
-            "output_dir"
-        ) from None
+    """Makes the folder for what a command writes."""
+    config.run_folder.mkdir(parents=True, exist_ok=True)
     return config.run_folder
 
 

@@ -15,7 +15,6 @@ from runs import make_settings, run_folder, write_config
 import train
 from model import build_model
 from networks.convolution_check import (
-    Case,
     affordable_shape,
     convolution_cases,
     find_faults,
@@ -185,11 +184,10 @@ def test_frames_of_2d_networks_count_as_clips():
 
 
 def test_a_costly_convolution_is_checked_on_fewer_clips_and_smaller_pictures_of_all_frames():
-    case = Case(torch.nn.Conv3d, (64, 32, 17, 82, 82), 32, (2, 3, 3), (1, 1, 1), (1, 1, 1),
-                (1, 1, 1), 1, True)  # fmt: skip
-    assert affordable_shape(case, 1e12) == (64, 32, 17, 82, 82)
-    assert affordable_shape(case, 2e10) == (4, 32, 17, 82, 82)
-    assert affordable_shape(case, 1e8) == (2, 32, 17, 10, 10)
+    layer, shape = torch.nn.Conv3d(32, 32, (2, 3, 3), padding=1), (64, 32, 17, 82, 82)
+    assert affordable_shape(layer, shape, 1e12) == (64, 32, 17, 82, 82)
+    assert affordable_shape(layer, shape, 2e10) == (4, 32, 17, 82, 82)
+    assert affordable_shape(layer, shape, 1e8) == (2, 32, 17, 10, 10)
 
 
 # --- in a run ------------------------------------------------------------------------------------

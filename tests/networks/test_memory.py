@@ -69,6 +69,13 @@ def test_the_same_bits_in_bf16():
         assert differing(step(other, clips), expected) == []
 
 
+def test_the_same_bits_with_synchronised_batchnorm():
+    """Which in one process computes as BatchNorm does, and insists on its count."""
+    model, other, clips = build_pair("r3d_18")
+    model, other = map(nn.SyncBatchNorm.convert_sync_batchnorm, (model, other))
+    assert differing(step(other, clips), step(model, clips)) == []
+
+
 @pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "r3d_18"])
 def test_a_copy_has_weights_of_its_own(name):
     _, model, clips = build_pair(name)
@@ -118,8 +125,6 @@ def test_it_can_be_spread_over_processes(tmp_path):
 
 def test_an_overwritten_input_is_an_error_and_no_wrong_gradient():
     class Overwriting(nn.Module):
-        head_name = "head"
-
         def __init__(self):
             super().__init__()
             self.first = nn.Conv3d(3, 4, 1)

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import MODELS
 from model import build_model
+from networks.frame_networks import TemporalRelationNetwork
 from networks.inference import for_inference
 from networks.stages import count_parameters, describe, run_without_data, without_data
-from networks.trn import TemporalRelationNetwork
 from system.errors import UserError
 
 SMALL = {"clip_size": 4, "crop_size": 40, "backbone": "mobilenet_v3_small"}
@@ -116,7 +116,7 @@ def test_clips_that_are_too_small_are_refused(name, keys, remedy):
 
 
 def test_relations_are_of_ordered_frames_and_repeat_in_evaluation():
-    model = TemporalRelationNetwork(3, "mobilenet_v3_small", 6, True, 0.0)
+    model = TemporalRelationNetwork(small_config("trn", clip_size=6), 3)
     assert model.scales == [6, 5, 4, 3, 2]
     for is_training in (True, False):
         model.train(is_training)

@@ -435,18 +435,3 @@ def test_an_epoch_is_finished_with_the_clips_that_it_was_begun_with(
     (tmp_path / "renamed.csv").write_text("".join(lines[1:]))
     assert train.main([*arguments, "--set", "num_epochs=3"]) == 0
     assert "changed since the checkpoint: the training clips" in capsys.readouterr().out
-
-
-def test_older_checkpoints_do_not_know_their_clips(settings, whole_run, tmp_path, capsys):
-    own = settings | {"output_dir": str(tmp_path)}
-    arguments = ["-c", write_config(tmp_path / "config.json", own), "-g", "cpu", "-r", "auto"]
-    train_until(arguments, epoch=1, step=1)
-    path = run_folder(own) / "checkpoint.pth.tar"
-    saved = load_checkpoint(path)
-    del saved["train_clips"]
-    save_checkpoint(saved, path)
-    copy = shutil.copy(settings["train_data_csv"], tmp_path / "train.csv")
-    assert train.main([*arguments, "--set", f"train_data_csv={copy}"]) == 2
-    assert "train_data_csv: " in capsys.readouterr().err
-    assert train.main(arguments) == 0
-    assert differences(whole_run(), run_folder(own)) == []

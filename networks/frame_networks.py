@@ -1,0 +1,151 @@
+"""Networks that look at frames by torchvision's 2D networks: CNN and LSTM, TRN, two streams.
+
+Shapes: N clips, C channels, T frames, H, W pixels, F features.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from config import Config
+
+NUM_FLOW_CHANNELS = 2  # pixels moved to the right, and down
+
+
+def build_backbone(name) -> tuple[nn.Sequential, int]:
+    """torchvision's network of that name without its last layers, and how many features it gives.
+
+    Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
+    """
+    import torchvision  # here, since it takes a second that the other networks need not wait for
+
+    network = torchvision.models.get_model(name, weights=None)
+    parts = OrderedDict(network.named_children())
+    _, head = parts.popitem()
+    num_features = next(m for m in head.modules() if isinstance(m, nn.Linear)).in_features
+    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 has it in its code
+    parts["flatten"] = nn.Flatten()
+    return nn.Sequential(parts), num_features
+
+
+def features_of_frames(backbone, clips) -> torch.Tensor:
+    """Each frame through the 2D network: [N, C, T, H, W] -> [N, T, F]."""
+    num_clips, _, num_frames = clips.shape[:3]
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    return backbone(frames).view(num_clips, num_frames, -1)
+
+
+class CnnLstm(nn.Module):
+    """A 2D ConvNet on each frame, an LSTM over the sequence. (Donahue et al., arXiv 1411.4389)
+
+    Every step of the LSTM gives logits; the clip's are their mean.
+    """
+
+    def __init__(self, config: Config, num_classes):
+        super().__init__()
+        self.backbone, num_features = build_backbone(config.backbone)
+        self.lstm = nn.LSTM(num_features, config.lstm_units, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.lstm_units, num_classes)
+
+    def forward(self, clips):
+        states, _ = self.lstm(features_of_frames(self.backbone, clips))  # [N, T, units]
+        return self.classifier(self.dropout(states)).mean(dim=1)
+
+
+class TemporalRelationNetwork(nn.Module):
+    """Features of ordered frame tuples through MLPs. (Zhou et al., arXiv 1711.08496)
+
+    The single-scale network relates all T frames; the multi-scale one adds the scores of tuples
+    of T, T - 1, ... 2 frames. Of each scale some tuples are looked at: in training they are drawn
+    anew each time, as in the paper; in evaluation they are spread evenly.
+    """
+
+    NUM_TUPLES = 3  # of each scale
+    FRAME_FEATURES, RELATION_FEATURES = 256, 256
+
+    def __init__(self, config: Config, num_classes):
+        super().__init__()
+        self.backbone, num_features = build_backbone(config.backbone)
+        self.project = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(num_features, self.FRAME_FEATURES)
+        )
+        self.num_frames = config.clip_size
+        smallest = min(2, self.num_frames) if config.trn_scales == "multi" else self.num_frames
+        self.scales = list(range(self.num_frames, smallest - 1, -1))
+        self.relations = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(), nn.Linear(scale * self.FRAME_FEATURES, self.RELATION_FEATURES),
+                nn.ReLU(), nn.Dropout(config.dropout),
+            )
+            for scale in self.scales
+        )  # fmt: skip
+        self.classifiers = nn.ModuleList(
+            nn.Linear(self.RELATION_FEATURES, num_classes) for _ in self.scales
+        )
+
+    def forward(self, clips):
+        features = self.project(features_of_frames(self.backbone, clips))  # [N, T, F]
+        logits = 0
+        for scale, relation, classifier in zip(
+            self.scales, self.relations, self.classifiers, strict=True
+        ):
+            tuples = self.tuples(scale, clips.device)
+            related = relation(features[:, tuples].flatten(2))  # [N, tuples, F]
+            logits = logits + classifier(related).mean(dim=1)
+        return logits
+
+    def tuples(self, scale, device) -> torch.Tensor:
+        """Positions of frames in rising order, [tuples, scale]."""
+        if scale == self.num_frames:
+            return torch.arange(scale, device=device)[None]
+        if self.training:
+            order = torch.rand(self.NUM_TUPLES, self.num_frames, device=device).argsort(dim=1)
+            return order[:, :scale].sort(dim=1).values
+        places = (torch.arange(self.NUM_TUPLES, device=device)[:, None] + 0.5) / self.NUM_TUPLES
+        parts = torch.arange(scale, device=device) + places
+        return (parts * self.num_frames / scale).long()
+
+
+class TwoStream(nn.Module):
+    """One frame through a spatial ConvNet, stacked flow through a temporal one; scores averaged.
+
+    (Simonyan and Zisserman, NeurIPS 2014) Clips have five channels: RGB and the optical flow from
+    each frame to the next. The frame is the middle one in evaluation, a random one in training.
+    """
+
+    num_channels = 3 + NUM_FLOW_CHANNELS
+
+    def __init__(self, config: Config, num_classes):
+        super().__init__()
+        self.spatial, num_features = build_backbone(config.backbone)
+        self.temporal, _ = build_backbone(config.backbone)
+        replace_first_convolution(self.temporal, NUM_FLOW_CHANNELS * (config.clip_size - 1))
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.ModuleDict(
+            {stream: nn.Linear(num_features, num_classes) for stream in ("spatial", "temporal")}
+        )
+
+    def forward(self, clips):
+        frames, flow = clips[:, :-NUM_FLOW_CHANNELS], clips[:, -NUM_FLOW_CHANNELS:]
+        num_frames = frames.shape[2]
+        chosen = int(torch.randint(num_frames, ())) if self.training else num_frames // 2
+        spatial = self.spatial(frames[:, :, chosen])
+        # The last frame has no next one. Flattened where it lies last, it stays channels last.
+        flow = flow[:, :, : num_frames - 1].permute(0, 3, 4, 1, 2).flatten(3)
+        temporal = self.temporal(flow.permute(0, 3, 1, 2))
+        return (
+            self.classifier["spatial"](self.dropout(spatial))
+            + self.classifier["temporal"](self.dropout(temporal))
+        ) / 2
+
+
+def replace_first_convolution(network, channels_in) -> None:
+    """Makes the first convolution of a 2D network take another number of channels."""
+    name, first = next(
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    fresh = nn.Conv2d(channels_in, first.out_channels, first.kernel_size, first.stride,
+                      first.padding, bias=first.bias is not None)  # fmt: skip
+    network.set_submodule(name, fresh)
