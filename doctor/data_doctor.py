@@ -25,7 +25,6 @@ from tqdm import tqdm
 from clips.annotations import is_folder_name, read_labels, read_rows
 from clips.batches import as_it_is
 from clips.frames import (
-    JPEG_SUFFIXES,
     FrameError,
     OversizedFrameError,
     decode_frame,
@@ -39,13 +38,6 @@ from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
 from system import processes, stopping
 from system.errors import UserError, first_few
-
-_SUFFIXES_BY_MAGIC = {
-    b"\xff\xd8\xff": JPEG_SUFFIXES,
-    b"\x89PNG": (".png",),
-    b"BM": (".bmp",),
-    b"RIFF": (".webp",),
-}
 
 
 def check_data(config: Config, report_path="data_report.csv") -> int:
@@ -260,7 +252,6 @@ class ClipResult:
     num_frames: int = 0
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
     digest: bytes | None = None  # of the bytes of all frames; None if any frame is unreadable
-    misnamed: list = field(default_factory=list)  # frames whose extension names another format
     findings: list = field(default_factory=list)  # (kind, detail, frame)
 
     def add(self, kind, detail, frame=""):
@@ -337,8 +328,6 @@ def _check_frames(folder, frames, max_pixels, result):
         hasher.update(data)
     if all_read:
         result.digest = hasher.digest()
-    if result.misnamed:
-        result.add("wrong extension", f"content of another format: {first_few(result.misnamed)}")
     if len(result.sizes) > 1:
         result.add("mixed frame sizes", describe_sizes(result.sizes))
 
@@ -353,18 +342,9 @@ def _check_frame(folder, frame, max_pixels, result) -> bytes:
         data = Path(path).read_bytes()
         height, width, _ = decode_frame(data, max_pixels).shape
         result.sizes[width, height] += 1
-        if _is_misnamed(frame, data):
-            result.misnamed.append(frame)
     except OSError as error:
         result.add("unreadable frame", error.strerror or str(error), frame)
     except FrameError as error:
         oversized = isinstance(error, OversizedFrameError)
         result.add("oversized frame" if oversized else "damaged frame", str(error), frame)
     return data
-
-
-def _is_misnamed(frame, data) -> bool:
-    for magic, suffixes in _SUFFIXES_BY_MAGIC.items():
-        if data.startswith(magic):
-            return not frame.lower().endswith(suffixes)
-    return False

@@ -260,9 +260,6 @@ CASES = {
     "short clip": (
         lambda data: (data / "clips/2/00003.jpg").unlink(),
         ("note", "train", "2", "", "short clip"), "2 frames; training needs 3"),
-    "PNG named .jpg": (
-        replace_frame(encode("PNG")),
-        ("note", "train", "2", "", "wrong extension"), "00002.jpg"),
     "late first number": (
         rename_frame("00001.jpg", "00004.jpg"),
         ("note", "train", "2", "", "late first number"), "2"),
@@ -278,6 +275,7 @@ CASES = {
         give_strange_name,
         ("error", "train", "2", r"2\n\udcff\x1b.jpg", "damaged frame"), "0 bytes"),
     # Nothing to find:
+    "PNG named .jpg": (replace_frame(encode("PNG")), None, None),  # its content decides
     "frames from zero": (rename_frame("00003.jpg", "00000.jpg"), None, None),
     "numbers not padded": (rename_all("frame-{}.jpg"), None, None),
     "other numbers around": (rename_all("take2_{}_of_3.jpg"), None, None),
@@ -316,11 +314,6 @@ def test_sound_data_passes(data, capsys):
     assert "  12 frames; a clip has 3 to 3, mean 3.0\n  pixels: 48 x 32 (12 frames)\n" in output
     assert output.endswith("No problems found; report: data_report.csv\n")
     assert not Path("data_report.csv.partial").exists()
-
-
-def test_pillow_alone_would_accept_damage():
-    picture = Image.open(io.BytesIO(damaged_inside()))
-    assert np.array(picture).shape == (32, 48, 3)
 
 
 def plant_several(data):
