@@ -273,53 +273,34 @@ def write_lists(output, clips, ids):
     for clip_id, (set_name, index) in sorted(zip(ids, clips, strict=True)):
         label = "" if set_name == "test" else f";{GESTURES[index % len(GESTURES)]}"
         lines[set_name].append(f"{clip_id}{label}\n")
-    for set_name in CLIPS_PER_SET:
-        (output / f"{set_name}.csv").write_text("".join(lines[set_name]))
-
-
-def write_marker(output, recipe, complete):
-    """Write the marker atomically."""
-    temporary = output / f"{MARKER}.tmp"
-    temporary.write_text(json.dumps({**recipe, "complete": complete}, indent=2) + "\n")
-    os.replace(temporary, output / MARKER)
-
-
-def read_marker(output):
-    """Return the content of the marker, or {} if the folder was not written by this program."""
-    try:
-        marker = json.loads((output / MARKER).read_text())
-        return marker if marker["made_by"] == "demo_data.py" else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
-def is_complete(output, recipe):
-    """Return whether `output` contains the complete set of this recipe."""
-    files = ["labels.csv", *(f"{set_name}.csv" for set_name in CLIPS_PER_SET)]
-    return (
-        read_marker(output) == {**recipe, "complete": True}
-        and all((output / file).is_file() for file in files)
-        and len(list((output / "frames").glob("*"))) == sum(recipe["clips"].values())
-    )
+    for set_name, rows in lines.items():
+        (output / f"{set_name}.csv").write_text("".join(rows))
 
 
 def make_room(output, recipe, force):
-    """Prepare `output` for a new set; raise UserError if another set may not be replaced."""
+    """Prepare `output` for a set, unless it contains it already; return whether it is needed.
+
+    Raises UserError if the folder contains anything else: `force` replaces a set of this program.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    if any(output.iterdir()):
-        if not read_marker(output):
-            raise UserError(f"{output}: contains other files; give another --output")
-        if not force:
-            raise UserError(
-                f"{output}: contains a set that is incomplete or has other arguments; replace it "
-                "with --force, or give another --output"
-            )
-    write_marker(output, recipe, complete=False)
-    # Other files in the folder are kept.
-    if (output / "frames").exists():
-        shutil.rmtree(output / "frames")
-    for name in ("labels", *CLIPS_PER_SET):
-        (output / f"{name}.csv").unlink(missing_ok=True)
+    try:
+        found = json.loads((output / MARKER).read_text())
+        is_ours = found["made_by"] == recipe["made_by"]
+    except (OSError, ValueError, TypeError, KeyError):
+        is_ours = False
+    if any(output.iterdir()) and not is_ours:
+        raise UserError(f"{output}: contains other files; give another --output")
+    if is_ours and not force:
+        num_clips = len(list((output / "frames").glob("*")))
+        if found == recipe | {"complete": True} and num_clips == sum(recipe["clips"].values()):
+            return False
+        raise UserError(
+            f"{output}: contains a set that is incomplete or has other arguments; replace it "
+            "with --force, or give another --output"
+        )
+    (output / MARKER).write_text(json.dumps(recipe | {"complete": False}))
+    shutil.rmtree(output / "frames", ignore_errors=True)  # other files in the folder are kept
+    return True
 
 
 def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, processes=None):
@@ -336,9 +317,8 @@ def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, pro
             "number of clips above 0"
         )
     recipe = {"made_by": "demo_data.py", "version": VERSION, "seed": seed, "clips": clips_per_set}
-    if not force and is_complete(output, recipe):
+    if not make_room(output, recipe, force):
         return 0
-    make_room(output, recipe, force)
     # Shuffled, so that ids do not reveal the gesture.
     ids = np.random.default_rng([seed, len(CLIPS_PER_SET)]).permutation(len(clips)) + 1
     write_lists(output, clips, ids.tolist())
@@ -351,7 +331,7 @@ def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, pro
         tasks = zip(*clips, strict=True)
         lengths = pool.map(write_clip, folders, repeat(seed), *tasks, chunksize=8)
         num_frames = sum(tqdm(lengths, "clips", len(clips), disable=not sys.stderr.isatty()))
-    write_marker(output, recipe, complete=True)
+    (output / MARKER).write_text(json.dumps(recipe | {"complete": True}))
     return num_frames
 
 

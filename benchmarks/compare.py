@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from benchmarks import machine
-from benchmarks.kept_memory import kept_for_backward
+from benchmarks.memory_a_clip import kept_for_backward
 from clips.annotations import read_labels
 from model import build_model
 from networks.recompute import recompute_activations

@@ -7,15 +7,16 @@ machine. They are not peaks: see NOTE.
 """
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from torch import nn
 
 from benchmarks import machine
-from benchmarks.kept_memory import kept_for_backward
 from model import build_model
 from networks.recompute import recompute_activations
 from system.config_file import load_config
@@ -63,13 +64,38 @@ def measure(name, shape) -> dict:
     config = load_config(PROJECT / "configs" / "config.json", changes)
     model = build_model(config, NUM_CLASSES)
     clips = torch.zeros(BATCH_SIZE, config.num_channels, *shape)
-    row = {"model": name, "shape": list(shape), "all": kept_a_clip(model, clips)}
+    row, per_clip = {"model": name, "shape": list(shape)}, 1 / BATCH_SIZE / MIB
+    row["all"] = kept_for_backward(model, clips) * per_clip
     recompute_activations(model)
-    return row | {"inputs_of_stages": kept_a_clip(model, clips)}
+    return row | {"inputs_of_stages": kept_for_backward(model, clips) * per_clip}
 
 
-def kept_a_clip(model, clips) -> float:
-    return kept_for_backward(model, clips) / len(clips) / MIB
+def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:
+    """Bytes that a copy of `model` keeps in a forward pass in training for the backward pass.
+
+    clips: float [N, C, T, H, W]. Parameters and buffers are not counted, clips are; each storage is
+    counted once, however many layers keep a view of it.
+    """
+    model = copy.deepcopy(model).train()
+    own = {_storage(tensor)[0] for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def note(tensor):
+        address, num_bytes = _storage(tensor)
+        if address not in own:
+            kept[address] = num_bytes
+        return tensor.detach()  # the tensor itself may belong to the graph that would keep it alive
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(clips)  # while it is alive, no address is reused
+    total = sum(kept.values())
+    del logits
+    return total
+
+
+def _storage(tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def markdown(rows) -> str:

@@ -10,21 +10,15 @@ started again, the command runs the sections that are not done yet.
 """
 
 import argparse
-import csv
 import gc
 import json
 import os
-import queue
 import re
-import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple, get_args
@@ -32,6 +26,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 
@@ -120,14 +115,18 @@ def measure_speed(device, options):
     """Clips/s of a step and of evaluation, and memory, in each precision beside the plain way."""
     config = config_for(options, "fp32")
     plain = figures_of(device, config.batch_size, step.plain_trainer(device, config))
-    plain |= evaluation_figures(device, config.batch_size, step.plain_evaluator(device, config))
+    evaluate = step.plain_evaluator(device, config)
+    plain["evaluation, clips/s"] = clips_per_second(device, config.batch_size, evaluate)
     yield {"what": "the plain way, in PyTorch's default precision"} | plain
     for precision in options.precisions:
         config = config_for(options, precision)
         ours = figures_of(device, config.batch_size, step.our_trainer(device, config))
-        num_clips = config.videos_per_eval_batch
-        ours |= evaluation_figures(device, num_clips, step.our_evaluator(device, config))
-        yield {"what": precision} | ours | beside(plain, ours) | limits(device, config, ours)
+        evaluate = step.our_evaluator(device, config)
+        ours["evaluation, clips/s"] = clips_per_second(device, config.videos_per_eval_batch,
+                                                       evaluate)
+        beside = {key.replace("clips/s", "times plain"): round(ours[key] / plain[key], 2)
+                  for key in ours if key.endswith("clips/s")}
+        yield {"what": precision} | ours | beside | limits(device, config, ours)
 
 
 def measure_compiled(device, options):
@@ -156,21 +155,12 @@ def figures_of(device, num_clips, train_step) -> dict:
     return figures
 
 
-def evaluation_figures(device, num_clips, evaluate) -> dict:
-    return {"evaluation, clips/s": clips_per_second(device, num_clips, evaluate)}
-
-
 def clips_per_second(device, num_clips, function) -> float:
     for _ in range(3):  # algorithms are chosen, memory is allocated
         function()
     calls = machine.calls_between(device)
     seconds = [machine.seconds_of(function, device, calls) for _ in range(5)]
     return round(num_clips / statistics.median(seconds), 1)
-
-
-def beside(plain, ours) -> dict:
-    names = {"step, clips/s": "step, times plain", "evaluation, clips/s": "evaluation, times plain"}
-    return {name: round(ours[key] / plain[key], 2) for key, name in names.items()}
 
 
 def limits(device, config, ours) -> dict:
@@ -228,8 +218,7 @@ def losses_of(config, folder, device, backend, number) -> list[float]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
         command = launcher + command
     subprocess.run([sys.executable, *command], cwd=PROJECT, check=True)
-    with open(Path(folder) / keys["model_name"] / "history.csv", newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+    return pd.read_csv(Path(folder) / keys["model_name"] / "history.csv")["loss"].tolist()
 
 
 def one_process(options) -> int:
@@ -278,11 +267,10 @@ def main(arguments=None) -> int:
         return one_process(options)
     if options.section:
         return print_results(options)
-    first = run_section("about", 60, options, lambda _: None)
-    if not first["results"]:
-        print(f"{options.device or 'cuda'}: {first['error']}", file=sys.stderr)
+    about_run = run_section("about", 60, options)
+    if not about_run["results"]:
         return 1
-    report = Report(options.save, first["results"][0])
+    report = Report(options.save, about_run["results"][0])
     deadline = time.monotonic() + 60 * options.minutes
     for name in options.sections:
         if report.is_done(name) and not options.again:
@@ -294,7 +282,7 @@ def main(arguments=None) -> int:
         else:
             run = {"status": "left out: no time is left", "seconds": 0, "results": [], "error": ""}
         report.put(name, run)
-        print(f"{name}: {run['status']} in {run['seconds']:.0f} s\n{run['error']}", flush=True)
+        print(f"{name}: {run['status']} in {run['seconds']:.0f} s", flush=True)
     print(f"\n{report.markdown()}")
     return 0 if all(map(report.is_done, options.sections)) else 1
 
@@ -338,71 +326,34 @@ def print_results(options) -> int:
     return 0
 
 
-def run_section(name, seconds, options, put) -> dict:
+def run_section(name, seconds, options, put=lambda run: None) -> dict:
     """Runs a section in a separate process, and calls `put` after each result.
 
-    Returns status, seconds, results, and the end of what the process printed if it failed.
+    Returns status, seconds, results, and the end of what the process printed if it failed. The
+    command `timeout` ends the process and its children; torchrun needs a moment to end its own.
     """
-    command = [*COMMAND, "--section", name]
-    command += ["--device", options.device] if options.device else []
-    command += ["--small"] if options.small else []
-    print(f"\n{shlex.join(command[1:])}", flush=True)
+    command = ["timeout", f"--kill-after={SECONDS_TO_END}", str(seconds), *COMMAND]
+    command += ["--section", name, *(["--device", options.device] if options.device else []),
+                *(["--small"] if options.small else [])]
+    print("", *command, flush=True)
     start = time.monotonic()
-    process = subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
     run, printed = {"status": "running", "seconds": 0, "results": [], "error": ""}, []
-    try:
-        for line in lines_until(process, start + seconds):
-            print(line, end="", flush=True)
-            if line.startswith(MARK):
-                run["results"].append(json.loads(line.removeprefix(MARK)))
-                put(run)
-            printed.append(line)
-        is_late = process.poll() is None
-    finally:
-        end(process)
-    run["status"] = "done" if process.returncode == 0 else "failed"
-    if is_late:
-        run["status"] = f"cut off after {seconds:.0f} s"
+    with subprocess.Popen(command, cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if line.startswith(MARK):
+                    run["results"].append(json.loads(line.removeprefix(MARK)))
+                    put(run)
+                printed.append(line)
+        finally:
+            process.terminate()  # Ctrl-C does not reach it; it passes the signal on
+    run["status"] = {0: "done", 124: f"cut off after {seconds:.0f} s"}.get(
+        process.returncode, "failed")
     if run["status"] != "done":
         run["error"] = "".join(printed[-40:])
     return run | {"seconds": round(time.monotonic() - start, 1)}
-
-
-def lines_until(process, deadline):
-    """Lines that the process prints, until it ends or its time is over."""
-    lines = queue.SimpleQueue()
-
-    def read():
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            line = lines.get(timeout=min(left, 1))
-        except queue.Empty:
-            if process.poll() is not None:  # its children may live on and keep the pipe open
-                return
-            continue
-        if line is None:
-            process.wait()
-            return
-        yield line
-
-
-def end(process) -> None:
-    """Ends a process and its children; torchrun needs a moment to end its own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + SECONDS_TO_END
-        with suppress(ProcessLookupError):  # all have ended
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-    process.wait()
 
 
 class Report:
@@ -435,6 +386,7 @@ class Report:
 
 
 def table(results) -> str:
+    """The results as a Markdown table; a result may lack some of the figures."""
     columns = list(dict.fromkeys(key for result in results for key in result))
     rows = [columns, ["---"] * len(columns)]
     rows += [[str(result.get(column, "")) for column in columns] for result in results]

@@ -13,7 +13,6 @@ from clips.batches import Batch
 from config import Config
 from model import build_model
 from networks.inference import for_inference
-from networks.stages import largest_batch
 from system.config_file import parse_override
 from system.device import (
     evaluating,
@@ -31,11 +30,18 @@ NUM_CLASSES = 27
 
 
 def measure(device, options, _folder):
-    """Clips per second of a training step; on a GPU also its memory, and the largest batch."""
-    sizes = {"plain": options.batch_size, "ours": options.batch_size}
-    yield measure_training(device, options, sizes)
+    """Clips per second of a training step; on a GPU also its memory per clip."""
+    config = make_config(options)
+    makers = {name: (maker, (device, config)) for name, maker in MAKERS.items()}
+    sizes = dict.fromkeys(makers, options.batch_size)
+    row = clips_per_second(in_turn_apart(makers, options.rounds, device), sizes)
+    what = f"training step, batch {options.batch_size}: clips/s"
+    yield against_the_limit(row, what, device, config, options.batch_size, is_training=True)
     if device.type == "cuda":
-        yield from memory_rows(device, options)
+        per_clip = {name: apart(peak_memory, maker, device, config) / options.batch_size / MIB
+                    for name, maker in MAKERS.items()}
+        what = f"training step, batch {options.batch_size}: peak memory per clip, MiB"
+        yield per_clip | {"what": what, "ratio": per_clip["plain"] / per_clip["ours"]}
 
 
 def measure_evaluation(device, options, _folder):
@@ -49,17 +55,6 @@ def measure_evaluation(device, options, _folder):
 
 
 # --- a training step ---------------------------------------------------------------------------
-
-
-def measure_training(device, options, batch_sizes) -> dict:
-    """A row of the table; batch_sizes: {"plain": clips, "ours": clips}."""
-    makers = {name: (MAKERS[name], (device, make_config(options, size)))
-              for name, size in batch_sizes.items()}
-    row = clips_per_second(in_turn_apart(makers, options.rounds, device), batch_sizes)
-    sizes = " and ".join(map(str, dict.fromkeys(batch_sizes.values())))
-    what = f"training step, batch {sizes}: clips/s"
-    config = make_config(options, batch_sizes["ours"])
-    return against_the_limit(row, what, device, config, config.batch_size, is_training=True)
 
 
 def plain_trainer(device, config):
@@ -82,53 +77,6 @@ def our_trainer(device, config):
 
 
 MAKERS = {"plain": plain_trainer, "ours": our_trainer}
-
-
-def memory_rows(device, options):
-    """Peak memory per clip, and the largest batch that fits, with its speed."""
-    size = options.batch_size
-    per_clip = {name: apart(peak_memory, maker, device, make_config(options)) / size / MIB
-                for name, maker in MAKERS.items()}
-    yield per_clip | {"what": f"training step, batch {size}: peak memory per clip, MiB",
-                      "ratio": per_clip["plain"] / per_clip["ours"]}
-    largest = {name: apart(largest_that_fits, name, device, options) for name in MAKERS}
-    yield largest | {"what": "training step: largest batch in 45 % of the memory, clips (limit: "
-                             "2^31 elements per tensor)", "limit": most_clips(make_config(options)),
-                     "ratio": largest["ours"] / largest["plain"]}
-    yield measure_training(device, options, largest)
-
-
-def largest_that_fits(name, device, options) -> int:
-    """Clips in the largest batch that a step can compute, to within an eighth, up to the limit."""
-    most = most_clips(make_config(options))
-    fits = min(options.batch_size, most)
-    while fits < most and _fits(name, device, options, min(2 * fits, most)):
-        fits = min(2 * fits, most)
-    for step in (fits // 2, fits // 4, fits // 8):
-        if fits + step <= most and _fits(name, device, options, fits + step):
-            fits += step
-    return fits
-
-
-def most_clips(config) -> int:
-    """Clips in the largest batch for which convolutions have fast kernels."""
-    with torch.device("meta"):
-        model = build_model(config, NUM_CLASSES)
-    return largest_batch(model, (config.clip_size, *config.crop))
-
-
-def _fits(name, device, options, batch_size) -> bool:
-    # The other half is for the process of the other way; the two are timed in turn.
-    torch.cuda.set_per_process_memory_fraction(0.45, device)
-    try:
-        MAKERS[name](device, make_config(options, batch_size))()
-        synchronise(device)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
-        torch.cuda.empty_cache()
-    return True
 
 
 def peak_memory(maker, device, config) -> int:
@@ -171,11 +119,11 @@ EVALUATORS = {"plain": plain_evaluator, "ours": our_evaluator}
 # --- what both need ----------------------------------------------------------------------------
 
 
-def make_config(options, batch_size=None) -> Config:
+def make_config(options) -> Config:
     """The tutorial's config with the changes of `--set`."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
     keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
-            "batch_size": batch_size or options.batch_size}  # fmt: skip
+            "batch_size": options.batch_size}  # fmt: skip
     return Config(**keys | dict(map(parse_override, options.overrides)))
 
 

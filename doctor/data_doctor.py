@@ -9,26 +9,22 @@ row of the report: an "error" if training would stop, or learn or measure someth
 """
 
 import hashlib
-import multiprocessing
 import os
 import re
 import signal
 import sys
-import threading
 import warnings
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clips.annotations import clips_beside, is_clip_id, read_labels, read_rows
+from clips.batches import as_it_is
 from clips.frames import (
-    JPEG_SUFFIXES,
     FrameError,
     OversizedFrameError,
     decode_frame,
@@ -40,17 +36,8 @@ from clips.sampling import frames_needed
 from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
-from system import stopping
+from system import processes, stopping
 from system.errors import UserError, first_few
-
-_SUFFIXES_BY_MAGIC = {
-    b"\xff\xd8\xff": JPEG_SUFFIXES,
-    b"\x89PNG": (".png",),
-    b"BM": (".bmp",),
-    b"RIFF": (".webp",),
-}
-_LARGEST_CHUNK = 32  # clips that a worker takes at once
-_stop = None  # in a worker: the event that tells it to abandon its chunk
 
 
 def check_data(config: Config, report_path="data_report.csv") -> int:
@@ -190,53 +177,47 @@ def _find_unlisted_folders(clip_sets, report):
 # --- all clips, over processes -------------------------------------------------------------------
 
 
+class ClipChecks(Dataset):
+    """The result of each clip, as a data set, so that the workers of a loader examine them."""
+
+    def __init__(self, paths, config):
+        self.paths = paths
+        self.settings = frames_needed(config), config.max_frame_pixels, config.frame_rate
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return examine_clip(self.paths[index], *self.settings)
+
+
 def _examine_clips(clip_sets, config, report):
-    # Here, since worker processes import this file, and need no PyTorch.
-    from system import processes
-
+    """Add each clip's result to its set and to the report, in the order of the CSVs."""
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
-    paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
-    examine = partial(examine_clip, frames_needed=frames_needed(config),
-                      max_pixels=config.max_frame_pixels, frame_rate=config.frame_rate)
-    if config.num_workers == 0:
-        with warnings.catch_warnings():
-            _ignore_warnings()
-            _record(clips, map(examine, paths), report)
-        return
-    num_workers = config.num_workers or processes.available_cores()
-    chunk = max(1, min(_LARGEST_CHUNK, len(clips) // (8 * num_workers)))
-    # Not forked from this process: a copy of one with OpenCV's or PyTorch's threads can hang.
-    context = multiprocessing.get_context("forkserver")
-    stop = context.Event()
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (stop,)) as pool:
-        try:
-            with stopping.kept_from_workers():  # until they handle signals themselves
-                results = pool.map(examine, paths, chunksize=chunk)  # in the order of `clips`
-            _record(clips, results, report)
-        except BrokenProcessPool:
-            clip_set, clip_id = clips[sum(clip_set.lengths.total() for clip_set in clip_sets)]
-            raise UserError(
-                f"{os.path.join(clip_set.folder, clip_id)}: a worker process died at this clip or "
-                f"one of the next {chunk * num_workers}, possibly for lack of memory; lower "
-                "num_workers"
-            ) from None
-        except BaseException:  # above all Ctrl-C: wait for one frame, not for all queued ones
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _record(clips, results, report):
-    """Add each clip's result to its set and to the report, in the order of `clips`."""
+    paths = [os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips]
+    loader = DataLoader(ClipChecks(paths, config), batch_size=None, collate_fn=as_it_is,
+                        num_workers=processes.loader_workers(config.num_workers),
+                        worker_init_fn=_start_worker)
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
-    first_seen = {}
-    progress = tqdm(results, "examining", len(clips), unit=" clips", **pace)
-    for (clip_set, clip_id), result in zip(clips, progress, strict=True):
-        clip_set.lengths[result.num_frames] += 1
-        clip_set.sizes.update(result.sizes)
-        for kind, detail, frame in result.findings:
-            report.add(clip_set.name, kind, detail, clip_id, frame)
-        _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
+    first_seen, number = {}, 0
+    try:
+        with stopping.kept_from_workers():  # until they handle signals themselves
+            results = iter(loader)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like
+            for number, result in enumerate(tqdm(results, "examining", unit=" clips", **pace)):
+                clip_set, clip_id = clips[number]
+                clip_set.lengths[result.num_frames] += 1
+                clip_set.sizes.update(result.sizes)
+                for kind, detail, frame in result.findings:
+                    report.add(clip_set.name, kind, detail, clip_id, frame)
+                _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
+    except BaseException as error:  # above all Ctrl-C: do not wait for the workers' clips
+        stopping.end_workers()
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise UserError(f"{paths[number]}: a worker process died at this clip or one of the "
+                            "next, possibly for lack of memory; lower num_workers") from None
+        raise
 
 
 def _find_in_other_sets(clip_set, clip_id, digest, first_seen, report):
@@ -251,25 +232,12 @@ def _find_in_other_sets(clip_set, clip_id, digest, first_seen, report):
             return
 
 
-def _start_worker(stop):
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler, if it has one
+def _start_worker(_number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not the main process's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
-    _ignore_warnings()
+    warnings.simplefilter("ignore")
     prepare_decoders()
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _ignore_warnings():
-    warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like
-
-
-def _end_with_main_process():
-    # A worker whose main process was killed would wait for its next clips forever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 # --- one clip, in a worker -----------------------------------------------------------------------
@@ -282,7 +250,6 @@ class ClipResult:
     num_frames: int = 0
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
     digest: bytes | None = None  # of the bytes of all frames; None if any frame is unreadable
-    misnamed: list = field(default_factory=list)  # frames whose extension names another format
     findings: list = field(default_factory=list)  # (kind, detail, frame)
 
     def add(self, kind, detail, frame=""):
@@ -292,9 +259,8 @@ class ClipResult:
 def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
     """Examine one clip, a folder of frames or a video file; every error becomes a finding.
 
-    frames_needed: clips with fewer frames are padded.
-    max_pixels: frames with more pixels are refused.
-    frame_rate: frames per second that videos are resampled to.
+    Clips with fewer than `frames_needed` frames are padded, frames of more than `max_pixels` are
+    refused, videos are resampled to `frame_rate` frames per second.
     """
     result = ClipResult()
     try:
@@ -328,8 +294,6 @@ def _check_video(video, result):
     """Decode all frames that training may use; raises FrameError for damage."""
     result.num_frames = len(video)
     for frame in video.frames_at(range(len(video))):
-        if _stop is not None and _stop.is_set():
-            return
         height, width, _ = frame.shape
         result.sizes[width, height] += 1
     result.digest = hashlib.blake2b(Path(video.path).read_bytes(), digest_size=16).digest()
@@ -356,16 +320,12 @@ def _check_numbers(frames, result):
 def _check_frames(folder, frames, max_pixels, result):
     hasher, all_read = hashlib.blake2b(digest_size=16), True
     for frame in frames:
-        if _stop is not None and _stop.is_set():
-            return
         data = _check_frame(folder, frame, max_pixels, result)
         all_read = all_read and len(data) > 0
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     if all_read:
         result.digest = hasher.digest()
-    if result.misnamed:
-        result.add("wrong extension", f"content of another format: {first_few(result.misnamed)}")
     if len(result.sizes) > 1:
         result.add("mixed frame sizes", describe_sizes(result.sizes))
 
@@ -380,18 +340,9 @@ def _check_frame(folder, frame, max_pixels, result) -> bytes:
         data = Path(path).read_bytes()
         height, width, _ = decode_frame(data, max_pixels).shape
         result.sizes[width, height] += 1
-        if _is_misnamed(frame, data):
-            result.misnamed.append(frame)
     except OSError as error:
         result.add("unreadable frame", error.strerror or str(error), frame)
     except FrameError as error:
         oversized = isinstance(error, OversizedFrameError)
         result.add("oversized frame" if oversized else "damaged frame", str(error), frame)
     return data
-
-
-def _is_misnamed(frame, data) -> bool:
-    for magic, suffixes in _SUFFIXES_BY_MAGIC.items():
-        if data.startswith(magic):
-            return not frame.lower().endswith(suffixes)
-    return False

@@ -27,7 +27,6 @@ KINDS = {
     "content in two sets": ("error", "drop it from one of them; it would inflate the score"),
     "unknown label": ("note", "these rows are left out; to keep them, add the label to labels_csv"),
     "short clip": ("note", "padded with its last frame; a lower clip_size or step_size avoids it"),
-    "wrong extension": ("note", "harmless: the content decides how a frame is read"),
     "late first number": ("note", "check whether the first frames were lost"),
     "unnumbered frames": ("note", "check that their alphabetical order is their order in time"),
     "other files": ("note", "they are ignored; convert them if they are frames"),

@@ -3,6 +3,7 @@
 Without a plotting library, a chart takes milliseconds and follows the page's light or dark colours.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -10,12 +11,11 @@ WIDTH, HEIGHT = 420, 240  # of the picture; small, so that its text is readable 
 LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the plotting area
 NUM_TICKS = 5
 MAX_MARKERS = 60  # with more epochs, markers would hide the line
-LOGARITHMIC_FROM = 20  # ratio of the maximum to the minimum
 
 
 @dataclass
 class Curve:
-    """One line: its (epoch, value) pairs and their coordinates. None or NaN leaves a gap."""
+    """One line: its (epoch, value) pairs and their coordinates. NaN leaves a gap."""
 
     name: str
     values: list[tuple[float, float]]
@@ -30,7 +30,6 @@ class LineChart:
     unit: str = ""
     x_ticks: list[tuple[float, str]] = field(default_factory=list)  # position and text
     y_ticks: list[tuple[float, str]] = field(default_factory=list)
-    is_logarithmic: bool = False
 
     @property
     def description(self) -> str:
@@ -41,7 +40,7 @@ class LineChart:
         return f"{self.title} by epoch: {'; '.join(parts)}"
 
 
-def line_chart(title, columns, history, unit="", limits=(None, None), may_be_logarithmic=False):
+def line_chart(title, columns, history, unit="", limits=(None, None)):
     """Return a LineChart of `columns` ({curve name: column}) of the history's rows.
 
     limits: minimum and maximum of the axis; None: that of the curves. Returns None if none of the
@@ -49,33 +48,27 @@ def line_chart(title, columns, history, unit="", limits=(None, None), may_be_log
     """
     curves = []
     for name, column in columns.items():
-        values = [(row["epoch"], row.get(column)) for row in history]
-        values = [(epoch, math.nan if value is None else value) for epoch, value in values]
-        numbers = [pair for pair in values if math.isfinite(pair[1])]
-        if numbers:
+        values = [(row["epoch"], row.get(column, math.nan)) for row in history]
+        if numbers := [pair for pair in values if math.isfinite(pair[1])]:
             curves.append((Curve(name, numbers), values))
     if not curves:
         return None
     chart = LineChart(title, [curve for curve, _ in curves], unit)
     epochs = [epoch for curve in chart.curves for epoch, _ in curve.values]
     numbers = [value for curve in chart.curves for _, value in curve.values]
-    chart.is_logarithmic = may_be_logarithmic and max(numbers) > LOGARITHMIC_FROM * min(numbers) > 0
     x_place, chart.x_ticks = _epoch_axis(min(epochs), max(epochs))
-    y_place, chart.y_ticks = _value_axis(numbers, limits, chart.is_logarithmic)
+    y_place, chart.y_ticks = _value_axis(numbers, limits)
     for curve, values in curves:
         _place(curve, values, x_place, y_place, unit)
     return chart
 
 
 def _place(curve, values, x_place, y_place, unit) -> None:
-    piece, pieces = [], []
-    for epoch, value in [*values, (0, math.nan)]:
-        if math.isfinite(value):
-            piece.append((x_place(epoch), y_place(value)))
-        elif piece:
-            pieces.append(piece)
-            piece = []
-    curve.lines = [" ".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces]
+    is_known = [math.isfinite(value) for _, value in values]
+    for known, group in itertools.groupby(zip(values, is_known, strict=True), lambda pair: pair[1]):
+        if known:
+            curve.lines.append(" ".join(f"{x_place(epoch):.1f},{y_place(value):.1f}"
+                                        for (epoch, value), _ in group))
     if len(curve.values) <= MAX_MARKERS:
         curve.dots = [(round(x_place(epoch), 1), round(y_place(value), 1),
                        f"{curve.name}, epoch {epoch:g}: {value:.4g}{unit}")
@@ -90,13 +83,7 @@ def _epoch_axis(low, high):
     return _axis(low, high, LEFT, RIGHT, ticks)
 
 
-def _value_axis(numbers, limits, is_logarithmic):
-    if is_logarithmic:
-        low, high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
-        step = max(1, nice_step((high - low) / NUM_TICKS))
-        place, ticks = _axis(low, high, BOTTOM, TOP, multiples(low, high, step))
-        ticks = [(y, f"{10.0 ** float(text):g}") for y, text in ticks]
-        return lambda value: place(math.log10(value)), ticks
+def _value_axis(numbers, limits):
     low = min(numbers) if limits[0] is None else limits[0]
     high = max(numbers) if limits[1] is None else limits[1]
     if low >= high:

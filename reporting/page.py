@@ -172,11 +172,10 @@ def missing(run: RunFolder) -> list[tuple[str, str]]:
 def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return (name, value, remark) for the top of the page."""
     found = []
-    scored = scored_epochs(run)
-    if scored:
-        for which, row in (("best", best_of(scored)), ("last", scored[-1])):
-            found.append((f"{which} validation top-1", f"{row['val_top1']:.2f} %",
-                          f"epoch {row['epoch']:g}"))
+    if scored := scored_epochs(run):
+        found = [(f"{which} validation top-1", f"{row['val_top1']:.2f} %",
+                  f"epoch {row['epoch']:g}")
+                 for which, row in (("best", best_of(scored)), ("last", scored[-1]))]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         found.append(("evaluated top-1", f"{scores['top1']:.2f} %",
@@ -185,10 +184,13 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
         found.append(("epochs", f"{run.history[-1]['epoch']:g}", remark if run.config else ""))
-    speeds = [row["clips_per_second"] for row in run.history if "clips_per_second" in row]
-    if speeds:
+    if speeds := column(run.history, "clips_per_second"):
         found.append(("training clips per second", f"{median(speeds):,.1f}", "median over epochs"))
     return found
+
+
+def column(history, name) -> list[float]:
+    return [row[name] for row in history if name in row]
 
 
 def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
@@ -203,17 +205,15 @@ def best_of(scored) -> dict[str, float]:
 
 def curves(history: list[dict]) -> list[LineChart]:
     """Return the charts that the history has values for."""
-    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top(?!1$)\d+", name)]
-    both = [("Loss", "loss", "", (None, None)), ("Top-1 accuracy", "top1", " %", (0, 100))]
-    both += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k]
-    single = [("Learning rate", "learning_rate", "", True),
-              ("Training clips per second", "clips_per_second", "", False),
-              ("Seconds of training steps", "seconds", " s", False)]
-    charts = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
-                         limits) for title, name, unit, limits in both]
-    charts += [line_chart(title, {"training": name}, history, unit, (0, None), may_be_logarithmic)
-               for title, name, unit, may_be_logarithmic in single]
-    return [chart for chart in charts if chart]
+    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top\d+", name)]
+    charts = [("Loss", "loss", "", (None, None))]
+    charts += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k or ["top1"]]
+    charts += [("Learning rate", "learning_rate", "", (0, None)),
+               ("Training clips per second", "clips_per_second", "", (0, None)),
+               ("Seconds of training steps", "seconds", " s", (0, None))]
+    drawn = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
+                        limits) for title, name, unit, limits in charts]
+    return [chart for chart in drawn if chart]
 
 
 def history_table(history: list[dict]) -> tuple[list[str], list[list[str]]]:
@@ -224,20 +224,16 @@ def history_table(history: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def speed(run: RunFolder) -> list[tuple[str, str]]:
     """Return (name, value) of the section on speed."""
-    columns = {name: [row[name] for row in run.history if name in row]
-               for name in ("clips_per_second", "seconds", "peak_memory_mib")}
     found = []
-    if columns["clips_per_second"]:
-        speeds = columns["clips_per_second"]
+    if speeds := column(run.history, "clips_per_second"):
         found.append(("Training clips per second", f"{median(speeds):,.1f} (median over epochs; "
                       f"{min(speeds):,.1f} to {max(speeds):,.1f})"))
-    if columns["seconds"]:
-        seconds = columns["seconds"]
+    if seconds := column(run.history, "seconds"):
         found.append(("Time in training steps (without validation)",
                       f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
                       f"{_duration(median(seconds))} per epoch (median)"))
-    if columns["peak_memory_mib"]:
-        found.append(("Peak memory", f"{max(columns['peak_memory_mib']):,.0f} MiB"))
+    if memory := column(run.history, "peak_memory_mib"):
+        found.append(("Peak memory", f"{max(memory):,.0f} MiB"))
     if run.starts:
         found.append(("Starts of the run", str(len(run.starts))))
     return found
@@ -254,12 +250,12 @@ def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:
     """Return (key, value, default, meaning) of the changed keys and of those at their default."""
     rows = {"changed": [], "default": []}
     for key, value in config.items():
-        known = Config.model_fields.get(key)
-        default = "" if known is None or known.is_required() else _as_text(known.default)
-        meaning = known.description if known else "not a key of this version"
-        is_default = known is not None and not known.is_required() and value == known.default
-        row = (key, _as_text(value), default, meaning)
-        rows["default" if is_default else "changed"].append(row)
+        row, kind = (key, _as_text(value), "", "not a key of this version"), "changed"
+        if known := Config.model_fields.get(key):
+            default = "" if known.is_required() else _as_text(known.default)
+            row = (key, _as_text(value), default, known.description)
+            kind = "default" if value == known.default else "changed"
+        rows[kind].append(row)
     return rows
 
 
@@ -346,19 +342,18 @@ def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
 
 def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
     """Return the worst clips, and why they have no pictures, or an empty string."""
+    folder, config = None, None
     keys = run.saved.origin.config if run.saved.origin else run.config
-    if keys is None:
-        return worst_clips(run.saved, None, None), "the folder of the clips is unknown"
     try:
-        config = Config.model_validate({"model_name": "evaluation"} | keys)
+        config, note = Config.model_validate({"model_name": "evaluation"} | (keys or {})), ""
     except ValidationError as error:
         names = first_few(".".join(map(str, problem["loc"])) for problem in error.errors())
         note = f"the config is from another version of the program ({names})"
-        return worst_clips(run.saved, None, None), note
-    folder, _ = config.set_paths("validation")
-    if not os.path.isdir(folder):
-        return worst_clips(run.saved, None, None), (
-            f"the data folder {folder} does not exist; paths are relative to the current folder "
-            "of the command"
-        )
-    return worst_clips(run.saved, folder, config), ""
+    if keys is None:
+        config, note = None, "the folder of the clips is unknown"
+    if config:
+        folder, _ = config.set_paths("validation")
+        if not os.path.isdir(folder):
+            config, note = None, (f"the data folder {folder} does not exist; paths are relative to "
+                                  "the current folder of the command")
+    return worst_clips(run.saved, folder, config), note

@@ -11,7 +11,7 @@ import torch
 from conftest import make_config
 from torch import nn
 
-from benchmarks import benchmark, compare, epoch, limit, machine, step
+from benchmarks import benchmark, compare, epoch, limit, machine
 
 CPU = torch.device("cpu")
 SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
@@ -94,49 +94,9 @@ def test_an_epoch_reads_its_metrics_rarely(tmp_path):
     assert keys["print_freq"] == epoch.STEPS_BETWEEN_LINES and keys["seed"] == 3
 
 
-# --- what needs a GPU, with a stand-in for it ----------------------------------------------------
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """Calls of torch.cuda that a step on a GPU makes, and the devices that they were given."""
-    devices = []
-
-    def noting(device, *_):
-        devices.append(torch.device(device))
-        assert devices[-1].index is not None
-
-    for name in ("reset_peak_memory_stats", "synchronize", "set_device"):
-        monkeypatch.setattr(torch.cuda, name, noting)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction",
-                        lambda _share, device: noting(device))
+def test_a_gpu_has_a_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    return devices
-
-
-def test_a_gpu_has_a_number_and_its_memory_is_limited_by_it(no_gpu, monkeypatch):
-    device = machine.device_of("cuda")
-    assert device == torch.device("cuda", 2)
-
-    def out_of_memory(_device, config):
-        if config.batch_size > 24:
-            raise torch.OutOfMemoryError
-        return lambda: None
-
-    monkeypatch.setitem(step.MAKERS, "ours", out_of_memory)
-    options = SimpleNamespace(batch_size=4, overrides=SMALL)
-    assert step.largest_that_fits("ours", device, options) == 24
-    assert set(no_gpu) == {device}
-
-
-def test_the_largest_batch_keeps_to_the_fast_kernels(no_gpu, monkeypatch):
-    tried = []
-    monkeypatch.setitem(step.MAKERS, "ours",
-                        lambda _device, config: lambda: tried.append(config.batch_size))
-    options = SimpleNamespace(batch_size=100, overrides=[])
-    assert step.largest_that_fits("ours", torch.device("cuda", 0), options) == 554
-    assert tried == [200, 400, 554]
+    assert machine.device_of("cuda") == torch.device("cuda", 2)
 
 
 def test_what_a_process_raises_is_told():

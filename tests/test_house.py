@@ -34,8 +34,6 @@ MOST_IN_A_ROOM = 11  # without __init__.py
 MOST_LINES = 400
 LONGER_FILES = {
     "config.py": "each key with its type, default and meaning",
-    "walkthrough.py": "the tutorial's prose, cell by cell",
-    "benchmarks/on_a_gpu.py": "one section for each thing that needs a GPU",
 }
 MOST_LINES_OF_MAIN = 79
 

@@ -185,6 +185,7 @@ def check_other_test(*words):
 RUN_BY_OTHER_TESTS = {
     "python walkthrough.py": "test_whole_run",
     "python config.py": "test_schema_is_current",
+    "jupytext ": "test_the_notebook_is_what_jupytext_makes_of_the_script",
     "python tests/two_hosts.py": "test_the_demonstration_of_two_hosts",
     "sbatch ": "test_a_job_is_requeued_before_its_limit_and_goes_on",
     "kubectl apply -f docs/cluster/pytorchjob.yaml": "test_two_pods_train_together",

@@ -44,8 +44,7 @@ def test_every_import_is_in_a_requirements_file():
     own = {path.stem for path in PROJECT.glob("*.py")} | {room.name for room in rooms}
     known = {name for names in MODULES.values() for name in names}
     found = set().union(*map(imported, program)) - own - set(sys.stdlib_module_names)
-    optional = {"IPython"}  # where walkthrough.py is a notebook
-    assert found - optional <= known
+    assert found <= known
 
 
 def run_without(module, script, *arguments):

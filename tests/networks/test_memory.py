@@ -13,7 +13,7 @@ from torch import nn
 
 import train
 from benchmarks import compare, machine, memory_a_clip
-from benchmarks.kept_memory import kept_for_backward
+from benchmarks.memory_a_clip import kept_for_backward
 from config import MODEL_OPTIONS
 from model import build_model
 from networks.inference import for_inference
