@@ -26,7 +26,7 @@ from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
 from scoring.ensemble import evaluate_checkpoints
-from scoring.evaluation import compute_logits, score
+from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
 from scoring.results import write_results
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -83,8 +83,8 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
-        best = f"best validation top-1 {run.best_top1:.2f} %" if run.best_top1 >= 0 else "no epoch"
-        print(f"training is over: {reason}; {best} in {run.config.run_folder}")
+        scores = last_and_best(run.history)
+        print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
         stopping.over()
 
 
@@ -200,6 +200,8 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
     """Adds the epoch's row to the history, and moves on to the next epoch."""
     labels = torch.from_numpy(annotations.labels)
     scores, metrics = score(logits, labels), run.metrics.state()
+    interval = score_intervals(logits, labels, annotations.groups)["top1"]
+    scores |= {"top1_low": interval.low, "top1_high": interval.high}
     num_clips = metrics["loss"][1]
     if not num_clips:
         raise UserError(
