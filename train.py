@@ -25,7 +25,7 @@ from networks.recompute import recompute_activations
 from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
-from scoring.ensemble import evaluate_checkpoints
+from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
 from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
 from scoring.results import write_results
 from system import memory, processes
@@ -291,6 +291,13 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
         add_report(folder)
 
 
+def run_stacking(config: Config, options, device) -> None:
+    """Fits a stack of several checkpoints on the validation set."""
+    class_names, (annotations,) = read_data(config, ["validation"])
+    folder = processes.broadcast_from_main(make_run_folder, config)
+    stack_checkpoints(options.stack, config, class_names, annotations, device, folder)
+
+
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -308,8 +315,8 @@ def run_command(options, arguments) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
     processes.join(device)
-    set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
-        options.command, ["train", "validation"]
+    set_names = {"train": ["train", "validation"], "test": ["test"]}.get(
+        options.command, ["validation"]
     )
     config = processes.broadcast_from_main(
         load_config, options.config, options.overrides, set_names
@@ -323,6 +330,8 @@ def run_command(options, arguments) -> int:
     try:
         if options.command == "train":
             run_training(config, options, device)
+        elif options.command == "stack":
+            run_stacking(config, options, device)
         else:
             run_evaluation(config, options, device, set_names[0])
         processes.wait_for_all()  # the main one has written a report meanwhile

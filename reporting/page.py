@@ -311,7 +311,9 @@ def origin(run: RunFolder) -> tuple[str, bool]:
     networks = run.saved.origin.networks
     if len(networks) > 1:
         each = ", ".join(map(_in_words, networks))
-        return f"Results of the mean of {len(networks)} networks: {each}.", False
+        stack = run.saved.origin.stack
+        kind = f"a stack ({stack})" if stack else "the mean"
+        return f"Results of {kind} of {len(networks)} networks: {each}.", False
     (network,) = networks
     text = f"Results of the weights of {_in_words(network)}."
     if not run.history:

@@ -83,6 +83,12 @@ def score(logits, labels) -> dict[str, float]:
     }
 
 
+def right_clips(logits, labels) -> np.ndarray:
+    """Return 1 for each clip that is classified correctly, 0 for others, NaN for NaN logits. [N]"""
+    right = (logits.argmax(1) == labels).double()
+    return right.masked_fill(logits[:, 0].isnan(), torch.nan).numpy()
+
+
 def confusion_matrix(logits, labels) -> np.ndarray:
     """Count clips by [true class, predicted class]; clips with NaN logits are ignored."""
     logits, labels = _with_logits(logits, labels)

@@ -67,6 +67,11 @@ class Comparison(NamedTuple):
     only_second: float
     p: float | None  # McNemar's exact test; None: it does not apply to groups or several seeds
 
+    def __str__(self):
+        p = "" if self.p is None else f", McNemar's p {self.p:.2g}"
+        return (f"{self.difference:+.1f} points ({self.low:+.1f} to {self.high:+.1f}); only the "
+                f"one right: {self.only_first:g}, only the other: {self.only_second:g} clips{p}")
+
 
 def compare_on_same_clips(first, second, groups=None) -> Comparison:
     """Compare two networks by a paired bootstrap over groups (or clips), and by McNemar's test.

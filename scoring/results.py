@@ -118,6 +118,7 @@ class Origin(BaseModel):
 
     networks: Annotated[list[Weights], Field(min_length=1)]  # more than one: an ensemble
     config: dict[str, Any]  # of the first, without the run's name, which affects no result
+    stack: str | None = None  # the file of the stack that combined them
 
     @classmethod
     def of(cls, config: Config, checkpoints):
