@@ -5,11 +5,12 @@ writes `configs/schema.json` from the class below; editors use it to complete an
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
 
@@ -114,6 +115,11 @@ class Config(BaseModel):
     test_data_folder: str | None = Field(None, description="As train_data_folder, for --test_only.")
     test_data_csv: str | None = Field(None, description="Test clips, one id per line, no labels.")
     labels_csv: str = Field(description="Class names, one per line; line number = class index.")
+    group: str | None = Field(
+        None,
+        description="Regular expression whose first group names a clip's group (its person or "
+        "recording), found in the clip's id, such as ^([a-z]+)_; null: unknown.",
+    )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Number of classes; null: the number of lines of labels_csv."
     )
@@ -328,6 +334,17 @@ class Config(BaseModel):
         le=2**31 - 1,
         description="... after more than this many epochs without a lower validation loss.",
     )
+
+    @field_validator("group")
+    @classmethod
+    def _check_group(cls, pattern):
+        try:
+            num_groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        if not num_groups:
+            raise ValueError("put the part that names the group in brackets, as in ^([a-z]+)_")
+        return pattern
 
     @model_validator(mode="after")
     def _check_combinations(self):

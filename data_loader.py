@@ -6,11 +6,13 @@ Shapes: N clips in a batch, K windows a video, T frames, H, W pixels, C = 3 colo
 optical flow.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clips.annotations import Annotations, read_annotations, read_labels
+from clips.annotations import Annotations, groups_of, read_annotations, read_labels
 from clips.batches import (
     BadClip,
     Batch,
@@ -150,6 +152,9 @@ def read_set(config: Config, set_name, class_names) -> Annotations:
     """Annotations of `train`, `validation` or `test`; what was left out is printed."""
     folder, csv_path = config.set_paths(set_name)
     annotations = read_annotations(csv_path, folder, None if set_name == "test" else class_names)
+    if config.group and set_name != "test":
+        groups = groups_of(annotations.ids, config.group)
+        annotations = replace(annotations, groups=groups)
     left_out = ""
     if annotations.num_dropped:
         left_out = f", {annotations.num_dropped:,} left out: label not in {config.labels_csv}"

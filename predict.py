@@ -28,15 +28,18 @@ from system.device import choose_device, prepare
 
 
 def predict(
-    predictors: list[Predictor], clips: list[Path], save_path: Path | None
+    predictors: list[Predictor], clips: list[Path], save_path: Path | None, combine=averaged
 ) -> tuple[dict[Path, Scores], list[str]]:
-    """Return the scores of each clip, and a message for each clip that cannot be classified."""
+    """Return the scores of each clip, and a message for each clip that cannot be classified.
+
+    combine: makes one score of those of all networks, as `load_predictors` returns it.
+    """
     found, problems, num_short = {}, [], [0] * len(predictors)
     places = places_for(save_path, clips) if save_path else {}
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
             sources = [open_clip(clip, predictor.config) for predictor in predictors]
-            found[clip] = averaged([
+            found[clip] = combine([
                 predictor.scores(source)
                 for predictor, source in zip(predictors, sources, strict=True)
             ])
@@ -104,7 +107,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="a folder of frames, a video "
                         "file, or a folder that contains any of these")
     parser.add_argument("--checkpoint", "-c", action="append", required=True, metavar="FILE",
-                        help="may be repeated; the networks' scores are averaged")
+                        help="may be repeated, and the networks' scores are averaged; or "
+                        "a stack of train.py --stack")
     parser.add_argument("--top", type=int, default=3, help="classes per clip (default: "
                         "%(default)s)")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the "
@@ -127,15 +131,15 @@ def main(arguments=None) -> int:
         prepare_decoders()
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
-        predictors = load_predictors(options.checkpoint, device)
+        predictors, combine = load_predictors(options.checkpoint, device)
         if options.camera is not None:
-            return predict_live(predictors, options.camera)
-        return predict_paths(predictors, options)
+            return predict_live(predictors, options.camera, combine)
+        return predict_paths(predictors, options, combine)
 
     return exit_status(run)
 
 
-def predict_paths(predictors: list[Predictor], options: argparse.Namespace) -> int:
+def predict_paths(predictors: list[Predictor], options: argparse.Namespace, combine) -> int:
     """Classify the clips of `options`; print and write the results, and return the exit status."""
     clips, problems = [], []
     for path in options.paths:
@@ -147,7 +151,7 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace) -> i
             problems.append(str(error))
     clips = list({os.path.abspath(clip): clip for clip in reversed(clips)}.values())[::-1]
     count = min(options.top, len(predictors[0].classes))
-    found, others = predict(predictors, clips, options.save)
+    found, others = predict(predictors, clips, options.save, combine)
     problems += others
     if found:
         print(table(found, count))

@@ -25,8 +25,8 @@ from networks.recompute import recompute_activations
 from networks.stages import describe
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
-from scoring.ensemble import evaluate_checkpoints
-from scoring.evaluation import compute_logits, score
+from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
+from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
 from scoring.results import write_results
 from scoring.yardsticks import yardsticks_of_run
 from system import memory, processes
@@ -84,8 +84,8 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
-        best = f"best validation top-1 {run.best_top1:.2f} %" if run.best_top1 >= 0 else "no epoch"
-        print(f"training is over: {reason}; {best} in {run.config.run_folder}")
+        scores = last_and_best(run.history)
+        print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
         stopping.over()
 
 
@@ -204,6 +204,8 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
     """Adds the epoch's row to the history, and moves on to the next epoch."""
     labels = torch.from_numpy(annotations.labels)
     scores, metrics = score(logits, labels), run.metrics.state()
+    interval = score_intervals(logits, labels, annotations.groups)["top1"]
+    scores |= {"top1_low": interval.low, "top1_high": interval.high}
     num_clips = metrics["loss"][1]
     if not num_clips:
         raise UserError(
@@ -297,6 +299,13 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
         add_report(folder)
 
 
+def run_stacking(config: Config, options, device) -> None:
+    """Fits a stack of several checkpoints on the validation set."""
+    class_names, (annotations,) = read_data(config, ["validation"])
+    folder = processes.broadcast_from_main(make_run_folder, config)
+    stack_checkpoints(options.stack, config, class_names, annotations, device, folder)
+
+
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -323,8 +332,8 @@ def run_command(options, arguments) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
     processes.join(device)
-    set_names = {"evaluate": ["validation"], "test": ["test"]}.get(
-        options.command, ["train", "validation"]
+    set_names = {"train": ["train", "validation"], "test": ["test"]}.get(
+        options.command, ["validation"]
     )
     path = processes.broadcast_from_main(config_path, options, device.type)
     config = processes.broadcast_from_main(load_config, path, options.overrides, set_names)
@@ -337,6 +346,8 @@ def run_command(options, arguments) -> int:
     try:
         if options.command == "train":
             run_training(config, options, device)
+        elif options.command == "stack":
+            run_stacking(config, options, device)
         else:
             run_evaluation(config, options, device, set_names[0])
         processes.wait_for_all()  # the main one has written a report meanwhile

@@ -7,6 +7,7 @@ it is a test set.
 
 import hashlib
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from io import StringIO
@@ -31,6 +32,7 @@ class Annotations:
     folder: str
     num_dropped: int  # rows whose label is not in the labels file
     class_names: tuple[str, ...] = ()  # empty for a test set
+    groups: np.ndarray | None = None  # str [num_clips], as of `groups_of`; None: unknown
 
     def __len__(self):
         return len(self.ids)
@@ -90,6 +92,24 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
     _check_clips(csv_path, folder, ids.tolist())
     return Annotations(ids, labels[is_kept], str(folder), int((~is_kept).sum()),
                        tuple(class_names or ()))
+
+
+def groups_of(ids, pattern: str) -> np.ndarray:
+    """Return the group of each clip, str [N]: what the first group of `pattern` finds in its id.
+
+    A group is, for example, the person that a clip shows. Raises UserError if the pattern finds
+    nothing in an id.
+    """
+    found = [re.search(pattern, str(clip_id)) for clip_id in ids]
+    names = [match[1] if match else None for match in found]
+    without = [clip_id for clip_id, name in zip(ids, names, strict=True) if name is None]
+    if without:
+        raise UserError(
+            f"group: {pattern!r} finds no group in {len(without):,} of {len(names):,} clips: "
+            f"{first_few(without)}; correct the pattern, whose first pair of brackets encloses the "
+            "group's name"
+        )
+    return np.array(names)
 
 
 def _read_text(path, key) -> str:

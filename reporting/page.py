@@ -16,7 +16,9 @@ from config import Config
 from reporting.line_chart import LineChart, line_chart
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
+from scoring.intervals import wilson
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
+from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import parse_override
 from system.errors import UserError, first_few, message_for_user
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, write_whole
@@ -173,13 +175,16 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return (name, value, remark) for the top of the page."""
     found = []
     if scored := scored_epochs(run):
-        found = [(f"{which} validation top-1", f"{row['val_top1']:.2f} %",
-                  f"epoch {row['epoch']:g}")
-                 for which, row in (("best", best_of(scored)), ("last", scored[-1]))]
+        best = f"best of {len(scored)} epochs, validation top-1"
+        found = [(name, f"{row['val_top1']:.2f} %", _remark(row)) for name, row in
+                 (("last validation top-1", scored[-1]), (best, best_of(scored)))]
+        found += [(f"yardstick: {name}", f"{scored[-1][f'val_{key}']:.2f} %", "validation top-1")
+                  for key, name in YARDSTICKS.items() if f"val_{key}" in scored[-1]]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
+        intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)
         found.append(("evaluated top-1", f"{scores['top1']:.2f} %",
-                      f"{len(run.saved.labels):,} clips"))
+                      f"{len(run.saved.labels):,} clips; 95 % interval {intervals['top1']}"))
     if run.history:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
@@ -191,6 +196,14 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
 
 def column(history, name) -> list[float]:
     return [row[name] for row in history if name in row]
+
+
+def _remark(row) -> str:
+    """Return the epoch of a row of the history, and the interval of its validation top-1."""
+    if "val_top1_low" not in row:  # an earlier version wrote it
+        return f"epoch {row['epoch']:g}"
+    return (f"epoch {row['epoch']:g}; 95 % interval {row['val_top1_low']:.1f} to "
+            f"{row['val_top1_high']:.1f}")
 
 
 def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
@@ -272,12 +285,12 @@ def evaluated(run: RunFolder) -> dict:
     matrix = evaluation.confusion_matrix(saved.logits, saved.labels)
     pairs = [(saved.classes[true], saved.classes[predicted], count)
              for true, predicted, count in results.most_confused(matrix, NUM_PAIRS)]
-    scores = evaluation.score(saved.logits, saved.labels)
+    scores = evaluation.format_with_intervals(saved.logits, saved.labels, saved.groups)
     clips, clips_note = wrong_clips(run)
     return {
         "origin": origin(run),
         "command": run.command("--eval_only", "True", "--checkpoint", "last"),
-        "scores": evaluation.format_scores(scores).replace("   ", ", "),
+        "scores": scores.replace("   ", ", "),
         "num_clips": len(saved.ids),
         "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
         "num_wrong": int(matrix.sum() - np.diag(matrix).sum()),
@@ -297,7 +310,9 @@ def origin(run: RunFolder) -> tuple[str, bool]:
     networks = run.saved.origin.networks
     if len(networks) > 1:
         each = ", ".join(map(_in_words, networks))
-        return f"Results of the mean of {len(networks)} networks: {each}.", False
+        stack = run.saved.origin.stack
+        kind = f"a stack ({stack})" if stack else "the mean"
+        return f"Results of {kind} of {len(networks)} networks: {each}.", False
     (network,) = networks
     text = f"Results of the weights of {_in_words(network)}."
     if not run.history:
@@ -321,12 +336,14 @@ def _in_words(network: results.Weights) -> str:
     return f"{epoch}{steps} ({network.path})"
 
 
-def class_bars(matrix, classes) -> list[tuple[str, int, int]]:
-    """Return (class, correctly classified clips, all its clips), worst class first."""
+def class_bars(matrix, classes) -> list[tuple[str, int, int, str]]:
+    """Return (class, correctly classified clips, all its clips, interval), worst class first."""
     totals = matrix.sum(1)
     shares = np.diag(matrix) / np.maximum(totals, 1)
     order = np.argsort(np.where(totals > 0, shares, 2), kind="stable")  # those without clips last
-    return [(classes[index], int(matrix[index, index]), int(totals[index])) for index in order]
+    return [(classes[index], int(matrix[index, index]), int(totals[index]),
+             "{:.1f} to {:.1f}".format(*wilson(100 * shares[index], int(totals[index]))))
+            for index in order]
 
 
 def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:

@@ -90,8 +90,11 @@ class Camera:
             self.device.release()
 
 
-def predict_live(predictors: list[Predictor], number: int) -> None:
-    """Print the top classes of what the camera shows, until Ctrl-C or a UserError of the camera."""
+def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> None:
+    """Print the top classes of what the camera shows, until Ctrl-C or a UserError of the camera.
+
+    combine: as `load_predictors` returns it.
+    """
     rates = [predictor.config.frame_rate for predictor in predictors]
     most = [max(round(LIVE_SECONDS * rate), predictor.gesture_length)
             for rate, predictor in zip(rates, predictors, strict=True)]
@@ -101,7 +104,7 @@ def predict_live(predictors: list[Predictor], number: int) -> None:
     try:
         while True:
             camera.wait_for_more(least_seconds)  # so that no clip is padded
-            scores = averaged([
+            scores = combine([
                 predictor.scores(camera.newest(rate, count))
                 for predictor, rate, count in zip(predictors, rates, most, strict=True)
             ])

@@ -4,6 +4,7 @@ Shapes: N clips, K windows per clip (`nclips` x `ncrops`).
 """
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from clips.batches import batches_of
 from networks.inference import for_inference
+from scoring.intervals import Interval, accuracy_interval
 from system import processes
 from system.device import evaluating, to_network_input
 from system.errors import UserError, first_few
@@ -81,6 +83,12 @@ def score(logits, labels) -> dict[str, float]:
     }
 
 
+def right_clips(logits, labels) -> np.ndarray:
+    """Return 1 for each clip that is classified correctly, 0 for others, NaN for NaN logits. [N]"""
+    right = (logits.argmax(1) == labels).double()
+    return right.masked_fill(logits[:, 0].isnan(), torch.nan).numpy()
+
+
 def confusion_matrix(logits, labels) -> np.ndarray:
     """Count clips by [true class, predicted class]; clips with NaN logits are ignored."""
     logits, labels = _with_logits(logits, labels)
@@ -94,8 +102,43 @@ def _with_logits(logits, labels):
     return logits[known], labels[known]
 
 
-def format_scores(scores: dict[str, float]) -> str:
-    """Return `loss 0.1230   top-1 95.00 %   top-5 100.00 %`."""
-    accuracies = [f"{name.replace('top', 'top-')} {value:.2f} %"
-                  for name, value in scores.items() if name.startswith("top")]
-    return "   ".join([f"loss {scores['loss']:.4f}", *accuracies])
+def score_intervals(logits, labels, groups=None) -> dict[str, Interval]:
+    """Return the 95 % interval of each accuracy of `score`; groups: str [N], None: unknown."""
+    known = ~logits[:, 0].isnan()
+    logits, labels = logits[known], labels[known]
+    groups = None if groups is None else groups[known.numpy()]
+    return {f"top{k}": accuracy_interval(top_k_correct(logits, labels, k).numpy(), groups)
+            for k in accuracy_ranks(logits.shape[1])}
+
+
+def format_scores(scores: dict[str, float], intervals: dict[str, Interval] | None = None) -> str:
+    """Return `loss 0.1230   top-1 95.00 %   top-5 100.00 %`, with intervals in brackets."""
+    words = [f"loss {scores['loss']:.4f}"]
+    for name, value in scores.items():
+        if re.fullmatch(r"top\d+", name):
+            interval = f" ({intervals[name]})" if intervals else ""
+            words.append(f"{name.replace('top', 'top-')} {value:.2f} %{interval}")
+    return "   ".join(words)
+
+
+def format_with_intervals(logits, labels, groups=None) -> str:
+    """Return the scores with their intervals, and how these were computed."""
+    intervals = score_intervals(logits, labels, groups)
+    method = intervals["top1"].method
+    return f"{format_scores(score(logits, labels), intervals)}   95 % intervals: {method}"
+
+
+def last_and_best(history: list[dict]) -> str:
+    """Return the validation top-1 of the last epoch, with its interval, and of the best one.
+
+    The best of many epochs is too high an estimate, since its mistakes were part of the choice.
+    """
+    scored = [row for row in history if math.isfinite(row.get("val_top1", math.nan))]
+    if not scored:
+        return "no epoch"
+    last, best = scored[-1], max(scored, key=lambda row: row["val_top1"])
+    interval = ""
+    if "val_top1_low" in last:
+        interval = f" (95 % interval {last['val_top1_low']:.1f} to {last['val_top1_high']:.1f})"
+    return (f"validation top-1 {last['val_top1']:.2f} %{interval} after the last epoch; best of "
+            f"{len(scored)} epochs: {best['val_top1']:.2f} % (epoch {best['epoch']:g})")

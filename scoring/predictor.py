@@ -3,7 +3,9 @@
 Shapes: W windows of a video, K crops and windows of each, T frames, H, W pixels, C colours.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from clips.reading import window_input
 from clips.sampling import frames_needed
 from config import Config
 from scoring.loading import CLIPS_AT_ONCE, load_network
+from scoring.stack import LEAST_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
 from system.device import evaluating, to_network_input
 from system.errors import UserError
 
@@ -94,18 +97,40 @@ def load_predictor(path, device) -> Predictor:
     return Predictor(loaded.config, loaded.classes, loaded.network, device, epoch)
 
 
-def load_predictors(paths, device) -> list[Predictor]:
-    """Several networks, whose scores are averaged; they must know the same classes."""
+def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scores]], Scores]]:
+    """Load several networks, or those of a stack, and the function that combines their scores.
+
+    Raises UserError if they know different classes, or if a stack is not alone.
+    """
+    combine = averaged
+    if len(paths) > 1:
+        refuse_stacks(paths)
+    elif is_stack(paths[0]):
+        stack, paths = read_stack(paths[0])
+        combine = partial(stacked, stack)
     predictors = [load_predictor(path, device) for path in paths]
     for path, predictor in zip(paths, predictors, strict=True):
         if predictor.classes != predictors[0].classes:
             raise UserError(f"{path}: knows other classes than {paths[0]}; average like with like")
-    return predictors
+    return predictors, combine
 
 
 def averaged(scores: list[Scores]) -> Scores:
     """The mean of what several networks say of one video."""
-    lengths = {len(one.frames) for one in scores}
-    frames = [one.frames[np.arange(min(lengths))] for one in scores]  # frame rates may differ
     return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
-                  np.mean(frames, axis=0))
+                  np.mean(_frames(scores), axis=0))
+
+
+def stacked(stack: Stack, scores: list[Scores]) -> Scores:
+    """What a stack makes of what its networks say of one video."""
+    whole = np.stack([one.whole for one in scores])[:, None]
+    rows = np.concatenate([whole, _frames(scores)], axis=1)  # [M, 1 + T, classes]
+    logits = stack.logits(torch.from_numpy(np.log(np.maximum(rows, LEAST_PROBABILITY))))
+    combined = logits.softmax(1).numpy()
+    return Scores(stack.classes, combined[0], combined[1:])
+
+
+def _frames(scores: list[Scores]) -> np.ndarray:
+    """The scores of each frame, [M, T, classes], up to the shortest: frame rates may differ."""
+    length = min(len(one.frames) for one in scores)
+    return np.stack([one.frames[np.arange(length)] for one in scores])

@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from config import Config
-from scoring.evaluation import confusion_matrix, format_scores, score
+from scoring.evaluation import confusion_matrix, format_with_intervals
+from scoring.intervals import wilson
 from system.errors import UserError
 
 LOGITS_FILE = "logits.npz"
@@ -19,10 +20,13 @@ LOGITS_FILE = "logits.npz"
 def print_report(matrix, class_names, num_pairs=10) -> None:
     """Print the accuracy of each class, and the pairs of classes that are most often confused."""
     width = max(map(len, class_names))
-    print("\nper-class accuracy")
+    print("\nper-class accuracy, with Wilson's 95 % interval")
     for name, row, right in zip(class_names, matrix, np.diag(matrix), strict=True):
-        share = f"{100 * right / row.sum():6.2f} %" if row.sum() else "     - %"
-        print(f"  {name:<{width}}  {share}   {right} of {row.sum()}")
+        text = "     - %"
+        if num_clips := int(row.sum()):
+            share = 100 * right / num_clips
+            text = f"{share:6.2f} % ({{:5.1f}} to {{:5.1f}})".format(*wilson(share, num_clips))
+        print(f"  {name:<{width}}  {text}   {right} of {num_clips}")
     pairs = most_confused(matrix, num_pairs)
     print("\nmost confused" if pairs else "\nevery clip is classified correctly")
     for true, predicted, count in pairs:
@@ -55,7 +59,7 @@ def write_results(folder, annotations, logits, class_names, origin=None) -> None
     write_predictions(folder / "predictions.csv", *contents)
     write_logits(folder / LOGITS_FILE, *contents, origin)
     print_report(matrix, class_names)
-    print("\n" + format_scores(score(logits, labels)))
+    print("\n" + format_with_intervals(logits, labels, annotations.groups))
 
 
 def write_predictions(path, annotations, logits, class_names) -> None:
@@ -114,6 +118,7 @@ class Origin(BaseModel):
 
     networks: Annotated[list[Weights], Field(min_length=1)]  # more than one: an ensemble
     config: dict[str, Any]  # of the first, without the run's name, which affects no result
+    stack: str | None = None  # the file of the stack that combined them
 
     @classmethod
     def of(cls, config: Config, checkpoints):
@@ -140,11 +145,16 @@ class SavedLogits:
     labels: torch.Tensor  # int64 [N]
     classes: list[str]
     origin: Origin | None  # None: an earlier version wrote the file without it
+    groups: np.ndarray | None  # str [N]; None: unknown
 
 
 def write_logits(path, annotations, logits, class_names, origin: Origin | None = None) -> None:
-    """Write ids, logits, labels, classes and origin; `numpy.load` reads them without pickle."""
+    """Write ids, logits, labels, classes, and the groups and origin if they are known.
+
+    `numpy.load` reads them without pickle.
+    """
     arrays = {"origin": np.array(origin.model_dump_json())} if origin else {}
+    arrays |= {} if annotations.groups is None else {"groups": annotations.groups}
     np.savez_compressed(path, ids=annotations.ids, logits=logits.numpy(),
                         labels=annotations.labels, classes=np.array(class_names), **arrays)
 
@@ -155,10 +165,12 @@ def read_logits(path) -> SavedLogits:
         with np.load(path, allow_pickle=False) as file:
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])
             origin = Origin.model_validate_json(str(file["origin"])) if "origin" in file else None
+            groups = file["groups"].astype(str) if "groups" in file else None
             saved = SavedLogits(file["ids"].tolist(), logits, labels, file["classes"].tolist(),
-                                origin)
+                                origin, groups)
+        lengths = {len(saved.ids), len(labels), len(labels if groups is None else groups)}
         if logits.dtype != torch.float32 or labels.dtype != torch.int64 or \
-                logits.shape != (len(labels), len(saved.classes)) or len(saved.ids) != len(labels):
+                logits.shape != (len(labels), len(saved.classes)) or len(lengths) > 1:
             raise ValueError("its arrays do not match")
         if not len(labels) or labels.min() < 0 or labels.max() >= len(saved.classes):
             raise ValueError("its labels are not among its classes")

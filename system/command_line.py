@@ -35,6 +35,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                         "or a file; default: `checkpoint` of the config, otherwise last")
     parser.add_argument("--ensemble", nargs="+", metavar="FILE", help="with --eval_only or "
                         "--test_only: average the scores of these checkpoints")
+    parser.add_argument("--stack", nargs="+", metavar="FILE", help="fit a linear model on the "
+                        "validation scores of these checkpoints, and write it to the run folder, "
+                        "as stack.json, a file for --checkpoint")
     parser.add_argument("--check_data", **flag, help="check every frame of every set, and exit")
     parser.add_argument("--overwrite", **flag, help="delete an existing run in the run folder")
     parser.add_argument("--profile", **flag, help="trace a few training steps and print "
@@ -43,9 +46,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="override a config key; may be repeated")
     options = parser.parse_args(arguments)
     _check(options)
-    options.command = (
-        "evaluate" if options.eval_only else "test" if options.test_only else "train"
-    )
+    commands = {"evaluate": options.eval_only, "test": options.test_only, "stack": options.stack}
+    options.command = next((name for name, is_given in commands.items() if is_given), "train")
     return options
 
 
@@ -63,6 +65,13 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(
             "--ensemble: needs --eval_only or --test_only, and replaces --resume and --checkpoint"
         )
+    others = (evaluates, options.resume, options.checkpoint, options.ensemble, options.overwrite)
+    if options.stack and any(others):
+        raise UserError("--stack: fits a stack of the checkpoints that it names; remove --resume, "
+                        "--checkpoint, --ensemble, --overwrite, --eval_only and --test_only")
+    if options.stack and len(set(options.stack)) < max(2, len(options.stack)):
+        raise UserError("--stack: needs two checkpoints or more, each once; a single one is "
+                        "evaluated by --eval_only True --checkpoint FILE")
     if evaluates and not (options.resume or options.checkpoint or options.ensemble):
         raise UserError(
             "--eval_only and --test_only need a checkpoint: add --resume True, or --checkpoint "
@@ -73,7 +82,7 @@ def _check(options: argparse.Namespace) -> None:
             "--checkpoint: needs --eval_only, --test_only or --resume True; --resume auto loads "
             "the last checkpoint of the run folder"
         )
-    if options.profile and (evaluates or options.check_data):
+    if options.profile and (evaluates or options.stack or options.check_data):
         raise UserError("--profile: traces training steps; remove the other command")
     if options.resume is True and options.overwrite:
         raise UserError("--resume and --overwrite: choose one")

@@ -32,7 +32,7 @@ def test_run_folder(write_config, settings, capsys):
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert list(history[0]) == [
         "epoch", "loss", "top1", "grad_norm", "learning_rate", "seconds", "clips_per_second",
-        "peak_memory_mib", "val_loss", "val_top1",
+        "peak_memory_mib", "val_loss", "val_top1", "val_top1_low", "val_top1_high",
     ]  # fmt: skip
     assert "top-1" in output and "top-3" not in output  # which is all clips of three classes
     used = json.loads((folder / "config.json").read_text())

@@ -134,7 +134,8 @@ def set_logits(folder, likes, config=None, number=1, **changes):
     network = saved.origin.networks[0].model_copy(update=changes)
     config = saved.origin.config | (config or {})
     origin = results.Origin(networks=[network] * number, config=config)
-    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(),
+                                  groups=None)
     results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
     return results.read_logits(folder / "logits.npz")
 
@@ -293,7 +294,8 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     assert "an unknown epoch" in said() and "not of the training" in said()
     saved = set_logits(folder, 0, number=2, epoch=2, step=0)
     assert "the mean of 2 networks: epoch 2 (" in said() and "To evaluate" not in said()
-    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy())
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(),
+                                  groups=None)
     results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
     assert "did not record" in said() and "To evaluate the last checkpoint" in said()
 
