@@ -118,7 +118,8 @@ class Config(BaseModel):
     group: str | None = Field(
         None,
         description="Regular expression whose first group names a clip's group (its person or "
-        "recording), found in the clip's id, such as ^([a-z]+)_; null: unknown.",
+        "recording), found in the clip's name, such as ^([a-z]+)_, or, with a slash, in its id; "
+        "null: the column `group` of the CSVs, if there is one.",
     )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Number of classes; null: the number of lines of labels_csv."

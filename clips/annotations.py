@@ -90,17 +90,20 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
         raise UserError(_nothing_left(csv_path, rows))
     ids = rows["id"][is_kept].to_numpy(dtype=str)
     _check_clips(csv_path, folder, ids.tolist())
+    groups = rows["group"][is_kept].to_numpy(dtype=str) if "group" in rows else None
     return Annotations(ids, labels[is_kept], str(folder), int((~is_kept).sum()),
-                       tuple(class_names or ()))
+                       tuple(class_names or ()), groups)
 
 
 def groups_of(ids, pattern: str) -> np.ndarray:
-    """Return the group of each clip, str [N]: what the first group of `pattern` finds in its id.
+    """Return the group of each clip, str [N]: what the first group of `pattern` finds in its name.
 
-    A group is, for example, the person that a clip shows. Raises UserError if the pattern finds
+    A group is, for example, the person that a clip shows. A pattern with a slash is searched in the
+    whole id, others in what follows the id's last slash. Raises UserError if the pattern finds
     nothing in an id.
     """
-    found = [re.search(pattern, str(clip_id)) for clip_id in ids]
+    names = [str(clip_id) if "/" in pattern else str(clip_id).rpartition("/")[2] for clip_id in ids]
+    found = [re.search(pattern, name) for name in names]
     names = [match[1] if match else None for match in found]
     without = [clip_id for clip_id, name in zip(ids, names, strict=True) if name is None]
     if without:
@@ -124,6 +127,8 @@ def _read_text(path, key) -> str:
 
 def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
     """Return the columns `id` and, with_labels, `label` of a clip list, indexed by line number.
+
+    With labels, a column `group` is read, too, if there is one.
 
     Blank lines are skipped. Raises UserError for lines that do not have these columns.
     """
@@ -181,6 +186,8 @@ def _check_lines_with_header(csv_path, lines, numbers, header, with_labels) -> d
     columns = {"id": header.index("video_id")}
     if with_labels:
         columns["label"] = header.index("label")
+        if "group" in header:
+            columns["group"] = header.index("group")
     last = max(columns.values())
     for number in numbers:
         if lines[number - 1].count(",") < last:

@@ -9,47 +9,44 @@ from pathlib import Path
 
 import numpy as np
 
+from clips.annotations import groups_of
 from system.errors import UserError, first_few
 
 NUM_FOLDS = 5  # one of them is the validation set
 READ_BYTES = 2**20
 COMMON_PREFIX = r"^([^_. -]+)[_. -]"
+FOLDER_PATTERN = r"/([^/]+)/[^/]+$"  # the folder between the class folder and the clip
 
 
 # --- groups ------------------------------------------------------------------------------------
+
+
+def group_pattern(rule: str) -> str | None:
+    """Return a rule of `--group` as the config key `group`; None if it names a CSV."""
+    if rule == "folder":
+        return FOLDER_PATTERN
+    return None if re.search(r"\.csv:[^:]+$", rule, re.IGNORECASE) else rule
 
 
 def groups_of_clips(ids: list[str], rule: str) -> list[str]:
     """Return the group of each clip, such as the person in it.
 
     rule: `folder` for the folder between class folder and clip; `people.csv:person` for a column of
-    a CSV that also has `video_id`; or a regular expression whose first group names the clip's
-    group, searched in its file name.
+    a CSV that also has `video_id`; or a regular expression as for the config key `group`.
     Raises UserError if a clip has no group, or all are in the same one.
     """
-    if rule == "folder":
-        groups = [clip_id.split("/")[-2] if clip_id.count("/") > 1 else None for clip_id in ids]
-    elif re.search(r"\.csv:[^:]+$", rule, re.IGNORECASE):
-        groups = _groups_from_csv(ids, *rule.rsplit(":", 1))
-    else:
-        groups = _groups_from_names(ids, rule)
-    without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
-    if without:
-        raise UserError(f"--group {rule}: gives no group for {len(without):,} of {len(ids):,} "
-                        f"clips: {first_few(without, 3)}; correct it, or rename these clips")
+    pattern = group_pattern(rule)
+    try:
+        if pattern is None:
+            groups = _groups_from_csv(ids, *rule.rsplit(":", 1))
+        else:
+            groups = groups_of(ids, pattern).tolist()
+    except re.error as error:
+        raise UserError(f"--group {rule}: not a regular expression ({error})") from None
     if len(set(groups)) == 1:
         raise UserError(f"--group {rule}: all clips are in one group, {groups[0]!r}; a split needs "
                         "two; choose another rule, or leave it out")
     return groups
-
-
-def _groups_from_names(ids, pattern):
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--group {pattern}: not a regular expression: {error}") from None
-    matches = [compiled.search(clip_id.rsplit("/", 1)[-1]) for clip_id in ids]
-    return [match[min(1, compiled.groups)] if match else None for match in matches]
 
 
 def _groups_from_csv(ids, path, column):
@@ -63,8 +60,13 @@ def _groups_from_csv(ids, path, column):
     if missing:
         raise UserError(f"--group {path}: has no column {first_few(sorted(missing))}, only "
                         f"{first_few(rows.columns)}")
-    groups = dict(zip(rows["video_id"], rows[column], strict=True))
-    return [groups.get(clip_id, groups.get(clip_id.rsplit("/", 1)[-1])) for clip_id in ids]
+    table = dict(zip(rows["video_id"], rows[column], strict=True))
+    groups = [table.get(clip_id) or table.get(clip_id.rpartition("/")[2]) for clip_id in ids]
+    without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
+    if without:
+        raise UserError(f"--group {path}: has no group for {len(without):,} of {len(ids):,} clips: "
+                        f"{first_few(without, 3)}; add them")
+    return groups
 
 
 def likely_rule(ids: list[str], labels: list[str]) -> str | None:

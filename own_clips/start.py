@@ -11,7 +11,14 @@ from config import SET_PREFIXES
 from own_clips.class_folders import FoundClips, find_clips
 from own_clips.looking import look_at
 from own_clips.settings import choose_settings
-from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
+from own_clips.splitting import (
+    duplicates,
+    group_pattern,
+    groups_of_clips,
+    joined,
+    likely_rule,
+    split,
+)
 from system.config_file import load_config, parse_override
 from system.errors import UserError, first_few
 from training.run_folder import CONFIG_FILE, check_unoccupied, make_run_folder, write_whole
@@ -44,11 +51,13 @@ def config_for_folder(options, device_type: str) -> str:
     looks = look_at(root, clips["id"].tolist(), config)
     clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
     _print_found(found, clips, looks.bad)
-    clips["group"] = groups_of_clips(clips["id"].tolist(), options.group) if options.group else ""
-    _split(root, clips, options.group, config.seed)
+    rule = options.group
+    clips["group"] = groups_of_clips(clips["id"].tolist(), rule) if rule else ""
+    _split(root, clips, rule, config.seed)
 
     values = json.loads(RECIPE.read_text(encoding="utf-8")) | dict(map(parse_override, overrides))
     values |= _write_lists(root, clips, make_run_folder(config))
+    values["group"] = group_pattern(rule) if rule else None
     given = dict(map(parse_override, options.overrides))
     for choice in choose_settings(looks, int((clips["part"] == "train").sum()), device_type):
         if choice.key not in given:
