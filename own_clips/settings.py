@@ -6,12 +6,12 @@ import numpy as np
 
 from own_clips.looking import Looks
 
-LONGEST_GAP = 0.5  # seconds between frames, above which segments would miss most movements
-WINDOW_SECONDS = 4.0  # that a window of a long video spans
+CLIP_SIZE = 12  # frames
+WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start can vary
+LONGEST_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
 FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
-FEW_FRAMES = 16
-SIDES = {"cpu": 48, "cuda": 96}  # pixels of the shorter side that a step can afford
-CLIPS_TO_SEE = {"cpu": 12_000, "cuda": 60_000}  # over a whole training
+SIDES = {"cpu": 40, "cuda": 96}  # pixels of the shorter side that a step can afford
+CLIPS_TO_SEE = {"cpu": 24_000, "cuda": 100_000}  # over a whole training
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 200
 
 
@@ -29,25 +29,30 @@ def choose_settings(looks: Looks, num_clips: int, device_type: str) -> list[Choi
 
 
 def _time(looks: Looks) -> list[Choice]:
-    frames = np.median(looks.num_frames)
-    clip_size = 12 if frames >= FEW_FRAMES else 8
-    choices = [Choice("clip_size", clip_size, f"the clips have {frames:.0f} frames (median)")]
+    """Choose the frames of a window: evenly spaced in time, since a rhythm tells movements apart.
+
+    One frame from each part of a clip would span the whole clip, but at a rhythm of its own.
+    """
     rates = looks.native_rates[~np.isnan(looks.native_rates)]
-    rate = FRAME_RATE_OF_FOLDERS
-    if len(rates):
-        rate = round(float(np.median(rates)), 3)
-        choices.append(Choice("frame_rate", rate, "the videos' own (median)"))
-    seconds = np.where(np.isnan(looks.seconds), looks.num_frames / rate, looks.seconds)
-    low, high = np.percentile(seconds, [5, 95])
-    spans = f"the clips last {low:.1f} to {high:.1f} s"
-    if np.median(seconds) / clip_size <= LONGEST_GAP:
-        return [*choices, Choice("sampling", "segments", f"{spans}, so {clip_size} frames can "
-                                 "span a whole clip")]
-    step = max(1, round(WINDOW_SECONDS * rate / clip_size))
+    rate = round(float(np.median(rates)), 3) if len(rates) else FRAME_RATE_OF_FOLDERS
+    frames = float(np.median(np.where(np.isnan(looks.native_rates), looks.num_frames,
+                                      looks.seconds * rate)))
+    step = round(WINDOW_SHARE * frames / CLIP_SIZE)
+    step = max(1, min(step, round(LONGEST_GAP * rate)))
+    low, high = np.percentile(looks.num_frames, [5, 95])
+    span = (CLIP_SIZE - 1) * step + 1
+    choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
     return [*choices,
-            Choice("sampling", "window", f"{spans}, too long for {clip_size} frames"),
-            Choice("step_size", step, f"{clip_size} frames then span {WINDOW_SECONDS:.0f} s"),
-            Choice("nclips", 4, "in evaluation, windows from the whole clip are averaged")]
+            Choice("clip_size", CLIP_SIZE, f"the clips have {low:.0f} to {high:.0f} frames, "
+                   f"{frames:.0f} in the middle"),
+            Choice("step_size", step, f"so a window spans {span} frames, {span / rate:.1f} s at "
+                   f"{rate:g} frames per second"),
+            Choice("nclips", _num_windows(frames / span), "windows from the whole clip are "
+                   "averaged in evaluation")]
+
+
+def _num_windows(windows_per_clip: float) -> int:
+    return int(np.clip(np.ceil(windows_per_clip) + 1, 2, 10))
 
 
 def _size(looks: Looks, device_type: str) -> list[Choice]:

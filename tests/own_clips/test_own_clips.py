@@ -209,14 +209,14 @@ def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180)):
     return {choice.key: choice.value for choice in choose_settings(looks, num_clips, device)}
 
 
-def test_a_clip_spans_what_the_videos_show():
-    short = chosen(frames=60)
-    assert short["sampling"] == "segments" and short["frame_rate"] == 25
-    assert chosen(frames=10)["clip_size"] < short["clip_size"]
+def test_windows_span_most_of_short_clips_and_are_repeated_in_long_ones():
+    video = chosen(frames=60)
+    assert video["frame_rate"] == 25 and 1 <= video["clip_size"] * video["step_size"] / 25 <= 2
+    assert chosen(frames=10)["step_size"] == 1
     long = chosen(frames=25 * 60)
-    assert long["sampling"] == "window" and long["nclips"] > 1
-    assert 3 < long["step_size"] * short["clip_size"] / 25 < 5  # seconds
-    assert "frame_rate" not in chosen(rate=np.nan)
+    assert long["step_size"] <= 0.2 * 25 and long["nclips"] == 10 > video["nclips"]
+    folders = chosen(frames=36, rate=np.nan)
+    assert folders["step_size"] == 2 and "frame_rate" not in folders
 
 
 def test_a_step_is_affordable():
