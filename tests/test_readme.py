@@ -98,7 +98,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_python_commands_run(workplace, capsys):
-    small = ["--train_clips", "8", "--validation_clips", "8", "--test_clips", "2"]
+    small = ["--train_clips", "8", "--validation_clips", "24", "--test_clips", "2"]
     for drawing in commands("demo_data.py"):
         assert demo_data.main(drawing + small) == 0
     for arguments in commands("train.py"):
