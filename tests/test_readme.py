@@ -39,7 +39,7 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 # Files that runs, commands and readers make.
 MADE = ("config.json", "mine.json", "versions.json", "history.csv", "predictions.csv", "scores.csv",
         "test_predictions.csv", "test_submission.csv", "bad_clips.csv", "data_report.csv",
-        "labels.csv", "train.csv", "validation.csv", "report.html")  # fmt: skip
+        "labels.csv", "train.csv", "validation.csv", "report.html", "stack.json")  # fmt: skip
 SMALL = [f"--set={key}={value}" for key, value in TINY_NETWORK.items()] + [
     "--set=num_epochs=1", "--set=num_workers=0", "--set=batch_size=4", "--set=schedule=constant",
     "--set=warmup_epochs=0",
