@@ -5,51 +5,99 @@
 
 A variant is a name and the keys that it changes; one that sets `seed` runs with that seed only.
 Every run is an ordinary run of train.py in `--output`. An interrupted run is resumed and a finished
-one is only read, so the same command with one more variant trains only that variant. `--opposites`
-adds how often the direction of a movement is right.
+one is only read, so the same command with one more variant trains only that variant. Scores are
+those of the last epoch. `--folds 5` trains on five splits of all clips instead of the config's one,
+`--folds group` leaves one group out in each. `--opposites` adds how often the direction of a
+movement is right.
 """
 
 import argparse
+import itertools
+import json
 import re
 import shlex
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 import pandas as pd
 import torch
 
 from benchmarks import machine
+from benchmarks.folds import PROJECT, Fold, make_folds
 from benchmarks.memory_a_clip import kept_for_backward
 from clips.annotations import read_labels
+from config import Config
 from model import build_model
 from networks.recompute import recompute_activations
+from networks.stages import describe
+from scoring.evaluation import right_clips
+from scoring.intervals import accuracy_interval, compare_on_same_clips
+from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import load_config
+from system.errors import UserError, exit_status
 from system.memory import MIB
+from training.optimization import training_is_over
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
 
-PROJECT = Path(__file__).parent.parent
+# Keys that change no score.
+IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
+                   "checkpoint_minutes"}  # fmt: skip
+DATA_KEYS = ("train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv",
+             "output_dir", "group")  # fmt: skip
+# More variants are compared with the first one only.
+MOST_IN_ALL_PAIRS = 6
 
 
 def main(arguments=None) -> int:
-    options = parse_arguments(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_status(lambda: run(parse_arguments(arguments), arguments))
+
+
+def run(options, arguments) -> None:
     about = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    command = shlex.join(["python", "benchmarks/compare.py", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/compare.py", *arguments])
     text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
     text += f"{options.note}\n\n" if options.note else ""
-    rows = []
+    folds, words = folds_of(options)
+    text += f"Cross-validation: {words}.\n\n" if words else ""
+    rows, pairs, tested = [], [], {}
     for name, *changes in options.variant:
         own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
-        runs = [train(options, name, changes, seed) for seed in own_seeds or options.seeds]
-        rows.append(summary(name, changes, runs, kept_a_clip(options, changes)))
-        print(markdown([rows[-1]]).split("\n")[-1], flush=True)
+        runs, all_tested = [], []
+        for seed in own_seeds or options.seeds:
+            trained = [train(options, name, changes, seed, fold) for fold in folds]
+            all_tested.append(together([each.saved for each in trained]))
+            runs.append(scores_of_seed(seed, trained, all_tested[-1]))
+        tested[name] = replace(all_tested[0], right=np.concatenate([
+            each.right for each in all_tested]))  # [S, N]
+        rows.append(summary(options, name, changes, runs, tested[name]))
+        print(markdown([rows[-1]]).split("\n")[2], flush=True)
+        pairs = compared_pairs(tested)
         if options.save:  # after each variant, since the next may take hours
-            contents = about | {"command": command, "note": options.note, "rows": rows}
-            machine.save(options.save, contents, text + markdown(rows) + "\n")
-    print("\n" + text + markdown(rows))
-    return 0
+            contents = about | {"command": command, "note": options.note, "rows": rows,
+                                "pairs": pairs, "folds": words}
+            machine.save(options.save, contents, text + markdown(rows) + pairs_table(pairs) + "\n")
+    print("\n" + text + markdown(rows) + pairs_table(pairs))
+
+
+def folds_of(options) -> tuple[list[Fold | None], str]:
+    """Return the folds of `--folds`, and their description; [None]: the config's own sets."""
+    if options.group:
+        options.overrides.append(f"group={json.dumps(options.group)}")
+    if not options.folds:
+        return [None], ""
+    for name, *changes in options.variant:
+        if given := [change for change in changes if change.split("=")[0] in DATA_KEYS]:
+            raise UserError(f"--variant {name!r}: {given[0]}: --folds has the same clips for all "
+                            "variants; remove it, or give it by --set")
+    config = load_config(PROJECT / options.config, options.overrides)
+    return make_folds(config, options.folds, Path(options.output))
 
 
 def parse_arguments(arguments):
@@ -61,6 +109,11 @@ def parse_arguments(arguments):
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
                         help="for all variants")
     parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
+    parser.add_argument("--folds", type=number_of_folds, metavar="N|group",
+                        help="cross-validation: train on N splits of all clips, or leave each "
+                        "group out once")
+    parser.add_argument("--group", metavar="PATTERN", help="the config's key `group`: finds a "
+                        "clip's group in its id")
     parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
                         help="classes that differ in direction only")
     parser.add_argument("--note", default="", help="a line above the table")
@@ -68,52 +121,128 @@ def parse_arguments(arguments):
     return parser.parse_args(arguments)
 
 
-def train(options, name, changes, seed) -> dict:
-    """Train one run unless it is finished already; return its scores."""
+def number_of_folds(text: str) -> str:
+    if text != "group" and not (text.isdecimal() and int(text) >= 2):
+        raise argparse.ArgumentTypeError(f"expected 2 or more, or group, found {text!r}")
+    return text
+
+
+# --- the runs ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """What a finished run reached in its last epoch."""
+
+    last: pd.Series  # row of the history
+    saved: SavedLogits  # of its validation clips
+    folder: Path
+
+
+def train(options, name, changes, seed, fold: Fold | None) -> Trained:
+    """Train and evaluate one run, unless that is done already."""
     own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
+    if fold:
+        own += [*fold.keys, f"model_name={name}-{seed}-{fold.name}".replace("/", "_")]
     keys = [*options.overrides, *changes, *own]
-    output = run_train(options.config, keys, "--resume", "auto")
-    folder = PROJECT / options.output / f"{name}-{seed}"
-    has_predictions = is_newer(folder / "predictions.csv", folder / "checkpoint.pth.tar")
-    if options.opposites and not has_predictions:
-        run_train(options.config, keys, "--resume", "True", "--eval_only", "True")
-    last = pd.read_csv(folder / "history.csv", dtype=str).iloc[-1]
-    total = re.search(r"total +([\d.]+) GFLOP (?:a|per) clip +([\d,]+)", output)
-    return {
-        "seed": seed,
-        "top1": float(last["val_top1"]),
-        "loss": float(last["val_loss"]),
-        "train_top1": float(last["top1"]),
-        "clips_per_second": float(last["clips_per_second"]),
-        "gflop": float(total[1]),
-        "parameters": int(total[2].replace(",", "")),
-        **(opposites_told_apart(folder / "predictions.csv", options.opposites)
-           if options.opposites else {}),
-    }
+    config = load_config(PROJECT / options.config, keys)
+    folder = PROJECT / config.run_folder
+    if not is_finished(config, folder):
+        run_train(options.config, keys, "--resume", "auto")
+    history = pd.read_csv(folder / HISTORY_FILE)
+    if not is_evaluated(config, folder, len(history)):
+        run_train(options.config, keys, "--eval_only", "True", "--checkpoint", "last")
+    return Trained(history.iloc[-1], read_logits(folder / LOGITS_FILE), folder)
 
 
-def run_train(config, keys, *flags) -> str:
-    """Run train.py and return what it prints. Exits if it fails."""
+def is_finished(config: Config, folder: Path) -> bool:
+    """Whether the folder has the run's checkpoint after its last epoch.
+
+    Raises UserError if the run in it was trained with other keys.
+    """
+    if not all((folder / name).exists() for name in (LAST_CHECKPOINT, HISTORY_FILE, CONFIG_FILE)):
+        return False
+    other = changed_keys(config, json.loads((folder / CONFIG_FILE).read_text()))
+    if other:
+        raise UserError(f"{folder}: trained with another {', '.join(other)}; give the variant "
+                        "another name, choose another --output, or delete the folder")
+    history = pd.read_csv(folder / HISTORY_FILE)
+    return bool(training_is_over(config, len(history), history["val_loss"].tolist()))
+
+
+def changed_keys(config: Config, saved: dict) -> list[str]:
+    """Return the keys that differ from those of a saved config and may change scores."""
+    saved = {key: field.default for key, field in Config.model_fields.items()} | saved
+    return [key for key, value in config.model_dump(mode="json").items()
+            if key not in IRRELEVANT_KEYS and saved[key] != value]
+
+
+def is_evaluated(config: Config, folder: Path, num_epochs: int) -> bool:
+    """Whether the folder has the logits of the last epoch, and not, for example, of the best."""
+    if not (folder / LOGITS_FILE).exists():
+        return False
+    origin = read_logits(folder / LOGITS_FILE).origin
+    if origin is None or len(origin.networks) > 1 or changed_keys(config, origin.config):
+        return False
+    (network,) = origin.networks
+    checkpoint = folder / LAST_CHECKPOINT
+    return Path(network.path).name == LAST_CHECKPOINT and network.epoch == num_epochs and \
+        (folder / LOGITS_FILE).stat().st_mtime >= checkpoint.stat().st_mtime
+
+
+def run_train(config, keys, *flags) -> None:
+    """Run train.py. Exits if it fails."""
     command = [sys.executable, "train.py", "-c", config, *flags]
     for key in keys:
         command += ["--set", key]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{finished.stderr}")
-    return finished.stdout
 
 
-def is_newer(path, other) -> bool:
-    return path.exists() and path.stat().st_mtime > other.stat().st_mtime
+@dataclass
+class Tested:
+    """The validation clips of all folds, sorted by id, and which of them are right."""
+
+    ids: np.ndarray  # str [N]
+    groups: np.ndarray | None  # str [N]
+    right: np.ndarray  # float [S, N]; NaN for clips that could not be read
 
 
-def opposites_told_apart(predictions_csv, opposites) -> dict:
+def together(all_saved: list[SavedLogits]) -> Tested:
+    """Join the validation clips of one seed's runs."""
+    ids = np.concatenate([saved.ids for saved in all_saved])
+    order = np.argsort(ids, kind="stable")
+    right = np.concatenate([right_clips(saved.logits, saved.labels) for saved in all_saved])
+    groups = None
+    if all_saved[0].groups is not None:
+        groups = np.concatenate([saved.groups for saved in all_saved])[order]
+    return Tested(ids[order], groups, right[None, order])
+
+
+def scores_of_seed(seed, trained: list[Trained], tested: Tested) -> dict:
+    """Return the means over the folds; top-1 is that of all their clips."""
+    mean = {key: statistics.mean(float(each.last[key]) for each in trained)
+            for key in ("val_loss", "top1", "clips_per_second")}
+    return {
+        "seed": seed,
+        "top1": 100 * float(np.nanmean(tested.right)),
+        "loss": mean["val_loss"],
+        "train_top1": mean["top1"],
+        "clips_per_second": mean["clips_per_second"],
+        "folds": [float(each.last["val_top1"]) for each in trained],
+        "folders": [str(each.folder) for each in trained],
+    }
+
+
+def opposites_told_apart(predictions_csvs, opposites) -> dict:
     """Return the percentage of clips classified as their own pair, and of these, correctly.
 
     opposites: pairs as `LABEL=LABEL`; guessing the direction gets 50 % of it right.
     """
     pair_of = {label: pair for pair in opposites for label in pair.split("=")}
-    clips = pd.read_csv(predictions_csv, dtype=str, keep_default_na=False)
+    clips = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False)
+                       for path in predictions_csvs])
     clips = clips[clips["label"].isin(list(pair_of))]
     in_pair = clips[clips["label"].map(pair_of) == clips["predicted"].map(pair_of)]
     right = int((in_pair["label"] == in_pair["predicted"]).sum())
@@ -123,42 +252,62 @@ def opposites_told_apart(predictions_csv, opposites) -> dict:
     }
 
 
+def size(options, changes) -> dict:
+    """Return GFLOP per clip and number of parameters of a variant, and the memory per clip."""
+    config, model = network_of(options, changes)
+    totals = describe(model, (config.clip_size, *config.crop))
+    total = re.search(r"total +([\d.]+) GFLOP per clip +([\d,]+)", totals)
+    return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": float(total[1]),
+            "parameters": int(total[2].replace(",", ""))}
+
+
 def kept_a_clip(options, changes) -> float:
     """Return the MiB per clip that the network keeps for the backward pass, in fp32 on the CPU."""
-    config = load_config(PROJECT / options.config, [*options.overrides, *changes])
-    num_classes = config.num_classes or len(read_labels(PROJECT / config.labels_csv))
-    model = build_model(config, num_classes)
+    config, model = network_of(options, changes)
     if config.checkpoint_activations:
         recompute_activations(model)
     clips = torch.zeros(2, config.num_channels, config.clip_size, *config.crop)
     return kept_for_backward(model, clips) / 2 / MIB
 
 
-def summary(name, changes, runs, kept_mib) -> dict:
+def network_of(options, changes):
+    config = load_config(PROJECT / options.config, [*options.overrides, *changes])
+    num_classes = config.num_classes or len(read_labels(PROJECT / config.labels_csv))
+    return config, build_model(config, num_classes)
+
+
+# --- the tables --------------------------------------------------------------------------------
+
+
+def summary(options, name, changes, runs, tested: Tested) -> dict:
+    """Return the row of a variant. runs: as `scores_of_seed` returns them, one per seed."""
+    interval = accuracy_interval(tested.right, tested.groups)
+    csvs = [Path(folder, "predictions.csv") for each in runs for folder in each["folders"]]
+    opposites = opposites_told_apart(csvs, options.opposites) if options.opposites else {}
     return {
         "variant": name,
         "changes": changes,
         "runs": runs,
-        "top1": statistics.mean(run["top1"] for run in runs),
-        "top1_range": [min(run["top1"] for run in runs), max(run["top1"] for run in runs)],
-        "loss": statistics.mean(run["loss"] for run in runs),
-        "train_top1": statistics.mean(run["train_top1"] for run in runs),
-        "kept_mib_a_clip": kept_mib,
-        "clips_per_second": statistics.median(run["clips_per_second"] for run in runs),
-        "gflop": runs[0]["gflop"],
-        "parameters": runs[0]["parameters"],
-        **{key: statistics.mean(run[key] for run in runs)
-           for key in ("pair", "direction") if key in runs[0]},
+        "top1": statistics.mean(each["top1"] for each in runs),
+        "top1_range": [min(each["top1"] for each in runs), max(each["top1"] for each in runs)],
+        "top1_interval": [interval.low, interval.high],
+        "interval_method": interval.method,
+        "loss": statistics.mean(each["loss"] for each in runs),
+        "train_top1": statistics.mean(each["train_top1"] for each in runs),
+        "clips_per_second": statistics.median(each["clips_per_second"] for each in runs),
+        **size(options, changes),
+        **opposites,
     }
 
 
 def markdown(rows) -> str:
-    """Return a table of the scores after the last epoch: mean over the seeds, and their range."""
+    """Return a table of the scores after the last epoch: means over the seeds, with intervals."""
     columns = {
         "variant": lambda row: row["variant"],
         "seeds": lambda row: str(len(row["runs"])),
         "validation top-1, %": lambda row: f"{row['top1']:.1f}",
-        "lowest to highest": lambda row: "{:.1f} to {:.1f}".format(*row["top1_range"]),
+        "95 % interval": lambda row: "{:.1f} to {:.1f}".format(*row["top1_interval"]),
+        "lowest to highest seed": lambda row: "{:.1f} to {:.1f}".format(*row["top1_range"]),
         "validation loss": lambda row: f"{row['loss']:.3f}",
         "training top-1, %": lambda row: f"{row['train_top1']:.1f}",
         "parameters": lambda row: f"{row['parameters']:,}",
@@ -169,6 +318,38 @@ def markdown(rows) -> str:
     if "pair" in rows[0]:
         columns["right pair, %"] = lambda row: f"{row['pair']:.1f}"
         columns["direction right, % of these"] = lambda row: f"{row['direction']:.1f}"
+    methods = "; ".join(dict.fromkeys(row["interval_method"] for row in rows))
+    return f"{table(columns, rows)}\n\nLast epoch of each training. 95 % intervals: {methods}."
+
+
+def compared_pairs(tested: dict[str, Tested]) -> list[dict]:
+    """Compare the variants that were validated on the same clips, two by two."""
+    pairs = itertools.combinations(tested, 2)
+    if len(tested) > MOST_IN_ALL_PAIRS:
+        first, *others = tested
+        pairs = [(first, other) for other in others]
+    return [
+        {"second": second, "first": first} | compare_on_same_clips(
+            tested[second].right, tested[first].right, tested[first].groups)._asdict()
+        for first, second in pairs
+        if np.array_equal(tested[first].ids, tested[second].ids)
+    ]  # fmt: skip
+
+
+def pairs_table(pairs) -> str:
+    """Return a table of the pairs, after an empty line; an empty string if there are none."""
+    columns = {
+        "on the same clips": lambda row: f"{row['second']} against {row['first']}",
+        "difference, points": lambda row: f"{row['difference']:+.1f}",
+        "95 % interval (paired bootstrap)": lambda row: f"{row['low']:+.1f} to {row['high']:+.1f}",
+        "clips that only the first has right": lambda row: f"{row['only_first']:.1f}",
+        "only the second": lambda row: f"{row['only_second']:.1f}",
+        "McNemar's exact p": lambda row: "" if row["p"] is None else f"{row['p']:.3g}",
+    }
+    return f"\n\n{table(columns, pairs)}" if pairs else ""
+
+
+def table(columns, rows) -> str:
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[cell(row) for cell in columns.values()] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

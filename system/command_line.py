@@ -65,10 +65,10 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(
             "--ensemble: needs --eval_only or --test_only, and replaces --resume and --checkpoint"
         )
-    others = (evaluates, options.resume, options.checkpoint, options.ensemble, options.overwrite)
+    others = (evaluates, options.resume, options.checkpoint, options.ensemble)
     if options.stack and any(others):
         raise UserError("--stack: fits a stack of the checkpoints that it names; remove --resume, "
-                        "--checkpoint, --ensemble, --overwrite, --eval_only and --test_only")
+                        "--checkpoint, --ensemble, --eval_only and --test_only")
     if options.stack and len(set(options.stack)) < max(2, len(options.stack)):
         raise UserError("--stack: needs two checkpoints or more, each once; a single one is "
                         "evaluated by --eval_only True --checkpoint FILE")

@@ -39,7 +39,7 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 # Files that runs, commands and readers make.
 MADE = ("config.json", "mine.json", "versions.json", "history.csv", "predictions.csv", "scores.csv",
         "test_predictions.csv", "test_submission.csv", "bad_clips.csv", "data_report.csv",
-        "labels.csv", "train.csv", "validation.csv", "report.html")  # fmt: skip
+        "labels.csv", "train.csv", "validation.csv", "report.html", "stack.json")  # fmt: skip
 SMALL = [f"--set={key}={value}" for key, value in TINY_NETWORK.items()] + [
     "--set=num_epochs=1", "--set=num_workers=0", "--set=batch_size=4", "--set=schedule=constant",
     "--set=warmup_epochs=0",
@@ -98,7 +98,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_python_commands_run(workplace, capsys):
-    small = ["--train_clips", "8", "--validation_clips", "8", "--test_clips", "2"]
+    small = ["--train_clips", "8", "--validation_clips", "24", "--test_clips", "2"]
     for drawing in commands("demo_data.py"):
         assert demo_data.main(drawing + small) == 0
     for arguments in commands("train.py"):

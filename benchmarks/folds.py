@@ -1,0 +1,94 @@
+"""Folds of a data set, for cross-validation."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clips.annotations import groups_of, read_annotations, read_labels
+from config import Config
+from scoring.stack import split
+from system.errors import UserError, first_few
+from training.run_folder import write_whole
+
+PROJECT = Path(__file__).parent.parent  # the paths of configs are relative to it
+
+
+@dataclass
+class Fold:
+    """A part of the clips to validate on, with the config keys of its two sets."""
+
+    name: str  # a number, or the group
+    keys: list[str]
+
+
+def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], str]:
+    """Split the training and validation clips of `config` into folds; write the sets' CSVs.
+
+    number: of folds, which are stratified and keep the groups of the config together; or `group`:
+    one fold per group. The files go to a folder inside `folder` that belongs to these clips and
+    folds, so that later trainings on other clips or folds do not mix with these.
+    Returns the folds, and how the clips were split, in words.
+    """
+    ids, labels, names = _all_clips(config)
+    groups = groups_of(ids, config.group) if config.group else None
+    fold_of, fold_names, words = _assign(labels, groups, number)
+    _say_what_is_missing(fold_of, labels, fold_names, names)
+    digest = hashlib.sha256("\0".join([*ids, *map(str, labels), *map(str, fold_of)]).encode())
+    folder = folder / f"folds-{digest.hexdigest()[:10]}"
+    (PROJECT / folder).mkdir(parents=True, exist_ok=True)
+    rows = pd.DataFrame({"video_id": ids, "label": np.array(names)[labels]})
+    folds = []
+    for fold, name in enumerate(fold_names):
+        keys = [f"output_dir={folder}"]
+        for set_name, is_in in (("train", fold_of != fold), ("val", fold_of == fold)):
+            path = folder / f"{fold + 1}_{set_name}.csv"
+            write_whole(PROJECT / path, rows[is_in].to_csv(index=False))
+            keys += [f"{set_name}_data_csv={path}", f"{set_name}_data_folder="
+                     f"{config.train_data_folder}"]
+        folds.append(Fold(name, keys))
+    return folds, f"{words} of {len(ids):,} clips"
+
+
+def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return ids, labels and class names of both sets."""
+    if Path(config.train_data_folder) != Path(config.val_data_folder):
+        raise UserError("--folds: train_data_folder and val_data_folder differ; the clips of both "
+                        "sets have to be in one folder")
+    names = read_labels(PROJECT / config.labels_csv)
+    sets = [read_annotations(PROJECT / path, PROJECT / config.train_data_folder, names)
+            for path in (config.train_data_csv, config.val_data_csv)]  # fmt: skip
+    ids = np.concatenate([each.ids for each in sets])
+    twice = sorted(set(sets[0].ids.tolist()) & set(sets[1].ids.tolist()))
+    if twice:
+        raise UserError(f"--folds: {len(twice):,} clips are in both train_data_csv and "
+                        f"val_data_csv: {first_few(twice)}; keep each in one of them")
+    return ids, np.concatenate([each.labels for each in sets]), names
+
+
+def _assign(labels, groups, number: str) -> tuple[np.ndarray, list[str], str]:
+    """Return the fold of each clip, the folds' names, and the kind of split in words."""
+    if number == "group":
+        if groups is None or len(np.unique(groups)) < 2:
+            raise UserError("--folds group: needs two groups or more; name them by --group PATTERN")
+        names, fold_of = np.unique(groups, return_inverse=True)
+        words = f"one of {len(names)} groups left out ({', '.join(names)})"
+        return fold_of, names.tolist(), words
+    fold_of = np.zeros(len(labels), int)
+    for fold, (_, test) in enumerate(split(labels, groups, int(number))):
+        fold_of[test] = fold
+    num_folds = int(fold_of.max()) + 1
+    if num_folds < int(number):
+        raise UserError(f"--folds {number}: there are clips, or groups, for {num_folds} folds only")
+    kept = "" if groups is None else f", {len(np.unique(groups))} groups kept together"
+    return fold_of, [str(fold + 1) for fold in range(num_folds)], f"{num_folds} folds{kept}"
+
+
+def _say_what_is_missing(fold_of, labels, fold_names, class_names) -> None:
+    for fold, name in enumerate(fold_names):
+        left = np.setdiff1d(np.arange(len(class_names)), labels[fold_of != fold])
+        if len(left):
+            print(f"note: without fold {name} no clip is left to train on of the class "
+                  f"{first_few(class_names[index] for index in left)}")

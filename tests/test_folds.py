@@ -1,0 +1,180 @@
+"""Cross-validation with benchmarks/compare.py: the folds, what is trained, and the tables."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_config
+from runs import make_settings, read_csv, write_config
+
+import train
+from benchmarks import compare, machine
+from benchmarks.folds import make_folds
+from scoring.intervals import compare_on_same_clips
+from scoring.results import read_logits
+from system.errors import UserError
+
+PEOPLE = ("ann", "bob", "eve")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config for 12 training and 6 validation clips of three people."""
+    settings = make_settings(tmp_path, num_epochs=1, batch_size=12)
+    clips, number = Path(settings["train_data_folder"]), 0
+    for key, num_clips in (("train_data_csv", 12), ("val_data_csv", 6)):
+        rows = Path(settings[key]).read_text().splitlines()[:num_clips]
+        named = []
+        for row in rows:
+            clip_id, label = row.split(";")
+            if not (clips / clip_id).exists():
+                shutil.copytree(clips / "1", clips / clip_id)
+            name = f"{PEOPLE[number // 3 % 3]}_{number}"
+            (clips / clip_id).rename(clips / name)
+            named.append(f"{name};{label}")
+            number += 1
+        Path(settings[key]).write_text("\n".join(named))
+    return write_config(tmp_path / "config.json", settings)
+
+
+def loaded(config, **changes):
+    return make_config(**json.loads(Path(config).read_text()) | changes)
+
+
+def sets_of(fold):
+    """The ids of a fold's training and validation clips."""
+    paths = dict(key.split("=", 1) for key in fold.keys)
+    return [pd.read_csv(paths[key], dtype=str) for key in ("train_data_csv", "val_data_csv")]
+
+
+def test_each_clip_is_validated_once_and_never_trained_on(config, tmp_path):
+    folds, words = make_folds(loaded(config), "3", tmp_path)
+    assert words == "3 folds of 18 clips" and [fold.name for fold in folds] == ["1", "2", "3"]
+    validated = []
+    for fold in folds:
+        training, validation = sets_of(fold)
+        assert not set(training["video_id"]) & set(validation["video_id"])
+        assert len(training) + len(validation) == 18
+        assert validation["label"].value_counts().tolist() == [2, 2, 2]  # stratified
+        validated += validation["video_id"].tolist()
+    assert len(set(validated)) == len(validated) == 18
+
+
+@pytest.mark.parametrize("number, words", [
+    ("group", "one of 3 groups left out (ann, bob, eve) of 18 clips"),
+    ("2", "2 folds, 3 groups kept together of 18 clips"),
+])  # fmt: skip
+def test_no_group_is_on_both_sides(config, tmp_path, number, words):
+    folds, found = make_folds(loaded(config, group="^([a-z]+)_"), number, tmp_path)
+    assert found == words
+    for fold in folds:
+        training, validation = (set(rows["video_id"].str[:3]) for rows in sets_of(fold))
+        assert training | validation == set(PEOPLE) and not training & validation
+        assert number != "group" or validation == {fold.name}
+
+
+def test_other_clips_have_other_folders(config, tmp_path):
+    first, _ = make_folds(loaded(config), "3", tmp_path)
+    again, _ = make_folds(loaded(config), "3", tmp_path)
+    other, _ = make_folds(loaded(config), "2", tmp_path)
+    assert first == again and first[0].keys != other[0].keys
+
+
+def test_a_class_that_a_fold_lacks_is_said(config, tmp_path, capsys):
+    for path in map(Path, (loaded(config).train_data_csv, loaded(config).val_data_csv)):
+        path.write_text("\n".join(row for row in path.read_text().splitlines()
+                                  if row.startswith("ann") or not row.endswith(";Left")))
+    make_folds(loaded(config, group="^([a-z]+)_"), "group", tmp_path)
+    assert "note: without fold ann no clip is left to train on of the class Left" \
+        in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, changes, message", [
+    ("group", {}, "--folds group: needs two groups or more"),
+    ("group", {"group": "_()"}, "--folds group: needs two groups or more"),
+    ("7", {}, "--folds 7: there are clips, or groups, for 6 folds only"),
+    ("3", {"val_data_folder": "elsewhere"}, "--folds: train_data_folder and val_data_folder"),
+    ("3", {"val_data_csv": "train"}, "--folds: 12 clips are in both"),
+])  # fmt: skip
+def test_mistakes(config, tmp_path, number, changes, message):
+    if changes.get("val_data_csv"):
+        changes = {"val_data_csv": loaded(config).train_data_csv}
+    with pytest.raises(UserError, match=message):
+        make_folds(loaded(config, **changes), number, tmp_path)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """Trainings run in this process; the list of their flags and keys."""
+    calls = []
+
+    def run_train(config, keys, *flags):
+        calls.append((flags[0], dict(key.split("=", 1) for key in keys)["model_name"]))
+        sets = [f"--set={key}" for key in keys]
+        assert train.main(["-c", config, "-g", "cpu", *flags, *sets]) == 0
+
+    monkeypatch.setattr(compare, "run_train", run_train)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
+    return calls
+
+
+def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
+    command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--folds", "group",
+               "--group", "^([a-z]+)_", "--save", "test", "--variant", "plain"]  # fmt: skip
+    assert compare.main(command) == 0
+    assert calls == [(flag, f"plain-0-{name}") for name in PEOPLE
+                     for flag in ("--resume", "--eval_only")]  # fmt: skip
+    calls.clear()
+    assert compare.main([*command, "--variant", "faster", "lr=0.02"]) == 0
+    assert {name for _, name in calls} == {f"faster-0-{name}" for name in PEOPLE}
+
+    saved = json.loads((tmp_path / "results" / "test.json").read_text())
+    folders = [[Path(folder) for folder in row["runs"][0]["folders"]] for row in saved["rows"]]
+    right = []
+    for row, own in zip(saved["rows"], folders, strict=True):
+        logits = [read_logits(folder / "logits.npz") for folder in own]
+        right.append(np.concatenate([each.logits.argmax(1) == each.labels for each in logits]))
+        assert row["top1"] == pytest.approx(100 * right[-1].mean()) and len(right[-1]) == 18
+        assert row["interval_method"] == "bootstrap over 3 groups"
+        assert row["runs"][0]["folds"] == pytest.approx([
+            float(read_csv(folder / "history.csv")[-1]["val_top1"]) for folder in own])
+    found = compare_on_same_clips(right[1], right[0], np.repeat(PEOPLE, 6))
+    (pair,) = saved["pairs"]
+    assert (pair["first"], pair["second"], pair["p"]) == ("plain", "faster", None)
+    assert pair["difference"] == pytest.approx(found.difference)
+    text = (tmp_path / "results" / "test.md").read_text()
+    assert "Cross-validation: one of 3 groups left out (ann, bob, eve) of 18 clips." in text
+    assert "| faster against plain | " in text and "| 95 % interval |" in text
+    assert text in capsys.readouterr().out
+
+
+def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
+        config, tmp_path, calls, capsys):
+    command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0"]
+    assert compare.main([*command, "--variant", "plain", "--variant", "other", "lr=0.02"]) == 0
+    assert len(calls) == 4 and "McNemar's exact p" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "plain-0"
+    best = ["-c", str(folder / "config.json"), "-g", "cpu", "-e", "--checkpoint", "best"]
+    assert train.main(best) == 0  # as somebody may do: the table is of the last epoch all the same
+    calls.clear()
+    assert compare.main([*command, "--variant", "plain"]) == 0
+    assert calls == [("--eval_only", "plain-0")]
+    assert compare.main([*command, "--variant", "plain", "dropout=0.5"]) == 2
+    assert f"{folder}: trained with another dropout" in capsys.readouterr().err
+    assert compare.main([*command, "--variant", "plain", "num_workers=1"]) == 0
+    assert len(calls) == 1
+
+
+def test_variants_of_folds_have_the_same_clips(config, tmp_path, capsys):
+    command = ["-c", config, "--output", str(tmp_path), "--folds", "2", "--variant", "one"]
+    assert compare.main([*command, "val_data_csv=x.csv"]) == 2
+    assert "--variant 'one': val_data_csv=x.csv: --folds has the same" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare.main([*command[:-3], "1", "--variant", "one"])
+    assert "expected 2 or more, or group, found '1'" in capsys.readouterr().err
