@@ -12,10 +12,12 @@ from clips.frames import FrameError
 from clips.reading import open_clip
 from clips.videos import VideoFile
 from config import Config
+from scoring.yardsticks import small_grey_frames
 from system.errors import UserError, first_few
 
 MOST_CLIPS = 2000  # that are opened; of more, a sample
 LARGEST_BAD_SHARE = 0.1
+LEAST_CHANGE = 5 / 255  # standard deviation of a pixel over time, above the noise of a camera
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Looks:
     num_frames: np.ndarray
     native_rates: np.ndarray  # of videos, frames per second; NaN for folders of frames
     sizes: np.ndarray  # [N, 2], height and width in pixels, upright
+    moving_shares: np.ndarray  # of the picture that changes in the clip, 0..1
     bad: dict[str, str]  # id -> reason
 
     @property
@@ -34,7 +37,7 @@ class Looks:
 
 
 def look_at(root: Path, ids: list[str], config: Config) -> Looks:
-    """Open each clip, or an even sample of 2,000, and decode its first frame.
+    """Open each clip, or an even sample of 2,000, and decode a few of its frames.
 
     Raises UserError if more than a tenth of the clips cannot be read.
     """
@@ -53,18 +56,20 @@ def look_at(root: Path, ids: list[str], config: Config) -> Looks:
             f"--data {root}: {len(bad):,} of {len(chosen):,} clips cannot be read, such as "
             f"{first_few(bad.values(), 2)}; repair or remove them"
         )
-    num_frames, rates, sizes = zip(*good, strict=True)
-    return Looks(np.array(num_frames), np.array(rates), np.array(sizes), bad)
+    num_frames, rates, sizes, moving = map(np.array, zip(*good, strict=True))
+    return Looks(num_frames, rates, sizes, moving, bad)
 
 
 def _look(path, config):
-    """Return (frames, native rate, (height, width)), or why the clip cannot be read."""
+    """Return a clip's entries of `Looks`, or why the clip cannot be read."""
     try:
         source = open_clip(path, config)
-        frame = next(iter(source.frames_at([0])))
+        size = next(iter(source.frames_at([0]))).shape[:2]
+        changes = small_grey_frames(source).std(0)
     except FrameError as error:
         return str(error)
+    moving_share = float(np.mean(changes > LEAST_CHANGE))
     if isinstance(source, VideoFile):
         num_frames = round(len(source) / config.frame_rate * source.native_rate)
-        return num_frames, source.native_rate, frame.shape[:2]
-    return len(source), float("nan"), frame.shape[:2]
+        return num_frames, source.native_rate, size, moving_share
+    return len(source), float("nan"), size, moving_share

@@ -9,10 +9,11 @@ from own_clips.looking import Looks
 CLIP_SIZE = 12  # frames
 WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start can vary
 LONGEST_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
+FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets that this recipe was chosen on
 FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
 SIDES = {"cpu": 40, "cuda": 96}  # pixels of the shorter side that a step can afford
-CLIPS_TO_SEE = {"cpu": 24_000, "cuda": 100_000}  # over a whole training
-FEWEST_EPOCHS, MOST_EPOCHS = 20, 200
+CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # over a whole training
+FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
 
 
 class Choice(NamedTuple):
@@ -25,7 +26,8 @@ class Choice(NamedTuple):
 
 def choose_settings(looks: Looks, num_clips: int, device_type: str) -> list[Choice]:
     """Return the settings for these clips. num_clips: those for training."""
-    return [*_time(looks), *_size(looks, device_type), *_length(num_clips, device_type)]
+    return [*_time(looks), *_size(looks, device_type), _background(looks),
+            *_length(num_clips, device_type)]
 
 
 def _time(looks: Looks) -> list[Choice]:
@@ -69,6 +71,14 @@ def _size(looks: Looks, device_type: str) -> list[Choice]:
 
 def _multiple_of_4(size: float) -> int:
     return max(16, 4 * round(size / 4))
+
+
+def _background(looks: Looks) -> Choice:
+    share = float(np.median(looks.moving_shares))
+    reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
+    if share < FEW_MOVING_PIXELS:
+        reason += ": something small moves before a fixed camera"
+    return Choice("subtract_background", share < FEW_MOVING_PIXELS, reason)
 
 
 def _length(num_clips: int, device_type: str) -> list[Choice]:

@@ -69,13 +69,20 @@ def grey_pixels(annotations: Annotations, config: Config, most_clips: int, rng):
 
 def _clip_pixels(path, config: Config) -> np.ndarray | None:
     try:
-        source = open_clip(path, config)
-        positions = sample_segments(len(source), NUM_FRAMES)[0].tolist()
-        wanted = sorted(set(positions))
-        frames = {}
-        for position, frame in zip(wanted, source.frames_at(wanted), strict=True):
-            small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-            frames[position] = small @ np.array(LUMA, np.float32) / 255
-        return np.stack([frames[position] for position in positions]).ravel()
+        return small_grey_frames(open_clip(path, config)).ravel()
     except FrameError:
         return None
+
+
+def small_grey_frames(source) -> np.ndarray:
+    """Return 8 evenly spaced frames of a clip, float32 [8, 16, 16], values in 0..1.
+
+    source: as `clips.reading.open_clip` returns it. Raises FrameError.
+    """
+    positions = sample_segments(len(source), NUM_FRAMES)[0].tolist()
+    wanted = sorted(set(positions))
+    frames = {}
+    for position, frame in zip(wanted, source.frames_at(wanted), strict=True):
+        small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        frames[position] = small @ np.array(LUMA, np.float32) / 255
+    return np.stack([frames[position] for position in positions])

@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY_NETWORK, draw_frames, write_clip
+from conftest import CLASSES, TINY_NETWORK, draw_frames, make_config, write_clip
 from movies import write_video
 
 import train
 from clips.annotations import read_annotations, read_labels
 from own_clips.class_folders import find_clips
-from own_clips.looking import Looks
+from own_clips.looking import Looks, look_at
 from own_clips.settings import choose_settings
 from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
 from system.errors import UserError
@@ -204,8 +204,9 @@ def test_a_rule_is_suggested_where_names_look_like_it():
 # --- what is chosen ----------------------------------------------------------------------------
 
 
-def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180)):
-    looks = Looks(np.full(9, frames), np.full(9, rate), np.tile(size, (9, 1)), {})
+def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5):
+    looks = Looks(np.full(9, frames), np.full(9, rate), np.tile(size, (9, 1)),
+                  np.full(9, moving), {})
     return {choice.key: choice.value for choice in choose_settings(looks, num_clips, device)}
 
 
@@ -217,6 +218,19 @@ def test_windows_span_most_of_short_clips_and_are_repeated_in_long_ones():
     assert long["step_size"] <= 0.2 * 25 and long["nclips"] == 10 > video["nclips"]
     folders = chosen(frames=36, rate=np.nan)
     assert folders["step_size"] == 2 and "frame_rate" not in folders
+
+
+def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
+    assert chosen(moving=0.1)["subtract_background"] and not chosen()["subtract_background"]
+    frames = np.full((8, 32, 32, 3), 90, np.uint8)
+    for number, frame in enumerate(frames):
+        frame[8:16, 2 * number : 2 * number + 8] = 200
+    write_clip(tmp_path / "still", frames)
+    write_clip(tmp_path / "shaking", np.stack([np.roll(frame, 4 * number) + 20 * number
+                                               for number, frame in enumerate(frames)]))
+    still, shaking = (look_at(tmp_path, [name], make_config()).moving_shares[0]
+                      for name in ("still", "shaking"))
+    assert 0.1 < still < 0.25 and shaking > 0.9
 
 
 def test_a_step_is_affordable():
