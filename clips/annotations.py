@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clips.packs import Pack, PackedClip, clip_path, open_folder
 from clips.videos import is_video
 from system.errors import UserError, first_few
 
@@ -28,7 +29,7 @@ class Annotations:
 
     ids: np.ndarray  # str [num_clips], names of folders or video files in `folder`
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
-    folder: str
+    folder: str | Pack
     num_dropped: int  # rows whose label is not in the labels file
     class_names: tuple[str, ...] = ()  # empty for a test set
 
@@ -40,12 +41,13 @@ class Annotations:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """Return a hash of the ids and labels in their order, independent of the folder."""
+        """Return a hash of the ids and labels in their order; for a pack, also its identity."""
         ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
+        clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
+        return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
 
-    def clip_path(self, index) -> str:
-        return os.path.join(self.folder, str(self.ids[index]))
+    def clip_path(self, index) -> str | PackedClip:
+        return clip_path(self.folder, self.ids[index])
 
 
 def read_labels(path) -> list[str]:
@@ -68,7 +70,7 @@ def read_labels(path) -> list[str]:
 
 
 def read_annotations(csv_path, folder, class_names=None) -> Annotations:
-    """Return the clips that `csv_path` lists, after checking that they exist in `folder`.
+    """Return the clips that `csv_path` lists, after checking that they exist in `folder`, or pack.
 
     class_names: names from the labels file; rows with another label are left out and counted. None
         reads a test set, whose labels, if any, are ignored.
@@ -86,9 +88,9 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
         is_kept = labels >= 0
     if not is_kept.any():
         raise UserError(_nothing_left(csv_path, rows))
-    ids = rows["id"][is_kept].to_numpy(dtype=str)
+    ids, folder = rows["id"][is_kept].to_numpy(dtype=str), open_folder(folder)
     _check_clips(csv_path, folder, ids.tolist())
-    return Annotations(ids, labels[is_kept], str(folder), int((~is_kept).sum()),
+    return Annotations(ids, labels[is_kept], folder, int((~is_kept).sum()),
                        tuple(class_names or ()))
 
 
@@ -190,11 +192,18 @@ def _check_ids(csv_path, ids: "pd.Series"):
         )
 
 
-def _check_clips(csv_path, folder, ids):
+def names_of_clips(folder: str | Pack) -> set[str]:
+    """Return the ids of the clips in a folder or pack. Raises OSError, or FrameError for a pack."""
+    if isinstance(folder, Pack):
+        return set(folder.ids())
     # Scan the folder once instead of asking the file system about each of 100,000 ids.
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if is_video(entry.name) or _is_folder(entry)}
+
+
+def _check_clips(csv_path, folder, ids):
     try:
-        with os.scandir(folder) as entries:
-            present = {entry.name for entry in entries if is_video(entry.name) or _is_folder(entry)}
+        present = names_of_clips(folder)
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if clip_id not in present]

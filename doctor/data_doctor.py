@@ -26,16 +26,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clips.annotations import is_folder_name, read_labels, read_rows
+from clips.annotations import is_folder_name, names_of_clips, read_labels, read_rows
 from clips.frames import (
-    JPEG_SUFFIXES,
     FrameError,
     OversizedFrameError,
     decode_frame,
+    is_misnamed,
     list_frames,
     natural_key,
     prepare_decoders,
 )
+from clips.packs import Pack, PackedClip, PackedFrames, clip_path, open_folder
 from clips.sampling import frames_needed
 from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
@@ -43,12 +44,6 @@ from doctor.data_report import describe_sizes, open_report, plural, print_findin
 from system import stopping
 from system.errors import UserError, first_few
 
-_SUFFIXES_BY_MAGIC = {
-    b"\xff\xd8\xff": JPEG_SUFFIXES,
-    b"\x89PNG": (".png",),
-    b"BM": (".bmp",),
-    b"RIFF": (".webp",),
-}
 _LARGEST_CHUNK = 32  # clips that a worker takes at once
 _stop = None  # in a worker: the event that tells it to abandon its chunk
 
@@ -85,7 +80,7 @@ class ClipSet:
     """The clips of one set that can be examined, and statistics about them."""
 
     name: str
-    folder: str
+    folder: str | Pack
     root: str  # the folder's real path: sets with the same root share their folders
     listed: set | None = None  # all ids of the CSV, with any label; None: it is unreadable
     present: set = field(default_factory=set)  # names of the folders in `folder`
@@ -109,13 +104,13 @@ def _read_class_names(config, report):
 
 def _read_set(name, config, class_names, report) -> ClipSet:
     folder, csv_path = config.set_paths(name)
-    clip_set = ClipSet(name, folder or "", os.path.realpath(folder or ""))
+    clip_set = ClipSet(name, open_folder(folder or ""), os.path.realpath(folder or ""))
     has_labels = name != "test"
     try:
         rows = read_rows(csv_path, has_labels)
     except UserError as error:
         report.add(name, "unreadable clip list", str(error))
-        _find_folders(clip_set, [], report)
+        _find_folders(clip_set, [], config, report)
         return clip_set
     clip_set.listed = set(rows["id"])
     unusable = _find_bad_ids(name, rows, report)
@@ -125,7 +120,7 @@ def _read_set(name, config, class_names, report) -> ClipSet:
     if len(ids) < (needed := 2 if name == "train" else 1):
         detail = f"{csv_path}: {len(ids)} usable, at least {needed} needed"
         report.add(name, "too few clips", detail)
-    _find_folders(clip_set, ids, report)
+    _find_folders(clip_set, ids, config, report)
     return clip_set
 
 
@@ -157,14 +152,15 @@ def _drop_unknown_labels(set_name, rows, class_names, report):
     return rows[is_known]
 
 
-def _find_folders(clip_set, ids, report):
+def _find_folders(clip_set, ids, config, report):
     """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
-        with os.scandir(clip_set.folder) as entries:
-            clip_set.present = {entry.name for entry in entries
-                                if is_video(entry.name) or os.path.isdir(entry)}
-    except OSError as error:
-        detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {clip_set.folder!r} ({error})"
+        clip_set.present = names_of_clips(clip_set.folder)
+        if isinstance(clip_set.folder, Pack):
+            clip_set.folder.check(config)
+    except (OSError, UserError) as error:
+        folder = str(clip_set.folder)
+        detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {folder!r} ({error})"
         report.add(clip_set.name, "unreadable data folder", detail)
         return
     for clip_id in ids:
@@ -197,7 +193,7 @@ def _examine_clips(clip_sets, config, report):
     from system import processes
 
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
-    paths = (os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips)
+    paths = (clip_path(clip_set.folder, clip_id) for clip_set, clip_id in clips)
     examine = partial(examine_clip, frames_needed=frames_needed(config),
                       max_pixels=config.max_frame_pixels, frame_rate=config.frame_rate)
     if config.num_workers == 0:
@@ -292,7 +288,7 @@ class ClipResult:
 
 
 def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
-    """Examine one clip, a folder of frames or a video file; every error becomes a finding.
+    """Examine one clip: a folder of frames, a PackedClip or a video; errors become findings.
 
     frames_needed: clips with fewer frames are padded.
     max_pixels: frames with more pixels are refused.
@@ -300,19 +296,23 @@ def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
     """
     result = ClipResult()
     try:
-        if is_video(folder):
+        if isinstance(folder, PackedClip):
+            packed = PackedFrames(folder, max_pixels)
+            names, frames, read = packed.names, packed.names, packed.content
+        elif is_video(folder):
             _check_video(VideoFile(folder, frame_rate, max_pixels), result)
             _check_length(result, frames_needed)
             return result
-        names = os.listdir(folder)
-        frames = list_frames(folder)
+        else:
+            names, frames = os.listdir(folder), list_frames(folder)
+            read = partial(_read_file, folder, frames)
         result.num_frames = len(frames)
         others = sorted(name for name in set(names).difference(frames) if name[0] != ".")
         if others:
             result.add("other files", first_few(map(repr, others)))
         _check_length(result, frames_needed)
         _check_numbers(frames, result)
-        _check_frames(folder, frames, max_pixels, result)
+        _check_frames(frames, read, max_pixels, result)
     except FrameError as error:
         result.add("unreadable clip" if is_video(folder) else "empty clip", str(error))
     except Exception as error:  # of any kind: the other clips are still examined
@@ -355,12 +355,12 @@ def _check_numbers(frames, result):
         result.add("late first number", f"the first is {min(own)}")
 
 
-def _check_frames(folder, frames, max_pixels, result):
+def _check_frames(frames, read, max_pixels, result):
     hasher, all_read = hashlib.blake2b(digest_size=16), True
-    for frame in frames:
+    for position, frame in enumerate(frames):
         if _stop is not None and _stop.is_set():
             return
-        data = _check_frame(folder, frame, max_pixels, result)
+        data = _check_frame(frame, partial(read, position), max_pixels, result)
         all_read = all_read and len(data) > 0
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
@@ -372,17 +372,21 @@ def _check_frames(folder, frames, max_pixels, result):
         result.add("mixed frame sizes", describe_sizes(result.sizes))
 
 
-def _check_frame(folder, frame, max_pixels, result) -> bytes:
-    """Decode a frame; count its size, or add a finding. Returns the file's bytes, if readable."""
-    path, data = os.path.join(folder, frame), b""
+def _read_file(folder, frames, position) -> bytes:
+    path = os.path.join(folder, frames[position])
     if not os.path.isfile(path):  # reading a pipe would wait forever
-        result.add("unreadable frame", "not a file but a folder, a device or a broken link", frame)
-        return data
+        raise OSError("not a file but a folder, a device or a broken link")
+    return Path(path).read_bytes()
+
+
+def _check_frame(frame, read, max_pixels, result) -> bytes:
+    """Decode a frame; count its size, or add a finding. Returns the file's bytes, if readable."""
+    data = b""
     try:
-        data = Path(path).read_bytes()
+        data = read()
         height, width, _ = decode_frame(data, max_pixels).shape
         result.sizes[width, height] += 1
-        if _is_misnamed(frame, data):
+        if is_misnamed(frame, data):
             result.misnamed.append(frame)
     except OSError as error:
         result.add("unreadable frame", error.strerror or str(error), frame)
@@ -390,10 +394,3 @@ def _check_frame(folder, frame, max_pixels, result) -> bytes:
         oversized = isinstance(error, OversizedFrameError)
         result.add("oversized frame" if oversized else "damaged frame", str(error), frame)
     return data
-
-
-def _is_misnamed(frame, data) -> bool:
-    for magic, suffixes in _SUFFIXES_BY_MAGIC.items():
-        if data.startswith(magic):
-            return not frame.lower().endswith(suffixes)
-    return False

@@ -356,7 +356,7 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
         note = f"the config is from another version of the program ({names})"
         return worst_clips(run.saved, None, None), note
     folder, _ = config.set_paths("validation")
-    if not os.path.isdir(folder):
+    if not os.path.exists(folder):
         return worst_clips(run.saved, None, None), (
             f"the data folder {folder} does not exist; paths are relative to the current folder "
             "of the command"
