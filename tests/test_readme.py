@@ -187,11 +187,12 @@ def check_pack(_, script, *words):
     options = pack.parse_arguments(list(words))
     if not options.sources:
         return
+    jester = json.loads(Path("configs/config.json").read_text())
     for source in options.sources:
         name = str(source).replace("??", "00")
         if "." in name or name != str(source):
             with tarfile.open(name, "w:gz") as archive:
-                archive.add("mine/clips", "clips")
+                archive.add(Path(jester["train_data_folder"]).resolve(), "clips")
         elif not source.exists():
             shutil.copytree("mine/clips", source)
     sources = [str(source).replace("??", "00") for source in options.sources]
