@@ -107,7 +107,7 @@ class Config(BaseModel):
 
     # --- the data ----------------------------------------------------------------------------
     train_data_folder: str = Field(
-        description="Folder with one folder of frames, or one video file, per clip."
+        description="Folder with one folder of frames, or one video file, per clip; or a pack."
     )
     train_data_csv: str = Field(description="Training clips, one line each: id;label.")
     val_data_folder: str = Field(description="As train_data_folder, for validation.")

@@ -23,6 +23,7 @@ from clips.batches import (
     empty_clips,
 )
 from clips.frames import FrameError, prepare_decoders
+from clips.packs import Pack
 from clips.reading import augment, eval_transforms, mirrored_labels, open_clip, read_windows
 from clips.sampling import eval_positions, frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
@@ -32,13 +33,15 @@ from system.errors import UserError
 
 
 class VideoFolder(Dataset):
-    """The clips of one set, read from folders of frames, a batch at a time."""
+    """The clips of one set, read from folders of frames or a pack, a batch at a time."""
 
     def __init__(self, annotations: Annotations, config: Config, training: bool):
         self.annotations = annotations
         self.config = config
         self.training = training
         self.mirrored_labels = mirrored_labels(annotations, config) if training else None
+        if isinstance(annotations.folder, Pack):
+            annotations.folder.check(config)  # opened here, the workers share what it has in memory
 
     def __len__(self):
         return len(self.annotations)

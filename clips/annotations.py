@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clips.packs import Pack, PackedClip, clip_path, open_folder
 from clips.videos import is_video
 from system.errors import UserError, first_few
 
@@ -29,7 +30,7 @@ class Annotations:
 
     ids: np.ndarray  # str [num_clips], folders or video files, as paths relative to `folder`
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
-    folder: str
+    folder: str | Pack
     num_dropped: int  # rows whose label is not in the labels file
     class_names: tuple[str, ...] = ()  # empty for a test set
     groups: np.ndarray | None = None  # str [num_clips], as of `groups_of`; None: unknown
@@ -42,12 +43,13 @@ class Annotations:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """Return a hash of the ids and labels in their order, independent of the folder."""
+        """Return a hash of the ids and labels in their order; for a pack, also its identity."""
         ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
+        clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
+        return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
 
-    def clip_path(self, index) -> str:
-        return os.path.join(self.folder, str(self.ids[index]))
+    def clip_path(self, index) -> str | PackedClip:
+        return clip_path(self.folder, self.ids[index])
 
 
 def read_labels(path) -> list[str]:
@@ -70,7 +72,7 @@ def read_labels(path) -> list[str]:
 
 
 def read_annotations(csv_path, folder, class_names=None) -> Annotations:
-    """Return the clips that `csv_path` lists, after checking that they exist in `folder`.
+    """Return the clips that `csv_path` lists, after checking that they exist in `folder`, or pack.
 
     class_names: names from the labels file; rows with another label are left out and counted. None
         reads a test set, whose labels, if any, are ignored.
@@ -88,10 +90,10 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
         is_kept = labels >= 0
     if not is_kept.any():
         raise UserError(_nothing_left(csv_path, rows))
-    ids = rows["id"][is_kept].to_numpy(dtype=str)
+    ids, folder = rows["id"][is_kept].to_numpy(dtype=str), open_folder(folder)
     _check_clips(csv_path, folder, ids.tolist())
     groups = rows["group"][is_kept].to_numpy(dtype=str) if "group" in rows else None
-    return Annotations(ids, labels[is_kept], str(folder), int((~is_kept).sum()),
+    return Annotations(ids, labels[is_kept], folder, int((~is_kept).sum()),
                        tuple(class_names or ()), groups)
 
 
@@ -233,9 +235,11 @@ def _check_clips(csv_path, folder, ids):
 def clips_beside(folder, ids) -> set[str]:
     """Return the ids of all videos and folders that are in the same folders as those of `ids`.
 
-    Scans each folder once instead of asking the file system about each of 100,000 ids. Raises
-    OSError if `folder` cannot be read.
+    Scans each folder once instead of asking the file system about each of 100,000 ids. Of a pack,
+    returns all ids. Raises OSError if `folder` cannot be read, or FrameError for a pack.
     """
+    if isinstance(folder, Pack):
+        return set(folder.ids())
     present = set()
     os.stat(folder)
     for parent in {clip_id.rpartition("/")[0] for clip_id in ids}:

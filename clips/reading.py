@@ -1,4 +1,4 @@
-"""From a video or a folder of frames to a network's uint8 input.
+"""From a video, or the frames in a folder or pack, to a network's uint8 input.
 
 Shapes: K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
 """
@@ -7,9 +7,9 @@ import numpy as np
 
 from clips.annotations import Annotations
 from clips.frames import FrameFolder
-from clips.optical_flow import optical_flow
+from clips.packs import PackedClip, PackedFrames
 from clips.sampling import eval_positions
-from clips.transforms import erase_box, eval_transform, jitter_colours
+from clips.transforms import erase_box, eval_transform, jitter_colours, optical_flow
 from clips.videos import VideoFile, is_video
 from config import Config
 from system.errors import UserError, first_few
@@ -37,11 +37,14 @@ def window_input(source, span, config: Config) -> np.ndarray:
     return clip
 
 
-def open_clip(path, config: Config) -> VideoFile | FrameFolder:
-    """Open a folder of frames or a video file: an object with a length and `frames_at`.
+def open_clip(path, config: Config) -> VideoFile | FrameFolder | PackedFrames:
+    """Open a folder of frames, a video or a PackedClip: an object with a length and `frames_at`.
 
-    Raises FrameError if there are no frames.
+    Raises FrameError if there are no frames, and UserError for a pack that does not suit `config`.
     """
+    if isinstance(path, PackedClip):
+        path.pack.check(config)
+        return PackedFrames(path, config.max_frame_pixels)
     if is_video(path):
         return VideoFile(path, config.frame_rate, config.max_frame_pixels)
     return FrameFolder(path, config.max_frame_pixels)

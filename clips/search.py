@@ -1,52 +1,283 @@
-"""Finding the clips below a path."""
+"""Finding clips: below a path, in a pack, and in an archive."""
 
+import gzip
+import io
 import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from clips.frames import FRAME_SUFFIXES
+from clips.frames import FRAME_SUFFIXES, in_natural_order, natural_key
+from clips.packs import SUFFIX, Pack, PackedClip
 from clips.videos import is_video
-from system.errors import UserError
+from system.errors import UserError, first_few
+
+Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in natural order
+
+_GZIP, _ZIP = b"\x1f\x8b\x08", b"PK\3\4"
+_BLOCK = 2**20
+_LETTERS_TO_DIGITS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "0123456789abcdefghijklmnop")
 
 
-def find_clips(path: str | Path) -> tuple[list[Path], list[str]]:
+def find_clips(path: str | Path) -> tuple[list[Path | PackedClip], list[str]]:
     """Return the clips at or below a path, and a message for each folder that is not usable.
 
     A clip is a video file or a folder of frames; other folders, for example one per class, are
-    searched. Raises UserError if the path does not exist or is a file but not a video.
+    searched. The path may also be a pack, or a folder in one. Raises UserError if it does not exist
+    or is another file.
     """
     path = Path(path)
+    pack = next((each for each in (path, *path.parents)
+                 if each.suffix.lower() == SUFFIX and each.is_file()), None)
+    if pack:
+        return _packed_clips(Pack(pack), path.relative_to(pack).parts), []
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; correct the path")
     if path.is_dir():
-        return _clips_below(path)
+        found = search_folder(path)
+        return found.clips, [message for _, message in found.problems]
     if not is_video(path):
         raise UserError(f"{path}: not a video file or a folder; give the clip's folder")
     return [path], []
 
 
-def _clips_below(folder: Path) -> tuple[list[Path], list[str]]:
+def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[PackedClip]:
+    ids = sorted(clip_id.split("/") for clip_id in pack.ids())
+    found = ["/".join(parts) for parts in ids if tuple(parts[: len(folder)]) == folder]
+    if not found:
+        raise UserError(f"{pack}: has no clip {'/'.join(folder)}; `pack.py --list` prints them")
+    return [pack.clip(clip_id) for clip_id in found]
+
+
+class Found(NamedTuple):
+    """What is below a folder."""
+
+    clips: list[Path]
+    empty: list[Path]  # folders without frames, videos and other folders
+    problems: list[tuple[Path, str]]  # folders that are not usable, those of `empty` too
+
+
+def search_folder(folder: Path) -> Found:
+    """Return the clips at or below a folder, sorted by name."""
+    found = Found([], [], [])
+    _search(folder, found)
+    return found
+
+
+def _search(folder: Path, found: Found) -> None:
     try:
         with os.scandir(folder) as entries:
             entries = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries
                              if not entry.name.startswith("."))
     except OSError as error:
-        return [], [f"{folder}: cannot be read ({error.strerror})"]
+        found.problems.append((folder, f"{folder}: cannot be read ({error.strerror})"))
+        return
     inner = [entry for entry in entries if entry[1] or is_video(entry[0])]
     has_frames = any(name.lower().endswith(FRAME_SUFFIXES)
                      for name, is_folder, _ in entries if not is_folder)
-    if has_frames:
-        if not inner:
-            return [folder], []
-        return [], [f"{folder}: has both frames and other clips ({inner[0][0]}); put each clip in "
-                    "its own folder"]
-    if not inner:
-        return [], [f"{folder}: contains no frames ({', '.join(FRAME_SUFFIXES)}) and no videos"]
-    clips, problems = [], []
-    for name, is_folder, is_link in inner:
+    if has_frames and not inner:
+        found.clips.append(folder)
+    elif has_frames:
+        message = (f"{folder}: has both frames and other clips ({inner[0][0]}); put each clip in "
+                   "its own folder")
+        found.problems.append((folder, message))
+    elif not inner:
+        found.empty.append(folder)
+        message = f"{folder}: contains no frames ({', '.join(FRAME_SUFFIXES)}) and no videos"
+        found.problems.append((folder, message))
+    for name, is_folder, is_link in inner if not has_frames else ():
         path = folder / name
         if is_link and folder.resolve().is_relative_to(path.resolve()):
             continue  # a link to a folder above would be searched forever
-        found, wrong = _clips_below(path) if is_folder else ([path], [])
-        clips += found
-        problems += wrong
-    return clips, problems
+        if is_folder:
+            _search(path, found)
+        else:
+            found.clips.append(path)
+
+
+# --- archives ----------------------------------------------------------------------------------
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a path in an archive, or a file's name, is of the kind that is left out."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def ordered_parts(paths: list[Path]) -> list[Path]:
+    """Return the parts of a split archive in natural order.
+
+    Raises UserError if their names do not count up, by numbers or letters, without a gap.
+    """
+    paths = sorted(paths, key=lambda path: natural_key(str(path)))
+    if len(paths) == 1:
+        return paths
+    ends = [re.fullmatch(r"(.*?)(\d+|[a-z]+)", str(path), re.DOTALL) for path in paths]
+    if None in ends or len({(end[1], end[2].isdigit()) for end in ends}) > 1:
+        raise UserError(f"{first_few(paths, 3)}: not the numbered parts of one archive; give one "
+                        "folder, one archive, or its parts")
+    numbers = [int(end[2]) if end[2].isdigit() else int(end[2].translate(_LETTERS_TO_DIGITS), 26)
+               for end in ends]
+    for path, number, next_number in zip(paths, numbers, numbers[1:], strict=False):
+        if next_number != number + 1:
+            raise UserError(f"{path}: the part after this one is missing; download it")
+    return paths
+
+
+def archive_clips(
+    paths: list[Path], is_frame: Callable[[str], bool], progress: Callable[[int], None]
+) -> Iterator[tuple[str, Frames]]:
+    """Yield path and frames of each clip in an archive; last the folders that have nothing in them.
+
+    Arguments and errors are those of `archive_members`; UserError also for frames in no folder.
+    """
+    clip, frames, clips, folders = None, [], set(), set()
+    for path, data in archive_members(paths, is_frame, progress):
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise UserError(f"{path}: leads out of the archive; do not trust it")
+        folder = "/".join(parts if data is None else parts[:-1])
+        if data is None:
+            folders.add(folder)
+            continue
+        if not folder:
+            raise UserError(f"{path}: is in no folder; each clip needs a folder of its own")
+        if folder != clip:
+            if frames:
+                yield clip, _ordered(frames)
+            clip, frames = folder, []
+            clips.add(folder)
+        frames.append((parts[-1], data))
+    if frames:
+        yield clip, _ordered(frames)
+    inner = {path[: place.start()] for path in clips | folders for place in re.finditer("/", path)}
+    for path in sorted(folders - clips - inner, key=natural_key):
+        if path and not is_hidden(path):
+            yield path, []
+
+
+def _ordered(frames) -> Frames:
+    contents = dict(frames)
+    if len(contents) < len(frames):
+        return frames  # `PackWriter.add_clip` refuses two frames of one name
+    return [(name, contents[name]) for name in in_natural_order(contents)]
+
+
+def archive_members(
+    paths: list[Path], is_frame: Callable[[str], bool], progress: Callable[[int], None]
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yield name and content of the frames in an archive, and names of folders with None.
+
+    paths: a ZIP file, or a tar file, compressed or not, in one or several parts. is_frame: called
+    with the name of each file. progress: called with the bytes of each piece of the archive. Raises
+    UserError if the archive is damaged, cut off, or of another kind.
+    """
+    raw = _Parts(ordered_parts(paths), progress)
+    try:
+        with raw, io.BufferedReader(raw, _BLOCK) as stream:
+            start = stream.peek(4)
+            if start.startswith(_ZIP):
+                yield from _zip_members(raw.path, is_frame, progress)
+            elif start.startswith(_GZIP):
+                with gzip.GzipFile(fileobj=stream) as unpacked:
+                    yield from _tar_members(unpacked, is_frame)
+            else:
+                yield from _tar_members(stream, is_frame)
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile,
+            NotImplementedError) as error:  # fmt: skip
+        raise UserError(f"{raw.path}: damaged, cut off, or not a whole ZIP or tar file ({error}); "
+                        "download it again") from None
+
+
+def _tar_members(stream, is_frame):
+    watched = _Watched(stream)
+    with tarfile.open(fileobj=watched, mode="r|", bufsize=_BLOCK) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # or millions of them fill the memory
+            if member.isdir():
+                yield member.name, None
+            elif (member.isfile() or member.issym() or member.islnk()) and is_frame(member.name):
+                if not member.isfile():
+                    raise UserError(f"{member.name}: is a link; unpack the archive and pack its "
+                                    "folder")
+                yield member.name, archive.extractfile(member).read()
+        end = archive.offset
+    # tarfile stops without an error at the archive's end, at damage, and where the file is cut off
+    # between two members; and gzip's CRC-32 comes last.
+    while watched.read(_BLOCK):
+        pass
+    if watched.end_of_data > end:
+        raise tarfile.ReadError("damage, or a second archive, in the middle")
+    if watched.size == end:
+        raise tarfile.ReadError("its end is missing")
+
+
+class _Watched:
+    """A stream for tarfile that notes where the last byte was that is not zero."""
+
+    def __init__(self, stream):
+        self.stream, self.size, self.end_of_data = stream, 0, 0
+
+    def read(self, size: int) -> bytes:
+        block = self.stream.read(size)
+        if used := len(block.rstrip(b"\0")):
+            self.end_of_data = self.size + used
+        self.size += len(block)
+        return block
+
+
+def _zip_members(path, is_frame, progress):
+    with zipfile.ZipFile(path) as archive:
+        for info in sorted(archive.infolist(), key=_by_folder):
+            progress(info.compress_size)
+            if info.is_dir():
+                yield info.filename, None
+            elif is_frame(info.filename):
+                if info.flag_bits & 1:
+                    raise UserError(f"{path}: is encrypted; unpack it and pack its folder")
+                yield info.filename, archive.read(info)
+
+
+def _by_folder(info):
+    folder, _, name = info.filename.rpartition("/")
+    return natural_key(folder), natural_key(name)
+
+
+class _Parts(io.RawIOBase):
+    """The parts of a file as one stream; `path` is the part that is being read."""
+
+    def __init__(self, paths, progress):
+        self.paths, self.progress = iter(paths), progress
+        self.path, self.file = paths[0], None
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer) -> int:
+        while self.file or self._open_next():
+            try:
+                size = self.file.readinto(buffer)
+            except OSError as error:
+                error.filename = self.path
+                raise
+            if size:
+                self.progress(size)
+                return size
+            self.file.close()
+            self.file = None
+        return 0
+
+    def _open_next(self) -> bool:
+        path = next(self.paths, None)
+        if path is not None:
+            self.path, self.file = path, io.FileIO(path)
+        return path is not None
+
+    def close(self):
+        if self.file:
+            self.file.close()
+        super().close()

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from clips.frames import (
     natural_key,
     prepare_decoders,
 )
+from clips.packs import Pack, PackedClip, PackedFrames, clip_path, open_folder
 from clips.sampling import frames_needed
 from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
@@ -72,7 +74,7 @@ class ClipSet:
     """The clips of one set that can be examined, and statistics about them."""
 
     name: str
-    folder: str
+    folder: str | Pack
     root: str  # the folder's real path: sets with the same root share their folders
     listed: set | None = None  # all ids of the CSV, with any label; None: it is unreadable
     present: set = field(default_factory=set)  # names of the folders in `folder`
@@ -96,13 +98,13 @@ def _read_class_names(config, report):
 
 def _read_set(name, config, class_names, report) -> ClipSet:
     folder, csv_path = config.set_paths(name)
-    clip_set = ClipSet(name, folder or "", os.path.realpath(folder or ""))
+    clip_set = ClipSet(name, open_folder(folder or ""), os.path.realpath(folder or ""))
     has_labels = name != "test"
     try:
         rows = read_rows(csv_path, has_labels)
     except UserError as error:
         report.add(name, "unreadable clip list", str(error))
-        _find_folders(clip_set, [], report)
+        _find_folders(clip_set, [], config, report)
         return clip_set
     clip_set.listed = set(rows["id"])
     unusable = _find_bad_ids(name, rows, report)
@@ -112,7 +114,7 @@ def _read_set(name, config, class_names, report) -> ClipSet:
     if len(ids) < (needed := 2 if name == "train" else 1):
         detail = f"{csv_path}: {len(ids)} usable, at least {needed} needed"
         report.add(name, "too few clips", detail)
-    _find_folders(clip_set, ids, report)
+    _find_folders(clip_set, ids, config, report)
     return clip_set
 
 
@@ -144,12 +146,15 @@ def _drop_unknown_labels(set_name, rows, class_names, report):
     return rows[is_known]
 
 
-def _find_folders(clip_set, ids, report):
+def _find_folders(clip_set, ids, config, report):
     """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
         clip_set.present = clips_beside(clip_set.folder, ids)
-    except OSError as error:
-        detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {clip_set.folder!r} ({error})"
+        if isinstance(clip_set.folder, Pack):
+            clip_set.folder.check(config)
+    except (OSError, UserError) as error:
+        folder = str(clip_set.folder)
+        detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {folder!r} ({error})"
         report.add(clip_set.name, "unreadable data folder", detail)
         return
     for clip_id in ids:
@@ -194,7 +199,7 @@ class ClipChecks(Dataset):
 def _examine_clips(clip_sets, config, report):
     """Add each clip's result to its set and to the report, in the order of the CSVs."""
     clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
-    paths = [os.path.join(clip_set.folder, clip_id) for clip_set, clip_id in clips]
+    paths = [clip_path(clip_set.folder, clip_id) for clip_set, clip_id in clips]
     loader = DataLoader(ClipChecks(paths, config), batch_size=None, collate_fn=as_it_is,
                         num_workers=processes.loader_workers(config.num_workers),
                         worker_init_fn=_start_worker)
@@ -257,26 +262,30 @@ class ClipResult:
 
 
 def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
-    """Examine one clip, a folder of frames or a video file; every error becomes a finding.
+    """Examine one clip: a folder of frames, a PackedClip or a video; errors become findings.
 
     Clips with fewer than `frames_needed` frames are padded, frames of more than `max_pixels` are
     refused, videos are resampled to `frame_rate` frames per second.
     """
     result = ClipResult()
     try:
-        if is_video(folder):
+        if isinstance(folder, PackedClip):
+            packed = PackedFrames(folder, max_pixels)
+            names, frames, read = packed.names, packed.names, packed.content
+        elif is_video(folder):
             _check_video(VideoFile(folder, frame_rate, max_pixels), result)
             _check_length(result, frames_needed)
             return result
-        names = os.listdir(folder)
-        frames = list_frames(folder)
+        else:
+            names, frames = os.listdir(folder), list_frames(folder)
+            read = partial(_read_file, folder, frames)
         result.num_frames = len(frames)
         others = sorted(name for name in set(names).difference(frames) if name[0] != ".")
         if others:
             result.add("other files", first_few(map(repr, others)))
         _check_length(result, frames_needed)
         _check_numbers(frames, result)
-        _check_frames(folder, frames, max_pixels, result)
+        _check_frames(frames, read, max_pixels, result)
     except FrameError as error:
         result.add("unreadable clip" if is_video(folder) else "empty clip", str(error))
     except Exception as error:  # of any kind: the other clips are still examined
@@ -317,10 +326,10 @@ def _check_numbers(frames, result):
         result.add("late first number", f"the first is {min(own)}")
 
 
-def _check_frames(folder, frames, max_pixels, result):
+def _check_frames(frames, read, max_pixels, result):
     hasher, all_read = hashlib.blake2b(digest_size=16), True
-    for frame in frames:
-        data = _check_frame(folder, frame, max_pixels, result)
+    for position, frame in enumerate(frames):
+        data = _check_frame(frame, partial(read, position), max_pixels, result)
         all_read = all_read and len(data) > 0
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
@@ -330,14 +339,18 @@ def _check_frames(folder, frames, max_pixels, result):
         result.add("mixed frame sizes", describe_sizes(result.sizes))
 
 
-def _check_frame(folder, frame, max_pixels, result) -> bytes:
-    """Decode a frame; count its size, or add a finding. Returns the file's bytes, if readable."""
-    path, data = os.path.join(folder, frame), b""
+def _read_file(folder, frames, position) -> bytes:
+    path = os.path.join(folder, frames[position])
     if not os.path.isfile(path):  # reading a pipe would wait forever
-        result.add("unreadable frame", "not a file but a folder, a device or a broken link", frame)
-        return data
+        raise OSError("not a file but a folder, a device or a broken link")
+    return Path(path).read_bytes()
+
+
+def _check_frame(frame, read, max_pixels, result) -> bytes:
+    """Decode a frame; count its size, or add a finding. Returns the file's bytes, if readable."""
+    data = b""
     try:
-        data = Path(path).read_bytes()
+        data = read()
         height, width, _ = decode_frame(data, max_pixels).shape
         result.sizes[width, height] += 1
     except OSError as error:

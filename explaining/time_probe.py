@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from clips.annotations import Annotations
 from clips.batches import batches_of
-from clips.optical_flow import optical_flow
+from clips.transforms import optical_flow
 from data_loader import build_loader
 from scoring.predictor import Predictor
 from system.errors import UserError

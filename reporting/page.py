@@ -370,7 +370,7 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
         config, note = None, "the folder of the clips is unknown"
     if config:
         folder, _ = config.set_paths("validation")
-        if not os.path.isdir(folder):
+        if not os.path.exists(folder):
             config, note = None, (f"the data folder {folder} does not exist; paths are relative to "
                                   "the current folder of the command")
     return worst_clips(run.saved, folder, config), note

@@ -5,7 +5,6 @@ Shapes: N clips, T frames, H, W pixels.
 
 import base64
 import io
-import os
 from dataclasses import dataclass
 
 import cv2
@@ -15,10 +14,12 @@ from PIL import Image
 
 from clips.annotations import is_clip_id
 from clips.frames import FrameError
+from clips.packs import clip_path, open_folder
 from clips.reading import eval_transforms, open_clip, read_windows
 from clips.sampling import eval_positions, frames_apart
 from config import Config
 from scoring.results import SavedLogits
+from system.errors import UserError
 
 NUM_CLIPS = 12
 # Limits that keep the page below 3 MB.
@@ -50,12 +51,13 @@ def worst_clips(saved: SavedLogits, folder, config: Config | None) -> list[Wrong
     folder, config: where the clips are and how to read them; None: no pictures.
     """
     clips = [_wrong_clip(saved, index) for index in _worst(saved)]
+    folder = open_folder(folder) if config else None
     for clip in clips if config else ():
         try:
             if not is_clip_id(clip.id):
                 raise FrameError("its id is not a path below the data folder")
-            frames, milliseconds = input_frames(os.path.join(folder, clip.id), config)
-        except FrameError as error:
+            frames, milliseconds = input_frames(clip_path(folder, clip.id), config)
+        except UserError as error:
             clip.problem = str(error)
         else:
             clip.size = frames.shape[2], frames.shape[1]

@@ -92,7 +92,7 @@ def _missing_paths(values: dict, sets: Iterable[str]) -> list[str]:
     keys = [("labels_csv", os.path.isfile, "file")] if sets else []
     for set_name in sets:
         prefix = SET_PREFIXES[set_name]
-        keys.append((f"{prefix}_data_folder", os.path.isdir, "folder"))
+        keys.append((f"{prefix}_data_folder", os.path.exists, "folder"))  # or pack
         keys.append((f"{prefix}_data_csv", os.path.isfile, "file"))
     for key, exists, kind in keys:
         value = values.get(key)

@@ -13,7 +13,7 @@ from torch import nn
 
 import explain
 import train
-from clips.optical_flow import REST, optical_flow
+from clips.transforms import REST, optical_flow
 from explaining import grad_cam, layer_films
 from explaining.layers import first_kernels, share_of_change, stage_outputs
 from explaining.time_probe import TimeProbe, positions, reordered, table

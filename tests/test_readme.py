@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from torch.distributed.run import get_args_parser as torchrun_flags
 import demo_data
 import explain
 import export
+import pack
 import predict
 import report
 import train
-from benchmarks import benchmark, compare, machine, memory_a_clip
+from benchmarks import benchmark, compare, machine, memory_a_clip, packing
 from config import Config
 from model import build_model
 from networks.stages import describe
@@ -101,6 +103,8 @@ def test_python_commands_run(workplace, capsys):
     small = ["--train_clips", "8", "--validation_clips", "24", "--test_clips", "2"]
     for drawing in commands("demo_data.py"):
         assert demo_data.main(drawing + small) == 0
+    jester = json.loads(Path("configs/config.json").read_text())
+    assert pack.main(["data/jester.zip", jester["train_data_folder"]]) == 0
     for arguments in commands("train.py"):
         if "--config" not in arguments:
             continue
@@ -172,8 +176,30 @@ def check_benchmark(_, script, *words):
         options = compare.parse_arguments(list(words))
         for _, *changes in options.variant:
             load_config(options.config, options.overrides + changes)
+    elif script.endswith("packing.py"):
+        packing.parse_arguments(list(words))
     else:
         memory_a_clip.parse_arguments(list(words))
+
+
+def check_pack(_, script, *words):
+    """The flags, and that small sources of these names are packed."""
+    options = pack.parse_arguments(list(words))
+    if not options.sources:
+        return
+    jester = json.loads(Path("configs/config.json").read_text())
+    for source in options.sources:
+        name = str(source).replace("??", "00")
+        if "." in name or name != str(source):
+            with tarfile.open(name, "w:gz") as archive:
+                archive.add(Path(jester["train_data_folder"]).resolve(), "clips")
+        elif not source.exists():
+            shutil.copytree("mine/clips", source)
+    sources = [str(source).replace("??", "00") for source in options.sources]
+    videos = [] if options.frame_rate else ["--frame_rate", "12"]
+    folders = [name for name in sources if Path(name).is_dir()]
+    flags = [word for word in words if word.startswith("-") or word.isdigit()]
+    assert pack.main([words[0], *sources, *(flags or videos if folders else [])]) == 0
 
 
 def check_other_test(*words):
@@ -200,6 +226,7 @@ CHECKS = {
     "apt-get ": check_apt_get,
     "python -m ": check_development,
     "python benchmarks/": check_benchmark,
+    "python pack.py": check_pack,
 } | dict.fromkeys(RUN_BY_OTHER_TESTS, check_other_test)
 OTHER_LINES = [line for line in shell_lines()
                if not line.startswith(tuple(f"python {script}" for script in SCRIPTS))]
@@ -235,6 +262,7 @@ def test_benchmarks_run(workplace, monkeypatch, line):
 @pytest.mark.parametrize("command, arguments", [
     (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
     (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
+    (pack, ["a.zip", "--list"]),
 ], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
 def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
     assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())

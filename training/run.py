@@ -197,8 +197,13 @@ def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
     """Raise UserError if what an unfinished epoch depends on has changed."""
+    # The digest of the clips and, if they are in a pack, its identity.
+    known, *known_pack = checkpoint.get("train_clips", run.train_clips).split() or [""]
+    clips, *pack = run.train_clips.split() or [""]
     fixed = [key for key in changed if key in EPOCH_KEYS]
-    if checkpoint.get("train_clips", run.train_clips) != run.train_clips:
+    if known_pack and pack and known_pack != pack:
+        print(f"changed since the checkpoint: the frames in {run.config.train_data_folder}")
+    if known != clips:
         print("changed since the checkpoint: the training clips, their labels or their order")
         fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.step and fixed:

@@ -14,8 +14,8 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 import train
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
-from clips.optical_flow import REST, STEPS_PER_PIXEL, optical_flow
 from clips.sampling import sample_window
+from clips.transforms import REST, STEPS_PER_PIXEL, optical_flow
 from config import Config
 from data_loader import VideoFolder
 from system.config_file import load_config

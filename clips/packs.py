@@ -1,0 +1,354 @@
+"""Packs: the frames of a data set in one file, an uncompressed ZIP whose last member is an index.
+
+Any ZIP tool lists, tests and unpacks a pack. A reader needs only the index, since the standard
+library takes half a minute and gigabytes to open a ZIP file with millions of members.
+
+A pack has, in this order: the frames, clip by clip and in natural order within a clip; the index;
+ZIP's central directory and end records, whose comment describes the pack as JSON. The index has one
+row per frame (`ROW`), then, for the clips sorted by id, the first row (u8), the number of rows (u4)
+and the id (UTF-8, padded to the longest). Numbers are little-endian.
+(ZIP64: PKWARE APPNOTE 6.3.10)
+"""
+
+import functools
+import json
+import os
+import struct
+import weakref
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from clips.frames import FrameError, decode_frame
+from config import Config
+from system.errors import UserError
+
+SUFFIX = ".zip"
+INDEX_NAME = ".clip-index"  # hidden, so that an unpacked pack has no further clip
+VERSION = 1
+ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
+# Wanted frames are read together if no more than this is between them.
+LARGEST_GAP = 2**17
+LARGEST_READ = 2**23
+BITS_32, BITS_16 = 2**32 - 1, 2**16 - 1
+LOCAL = struct.Struct("<4s5H3I2H")
+END = struct.Struct("<4s4H2IH")
+_LARGEST_END = END.size + BITS_16  # with the longest comment
+
+
+# --- the end of the file ----------------------------------------------------------------------
+
+
+def comment_of(about: dict) -> bytes:
+    """Return `about` as JSON, with the CRC-32 of its own text as the last value."""
+    text = json.dumps(about)
+    return json.dumps(about | {"crc32": zlib.crc32(text.encode())}).encode()
+
+
+def end_records(num_members: int, size: int, offset: int, comment: bytes) -> bytes:
+    """Return ZIP's end records, for a central directory of `size` bytes at `offset`."""
+    large = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, num_members, num_members, size,
+                        offset)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, offset + size, 1)
+    count = min(num_members, BITS_16)
+    end = END.pack(b"PK\5\6", 0, 0, count, count, min(size, BITS_32), min(offset, BITS_32),
+                    len(comment))
+    return large + locator + end + comment
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+class Pack:
+    """A pack, opened at its first use, and pickled as its path.
+
+    Each process reads it with `os.pread`, which leaves the position of a shared descriptor alone. A
+    pack that is replaced while it is open is still read as it was. expected: the `identity` that
+    the file must have. Methods raise FrameError if the file is no pack, damaged, or another one.
+    """
+
+    def __init__(self, path, expected: str | None = None):
+        self.path, self.expected = os.fspath(path), expected
+
+    def __str__(self):
+        return self.path
+
+    __fspath__ = __str__
+
+    def __reduce__(self):
+        return _pack_once, (self.path, self.identity)
+
+    @functools.cached_property
+    def _opened(self) -> "_Opened":
+        opened = _open(self.path)
+        if self.expected not in (None, opened.identity):
+            raise FrameError(f"{self.path}: another pack has replaced it since this run was "
+                             "started; start the run again")
+        return opened
+
+    @property
+    def identity(self) -> str:
+        """A short text, another one for each set of frames."""
+        return self._opened.identity
+
+    @property
+    def about(self) -> dict:
+        """What the comment says: counts, height, quality, frame_rate."""
+        return self._opened.about
+
+    def check(self, config: Config) -> None:
+        """Open the pack; raise UserError if its frames do not suit `config`.
+
+        A training calls this before its workers are forked, so that they share what is open.
+        """
+        height, rate = self.about.get("height"), self.about.get("frame_rate")
+        if height is not None and (config.frame_height or 0) > height:
+            raise UserError(f"frame_height: found {config.frame_height}, but {self.path} has "
+                            f"frames shrunk to a height of {height}; lower it, or pack again")
+        if rate is not None and rate != config.frame_rate:
+            raise UserError(f"frame_rate: found {config.frame_rate:g}, but {self.path} has videos "
+                            f"at {rate:g} frames per second; make them equal, or pack again")
+
+    def ids(self) -> list[str]:
+        """Return the ids of the clips, sorted: folders such as `12345` or `class/clip`."""
+        return [clip_id.decode() for clip_id in self._opened.ids.tolist()]
+
+    def lengths(self) -> list[int]:
+        """Return the clips' numbers of frames, in the order of `ids`."""
+        return self._opened.counts.tolist()
+
+    def clip(self, clip_id: str) -> "PackedClip":
+        """Return the place of a clip; if there is none with this id, reading it is an error."""
+        return PackedClip(self, clip_id)
+
+    def rows(self, clip_id: str) -> np.ndarray:
+        """Return the row before a clip's own, and these: `ROW` [1 + num_frames].
+
+        Raises FrameError if there is no such clip.
+        """
+        opened, key = self._opened, clip_id.encode("utf-8", "surrogateescape")
+        place = int(np.searchsorted(opened.ids, np.array(key, opened.ids.dtype)))
+        if place == len(opened.ids) or opened.ids[place] != key:
+            raise FrameError(f"{self.path}/{clip_id}: no such clip in the pack; drop its CSV row")
+        first, count = int(opened.firsts[place]), int(opened.counts[place])
+        start = max(0, first - 1)
+        offset = opened.about["index_offset"] + start * ROW.itemsize
+        rows = np.frombuffer(self.read(offset, (first + count - start) * ROW.itemsize), ROW)
+        return rows if first else np.concatenate([np.zeros(1, ROW), rows])
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes of the file; raise FrameError if they cannot be read."""
+        return _read(self.path, self._opened.descriptor, offset, size)
+
+    def check_directory(self) -> None:
+        """Raise FrameError if ZIP's own directory, which reading does not need, is damaged."""
+        opened, crc32 = self._opened, 0
+        for offset in range(*opened.central, LARGEST_READ):
+            size = min(LARGEST_READ, opened.central[1] - offset)
+            crc32 = zlib.crc32(self.read(offset, size), crc32)
+        if crc32 != opened.about["central_crc32"]:
+            raise FrameError(f"{self.path}: ZIP's directory of the frames is damaged; copy the "
+                             "pack again")
+
+
+@functools.lru_cache(maxsize=16)
+def _pack_once(path, expected) -> Pack:
+    """A worker that unpickles a pack with each of its tasks opens it once."""
+    return Pack(path, expected)
+
+
+@dataclass(frozen=True)
+class PackedClip:
+    """The place of a clip in a pack; its path is that of the pack and its id."""
+
+    pack: Pack
+    id: str
+
+    def __fspath__(self):
+        return f"{self.pack.path}/{self.id}"
+
+    __str__ = __fspath__
+
+
+class PackedFrames:
+    """The frames of a clip in a pack, read on demand. Raises FrameError if there are none."""
+
+    def __init__(self, clip: PackedClip, max_pixels: int):
+        self.clip, self.max_pixels = clip, max_pixels
+        before, *_ = rows = clip.pack.rows(clip.id)
+        self.end_before = int(before["offset"]) + int(before["size"])
+        self.offsets, self.sizes, self.crcs = (rows[1:][name].tolist() for name in ROW.names)
+        if not self.offsets:
+            raise FrameError(f"{clip}: clip folder is empty; add its frames or drop its CSV row")
+
+    def __len__(self):
+        return len(self.offsets)
+
+    def frames_at(self, positions) -> Iterator[np.ndarray]:
+        """Yield the frames at ascending `positions`, as `frames.read_frame` returns them."""
+        for position, data in self.read(positions):
+            try:
+                frame = decode_frame(data, self.max_pixels)
+            except FrameError as error:
+                raise FrameError(f"{self.path(position)}: {error}") from None
+            yield frame
+
+    def read(self, positions) -> Iterator[tuple[int, bytes]]:
+        """Yield each frame's position and content; frames that are near are read together."""
+        for group in self._near(list(positions)):
+            start = self.offsets[group[0]]
+            size = self.offsets[group[-1]] + self.sizes[group[-1]] - start
+            content = self.clip.pack.read(start, size)
+            for position in group:
+                offset = self.offsets[position] - start
+                data = content[offset : offset + self.sizes[position]]
+                if zlib.crc32(data) != self.crcs[position]:
+                    raise FrameError(f"{self.path(position)}: damaged (its CRC-32 is wrong); copy "
+                                     "the pack again")
+                yield position, data
+
+    def content(self, position: int) -> bytes:
+        """Return the file of one frame."""
+        return next(self.read([position]))[1]
+
+    def _near(self, positions) -> Iterator[list[int]]:
+        """Split ascending positions where what is between two frames should not be read."""
+        group = positions[:1]
+        for position in positions[1:]:
+            gap = self.offsets[position] - self.offsets[group[-1]] - self.sizes[group[-1]]
+            size = self.offsets[position] + self.sizes[position] - self.offsets[group[0]]
+            if not 0 <= gap <= LARGEST_GAP or size > LARGEST_READ:
+                yield group
+                group = []
+            group.append(position)
+        if group:
+            yield group
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The frames' file names, from the headers between them."""
+        skipped, names, end = len(self.clip.id.encode()), [], self.end_before
+        if root := self.clip.pack.about["root"]:
+            skipped += len(f"{root}/".encode())
+        for offset, size in zip(self.offsets, self.sizes, strict=True):
+            header = self.clip.pack.read(end, offset - end)
+            name = header[LOCAL.size + skipped + 1 :]
+            names.append(name.decode(errors="replace"))
+            end = offset + size
+        return names
+
+    def path(self, position: int) -> str:
+        """Return a frame's path, for messages."""
+        return f"{self.clip}/{self.names[position]}"
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Opened:
+    descriptor: int
+    about: dict
+    identity: str
+    central: tuple[int, int]  # first and last + 1 byte of ZIP's central directory
+    firsts: np.ndarray  # uint64 [num_clips], the first row of each clip
+    counts: np.ndarray  # uint32 [num_clips], its number of frames
+    ids: np.ndarray  # bytes [num_clips], sorted
+
+
+def _open(path: str) -> _Opened:
+    """Open a pack and check that its index and its end are whole."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise FrameError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        about, central = _read_end(path, descriptor)
+        opened = _read_index(path, descriptor, about, central)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    weakref.finalize(opened, os.close, descriptor)
+    return opened
+
+
+def _read_end(path, descriptor) -> tuple[dict, tuple[int, int]]:
+    """Return what the comment says, and where ZIP's central directory is."""
+    size = os.fstat(descriptor).st_size
+    tail = _read(path, descriptor, max(0, size - _LARGEST_END), min(size, _LARGEST_END))
+    comment = tail[tail.rfind(b"PK\5\6") + END.size :]
+    try:
+        about = json.loads(comment)
+        about.pop("crc32")
+        offset = about["index_offset"] + about["index_bytes"]
+        is_later = about["version"] > VERSION
+        is_whole = comment_of(about) == comment
+    except (ValueError, TypeError, KeyError, AttributeError):
+        is_later = is_whole = False
+    if is_later:
+        raise FrameError(f"{path}: a pack of a later version of this program; update")
+    if is_whole:
+        length = len(end_records(0, 0, 0, comment))
+        central = offset, size - length
+        is_whole = tail[-length:] == end_records(about["members"], central[1] - offset, offset,
+                                                  comment)
+    if not is_whole:
+        raise FrameError(_no_pack(path, descriptor, comment))
+    return about, central
+
+
+def _no_pack(path, descriptor, comment) -> str:
+    is_zip = os.pread(descriptor, 4, 0) == b"PK\3\4"
+    if is_zip and b'"index_crc32"' in comment:
+        return f"{path}: the pack is damaged at its end; copy it or pack again"
+    if is_zip:
+        return (f"{path}: a pack that is cut off, or a ZIP file that is no pack; copy it again, or "
+                "make a pack of it with pack.py")
+    return f"{path}: not a pack; pack.py makes one"
+
+
+def _read_index(path, descriptor, about, central) -> _Opened:
+    num_rows, num_clips = about["frames"], about["clips"]
+    start, stop = about["index_offset"], about["index_offset"] + about["index_bytes"]
+    middle, crc32 = start + num_rows * ROW.itemsize, 0
+    for offset in range(start, middle, LARGEST_READ):  # not kept: it may be 100 MB
+        size = min(LARGEST_READ, middle - offset)
+        crc32 = zlib.crc32(_read(path, descriptor, offset, size), crc32)
+    data = _read(path, descriptor, middle, stop - middle)
+    if zlib.crc32(data, crc32) != about["index_crc32"]:
+        raise FrameError(f"{path}: the index of the pack is damaged; copy it or pack again")
+    return _Opened(
+        descriptor, about, f"{about['index_crc32']:08x}", central,
+        np.frombuffer(data, "<u8", num_clips),
+        np.frombuffer(data, "<u4", num_clips, 8 * num_clips),
+        np.frombuffer(data, f"S{about['id_bytes']}", num_clips, 12 * num_clips),
+    )  # fmt: skip
+
+
+def _read(path, descriptor, offset, size) -> bytes:
+    try:
+        data = os.pread(descriptor, size, offset)
+        while data and len(data) < size:  # a signal, or more than 2 GiB
+            more = os.pread(descriptor, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+    except OSError as error:
+        raise FrameError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) < size:
+        raise FrameError(f"{path}: the pack is cut off; copy it or pack again")
+    return data
+
+
+def open_folder(path) -> "str | Pack":
+    """Return the Pack at `path`, or the path itself if it is not a file."""
+    return Pack(path) if os.path.isfile(path) else os.fspath(path)
+
+
+def clip_path(folder: "str | Pack", clip_id) -> "str | PackedClip":
+    """Return the place of a clip in a folder or pack."""
+    if isinstance(folder, Pack):
+        return folder.clip(str(clip_id))
+    return os.path.join(folder, str(clip_id))
