@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from system.errors import UserError
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # The EXIF block of a JPEG, with its orientation, is in the first segments.
 _EXIF_SEARCH_BYTES = 4096

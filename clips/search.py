@@ -71,7 +71,9 @@ def search_folder(folder: Path) -> Found:
 def _search(folder: Path, found: Found) -> None:
     try:
         with os.scandir(folder) as entries:
-            entries = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries
+            # is_dir() of a scanned entry costs nothing, but raises on a circular link.
+            entries = sorted((entry.name, os.path.isdir(entry) if entry.is_symlink()
+                              else entry.is_dir(), entry.is_symlink()) for entry in entries
                              if not entry.name.startswith("."))
     except OSError as error:
         found.problems.append((folder, f"{folder}: cannot be read ({error.strerror})"))

@@ -3,12 +3,12 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from clips.frames import FrameError
+from clips.packs import Pack, clip_path
 from clips.reading import open_clip
 from clips.videos import VideoFile
 from config import Config
@@ -36,7 +36,7 @@ class Looks:
         return self.num_frames / self.native_rates
 
 
-def look_at(root: Path, ids: list[str], config: Config) -> Looks:
+def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
     """Open each clip, or an even sample of 2,000, and decode a few of its frames.
 
     Raises UserError if more than a tenth of the clips cannot be read.
@@ -44,7 +44,7 @@ def look_at(root: Path, ids: list[str], config: Config) -> Looks:
     chosen = [ids[int(place)] for place in np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids)))]
     good, bad = [], {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda clip_id: _look(root / clip_id, config), chosen)
+        found = pool.map(lambda clip_id: _look(clip_path(root, clip_id), config), chosen)
         for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
                                               disable=None), strict=True):
             if isinstance(look, str):

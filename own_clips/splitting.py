@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clips.annotations import groups_of
+from clips.packs import Pack
 from system.errors import UserError, first_few
 
 NUM_FOLDS = 5  # one of them is the validation set
@@ -88,14 +89,20 @@ def likely_rule(ids: list[str], labels: list[str]) -> str | None:
     return None
 
 
-def duplicates(root: Path, ids: list[str]) -> list[list[int]]:
+def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
     """Return sets of clips with exactly the same bytes, as positions in `ids`.
 
-    Only clips of equal size are read.
+    Only clips of equal size are read; of a pack, none, since it has their checksums.
     """
+    if isinstance(root, Pack):
+        by_content = defaultdict(list)
+        for position, clip_id in enumerate(ids):
+            rows = root.rows(clip_id)[1:]
+            by_content[rows["size"].tobytes(), rows["crc32"].tobytes()].append(position)
+        return [same for same in by_content.values() if len(same) > 1]
     by_size = defaultdict(list)
     for position, clip_id in enumerate(ids):
-        files = _files_of(root / clip_id)
+        files = _files_of(Path(root, clip_id))
         by_size[tuple(os.path.getsize(file) for file in files)].append((position, files))
     by_content = defaultdict(list)
     for size, clips in by_size.items():

@@ -1,14 +1,16 @@
 """`train.py --data FOLDER`: from a folder of clips to CSVs and a config in the run's folder."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from clips.frames import natural_key
+from clips.packs import open_folder
 from config import SET_PREFIXES
-from own_clips.class_folders import FoundClips, find_clips
+from own_clips.class_folders import find_clips
 from own_clips.looking import look_at
 from own_clips.settings import choose_settings
 from own_clips.splitting import (
@@ -33,24 +35,24 @@ def config_for_folder(options, device_type: str) -> str:
     checked keeps those that it has.
     Raises UserError for a folder that cannot be trained on, or a run folder with another run.
     """
-    root = Path(options.data)
-    if not root.is_dir():
-        raise UserError(f"--data {root}: no such folder; correct the path")
-    overrides = [f"model_name={json.dumps(root.resolve().name or 'clips')}", *options.overrides]
+    if not os.path.exists(options.data):
+        raise UserError(f"--data {options.data}: no such folder; correct the path")
+    name = Path(options.data).resolve().stem or "clips"
+    overrides = [f"model_name={json.dumps(name)}", *options.overrides]
     config = load_config(RECIPE, overrides)
     path = config.run_folder / CONFIG_FILE
     if path.exists() and (options.resume or options.checkpoint or options.check_data):
         return str(path)
     if options.command != "train":
-        raise UserError(f"--data {root}: {config.run_folder} has no run of it yet; train first")
+        raise UserError(f"--data {options.data}: {config.run_folder} has no run of it; train first")
     if not options.overwrite:
         check_unoccupied(config.run_folder)
 
-    found = find_clips(root)
-    clips = found.table()
+    root = open_folder(options.data)
+    clips, empty = find_clips(root)
     looks = look_at(root, clips["id"].tolist(), config)
     clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
-    _print_found(found, clips, looks.bad)
+    _print_found(root, clips, empty, looks.bad)
     rule = options.group
     clips["group"] = groups_of_clips(clips["id"].tolist(), rule) if rule else ""
     _split(root, clips, rule, config.seed)
@@ -68,18 +70,15 @@ def config_for_folder(options, device_type: str) -> str:
     return str(path)
 
 
-def _print_found(found: FoundClips, clips: pd.DataFrame, bad: dict[str, str]) -> None:
+def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
     """Print how many clips each class has, and what is left out."""
     counts = Counter(clips["label"])
     names = [f"{name} {counts[name]:,}" for name in class_names(clips)]
-    print(f"{found.root}: {len(clips):,} clips of {len(counts):,} classes: {first_few(names)}")
+    print(f"{root}: {len(clips):,} clips of {len(counts):,} classes: {first_few(names)}")
     if bad:
         print(f"  left out, since they cannot be read: {len(bad):,}: {first_few(bad.values(), 3)}")
-    if found.empty:
-        print(f"  left out, since there are no clips in them: {first_few(found.empty)}")
-    if found.other_files:
-        print(f"  ignored, since they are neither videos nor frames: {len(found.other_files):,} "
-              f"files: {first_few(found.other_files, 3)}")
+    if empty:
+        print(f"  left out, since there are no clips in them: {first_few(empty)}")
 
 
 def class_names(clips: pd.DataFrame) -> list[str]:
@@ -87,7 +86,7 @@ def class_names(clips: pd.DataFrame) -> list[str]:
     return sorted(set(clips["label"]), key=natural_key)
 
 
-def _split(root: Path, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
+def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     """Fill in `part` where the folder is not split, and print how it was done.
 
     Raises UserError if a class has no clips for training.
@@ -129,7 +128,7 @@ def _print_split(clips, rule, is_open, seed):
         raise UserError(f"--data: no training clips of {first_few(sorted(missing))}; add some")
 
 
-def _write_lists(root: Path, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
+def _write_lists(root, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
     """Write labels.csv and a CSV for each set; return the config keys that name them."""
     names = class_names(clips)
     write_whole(folder / "labels.csv", "\n".join(names) + "\n")

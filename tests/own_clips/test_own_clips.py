@@ -10,6 +10,7 @@ import torch
 from conftest import CLASSES, TINY_NETWORK, draw_frames, make_config, write_clip
 from movies import write_video
 
+import pack
 import train
 from clips.annotations import read_annotations, read_labels
 from own_clips.class_folders import find_clips
@@ -53,19 +54,20 @@ def test_clips_are_videos_and_folders_of_frames_at_any_depth(tmp_path):
     for name in ("clap/notes.txt", "clap/.hidden/1.mp4", ".cache/1.mp4", "readme.md"):
         empty_video(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    found = find_clips(tmp_path)
-    assert found.clips == [
-        ("clap/1", "clap", ""), ("clap/x/y/z.webm", "clap", ""), ("wave/2.MP4", "wave", ""),
-        ("wave/10.mp4", "wave", ""), ("wave/anna/1.avi", "wave", ""),
+    clips, empty = find_clips(tmp_path)
+    assert clips.values.tolist() == [
+        ["clap/1", "clap", ""], ["clap/x/y/z.webm", "clap", ""], ["wave/2.MP4", "wave", ""],
+        ["wave/10.mp4", "wave", ""], ["wave/anna/1.avi", "wave", ""],
     ]  # fmt: skip
-    assert found.empty == ["empty"] and found.other_files == ["clap/notes.txt"]
+    assert empty == ["empty"]
 
 
 @pytest.mark.parametrize("validation", ["val", "validation", "Valid"])
 def test_folders_may_be_split_already(tmp_path, validation):
     for name in ("train/a/1.mp4", "train/b/1.mp4", f"{validation}/a/2.mp4", "test/b/3.mp4"):
         empty_video(tmp_path / name)
-    parts = {clip_id: part for clip_id, _, part in find_clips(tmp_path).clips}
+    clips, _ = find_clips(tmp_path)
+    parts = dict(zip(clips["id"], clips["part"], strict=True))
     assert parts == {"train/a/1.mp4": "train", "train/b/1.mp4": "train",
                      f"{validation}/a/2.mp4": "validation", "test/b/3.mp4": "test"}
 
@@ -73,7 +75,7 @@ def test_folders_may_be_split_already(tmp_path, validation):
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("train/1.mp4", "bus/1.mp4"):
         empty_video(tmp_path / name)
-    assert [label for _, label, _ in find_clips(tmp_path).clips] == ["bus", "train"]
+    assert find_clips(tmp_path)[0]["label"].tolist() == ["bus", "train"]
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path):
@@ -82,8 +84,7 @@ def test_links_that_lead_in_a_circle_end(tmp_path):
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "above").symlink_to(tmp_path)
     (tmp_path / "b" / "itself").symlink_to("itself")
-    ids = [clip_id for clip_id, _, _ in find_clips(tmp_path).clips]
-    assert ids == ["a/1.mp4", "b/1.mp4"]
+    assert find_clips(tmp_path)[0]["id"].tolist() == ["a/1.mp4", "b/1.mp4"]
 
 
 def clips_directly(root):
@@ -91,11 +92,11 @@ def clips_directly(root):
 
 
 WRONG_FOLDERS = {
-    "nothing": (lambda root: None, "it has no folders in it"),
-    "videos": (lambda root: empty_video(root / "1.mp4"), "the videos are directly in it"),
-    "frames": (clips_directly, "the clips are directly in it (1)"),
+    "nothing": (lambda root: None, "it has no videos and no folders of frames"),
+    "videos": (lambda root: empty_video(root / "1.mp4"), "there are clips directly in it (1.mp4)"),
+    "frames": (clips_directly, "there are clips directly in it (1)"),
     "one class": (lambda root: empty_video(root / "wave/1.mp4"), "only 'wave' has clips"),
-    "no clips": (lambda root: empty_video(root / "wave/1.txt"), "no folder has clips"),
+    "no clips": (lambda root: empty_video(root / "wave/1.txt"), "it has no videos"),
     "space": (lambda root: empty_video(root / "wave /1.mp4"), "'wave /1.mp4'"),
     "line end": (lambda root: empty_video(root / "a/1\n2.mp4"), "control characters"),
     "not UTF-8": (lambda root: empty_video(root / "a" / os.fsdecode(b"\xff.mp4")), "not UTF-8"),
@@ -270,6 +271,16 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
     assert (folder / "report.html").exists() and (folder / "predictions.csv").exists()
     assert do_train(root, tmp_path, "--check_data") in (0, 1)
     assert do_train(root, tmp_path, "--overwrite") == 0
+
+
+def test_a_pack_of_class_folders_is_like_the_folder(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    assert pack.main([str(tmp_path / "packed.zip"), str(root)]) == 0
+    capfd.readouterr()
+    assert do_train(root, tmp_path) == 0 and do_train(tmp_path / "packed.zip", tmp_path) == 0
+    weights = [torch.load(tmp_path / "runs" / name / "checkpoint.pth.tar")["state_dict"]
+               for name in ("clips", "packed")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_names_may_have_anything_in_them(tmp_path):
