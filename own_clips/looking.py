@@ -41,6 +41,9 @@ def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
 
     Raises UserError if more than a tenth of the clips cannot be read.
     """
+    own_rate = root.about.get("frame_rate") if isinstance(root, Pack) else None
+    keys = {"frame_rate": own_rate or config.frame_rate, "frame_height": None}
+    config = config.model_copy(update=keys)  # nothing is chosen yet
     chosen = [ids[int(place)] for place in np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids)))]
     good, bad = [], {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -57,6 +60,8 @@ def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
             f"{first_few(bad.values(), 2)}; repair or remove them"
         )
     num_frames, rates, sizes, moving = map(np.array, zip(*good, strict=True))
+    if own_rate:
+        rates = np.full(len(good), own_rate)
     return Looks(num_frames, rates, sizes, moving, bad)
 
 

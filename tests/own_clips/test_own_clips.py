@@ -283,6 +283,18 @@ def test_a_pack_of_class_folders_is_like_the_folder(tmp_path, capfd):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_pack_of_videos_keeps_their_frame_rate(tmp_path, capfd):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "clips" / CLASSES[number % 2]
+        folder.mkdir(exist_ok=True, parents=True)
+        write_video(folder / f"{number}.mp4", draw_frames("Left", 9, rng, 32, 32), rate=20)
+    packed = str(tmp_path / "packed.zip")
+    assert pack.main([packed, str(tmp_path / "clips"), "--frame_rate", "20", "--height", "24"]) == 0
+    assert do_train(packed, tmp_path) == 0
+    assert "frame_rate 20.0: the videos' own" in capfd.readouterr().out
+
+
 def test_names_may_have_anything_in_them(tmp_path):
     names = ['wave, "hi"', "拍手; x", "it's 1"]
     root = write_class_folders(tmp_path / "my clips, new", names=names)
