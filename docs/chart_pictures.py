@@ -26,9 +26,8 @@ SETTINGS = {
     "ytick.color": LIGHT["soft"], "ytick.labelcolor": LIGHT["muted"], "ytick.labelsize": 12,
     "axes.facecolor": "none", "grid.color": LIGHT["faint"], "axes.axisbelow": True,
 }  # fmt: skip
-# By the name of a variant; all others convolve over time.
-APPROACH_COLOURS = {"one_frame": "muted", "cnn_lstm": "orange", "trn": "orange",
-                    "two_stream": "orange"}  # fmt: skip
+YARDSTICKS = {"most_frequent_top1": "most frequent class", "linear_top1": "linear model"}
+VALIDATION_CLIPS = 160  # of the comparison of approaches
 
 
 # --- from matplotlib to a picture of ours ------------------------------------------------------
@@ -133,7 +132,7 @@ def _name_lines(axes, training_place, validation_place, side) -> None:
 def draw_time_probe(result: TimeProbe) -> str:
     """Accuracy on the same clips with their frames reordered, and the classes that are swapped."""
     pairs = result.swapped()
-    figure = new_figure(max(300, 60 + 30 * len(pairs)))
+    figure = new_figure(max(330, 90 + 30 * len(pairs)))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     accuracies = [result.accuracy(order) for order in ORDERS]
     colours = [LIGHT["blue"], LIGHT["orange"], LIGHT["soft"], LIGHT["soft"]]
@@ -142,15 +141,35 @@ def draw_time_probe(result: TimeProbe) -> str:
     left.axvline(chance, color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
     for place, accuracy in enumerate(accuracies):
         left.text(max(accuracy, chance) + 2, place, f"{accuracy:.1f} %", va="center")
-    left.text(chance + 2, 3.72, f"guessing: {chance:.1f} %", color=LIGHT["muted"], fontsize=12,
+    left.text(chance + 2, 3.72, f"chance: {chance:.1f} %", color=LIGHT["muted"], fontsize=12,
               va="center")  # fmt: skip
     left.set(xlim=(0, 122), ylim=(4.0, -0.5), xticks=[], title="Accuracy with the frames …")
     left.tick_params(length=0, labelsize=14, labelcolor=LIGHT["ink"])
     left.spines[["bottom"]].set_visible(False)
     _list_swaps(right, pairs)
+    shuffled = pair_and_direction(result, "shuffled")
+    if shuffled:
+        text = ("Shuffled: the right pair for {:.1f} % of the clips,\n"
+                "of these the right direction for {:.1f} %")  # fmt: skip
+        right.text(0, max(4, len(pairs) / 2) + 0.1, text.format(*shuffled), va="center")
     names = ", ".join(f"{order} {accuracy:.1f} %" for order, accuracy in
                       zip(ORDERS, accuracies, strict=True))  # fmt: skip
     return to_svg(figure, f"Accuracy with the frames in other orders: {names}")
+
+
+def pair_and_direction(result: TimeProbe, order) -> tuple[float, float] | None:
+    """The percentage of clips predicted as their own class or its opposite; of these, correctly.
+
+    Opposites are classes that are swapped when the frames are reversed; None without any.
+    """
+    opposite = {name: other for name, other, _ in result.swapped()}
+    names = np.array(result.classes)
+    labels, predicted = names[result.labels], names[result.predicted[order]]
+    in_pair = np.array([guess in (label, opposite.get(label))
+                        for label, guess in zip(labels, predicted, strict=True)])  # fmt: skip
+    if not opposite or not in_pair.any():
+        return None
+    return 100 * in_pair.mean(), 100 * (predicted == labels)[in_pair].mean()
 
 
 def _list_swaps(axes, pairs) -> None:
@@ -160,7 +179,7 @@ def _list_swaps(axes, pairs) -> None:
     shares = {(name, other): share for name, other, share in pairs}
     lines = [pair for pair in shares if pair[::-1] not in shares or pair[0] not in
              [other for _, other in list(shares)[: list(shares).index(pair)]]]  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(max(4, len(lines)) - 0.5, -0.5))
+    axes.set(xlim=(0, 1), ylim=(max(4, len(lines)) + 0.5, -0.5))
     for number, (name, other) in enumerate(lines):
         is_mutual = (other, name) in shares
         axes.text(0, number, name, va="center", color=LIGHT["blue"])
@@ -188,80 +207,97 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Mean and range of each variant, best first, compared with the first variant."""
+    """Mean and range of each variant, best first, beside the first variant and the yardsticks.
+
+    results: from compare.py; the rows' `train_top1` are measured in evaluation mode.
+    """
     baseline, *_ = results["rows"]
     rows = sorted(results["rows"], key=lambda row: row["top1"])
-    figure = new_figure(90 + 25 * len(rows))
+    figure = new_figure(118 + 27 * len(rows))
     axes = figure.add_subplot()
-    axes.axvline(baseline["top1"], color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
+    axes.axvline(baseline["top1"], color=LIGHT["soft"], linestyle=(0, (3, 3)), linewidth=1.2)
     for place, row in enumerate(rows):
-        better = row["top1"] > baseline["top1"]
-        colour = LIGHT["ink" if row is baseline else "blue" if better else "orange"]
-        axes.plot(row["train_top1"], place, "o", color=LIGHT["muted"], markersize=6.5,
-                  fillstyle="none")  # fmt: skip
-        _draw_range(axes, row, place, colour)
+        axes.plot(row["train_top1"], place, "o", color=LIGHT["orange"], markersize=7,
+                  fillstyle="none", markeredgewidth=1.6)  # fmt: skip
+        _draw_range(axes, row, place, LIGHT["blue"])
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if row is baseline else "normal")
     axes.tick_params(axis="y", length=0, labelsize=13, labelcolor=LIGHT["ink"])
     axes.tick_params(axis="x", length=0)
-    seeds = len(baseline["runs"])
-    axes.set(xlim=(0, 102), ylim=(-0.7, len(rows) - 0.3), xticks=range(0, 101, 20),
-             xlabel=f"top-1, %: validation (●, mean and range of {seeds} seeds), training (○)")
+    axes.set(xlim=(0, 104), ylim=(-0.7, len(rows) + 0.5), xticks=range(0, 101, 20),
+             xlabel="top-1, %")  # fmt: skip
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_title(f"What each change gives, against {baseline['variant']}")
+    _draw_yardsticks(axes, results.get("yardsticks", {}), len(rows) + 0.1)
+    seeds = len(baseline["runs"])
+    axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
+    for x, text, colour in ((0, f"● validation, mean and range of {seeds} runs", "blue"),
+                            (330, "○ training, in evaluation mode", "orange")):  # fmt: skip
+        shown = axes.annotate(text, (0, 0), (x, -44), xycoords="axes fraction", color=LIGHT[colour],
+                              textcoords="offset points", fontweight="bold")  # fmt: skip
+        shown.set_in_layout(x == 0)
     worst, best = rows[0], rows[-1]
     return to_svg(figure, f"Validation top-1 of {len(rows)} variants, from {worst['top1']:.1f} % "
                           f"({worst['variant']}) to {best['top1']:.1f} % ({best['variant']})")
 
 
+def _draw_yardsticks(axes, yardsticks, top) -> None:
+    """A line for each score that a network has to beat; yardsticks: percent, by name."""
+    for name, percent in yardsticks.items():
+        axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
+        axes.text(percent + 1, top, f"{YARDSTICKS.get(name, name)}: {percent:.1f}", fontsize=12,
+                  color=LIGHT["muted"], va="center")  # fmt: skip
+
+
 def _draw_range(axes, row, place, colour) -> None:
-    """The mean of a variant's seeds as a dot and a number, their range as a line."""
+    """The mean of a variant's runs as a dot and a number, their range as a line."""
     axes.plot(row["top1_range"], [place, place], color=colour, linewidth=5, alpha=0.35,
               solid_capstyle="round")  # fmt: skip
     axes.plot(row["top1"], place, "o", color=colour, markersize=9)
-    axes.annotate(f"{row['top1']:.1f}", (1, place), (52, 0), xycoords=axes.get_yaxis_transform(),
+    axes.annotate(f"{row['top1']:.1f}", (1, place), (46, 0), xycoords=axes.get_yaxis_transform(),
                   textcoords="offset points", ha="right", va="center", color=colour)  # fmt: skip
 
 
+def above_chance(row, chance) -> bool:
+    """Whether every run of a variant is above chance by more than two standard errors."""
+    error = (chance * (100 - chance) / VALIDATION_CLIPS) ** 0.5
+    return row["top1_range"][0] > chance + 2 * error
+
+
 @matplotlib.rc_context(SETTINGS)
-def draw_approaches(all_results: dict[str, dict]) -> str:
-    """Accuracy of each approach beside its operations per clip, for each data set.
-
-    all_results: what compare.py saved, by the title of the data set.
-    """
-    counts = [len(results["rows"]) for results in all_results.values()]
-    figure = new_figure(40 + 76 * len(counts) + 30 * sum(counts))
-    grid = figure.subplots(len(counts), 2, squeeze=False, width_ratios=(1.9, 1),
-                           height_ratios=counts)  # fmt: skip
-    for axes, (title, results) in zip(grid, all_results.items(), strict=True):
-        rows = sorted(results["rows"], key=lambda row: (row["top1"], -row["gflop"]))
-        axes[0].set_title(f"{title}: validation top-1, %")
-        axes[1].set_title("GFLOP per clip")
-        for place, row in enumerate(rows):
-            colour = LIGHT[APPROACH_COLOURS.get(row["variant"], "blue")]
-            _draw_range(axes[0], row, place, colour)
-            axes[1].barh(place, row["gflop"], color=colour, height=0.5)
-            axes[1].annotate(f"{row['gflop']:.2f}", (row["gflop"], place), (6, 0), va="center",
-                             textcoords="offset points", color=colour)  # fmt: skip
-        names = [row["variant"].replace("_", " ") for row in rows]
-        axes[0].set_yticks(range(len(rows)), names)
-        axes[0].tick_params(axis="y", labelsize=13, labelcolor=LIGHT["ink"])
-        axes[0].set(xlim=(0, 102), xticks=range(0, 101, 20))
-        axes[0].grid(axis="x")
-        axes[1].set(xlim=(0, 1.25 * max(row["gflop"] for row in rows)), xticks=[], yticks=[])
-        for panel in axes:
-            panel.set_ylim(-0.6, len(rows) - 0.4)
-            panel.tick_params(length=0)
-            panel.spines[["left", "bottom"]].set_visible(False)
-    _explain_colours(grid[-1, 0])
-    return to_svg(figure, "Validation top-1 of each approach, and the operations that a clip takes")
-
-
-def _explain_colours(axes) -> None:
-    words = (("3D networks", "blue"), ("2D networks, joined over time", "orange"),
-             ("one frame", "muted"))  # fmt: skip
-    for number, (text, colour) in enumerate(words):
-        shown = axes.annotate(text, (0, 0), ((0, 150, 410)[number], -44), fontweight="bold",
-                              xycoords="axes fraction", textcoords="offset points",
-                              color=LIGHT[colour])  # fmt: skip
-        shown.set_in_layout(number == 0)  # the others may be below the next panel
+def draw_approaches(results, chance) -> str:
+    """Accuracy of each approach that is above chance, and of one frame, beside its operations."""
+    rows = [row for row in results["rows"]
+            if above_chance(row, chance) or row["variant"] == "one_frame"]
+    rows.sort(key=lambda row: (row["top1"], -row["gflop"]))
+    left_out = [row["variant"].replace("_", " ") for row in results["rows"] if row not in rows]
+    figure = new_figure(110 + 36 * len(rows))
+    axes, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
+    axes.set_title("Validation top-1, %, after 150 steps")
+    right.set_title("GFLOP per clip")
+    axes.axvline(chance, color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
+    axes.text(chance + 1, len(rows) - 0.55, f"chance: {chance:.1f}", color=LIGHT["muted"],
+              fontsize=12)  # fmt: skip
+    for place, row in enumerate(rows):
+        colour = LIGHT["muted" if row["variant"] == "one_frame" else "blue"]
+        _draw_range(axes, row, place, colour)
+        right.barh(place, row["gflop"], color=colour, height=0.5)
+        right.annotate(f"{row['gflop']:.2f}", (row["gflop"], place), (6, 0), va="center",
+                       textcoords="offset points", color=colour)  # fmt: skip
+    names = [row["variant"].replace("_", " ") for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.tick_params(axis="y", labelsize=14, labelcolor=LIGHT["ink"])
+    axes.set(xlim=(0, 102), xticks=range(0, 101, 20))
+    axes.grid(axis="x")
+    right.set(xlim=(0, 1.25 * max(row["gflop"] for row in rows)), xticks=[], yticks=[])
+    for panel in (axes, right):
+        panel.set_ylim(-0.6, len(rows) - 0.2)
+        panel.tick_params(length=0)
+        panel.spines[["left", "bottom"]].set_visible(False)
+    axes.annotate("● mean and range of three seeds", (0, 0), (0, -44), xycoords="axes fraction",
+                  textcoords="offset points", color=LIGHT["blue"], fontweight="bold")
+    right.annotate(f"still at chance: {', '.join(left_out)}" if left_out else "", (1, 0), (0, -44),
+                   xycoords="axes fraction", textcoords="offset points", ha="right",
+                   color=LIGHT["muted"], fontsize=12).set_in_layout(False)  # fmt: skip
+    return to_svg(figure, "Validation top-1 of approaches, and the operations that a clip takes")

@@ -1,7 +1,8 @@
 """A 2D kernel that slides over a frame, and a 3D kernel that slides over frames and time.
 
-Both slide over frames of the built-in data set, shrunk to a few cells of grey values 0 to 9; what
-comes out is computed by PyTorch and can be checked by hand. T frames, H, W cells.
+The frame is one of the built-in data set, shrunk to a few cells of grey values 0 to 9; the clips
+are bars that move by one cell per frame. PyTorch computes all outputs, and each can be checked by
+hand. T frames, H, W cells.
 """
 
 import cv2
@@ -16,6 +17,7 @@ SEED = 10972  # of the hand in the opening picture
 HAND_ROW = 44  # of its middle, in pixels
 LEAST_CELL_WITH_DIGITS = 24  # pixels
 RESULT_LEFT = 520  # of the frames that come out of the 3D kernel, in pixels
+BAR_WIDTH, BAR_START = 2, 1  # cells
 
 EDGE_KERNEL = np.array([[-1, 0, 1]] * 3)
 # Its two frames cancel wherever nothing moves. [T, H, W]
@@ -38,6 +40,19 @@ def grey_cells(frames, height, width, cell) -> np.ndarray:
     ]  # fmt: skip
     dark, bright = np.percentile(grey, [20, 99])
     return np.rint(9 * np.clip((grey - dark) / (bright - dark), 0, 1)).astype(int)
+
+
+def moving_bar(num_frames=4, height=5, width=8, start=BAR_START) -> np.ndarray:
+    """A bar of 9s on 0s that moves right by one cell per frame, int [T, H, W]."""
+    frames = np.zeros((num_frames, height, width), int)
+    for time, frame in enumerate(frames):
+        frame[:, start + time : start + time + BAR_WIDTH] = 9
+    return frames
+
+
+def strongest_of(values) -> int:
+    """The value that is farthest from 0, with its sign."""
+    return int(max(values.flat, key=abs))
 
 
 def slide_2d(frame, kernel) -> np.ndarray:
@@ -96,7 +111,7 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> No
 
 def draw_numbers(picture, x, y, values, size, steps) -> None:
     """The number at each moment, and at the end the strongest one."""
-    strongest = max(values.flat, key=abs)
+    strongest = strongest_of(values)
     for step, value in [*enumerate(values.flat), (values.size, strongest)]:
         colour = "blue" if value > 0 else "orange" if value else "ink"
         when = steps.appears(step) if step == values.size else steps.only(step)
@@ -106,6 +121,7 @@ def draw_numbers(picture, x, y, values, size, steps) -> None:
 
 
 def draw_kernel(picture, x, y, kernel, cell) -> None:
+    """A 3 x 3 kernel of -1, 0 and 1."""
     for (row, column), weight in np.ndenumerate(kernel):
         left, top = x + column * cell, y + row * cell
         colour = {1: "blue", -1: "orange", 0: "faint"}[int(weight)]
@@ -159,45 +175,74 @@ def draw_conv2d() -> str:
     picture.rect(result_left - 1, result_top - 1, result_cell + 1, result_cell + 1,
                  line="mark", line_width=4,
                  extra=steps.moves("fill", places(*result.shape, result_cell)))  # fmt: skip
-    picture.text(left, 408, "Edges are found, but where the hand is going is nowhere in it: time "
-                            "never came in.", 15)  # fmt: skip
+    picture.text(left, 408, "Blue is above 0, orange below. Edges are found, but one frame does "
+                            "not say where the hand is going.", 14)  # fmt: skip
     return picture.source()
+
+
+def bar_clips() -> dict[str, tuple[np.ndarray, str]]:
+    """Clips of a bar, int [T, H, W], by name; and the names of their outputs, frame by frame."""
+    right = moving_bar()
+    return {
+        "A bright bar moves right": (right, "a b c"),
+        "The same frames backwards: it moves left": (right[::-1], "−c −b −a"),
+        "It does not move": (right[[1] * len(right)], "0 0 0"),
+        "A dark bar moves right": (9 - right, "−a −b −c"),
+    }
 
 
 def draw_conv3d() -> str:
-    """Three clips of the same frames, a kernel of two frames, and the clips that come out. SVG"""
-    clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
-    right = grey_cells(clip[4:17:4], 6, 8, 11)
-    clips = {"Moving right": right, "The same frames backwards: moving left": right[::-1],
-             "Standing still": right[[1] * 4]}  # fmt: skip
-    results = {name: slide_3d(frames.copy(), MOVEMENT_KERNEL) for name, frames in clips.items()}
-    picture = Svg(572, "A kernel of two frames slides over three clips in space and time: its "
-                       "numbers are positive where a hand moves right, negative where it moves "
-                       "left, and zero where it stands still")  # fmt: skip
-    steps = Steps(picture, results["Moving right"].size)
+    """Clips of a bar, a kernel of two frames, and the clips that come out. SVG"""
+    clips = bar_clips()
+    results = {name: slide_3d(frames.copy(), MOVEMENT_KERNEL)
+               for name, (frames, _) in clips.items()}  # fmt: skip
+    numbers = [signed(strongest_of(result)) for result in results.values()]
+    picture = Svg(660, "A kernel of two frames slides over four clips in space and time; its "
+                       f"strongest outputs are {', '.join(numbers)}")  # fmt: skip
+    steps = Steps(picture, results["A bright bar moves right"].size)
     strongest = max(np.abs(result).max() for result in results.values())
     _draw_kernel_over_time(picture)
-    for number, (name, frames) in enumerate(clips.items()):
-        _draw_clip_row(picture, 250 + number * 112, name, frames, results[name], steps, strongest)
+    for number, (name, (frames, outputs)) in enumerate(clips.items()):
+        y = 252 + number * 98
+        _draw_clip_row(picture, y, name, frames, results[name], steps, strongest)
+        for time, output in enumerate(outputs.split()):
+            picture.text(RESULT_LEFT + 98 * time + 45, y - 9, output, 15, anchor="middle",
+                         bold=True)  # fmt: skip
+    picture.text(24, 640, "Blue is above 0, orange below. The sign is direction times contrast: "
+                          "bright to the left is −54, too.", 14)  # fmt: skip
     return picture.source()
+
+
+def sum_over_time() -> list[str]:
+    """The sum at the place of the strongest output, worked out as text: a line per frame."""
+    result = slide_3d(moving_bar(2), MOVEMENT_KERNEL)
+    patches = moving_bar(2)[:, :3, BAR_START : BAR_START + 3]
+    lines, sums = [], []
+    for name, patch, kernel in zip(("earlier", "later"), patches, MOVEMENT_KERNEL, strict=True):
+        products = " + ".join(f"{weight}×{value}" for weight, value in
+                              zip(kernel[0], patch[0], strict=True)).replace("-", "−")  # fmt: skip
+        sums.append(int((patch * kernel).sum()))
+        lines.append(f"{name} frame: 3 rows of {products}, together {sums[-1]}")
+    assert sum(sums) == result.max()
+    return [*lines, f"both frames: {sums[0]} + {sums[1]} = {sum(sums)}"]
 
 
 def _draw_kernel_over_time(picture) -> None:
     picture.text(24, 34, "A 3D kernel", 17, bold=True)
-    picture.text(24, 53, "3 × 3 cells of 2 frames", 13, "muted")
+    picture.text(24, 53, "3 × 3 cells of 2 frames", 14, "muted")
     for number, (kernel, name) in enumerate(
         zip(MOVEMENT_KERNEL, ("earlier frame", "later frame"), strict=True)
     ):
         draw_kernel(picture, 24 + number * 126, 66, kernel, 30)
-        picture.text(69 + number * 126, 174, name, 13, "muted", anchor="middle")
+        picture.text(69 + number * 126, 174, name, 14, "muted", anchor="middle")
     picture.path("M114.5 66h34M114.5 155.5h34", "ink", 2, opacity=0.5)
-    lines = ("It takes 18 values, from two frames at a time,", "and slides over the frames, and "
-             "over time.", "Its halves cancel out what stands still; where the",
-             "hand is, moving right gives + and moving left −.")  # fmt: skip
+    lines = ("It slides over the frames and over time. At each place", "18 values × 18 weights are "
+             "added up to one output.", "Where the bar begins, for example (black is 0, white 9):",
+             *sum_over_time())  # fmt: skip
     for number, line in enumerate(lines):
-        picture.text(300, 84 + 22 * number, line, 15)
-    picture.text(24, 214, "Four frames in", 17, bold=True)
-    picture.text(RESULT_LEFT, 214, "Three frames out", 17, bold=True)
+        picture.text(300, 70 + 21 * number, line, 14, "ink" if number < 3 else "blue")
+    picture.text(24, 218, "Four frames in", 17, bold=True)
+    picture.text(RESULT_LEFT, 218, "Three frames out", 17, bold=True)
 
 
 def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:

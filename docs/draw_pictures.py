@@ -17,10 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from clips.annotations import read_annotations
 from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
-from docs.inside_pictures import draw_pair, films_of_pair
+from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import draw_opening, shown_clips
 from docs.palette import DARK, LIGHT
 from docs.shape_picture import draw_shapes
+from docs.time_pictures import (
+    draw_cases,
+    draw_learnt_kernels,
+    draw_receptive_field,
+    draw_two_layers,
+)
 from explaining import time_probe
 from scoring.predictor import load_predictor
 from system.config_file import load_config
@@ -30,8 +36,7 @@ from system.errors import UserError, exit_status
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 MOST_BYTES = 1_000_000
-# Names of data sets in `benchmarks/results/approaches_*.json`, as a reader knows them.
-DATA_SETS = {"gestures8": "Real gestures (silhouettes)", "demo": "Built-in gestures"}
+CHANCE = 12.5  # percent, of the eight built-in gestures
 
 
 class Sources:
@@ -63,7 +68,7 @@ class Sources:
 
     @cached_property
     def inside(self):
-        return films_of_pair(self.predictor, self.validation_clips)
+        return inside_of_pair(self.predictor, self.validation_clips)
 
     @property
     def own_history(self):
@@ -75,13 +80,12 @@ class Sources:
         return charts.read_rows(DOCS / "reference-curve.csv")
 
     @property
-    def approaches(self):
-        paths = sorted(RESULTS.glob("approaches_*.json"), reverse=True)
-        if not paths:
-            raise UserError(f"{RESULTS}: no approaches_*.json; benchmarks/compare.py makes them")
-        names = [path.stem.removeprefix("approaches_") for path in paths]
-        return {DATA_SETS.get(name, name): charts.read_results(path)
-                for name, path in zip(names, paths, strict=True)}  # fmt: skip
+    def tutorial_config(self):
+        return load_config(DOCS.parent / "configs" / "config.json")
+
+
+def _results(name):
+    return charts.read_results(RESULTS / f"{name}.json")
 
 
 PICTURES = {
@@ -89,15 +93,20 @@ PICTURES = {
     "opening-dark.webp": lambda sources: draw_opening(sources.shown_clips, DARK),
     "conv2d.svg": lambda sources: draw_conv2d(),
     "conv3d.svg": lambda sources: draw_conv3d(),
-    "shapes.svg": lambda sources: draw_shapes(load_config(DOCS.parent / "configs/config.json")),
+    "cases.svg": lambda sources: draw_cases(),
+    "two-layers.svg": lambda sources: draw_two_layers(),
+    "receptive-field.svg": lambda sources: draw_receptive_field(sources.tutorial_config),
+    "shapes.svg": lambda sources: draw_shapes(sources.tutorial_config),
+    "kernels.svg": lambda sources: draw_learnt_kernels(sources.predictor.network),
     "curves.svg": lambda sources: charts.draw_curves(sources.reference_history,
                                                      sources.own_history),
     "time-probe.svg": lambda sources: charts.draw_time_probe(sources.time_probe),
-    "grad-cam.webp": lambda sources: draw_pair(sources.inside, "grad_cam"),
-    "activations.webp": lambda sources: draw_pair(sources.inside[:1], "activations"),
-    "remedies.svg": lambda sources: charts.draw_remedies(
-        charts.read_results(RESULTS / "gestures8_quarter.json")),
-    "approaches.svg": lambda sources: charts.draw_approaches(sources.approaches),
+    "grad-cam-light.webp": lambda sources: draw_grad_cam(sources.inside, LIGHT),
+    "grad-cam-dark.webp": lambda sources: draw_grad_cam(sources.inside, DARK),
+    "activations-light.webp": lambda sources: draw_activations(sources.inside[0], LIGHT),
+    "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
+    "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_demo"), CHANCE),
+    "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_lips8")),
 }  # fmt: skip
 
 

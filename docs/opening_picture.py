@@ -81,8 +81,8 @@ def draw_moment(clips: list[Shown], moment, colours) -> Image.Image:
     canvas = Canvas(ImageDraw.Draw(picture), colours)
     canvas.card()
     canvas.text(LEFT, 42, "Same frames, other order: another gesture.", 23, bold=True)
-    canvas.text(LEFT, 66, "A 3D network watches two clips, and the same clips played backwards.",
-                14, "muted")  # fmt: skip
+    canvas.text(LEFT, 66, "A 3D network watches two clips, and the same clips played backwards. "
+                "Thick: the class it decides on; thin: the others.", 13, "muted")  # fmt: skip
     for number, clip in enumerate(clips):
         left = LEFT + number * (COLUMN + GAP) + number // 2 * (GAP_OF_PAIRS - GAP)
         at = min(moment, len(clip.frames) - 1)
@@ -147,8 +147,8 @@ class Canvas:
     def __init__(self, draw: ImageDraw.ImageDraw, colours):
         self.draw, self.colours = draw, colours
 
-    def card(self):
-        corners = [0, 0, WIDTH * SHARPNESS - 1, HEIGHT * SHARPNESS - 1]
+    def card(self, height=HEIGHT):
+        corners = [0, 0, WIDTH * SHARPNESS - 1, height * SHARPNESS - 1]
         self.draw.rounded_rectangle(
             corners, 8 * SHARPNESS, self.colours["card"], self.colours["edge"], SHARPNESS
         )
