@@ -14,8 +14,8 @@ from runs import curves
 
 PROJECT = Path(__file__).parent.parent
 ROOMS = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
-         "own_clips")
-COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough")
+         "own_clips", "teaching")
+COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough", "teach")
 TOOLS = ("benchmarks", "docs", "tests")
 # A module imports from its own floor and from those above it in this list.
 FLOORS = (
@@ -26,10 +26,11 @@ FLOORS = (
     ("training",),
     ("scoring",),
     ("explaining", "reporting", "doctor", "own_clips", "callbacks"),
+    ("teaching",),
     COMMANDS,
     TOOLS,
 )
-MOST_AT_THE_TOP = 12
+MOST_AT_THE_TOP = 14
 MOST_IN_A_ROOM = 11  # without __init__.py
 MOST_LINES = 400
 LONGER_FILES = {
