@@ -44,6 +44,7 @@ def serve(options) -> None:
             server.serve_forever()
         finally:
             training.close()
+            data_set.close()
 
 
 def main(arguments=None) -> int:

@@ -54,6 +54,10 @@ class DataSet:
         self.last_number = max((int(name) for name in os.listdir(folder / "clips")
                                 if name.isdecimal()), default=0)
 
+    def close(self) -> None:
+        """Let other processes open the folder."""
+        os.close(self.descriptor)
+
     def _check_content(self):
         if not self.folder.is_dir() or (self.folder / "clips").is_dir():
             return

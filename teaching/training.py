@@ -17,7 +17,14 @@ from own_clips.settings import choose_settings
 from system.config_file import load_config
 from system.errors import UserError, first_few
 from teaching.data_set import DataSet, take_lock
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, REPORT_FILE, write_whole
+from training.run_folder import (
+    BEST_CHECKPOINT,
+    CONFIG_FILE,
+    HISTORY_FILE,
+    LAST_CHECKPOINT,
+    REPORT_FILE,
+    write_whole,
+)
 
 PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"
@@ -124,6 +131,7 @@ class Training:
             "error": error[0].strip() if error and state == "failed" else "",
             "num_epochs": self._num_epochs(), "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
+            "has_network": (self.run_folder / BEST_CHECKPOINT).exists(),
             "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
         }
 
