@@ -59,7 +59,8 @@ class Browser:
         self.numbers, self.rest, self.session, self.complaints = itertools.count(1), b"", None, []
         targets = self.send("Target.getTargets")["targetInfos"]
         target = next(one["targetId"] for one in targets if one["type"] == "page")
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Runtime", "Page", "Log"):
             self.send(f"{domain}.enable")
 

@@ -67,7 +67,7 @@ def training(make_training):
     training = make_training()
     for name in ("wave", "nothing"):
         for _ in range(5):
-            training.data_set.add(name, jpegs(range(0, 180, 5), 120, 160))
+            training.data_set.add(name, jpegs(range(0, 180, 10), 120, 160))
     return training
 
 
