@@ -57,7 +57,7 @@ class Training:
             if not goes_on:
                 self._check_clips()
                 self.data_set.balance()
-                self._write_config()
+                self.write_config()
             log.truncate(0)
             command = [*LAUNCHER, sys.executable, str(PROJECT / "train.py"), "--config",
                        str(self.config_path), "--resume" if goes_on else "--overwrite", "True"]
@@ -74,7 +74,7 @@ class Training:
             raise UserError(f"training needs {FEWEST_CLASSES} gestures with {FEWEST_CLIPS} clips "
                             f"each; record more{f' of {first_few(few)}' if few else ''}")
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
         """Write config.json: the recipe, the reader's own keys, and what follows from the clips."""
         folder, sets = self.data_set.folder, [row[1] for row in self.data_set.clips.values()]
         recipe = load_config(RECIPE)

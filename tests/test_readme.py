@@ -25,8 +25,9 @@ import explain
 import export
 import predict
 import report
+import teach
 import train
-from benchmarks import benchmark, compare, machine, memory_a_clip
+from benchmarks import benchmark, compare, machine, memory_a_clip, smoothing
 from config import Config
 from model import build_model
 from networks.stages import describe
@@ -172,6 +173,8 @@ def check_benchmark(_, script, *words):
         options = compare.parse_arguments(list(words))
         for _, *changes in options.variant:
             load_config(options.config, options.overrides + changes)
+    elif script.endswith("smoothing.py"):
+        smoothing.parse_arguments(list(words))
     else:
         memory_a_clip.parse_arguments(list(words))
 
@@ -185,6 +188,9 @@ def check_other_test(*words):
 RUN_BY_OTHER_TESTS = {
     "python walkthrough.py": "test_whole_run",
     "python config.py": "test_schema_is_current",
+    "python teach.py": "test_the_command_serves_until_ctrl_c",
+    "python docs/teach_picture.py":
+        "test_two_opposing_gestures_are_taught_and_a_picture_is_drawn",
     "python tests/two_hosts.py": "test_the_demonstration_of_two_hosts",
     "sbatch ": "test_a_job_is_requeued_before_its_limit_and_goes_on",
     "kubectl apply -f docs/cluster/pytorchjob.yaml": "test_two_pods_train_together",
@@ -234,6 +240,7 @@ def test_benchmarks_run(workplace, monkeypatch, line):
 @pytest.mark.parametrize("command, arguments", [
     (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
     (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
+    (teach, ["--no_browser"]),
 ], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
 def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
     assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())
