@@ -75,10 +75,7 @@ class Camera:
         """
         with self.changed:
             pictures = list(self.pictures)
-        times = np.array([time for time, _ in pictures])
-        num_frames = min(most, 1 + int((times[-1] - times[0]) * frame_rate + ROUNDING))
-        wanted = times[-1] - np.arange(num_frames)[::-1] / frame_rate
-        shown = np.searchsorted(times, wanted + ROUNDING, side="right") - 1
+        shown = shown_at(np.array([time for time, _ in pictures]), frame_rate, most)
         return FramesInMemory([cv2.cvtColor(pictures[index][1], cv2.COLOR_BGR2RGB)
                                for index in shown])
 
@@ -88,6 +85,17 @@ class Camera:
         self.thread.join(1)
         if not self.thread.is_alive():  # releasing a camera that is being read could crash
             self.device.release()
+
+
+def shown_at(times: np.ndarray, frame_rate: float, most: int) -> np.ndarray:
+    """Return the indices of the pictures shown at `frame_rate` per second, at most `most` of them.
+
+    times: of the pictures, in seconds, ascending; the last index is that of the newest. Each
+    picture is shown until the next one.
+    """
+    num_frames = min(most, 1 + int((times[-1] - times[0]) * frame_rate + ROUNDING))
+    wanted = times[-1] - np.arange(num_frames)[::-1] / frame_rate
+    return np.searchsorted(times, wanted + ROUNDING, side="right") - 1
 
 
 def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> None:

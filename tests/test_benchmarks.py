@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_config
 from torch import nn
 
-from benchmarks import benchmark, compare, epoch, limit, machine
+from benchmarks import benchmark, compare, epoch, limit, machine, smoothing
 
 CPU = torch.device("cpu")
 SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
@@ -189,3 +190,25 @@ def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
     assert compare.main([*common, "--variant", "wrong", "lr=-1"]) == 2
     assert "lr: found -1" in capsys.readouterr().err and flags == []
     assert "| plain | 2 | " in (results / "test.md").read_text()
+
+
+# --- smoothing ---------------------------------------------------------------------------------
+
+
+def test_smoothing_takes_away_flashes():
+    scores = np.full((24, 3), [0.0, 1.0, 0.0])
+    scores[8] = [1.0, 0.0, 0.0]
+    assert smoothing.verdicts(scores, 0, 0.8) == [1] * 8 + [0] + [1] * 15
+    assert smoothing.count(smoothing.verdicts(scores, 0, 0.8), 1, {0}) == (True, 1)
+    smooth = smoothing.verdicts(scores, 0.25, 0.8)
+    assert smooth[8] is None and smoothing.count(smooth, 1, {0}) == (True, 0)
+    assert smoothing.count([None, 0, 0, None, 0], 1, {0}) == (False, 2)
+
+
+@pytest.mark.slow
+def test_smoothing_is_measured(tmp_path, capsys):
+    arguments = ["--epochs", "1", "--gestures", "2", "--data", str(tmp_path / "mine")]
+    assert smoothing.main(arguments) == 0
+    table = capsys.readouterr().out.partition("2 gestures: ")[2]
+    assert table.count("\n| ") == 1 + len(smoothing.SECONDS)
+    assert (tmp_path / "mine" / "trainings" / "mine" / "report.html").exists()

@@ -14,8 +14,9 @@ from runs import curves
 
 PROJECT = Path(__file__).parent.parent
 ROOMS = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
-         "own_clips")
-COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough", "pack")
+         "own_clips", "teaching")
+COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough", "pack",
+            "teach")
 TOOLS = ("benchmarks", "docs", "tests")
 # A module imports from its own floor and from those above it in this list.
 FLOORS = (
@@ -26,6 +27,7 @@ FLOORS = (
     ("training",),
     ("scoring",),
     ("explaining", "reporting", "doctor", "own_clips", "callbacks"),
+    ("teaching",),
     COMMANDS,
     TOOLS,
 )

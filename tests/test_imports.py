@@ -25,7 +25,7 @@ def state():
     }
 
 before = state()
-import train, predict, explain, export, report
+import train, predict, explain, export, report, teach
 after = state()
 changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 assert not changed, changed

@@ -28,8 +28,9 @@ import export
 import pack
 import predict
 import report
+import teach
 import train
-from benchmarks import benchmark, compare, machine, memory_a_clip, packing
+from benchmarks import benchmark, compare, machine, memory_a_clip, packing, smoothing
 from config import Config
 from model import build_model
 from networks.stages import describe
@@ -38,8 +39,6 @@ from system.config_file import load_config
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(PROJECT.glob("docs/*.md"))]
-# Pages, commands and flags that may be missing, since they are made apart from these pages.
-MADE_APART = {"docs/packing.md", "docs/teaching.md", "pack.py", "teach.py", "--folds"}
 
 
 def text_of(page) -> str:
@@ -188,15 +187,13 @@ def check_benchmark(_, script, *words):
         options = benchmark.parse_arguments(list(words))
         load_config(PROJECT / "configs/config.json", options.overrides)
     elif script.endswith("compare.py"):
-        known = (PROJECT / script).read_text()
-        for word in MADE_APART & set(words):
-            if f'"{word}"' not in known:
-                pytest.skip(f"no {word}")
         options = compare.parse_arguments(list(words))
         for _, *changes in options.variant:
             load_config(options.config, options.overrides + changes)
     elif script.endswith("packing.py"):
         packing.parse_arguments(list(words))
+    elif script.endswith("smoothing.py"):
+        smoothing.parse_arguments(list(words))
     else:
         memory_a_clip.parse_arguments(list(words))
 
@@ -222,19 +219,18 @@ def check_pack(_, script, *words):
 
 
 def check_other_test(*words):
-    if words[1] in MADE_APART and not (PROJECT / words[1]).exists():
-        pytest.skip(f"no {words[1]}")
     name, = (test for start, test in RUN_BY_OTHER_TESTS.items()
              if shlex.join(words).startswith(start))
     assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/**/test_*.py"))
 
 
 RUN_BY_OTHER_TESTS = {
-    "python pack.py": "test_the_parts_of_an_archive",
-    "python teach.py": "test_two_opposing_gestures_are_taught",
     "python docs/draw_pictures.py": "test_command",
     "python config.py": "test_schema_is_current",
     "jupytext ": "test_the_notebook_is_what_jupytext_makes_of_the_script",
+    "python teach.py": "test_the_command_serves_until_ctrl_c",
+    "python docs/teach_picture.py":
+        "test_two_opposing_gestures_are_taught_and_a_picture_is_drawn",
     "python tests/two_hosts.py": "test_the_demonstration_of_two_hosts",
     "sbatch ": "test_a_job_is_requeued_before_its_limit_and_goes_on",
     "kubectl apply -f docs/cluster/pytorchjob.yaml": "test_two_pods_train_together",
@@ -286,6 +282,7 @@ def test_benchmarks_run(workplace, monkeypatch, line):
     (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
     (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
     (pack, ["a.zip", "--list"]),
+    (teach, ["--no_browser"]),
 ], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
 def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
     assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())
@@ -323,13 +320,10 @@ def test_links_pictures_and_files_exist(page):
         if not link.startswith("https://"):
             path, _, heading = link.partition("#")
             target = page.parent / path if path else page
-            if target.relative_to(PROJECT).as_posix() in MADE_APART and not target.exists():
-                continue
             assert target.exists(), link
             assert not heading or heading in headings(target.read_text()), link
     for name in re.findall(r"`([a-z_/]+\.(?:py|json|txt|toml|html|csv))`", text):
-        is_known = (PROJECT / name).exists() or Path(name).name in MADE or name in MADE_APART
-        assert is_known, name
+        assert (PROJECT / name).exists() or Path(name).name in MADE, name
 
 
 def headings(text) -> list[str]:

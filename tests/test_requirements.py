@@ -13,7 +13,8 @@ from system.errors import MODULES, exit_status
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless",  # where the names differ
                  "sklearn": "scikit-learn"}  # fmt: skip
 SHOWS_THE_CURVES = "tensorboard"  # is not imported
-COMMANDS = ["train.py", "predict.py", "explain.py", "export.py", "report.py", "demo_data.py"]
+COMMANDS = ["train.py", "predict.py", "explain.py", "export.py", "report.py", "demo_data.py",
+            "teach.py"]
 
 
 def required(file) -> set[str]:

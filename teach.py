@@ -1,0 +1,66 @@
+"""Teach a network your own gestures on a page of this machine: `python teach.py`."""
+
+from system import stopping
+from system.errors import exit_if_packages_are_missing, exit_status
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    stopping.install()
+    exit_if_packages_are_missing()
+
+import argparse
+import sys
+import webbrowser
+from pathlib import Path
+
+from clips.frames import prepare_decoders
+from system.device import choose_device, prepare
+from teaching.data_set import DataSet
+from teaching.server import Server
+from teaching.training import Training
+from teaching.trying import Trial
+from training.run_folder import BEST_CHECKPOINT
+
+
+def port_number(text: str) -> int:
+    """Parse a port number; argparse reports the ValueError."""
+    if not 0 <= int(text) < 2**16:
+        raise ValueError(text)
+    return int(text)
+
+
+def serve(options) -> None:
+    """Serve the page until a signal arrives; then stop a training, which saves all."""
+    prepare_decoders()
+    device = choose_device(options.gpus)
+    prepare(device, "auto", deterministic=False)
+    data_set = DataSet(options.data.resolve())
+    training = Training(data_set, device.type, options.gpus)
+    trial = Trial(training.run_folder / BEST_CHECKPOINT, device)
+    with Server(options.port, data_set, training, trial) as server:
+        print(f"open {server.address}   (Ctrl-C ends; clips are in {options.data})", flush=True)
+        if not options.no_browser:
+            webbrowser.open(server.address)
+        try:
+            server.serve_forever()
+        finally:
+            training.close()
+            data_set.close()
+
+
+def main(arguments=None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(description="Open a page on which you record gestures, train "
+                                     "a network on them, and try it.")
+    parser.add_argument("--data", "-d", type=Path, default=Path("data/mine"), metavar="FOLDER",
+                        help="for clips and trainings; it is made if missing (%(default)s)")
+    parser.add_argument("--port", type=port_number, default=8321,
+                        help="of the page; 0: any that is free (%(default)s)")
+    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
+    parser.add_argument("--no_browser", action="store_true", help="only print the address")
+    options = parser.parse_args(arguments)
+    stopping.ready()
+    return exit_status(lambda: serve(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The server behind the page: on this machine only, and for whoever knows the key."""
+
+import json
+import math
+import secrets
+import sys
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from system.config_file import load_config
+from system.errors import UserError, message_for_user
+from teaching.data_set import MOST_FRAMES, DataSet
+from teaching.training import RECIPE, Training
+from teaching.trying import Trial
+from training.run_folder import REPORT_FILE
+
+PAGE = Path(__file__).with_name("page.html")
+ADDRESS = "127.0.0.1"
+MOST_BYTES = 4 * 2**20  # of a request
+SECONDS = 60  # without a byte, after which a connection is closed
+MOST_FIELDS = 10  # of a query
+PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src "
+               "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
+               "'none'; frame-ancestors 'none'")
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+NO_CONTENT = "default-src 'none'"  # may be loaded by what is no page
+
+
+class RequestError(Exception):
+    """A request that is answered with an HTTP status and a message, and is not looked at."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Query(dict):
+    """What an address has after its question mark."""
+
+    def __missing__(self, name):
+        raise UserError(f"{name} is missing in the request; load the page anew")
+
+
+class Server(ThreadingHTTPServer):
+    """Answers the page's requests; `address` is what to open."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, data_set: DataSet, training: Training, trial: Trial):
+        """Raises UserError if the port cannot be used; 0 takes a free one."""
+        self.data_set, self.training, self.trial = data_set, training, trial
+        self.key, self.recipe = secrets.token_urlsafe(16), load_config(RECIPE)
+        try:
+            super().__init__((ADDRESS, port), Handler)
+        except OSError as error:
+            raise UserError(f"--port {port}: cannot be opened ({error.strerror}); close the "
+                            "program that uses it, or choose another, such as "
+                            f"--port {port + 1}") from None
+        self.address = f"http://{ADDRESS}:{self.server_port}/?key={self.key}"
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a page was closed
+            super().handle_error(request, client_address)
+
+    # --- what each path does: (query, body) -> an object for JSON, or (type, bytes, policy) -------
+
+    def page(self, query, body):
+        nonce = secrets.token_urlsafe(16)
+        text = PAGE.read_text(encoding="utf-8").replace("NONCE", nonce)
+        return "text/html; charset=utf-8", text.encode(), PAGE_POLICY.format(nonce)
+
+    def report(self, query, body):
+        path = self.training.run_folder / REPORT_FILE
+        if not path.exists():
+            raise RequestError(404, "there is no report yet")
+        return "text/html; charset=utf-8", path.read_bytes(), REPORT_POLICY
+
+    def strip(self, query, body):
+        return "image/jpeg", self.data_set.strip(query["id"], self.recipe), NO_CONTENT
+
+    def clips(self, query, body):
+        return [{"id": clip_id, "name": name}
+                for clip_id, (name, _) in self.data_set.clips.items()]
+
+    def progress(self, query, body):
+        return self.training.progress()
+
+    def add(self, query, body):
+        return {"id": self.data_set.add(query["name"], unpacked(body))}
+
+    def remove(self, query, body):
+        return self.data_set.remove(query["id"])
+
+    def train(self, query, body):
+        return self.training.start(goes_on=query["go_on"] == "true")
+
+    def stop(self, query, body):
+        return self.training.stop()
+
+    def begin(self, query, body):
+        return self.trial.begin()
+
+    def look(self, query, body):
+        times = [number(text) / 1000 for text in query["times"].split(",")]
+        return self.trial.look(number(query["turn"]), times, unpacked(body))
+
+    def backwards(self, query, body):
+        return self.trial.backwards(number(query["turn"]))
+
+
+PATHS = {
+    "GET": {"/": Server.page, "/report": Server.report, "/strip": Server.strip,
+            "/clips": Server.clips, "/progress": Server.progress},
+    "POST": {"/add": Server.add, "/remove": Server.remove, "/train": Server.train,
+             "/stop": Server.stop, "/begin": Server.begin, "/look": Server.look,
+             "/backwards": Server.backwards},
+}  # fmt: skip
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Checks a request before it reads the body, and answers errors with a sentence."""
+
+    protocol_version, timeout = "HTTP/1.1", SECONDS
+
+    def log_message(self, *_):
+        pass  # a line for each frame would bury the address
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        self.answer()
+
+    def answer(self):
+        try:
+            content = self.looked_at()
+        except RequestError as error:
+            self.close_connection = True  # its body may not have been read
+            self.send(error.status, {"error": str(error)})
+        except ConnectionError:
+            self.close_connection = True
+        except Exception as error:
+            message = message_for_user(error)
+            if message is None:
+                traceback.print_exc()
+            self.send(400 if message else 500,
+                      {"error": message or "a fault of this program; the terminal has more"})
+        else:
+            self.send(200, content)
+
+    def looked_at(self):
+        """Return what is asked for."""
+        try:
+            url = urlsplit(self.path)
+            query = Query(parse_qsl(url.query, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+        except ValueError:
+            raise RequestError(400, "the address cannot be read") from None
+        host = self.headers.get("Host", "").removesuffix(f":{self.server.server_port}")
+        if host not in (ADDRESS, "localhost"):  # a page elsewhere whose name leads here
+            raise RequestError(403, f"open this page at {ADDRESS}")
+        key = self.headers.get("X-Key") or query.get("key", "")
+        if not secrets.compare_digest(key.encode(), self.server.key.encode()):
+            raise RequestError(403, "open the address that teach.py printed in the terminal")
+        is_post, headers = self.command == "POST", self.headers
+        if "Transfer-Encoding" in headers or (is_post and "Content-Length" not in headers):
+            raise RequestError(411, "a request needs a Content-Length")
+        length = self.headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdecimal()):
+            raise RequestError(400, "the Content-Length is not a number")
+        if len(length) > 10 or int(length) > MOST_BYTES:
+            raise RequestError(413, f"a request has at most {MOST_BYTES // 2**20} MiB")
+        if url.path not in PATHS[self.command]:
+            raise RequestError(404, "there is no such page")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionResetError("the request was cut off")
+        return PATHS[self.command][url.path](self.server, query, body)
+
+    def send(self, status, content):
+        kind, body, policy = content if isinstance(content, tuple) else (
+            "application/json", json.dumps(content, allow_nan=False).encode(), NO_CONTENT)
+        self.send_response(status)
+        headers = {
+            "Content-Type": kind, "Content-Length": len(body), "Content-Security-Policy": policy,
+            "Cache-Control": "private, max-age=3600" if kind == "image/jpeg" else "no-store",
+            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }  # fmt: skip
+        if self.close_connection:
+            headers["Connection"] = "close"
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def unpacked(body: bytes) -> list[bytes]:
+    """Return the pictures in a request: for each, its length in four bytes, and then itself.
+
+    Raises UserError if they do not fill the request exactly, or are too many.
+    """
+    pictures, place = [], 0
+    while place < len(body) and len(pictures) <= MOST_FRAMES:
+        length = int.from_bytes(body[place : place + 4], "little")
+        pictures.append(body[place + 4 : place + 4 + length])
+        place += 4 + length
+    if len(pictures) > MOST_FRAMES:
+        raise UserError(f"a request has at most {MOST_FRAMES} frames")
+    if place != len(body):
+        raise UserError("the frames do not fill the request; load the page anew")
+    return pictures
+
+
+def number(text: str) -> float:
+    """Return a finite number. Raises UserError if it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{text[:40]!r} is not a number")
+    return value

@@ -1,0 +1,152 @@
+"""`train.py` as a process of its own; what it writes is what the page shows."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from own_clips.looking import look_at
+from own_clips.settings import choose_settings
+from system.config_file import load_config
+from system.errors import UserError, first_few
+from teaching.data_set import DataSet, take_lock
+from training.run_folder import (
+    BEST_CHECKPOINT,
+    CONFIG_FILE,
+    HISTORY_FILE,
+    LAST_CHECKPOINT,
+    REPORT_FILE,
+    write_whole,
+)
+
+PROJECT = Path(__file__).parent.parent
+RECIPE = PROJECT / "configs" / "few_clips.json"
+FEWEST_CLASSES, FEWEST_CLIPS = 2, 5  # clips of each class
+SHOWN_BYTES = 4000  # of the log
+COLUMNS = ("epoch", "seconds", "top1", "val_top1", "val_linear_top1", "val_most_frequent_top1")
+# Its process and its children keep the log locked while they run. `exec` keeps the number.
+LAUNCHER = ["sh", "-c", 'echo "process $$"; exec "$@"', "sh"]
+
+
+class Training:
+    """The training of a data set, which may have been started by an earlier teach.py."""
+
+    def __init__(self, data_set: DataSet, device_type: str, gpus: str | None):
+        """gpus: the flag -g."""
+        self.data_set, self.device_type, self.gpus = data_set, device_type, gpus
+        name = data_set.folder.name or "clips"
+        self.run_folder = data_set.folder / "trainings" / name
+        self.config_path, self.log = data_set.folder / CONFIG_FILE, data_set.folder / "training.log"
+        self.lock, self.process = threading.Lock(), None
+
+    def start(self, goes_on: bool) -> None:
+        """Train anew, or go on with the run that was stopped. Raises UserError if that cannot be.
+
+        The process outlives neither `close` nor its end; its messages go to the log.
+        """
+        with self.lock, open(self.log, "ab") as log:
+            if not take_lock(log.fileno()):
+                raise UserError("a training is running already")
+            if not goes_on:
+                self._check_clips()
+                self.data_set.balance()
+                self.write_config()
+            log.truncate(0)
+            command = [*LAUNCHER, sys.executable, str(PROJECT / "train.py"), "--config",
+                       str(self.config_path), "--resume" if goes_on else "--overwrite", "True"]
+            self.process = subprocess.Popen(
+                command + (["-g", self.gpus] if self.gpus else []), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+
+    def _check_clips(self):
+        counts = self.data_set.counts()
+        few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST_CLIPS]
+        if len(counts) < FEWEST_CLASSES or few:
+            raise UserError(f"training needs {FEWEST_CLASSES} gestures with {FEWEST_CLIPS} clips "
+                            f"each; record more{f' of {first_few(few)}' if few else ''}")
+
+    def write_config(self) -> None:
+        """Write config.json: the recipe, the reader's own keys, and what follows from the clips."""
+        folder, sets = self.data_set.folder, [row[1] for row in self.data_set.clips.values()]
+        recipe = load_config(RECIPE)
+        values = recipe.model_dump(exclude_unset=True)
+        if self.config_path.exists():
+            values |= load_config(self.config_path).model_dump(exclude_unset=True)
+        values |= {"model_name": self.run_folder.name, "output_dir": str(self.run_folder.parent),
+                   "labels_csv": str(folder / "labels.csv")}
+        for set_name, prefix in (("train", "train"), ("validation", "val")):
+            values[f"{prefix}_data_folder"] = str(folder / "clips")
+            values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
+        looks = look_at(folder / "clips", list(self.data_set.clips), recipe)
+        for choice in choose_settings(looks, sets.count("train"), self.device_type):
+            values[choice.key] = choice.value
+        write_whole(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def stop(self) -> None:
+        """Ask the process to save and exit, as Ctrl-C does in a terminal."""
+        with self.lock:
+            number = re.match(r"process (\d+)\n", self._messages())
+            if number and self._is_running():
+                with suppress(ProcessLookupError):
+                    os.kill(int(number[1]), signal.SIGTERM)
+
+    def close(self) -> None:
+        """Stop, and wait until all is saved."""
+        self.stop()
+        if self.process:
+            self.process.wait()
+
+    def _is_running(self) -> bool:
+        if self.process and self.process.poll() is None:
+            return True
+        if not self.log.exists():
+            return False
+        with open(self.log, "ab") as log:
+            return not take_lock(log.fileno())
+
+    def _messages(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def progress(self) -> dict:
+        """Return what the page shows: the state, the rows of the history, and the log's end."""
+        with self.lock:
+            is_running = self._is_running()
+        messages = self._messages().partition("\n")[2]
+        is_over = "\ntraining is over" in messages
+        error = re.search(r"^error: .*", messages, re.MULTILINE | re.DOTALL)
+        can_go_on = not is_running and not is_over and (self.run_folder / LAST_CHECKPOINT).exists()
+        state = "running" if is_running else "done" if is_over else "failed" if error else \
+            "stopped" if messages else "none"
+        return {
+            "state": state, "can_go_on": can_go_on and bool(messages),
+            "error": error[0].strip() if error and state == "failed" else "",
+            "num_epochs": self._num_epochs(), "history": self._history(),
+            "log": messages[-SHOWN_BYTES:],
+            "has_network": (self.run_folder / BEST_CHECKPOINT).exists(),
+            "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
+        }
+
+    def _num_epochs(self) -> int | None:
+        with suppress(UserError):
+            return load_config(self.config_path).num_epochs
+        return None
+
+    def _history(self) -> list[dict]:
+        """Return the rows of history.csv; NaN and inf, which JSON lacks, are None."""
+        path = self.run_folder / HISTORY_FILE
+        if not path.exists():
+            return []
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{key: float(row[key]) for key in COLUMNS if row.get(key)}
+                    for row in csv.DictReader(file)]
+        return [{key: value if math.isfinite(value) else None for key, value in row.items()}
+                for row in rows]

@@ -1,0 +1,212 @@
+"""The data set behind the page: it is the project's own at any time, and nothing is lost."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import simplejpeg
+from conftest import CLASSES, TINY_NETWORK, draw_frames, make_config, write_data_set
+from movies import write_video
+from PIL import Image
+from teach_page import jpegs
+
+import train
+from clips.annotations import read_annotations, read_labels
+from system.errors import UserError
+from teaching import data_set as data_set_module
+from teaching.data_set import MOST_CLIPS, MOST_FRAMES, MOST_PIXELS, UNFINISHED, DataSet
+
+NAMES = ['wave, "hi"', "拍手; x", "'quoted' <b>", "👨‍👩‍👧"]  # the last is joined of three
+
+
+@pytest.fixture
+def open_folder(tmp_path):
+    """Opens the folder `mine`, again and again; the one that was open is closed."""
+    opened = []
+
+    def open_it():
+        if opened:
+            opened.pop().close()
+        opened.append(DataSet(tmp_path / "mine"))
+        return opened[0]
+
+    yield open_it
+    if opened:
+        opened[0].close()
+
+
+def lists(folder) -> dict:
+    """{set: [(id, class)]} as train.py reads them."""
+    names = read_labels(folder / "labels.csv")
+    found = {}
+    for name in ("train", "validation"):
+        rows = read_annotations(folder / f"{name}.csv", folder / "clips", names)
+        assert not rows.num_dropped
+        found[name] = [(clip_id, names[label])
+                       for clip_id, label in zip(rows.ids, rows.labels, strict=True)]
+    return found
+
+
+def test_clips_are_saved_as_every_command_reads_them(open_folder, tmp_path):
+    data = open_folder()
+    pictures = jpegs([10, 20, 30])
+    for _ in range(5):
+        for name in NAMES:
+            data.add(f" {name} ", pictures)
+    folder = tmp_path / "mine"
+    found = lists(folder)
+    assert Counter(name for _, name in found["train"]) == dict.fromkeys(NAMES, 4)
+    assert Counter(name for _, name in found["validation"]) == dict.fromkeys(NAMES, 1)
+    assert [path.name for path in sorted((folder / "clips" / "20").iterdir())] == [
+        "00001.jpg", "00002.jpg", "00003.jpg"]  # fmt: skip
+    assert (folder / "clips" / "1" / "00002.jpg").read_bytes() == pictures[1]
+    before = data.clips
+    assert open_folder().clips == before
+
+
+def test_a_folder_made_by_hand_opens_and_keeps_its_split(open_folder, tmp_path):
+    paths = write_data_set(tmp_path / "mine", {"train": 9, "validation": 3, "test": 2})
+    write_video(tmp_path / "mine" / "clips" / "wave.mp4", draw_frames("Left", 9,
+                np.random.default_rng(0)))  # fmt: skip
+    with open(paths["train_data_csv"], "a") as file:
+        file.write("wave.mp4;Left\n")
+    texts = {path: path.read_bytes() for path in (tmp_path / "mine").glob("*.csv")}
+    before = lists(tmp_path / "mine")
+    data = open_folder()
+    assert {path: path.read_bytes() for path in texts} == texts
+    assert data.counts() == {"Left": 5, "Right": 4, "Still": 4}
+    assert data.add("Left", jpegs([1, 2])) == "15"  # 13 and 14 are test clips
+    after = lists(tmp_path / "mine")
+    assert {name: sorted(rows) for name, rows in after.items()} == {
+        "train": sorted([*before["train"], ("15", "Left")]), "validation": before["validation"]}
+    data.remove("wave.mp4")
+    assert not (tmp_path / "mine" / "clips" / "wave.mp4").exists()
+
+
+def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, tmp_path):
+    data = open_folder()
+    ids = [data.add(name, jpegs([1, 2])) for name in ("a", "b", "a")]
+    data.remove(ids[2])
+    data.remove(ids[0])
+    assert data.add("a", jpegs([1, 2])) == "4"
+    assert open_folder().clips == {"2": ("b", "train"), "4": ("a", "train")}
+    visible = [path.name for path in (tmp_path / "mine" / "clips").glob("[!.]*")]
+    assert sorted(visible) == ["2", "4"]
+    with pytest.raises(UserError, match="no clip 1"):
+        data.remove("1")
+
+
+@pytest.mark.parametrize("function", ["write_whole", "rename"])
+def test_an_interruption_leaves_what_was_there(open_folder, tmp_path, monkeypatch, function):
+    def die(*_):
+        raise OSError("the disk is full")
+
+    data = open_folder()
+    for name in "aaaaabb":
+        data.add(name, jpegs([1, 2]))
+    before = dict(data.clips)
+    with monkeypatch.context() as patch:
+        if function == "rename":
+            patch.setattr("pathlib.Path.rename", die)
+        else:
+            patch.setattr(data_set_module, "write_whole", die)
+        with pytest.raises(OSError, match="full"):
+            data.add("c", jpegs([1, 2]))
+    assert data.clips == before
+    data = open_folder()
+    assert data.clips == before and lists(tmp_path / "mine")
+    assert not (tmp_path / "mine" / "clips" / UNFINISHED).exists()
+    new = data.add("c", jpegs([3, 4]))  # beside the folder of the clip that is in no list
+    assert new in data.clips and new not in before
+
+
+def png():
+    data = io.BytesIO()
+    Image.new("RGB", (32, 24)).save(data, "PNG")
+    return data.getvalue()
+
+
+def large():
+    return simplejpeg.encode_jpeg(np.zeros((480, MOST_PIXELS // 480 + 1, 3), np.uint8))
+
+
+PAIR = jpegs([1, 2])
+REFUSED = {
+    "no name": (" ", PAIR, "a gesture's name"),
+    "a long name": ("x" * 61, PAIR, "a gesture's name"),
+    "a line end": ("a\nb", PAIR, "a gesture's name"),
+    "control": ("a\x1b[0m", PAIR, "a gesture's name"),
+    "one frame": ("a", PAIR[:1], "2 to 120 frames, not 1"),
+    "too many": ("a", PAIR * 61, f"2 to {MOST_FRAMES} frames, not 122"),
+    "text": ("a", [PAIR[0], b"<script>"], "only JPEG"),
+    "png": ("a", [PAIR[0], png()], "only JPEG"),
+    "cut": ("a", [PAIR[0], PAIR[1][:-30]], "damaged JPEG"),
+    "large": ("a", [PAIR[0], large()], "641 x 480 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_clip_is_refused(open_folder, tmp_path, case):
+    name, pictures, message = REFUSED[case]
+    data = open_folder()
+    with pytest.raises(UserError, match=message):
+        data.add(name, pictures)
+    assert not data.clips and not list((tmp_path / "mine" / "clips").iterdir())
+
+
+def test_there_is_a_limit_to_clips(open_folder, monkeypatch):
+    assert MOST_CLIPS == 2000
+    monkeypatch.setattr(data_set_module, "MOST_CLIPS", 1)
+    data = open_folder()
+    data.add("a", PAIR)
+    with pytest.raises(UserError, match="1 clips already"):
+        data.add("a", PAIR)
+
+
+def test_a_folder_with_other_things_or_in_use_is_refused(open_folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(UserError, match=r"it has cat\.jpg but no folder `clips`"):
+        DataSet(tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+    open_folder()
+    with pytest.raises(UserError, match=r"open in another teach\.py"):
+        DataSet(tmp_path / "mine")
+
+
+def test_a_class_without_validation_clips_gets_some(open_folder, tmp_path):
+    data = open_folder()
+    for _ in range(5):
+        for name in "ab":
+            data.add(name, PAIR)
+    sets = lists(tmp_path / "mine")
+    data.balance()
+    assert lists(tmp_path / "mine") == sets
+    data.remove(next(clip_id for clip_id, name in sets["validation"] if name == "a"))
+    data.balance()
+    for rows in lists(tmp_path / "mine").values():
+        assert {name for _, name in rows} == {"a", "b"}
+
+
+def test_a_thumbnail_shows_the_clip_in_order(open_folder):
+    data = open_folder()
+    clip_id = data.add("a", jpegs(range(0, 240, 10), height=120, width=160))
+    strip = simplejpeg.decode_jpeg(data.strip(clip_id, make_config()))
+    assert strip.shape == (60, 12 * 80, 3)
+    means = strip.reshape(60, 12, 80, 3).mean((0, 2, 3))
+    assert (np.diff(means) > 10).all() and means[0] < 5 and means[-1] > 225
+
+
+def test_train_py_trains_on_it(open_folder, tmp_path, write_config):
+    data, rng = open_folder(), np.random.default_rng(0)
+    for number in range(12):
+        frames = draw_frames(CLASSES[number % 2], 8, rng)
+        data.add(NAMES[number % 2], [simplejpeg.encode_jpeg(frame, 95) for frame in frames])
+    folder = tmp_path / "mine"
+    config = write_config(
+        **TINY_NETWORK, train_data_csv=str(folder / "train.csv"), num_epochs=1,
+        val_data_csv=str(folder / "validation.csv"), labels_csv=str(folder / "labels.csv"),
+        train_data_folder=str(folder / "clips"), val_data_folder=str(folder / "clips"),
+    )  # fmt: skip
+    assert train.main(["--config", config, "-g", "cpu"]) == 0

@@ -1,0 +1,147 @@
+"""The server behind the page: what it answers, what it refuses, and how it begins and ends."""
+
+import http.client
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from runs import PROJECT
+from teach_page import ask, jpegs, packed, served
+
+import teach
+from teaching.data_set import MOST_FRAMES
+from teaching.server import MOST_BYTES, PATHS
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("teach") / "mine") as running:
+        yield running
+
+
+def raw(server, text) -> str:
+    """Send bytes as they are; return the whole answer."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(text.encode())
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(2**16), b"")).decode()
+
+
+CLIP = packed(jpegs([1, 2]))
+TURN = {"turn": "0"}
+# name -> (method, path, body, query), the status, and a part of the message
+REFUSED = {
+    "no such page": (("GET", "/etc/passwd", None, {}), 404, "no such page"),
+    "get what is to be posted": (("GET", "/train", None, {}), 404, "no such page"),
+    "no name": (("POST", "/add", CLIP, {}), 400, "name is missing"),
+    "no picture": (("POST", "/add", packed([b"<svg/>", b"GIF89a"]), {"name": "a"}), 400, "JPEG"),
+    "cut off": (("POST", "/add", CLIP[:-1], {"name": "a"}), 400, "do not fill the request"),
+    "no frames": (("POST", "/add", b"", {"name": "a"}), 400, "2 to 120 frames"),
+    "frames without end": (("POST", "/add", b"\0" * 4 * (MOST_FRAMES + 1), {"name": "a"}), 400,
+                           "at most 120 frames"),
+    "no clip": (("POST", "/remove", b"", {"id": "../../x"}), 400, "no clip ../../x"),
+    "no thumbnail": (("GET", "/strip", None, {"id": "../../etc"}), 400, "no clip"),
+    "no report": (("GET", "/report", None, {}), 404, "no report yet"),
+    "too few clips": (("POST", "/train", b"", {"go_on": "false"}), 400, "2 gestures with 5 clips"),
+    "no network": (("POST", "/begin", b"", {}), 400, "train one first"),
+    "frames without times": (("POST", "/look", CLIP, TURN), 400, "times is missing"),
+    "too few times": (("POST", "/look", CLIP, TURN | {"times": "5"}), 400, "2 frames with 1 times"),
+    "no time": (("POST", "/look", CLIP, TURN | {"times": "5,now"}), 400, "'now' is not a number"),
+    "endless time": (("POST", "/look", CLIP, TURN | {"times": "5,inf"}), 400, "not a number"),
+    "too many fields": (("GET", "/clips", None, dict.fromkeys(map(str, range(20)), "")), 400,
+                        "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_answered_is_refused_with_a_sentence(server, capfd, case):
+    (method, path, body, query), status, message = REFUSED[case]
+    found, content = ask(server, method, path, body, **query)
+    assert found == status and message in content["error"]
+    assert ask(server, "GET", "/clips") == (200, [])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+HEAD = "{} {}?key={} HTTP/1.1\r\nHost: {}\r\n"
+# name -> (method, path, key, host, further headers), status
+UNREAD = {
+    "another name for this machine": (("GET", "/", "", "evil.example:{port}", ""), 403),
+    "another port": (("GET", "/", "", "127.0.0.1:1", ""), 403),
+    "no key": (("GET", "/", "no", "127.0.0.1:{port}", ""), 403),
+    "another key": (("POST", "/stop", "nö", "localhost:{port}", "Content-Length: 0\r\n"), 403),
+    "chunked": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: chunked\r\n"), 411),
+    "no length": (("POST", "/stop", "", "127.0.0.1:{port}", ""), 411),
+    "strange length": (("POST", "/stop", "", "127.0.0.1:{port}", "Content-Length: -1\r\n"), 400),
+    "too large": (("POST", "/add", "", "127.0.0.1:{port}",
+                   f"Content-Length: {MOST_BYTES + 1}\r\n"), 413),
+    "much too large": (("POST", "/add", "", "127.0.0.1:{port}",
+                        f"Content-Length: {'9' * 5000}\r\n"), 413),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_is_unsafe_is_refused_before_its_body_is_read(server, case):
+    (method, path, key, host, headers), status = UNREAD[case]
+    head = HEAD.format(method, path, key or server.key, host.format(port=server.server_port))
+    answer = raw(server, f"{head}{headers}\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ") and '{"error": "' in answer
+    assert "\r\nConnection: close\r\n" in answer
+
+
+def test_a_request_that_is_cut_off_saves_nothing(server):
+    head = HEAD.format("POST", "/add", f"{server.key}&name=a", f"localhost:{server.server_port}")
+    raw(server, f"{head}Content-Length: 90\r\n\r\nabc")
+    assert ask(server, "GET", "/clips") == (200, [])
+
+
+@pytest.mark.parametrize("path", [path for paths in PATHS.values() for path in paths])
+def test_every_path_needs_the_key(server, path):
+    method = next(method for method, paths in PATHS.items() if path in paths)
+    assert ask(server, method, path, b"", key="")[0] == 403
+
+
+def test_the_page_may_load_nothing_from_elsewhere(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("GET", server.address.partition(str(server.server_port))[2])
+    answer = connection.getresponse()
+    page, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+    (nonce,) = set(re.findall(r'nonce="([^"]+)"', page))
+    assert f"script-src 'nonce-{nonce}'" in policy and "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; ") and "frame-ancestors 'none'" in policy
+    assert answer.headers["Referrer-Policy"] == "no-referrer"  # the key is in the address
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page) == []
+    connection.close()
+    assert nonce not in ask(server, "GET", "/")[1].decode()
+
+
+def test_a_report_is_shown(server):
+    server.training.run_folder.mkdir(parents=True)
+    (server.training.run_folder / "report.html").write_text("<h1>a run</h1>")
+    assert ask(server, "GET", "/report") == (200, b"<h1>a run</h1>")
+
+
+def test_a_port_in_use_is_named(server, tmp_path, capsys):
+    flags = ["--data", str(tmp_path / "mine"), "--no_browser", "-g", "cpu"]
+    assert teach.main([*flags, "--port", str(server.server_port)]) == 2
+    assert f"--port {server.server_port}: cannot be opened (Address already in use)" in \
+        capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        teach.main([*flags, "--port", "65536"])
+    assert "--port" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_ctrl_c(tmp_path):
+    command = [sys.executable, "teach.py", "--port", "0", "--no_browser", "-g", "cpu", "--data",
+               str(tmp_path / "mine")]  # fmt: skip
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        line = process.stdout.readline()
+        port, key = re.search(r"open http://127\.0\.0\.1:(\d+)/\?key=(\S+)", line).groups()
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        connection.request("GET", f"/?key={key}")
+        assert "Teach your own gestures" in connection.getresponse().read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130 and process.stderr.read() == ""

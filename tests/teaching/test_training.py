@@ -1,0 +1,172 @@
+"""Trainings that the page starts, stops and finds again. `train.py` is a small script here."""
+
+import json
+import time
+
+import pytest
+from teach_page import jpegs
+
+from system.config_file import load_config
+from system.errors import UserError
+from teaching import training as training_module
+from teaching.data_set import DataSet
+from teaching.training import Training
+
+# Writes its arguments and a history, then does what `mode` says.
+SCRIPT = """
+import json, signal, sys, time
+from pathlib import Path
+config = json.loads(Path(sys.argv[2]).read_text())
+folder = Path(config["output_dir"], config["model_name"])
+folder.mkdir(parents=True, exist_ok=True)
+folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
+folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
+mode = Path(__file__).with_name("mode").read_text()
+def stop(*_):
+    print("stopped by SIGTERM")
+    folder.joinpath("checkpoint.pth.tar").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("epoch 1")
+while mode == "wait":
+    time.sleep(0.02)
+if mode == "fail":
+    sys.exit("error: labels_csv: it is wrong\\n  in two lines")
+print("training is over: all epochs are done")
+folder.joinpath("model_best.pth.tar").touch()
+folder.joinpath("report.html").touch()
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with the script; returns a function that says what it is to do."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "train.py").write_text(SCRIPT)
+    monkeypatch.setattr(training_module, "PROJECT", tmp_path / "project")
+    return (tmp_path / "project" / "mode").write_text
+
+
+@pytest.fixture
+def make_training(tmp_path, project):
+    data = DataSet(tmp_path / "mine")
+    made = []
+
+    def make():
+        made.append(Training(data, "cpu", "cpu"))
+        return made[-1]
+
+    yield make
+    for training in made:
+        training.close()
+    data.close()
+
+
+@pytest.fixture
+def training(make_training):
+    training = make_training()
+    for name in ("wave", "nothing"):
+        for _ in range(5):
+            training.data_set.add(name, jpegs(range(0, 180, 10), 120, 160))
+    return training
+
+
+def until(training, condition) -> dict:
+    end = time.monotonic() + 120
+    while not condition(found := training.progress()):
+        assert time.monotonic() < end, found
+        time.sleep(0.02)
+    return found
+
+
+def has_begun(found):
+    return "epoch 1" in found["log"]
+
+
+def test_a_training_runs_to_its_end(training, project):
+    assert training.progress()["state"] == "none"
+    project("end")
+    training.start(goes_on=False)
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["state"] == "done" and found["has_report"] and found["has_network"]
+    assert not found["can_go_on"] and found["log"].startswith("epoch 1\ntraining is over")
+    # JSON has no NaN
+    assert found["history"] == [{"epoch": 1, "seconds": 0.5, "top1": 50, "val_top1": None}]
+    assert 20 <= found["num_epochs"] <= 200
+    arguments = json.loads((training.run_folder / "arguments.json").read_text())
+    assert arguments == ["--config", str(training.config_path), "--overwrite", "True", "-g", "cpu"]
+
+
+def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project):
+    project("end")
+    training.config_path.write_text(json.dumps({
+        "model_name": "another place", "train_data_folder": "x", "train_data_csv": "x",
+        "val_data_folder": "x", "val_data_csv": "x", "labels_csv": "x", "lr": 0.5,
+    }))  # fmt: skip
+    training.start(goes_on=False)
+    until(training, lambda found: found["state"] == "done")
+    config = load_config(training.config_path, sets=["train", "validation"])
+    assert config.run_folder == training.data_set.folder / "trainings" / "mine"
+    assert config.lr == 0.5 and config.optimizer == "adamw" and config.crop == (48, 64)
+    assert config.sampling == "segments" and config.clip_size == 12 and config.batch_size == 8
+
+
+def test_a_failure_is_said(training, project):
+    project("fail")
+    training.start(goes_on=False)
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["state"] == "failed"
+    assert found["error"] == "error: labels_csv: it is wrong\n  in two lines"
+    training.config_path.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
+        training.start(goes_on=False)
+
+
+def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, project,
+                                                                    make_training):
+    project("wait")
+    training.start(goes_on=False)
+    until(training, has_begun)
+    later = make_training()  # after the server was killed and started again
+    assert later.progress()["state"] == "running"
+    for one in (training, later):
+        with pytest.raises(UserError, match="running already"):
+            one.start(goes_on=False)
+    later.stop()
+    for one in (training, later):
+        found = until(one, lambda found: found["state"] != "running")
+        assert found["state"] == "stopped" and found["can_go_on"]
+    config = training.config_path.read_bytes()
+    later.data_set.add("wave", jpegs([1, 2]))
+    project("end")
+    later.start(goes_on=True)
+    assert until(later, lambda found: found["state"] != "running")["state"] == "done"
+    arguments = json.loads((training.run_folder / "arguments.json").read_text())
+    assert arguments[2:4] == ["--resume", "True"] and training.config_path.read_bytes() == config
+
+
+def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project):
+    project("end")
+    training.start(goes_on=False)
+    until(training, lambda found: found["state"] == "done")
+    training.log.write_text("process 1\nepoch 1\n")
+    training.process = None
+    training.stop()  # would raise PermissionError, or end the machine
+    assert training.progress()["state"] == "stopped"
+
+
+def test_the_server_stops_it_and_waits_until_all_is_saved(training, project):
+    project("wait")
+    training.start(goes_on=False)
+    until(training, has_begun)
+    training.close()
+    assert (training.run_folder / "checkpoint.pth.tar").exists()
+    assert training.progress()["state"] == "stopped"
+
+
+def test_five_clips_of_two_gestures_are_needed(training, project):
+    project("end")
+    training.data_set.remove("1")
+    with pytest.raises(UserError, match=r"record more of wave \(4\)"):
+        training.start(goes_on=False)
+    assert training.progress()["state"] == "none"

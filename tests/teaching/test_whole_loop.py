@@ -1,0 +1,118 @@
+"""The whole of it, in real Chromium: record, train, be recognised, and fail backwards."""
+
+import shutil
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import pytest
+from browser import needs_chromium
+from driven_browser import Browser, write_camera
+from PIL import Image
+from teach_page import served
+
+import demo_data
+import predict
+import train
+from docs import teach_picture
+from own_clips import settings
+
+GESTURES = ("Moving Right", "Moving Left")
+CLIPS_EACH = 8
+# Limits that a slow machine would break; they have tests of their own.
+PATIENT = "Object.assign(RECORDING, {gap: 1e9, silence: 1e9, late: 1e9}); countdown = 0"
+
+
+def camera_of(folder, gesture) -> str:
+    """A camera that sees a gesture again and again, by other hands in other places."""
+    frames = [cv2.resize(frame, (160, 120)) for seed in range(40)
+              for frame in demo_data.draw_clip(gesture, np.random.default_rng(seed))]
+    return write_camera(folder / f"{gesture}.y4m", np.stack(frames), 12)
+
+
+@contextmanager
+def open_page(server, camera):
+    with Browser(camera) as page:
+        page.open(server.address)
+        page.until("document.body.dataset.ready")
+        page.js(PATIENT)
+        yield page
+
+
+def record(page, name, count):
+    page.js(f"$('name').value = '{name}'; 0")
+    for _ in range(count):
+        page.js("say(''); $('record').click()")
+        page.until("!isBusy && /is saved/.test($('message').textContent)")
+
+
+def take_pictures(page, folder, name):
+    for width, height in ((400, 2000), (1200, 1200)):
+        for scheme in ("light", "dark"):
+            page.screenshot(folder / f"{name}-{width}-{scheme}.png", width, height, scheme)
+
+
+def recognised(page, gesture) -> str:
+    """Wait until the camera's gesture is recognised; return what is said of it backwards."""
+    page.js("$('try').click()")
+    page.until(f"$('verdict').textContent === '{gesture}' && !$('backwards').disabled")
+    page.js("$('backwards').click()")
+    page.until("$('reverse').textContent")
+    return page.js("$('reverse').textContent")
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(settings, "MOST_EPOCHS", 60)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads than idle cores wait for each other
+    mine = tmp_path / "mine"
+    cameras = {gesture: camera_of(tmp_path, gesture) for gesture in GESTURES}
+    with served(mine) as server:
+        for gesture in GESTURES:
+            with open_page(server, cameras[gesture]) as page:
+                record(page, gesture, CLIPS_EACH)
+        assert server.data_set.counts() == dict.fromkeys(GESTURES, CLIPS_EACH)
+        for gesture, other in zip(GESTURES, GESTURES[::-1], strict=True):
+            with open_page(server, cameras[gesture]) as page:
+                if gesture == GESTURES[0]:
+                    train_with_interruptions(page, server, tmp_path)
+                page.until("!$('try').disabled")
+                text = recognised(page, gesture)
+                forwards, backwards = text.split("backwards: ")
+                assert f"“{gesture}”" in forwards and f"“{other}”" in backwards, text
+                take_pictures(page, tmp_path, gesture)
+                page.js("$('try').click()")
+                assert page.complaints == []
+    check_other_commands(mine, capsys)
+    # It may be moved.
+    shutil.move(mine, tmp_path / "moved")
+    assert teach_picture.main(["--data", str(tmp_path / "moved"), "-o", str(tmp_path / "a.webp")]) \
+        == 0
+    assert Image.open(tmp_path / "a.webp").size == teach_picture.SIZE
+
+
+def check_other_commands(mine, capsys):
+    config, best = str(mine / "config.json"), mine / "trainings" / "mine" / "model_best.pth.tar"
+    assert train.main(["-e", "--checkpoint", "best", "-c", config, "-g", "cpu"]) == 0
+    assert predict.main(["-c", str(best), "-g", "cpu", str(mine / "clips" / "1")]) == 0
+    assert "Moving" in capsys.readouterr().out
+
+
+def train_with_interruptions(page, server, folder):
+    """Train; load the page anew in the middle, stop, and go on to the end."""
+    page.js("$('train').click()")
+    page.until("training.state === 'running' && training.history.length", 600)
+    page.open(server.address)
+    page.until("training.state === 'running' && document.body.dataset.ready")
+    page.js(PATIENT)
+    page.js("$('stop').click()")
+    page.until("/was stopped; all is saved/.test($('message').textContent)")
+    epochs = page.js("training.history.length")
+    page.js("$('go_on').click()")
+    page.until(f"training.state === 'running' && training.history.length > {epochs + 3}", 600)
+    take_pictures(page, folder, "training")
+    page.until("training.state !== 'running'", 1200)
+    assert page.js("training.state") == "done", page.js("training.log")
+    assert page.js("training.history.at(-1).val_top1") > 60
+    assert page.js("fetch($('report').href).then(answer => answer.status)") == 200
