@@ -39,6 +39,7 @@ from networks.stages import describe
 from scoring.evaluation import right_clips
 from scoring.intervals import accuracy_interval, compare_on_same_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
+from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import load_config
 from system.errors import UserError, exit_status
 from system.memory import MIB
@@ -66,12 +67,13 @@ def run(options, arguments) -> None:
     text += f"{options.note}\n\n" if options.note else ""
     folds, words = folds_of(options)
     text += f"Cross-validation: {words}.\n\n" if words else ""
-    rows, pairs, tested = [], [], {}
+    rows, pairs, tested, beside = [], [], {}, {}
     for name, *changes in options.variant:
         own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
         runs, all_tested = [], []
         for seed in own_seeds or options.seeds:
             trained = [train(options, name, changes, seed, fold) for fold in folds]
+            beside = beside or yardsticks_of(trained)
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
         tested[name] = replace(all_tested[0], right=np.concatenate([
@@ -81,9 +83,23 @@ def run(options, arguments) -> None:
         pairs = compared_pairs(tested)
         if options.save:  # after each variant, since the next may take hours
             contents = about | {"command": command, "note": options.note, "rows": rows,
-                                "pairs": pairs, "folds": words}
-            machine.save(options.save, contents, text + markdown(rows) + pairs_table(pairs) + "\n")
-    print("\n" + text + markdown(rows) + pairs_table(pairs))
+                                "pairs": pairs, "folds": words, "yardsticks": beside}
+            machine.save(options.save, contents, text + tables(rows, pairs, beside) + "\n")
+    print("\n" + text + tables(rows, pairs, beside))
+
+
+def yardsticks_of(trained: list["Trained"]) -> dict[str, float]:
+    """Return the yardsticks of a seed's runs, in percent of the clips of all folds."""
+    counts = [len(each.saved.ids) for each in trained]
+    return {words: float(np.average([each.last[f"val_{name}"] for each in trained], weights=counts))
+            for name, words in YARDSTICKS.items()
+            if all(f"val_{name}" in each.last for each in trained)}
+
+
+def tables(rows, pairs, beside: dict[str, float]) -> str:
+    values = ", ".join(f"{name} {value:.1f} %" for name, value in beside.items())
+    line = f"Yardsticks, validation top-1: {values}.\n\n" if beside else ""
+    return line + markdown(rows) + pairs_table(pairs)
 
 
 def folds_of(options) -> tuple[list[Fold | None], str]:
