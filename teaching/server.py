@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://{ADDRESS}:{self.server_port}/?key={self.key}"
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a page was closed
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a page was closed
             super().handle_error(request, client_address)
 
     # --- what each path does: (query, body) -> an object for JSON, or (type, bytes, policy) -------
@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         except RequestError as error:
             self.close_connection = True  # its body may not have been read
             self.send(error.status, {"error": str(error)})
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):
             self.close_connection = True
         except Exception as error:
             message = message_for_user(error)
