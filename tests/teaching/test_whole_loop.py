@@ -18,14 +18,14 @@ from docs import teach_picture
 from own_clips import settings
 
 GESTURES = ("Moving Right", "Moving Left")
-CLIPS_EACH = 8
+CLIPS_EACH = 6
 # Limits that a slow machine would break; they have tests of their own.
 PATIENT = "Object.assign(RECORDING, {gap: 1e9, silence: 1e9, late: 1e9}); countdown = 0"
 
 
 def camera_of(folder, gesture) -> str:
-    """A camera that sees a gesture again and again, by other hands in other places."""
-    frames = [cv2.resize(frame, (160, 120)) for seed in range(40)
+    """A camera that sees a gesture again and again, by two hands in two places."""
+    frames = [cv2.resize(frame, (160, 120)) for seed in range(2)
               for frame in demo_data.draw_clip(gesture, np.random.default_rng(seed))]
     return write_camera(folder / f"{gesture}.y4m", np.stack(frames), 12)
 
