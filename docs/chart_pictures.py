@@ -26,7 +26,6 @@ SETTINGS = {
     "ytick.color": LIGHT["soft"], "ytick.labelcolor": LIGHT["muted"], "ytick.labelsize": 12,
     "axes.facecolor": "none", "grid.color": LIGHT["faint"], "axes.axisbelow": True,
 }  # fmt: skip
-YARDSTICKS = {"most_frequent_top1": "most frequent class", "linear_top1": "linear model"}
 VALIDATION_CLIPS = 160  # of the comparison of approaches
 
 
@@ -207,9 +206,9 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Mean and range of each variant, best first, beside the first variant and the yardsticks.
+    """Top-1 of each variant and its interval, best first, beside the yardsticks.
 
-    results: from compare.py; the rows' `train_top1` are measured in evaluation mode.
+    results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps.
     """
     baseline, *_ = results["rows"]
     rows = sorted(results["rows"], key=lambda row: row["top1"])
@@ -219,7 +218,7 @@ def draw_remedies(results) -> str:
     for place, row in enumerate(rows):
         axes.plot(row["train_top1"], place, "o", color=LIGHT["orange"], markersize=7,
                   fillstyle="none", markeredgewidth=1.6)  # fmt: skip
-        _draw_range(axes, row, place, LIGHT["blue"])
+        _draw_range(axes, row | {"top1_range": row["top1_interval"]}, place, LIGHT["blue"])
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row is baseline else "normal")
@@ -230,10 +229,9 @@ def draw_remedies(results) -> str:
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
     _draw_yardsticks(axes, results.get("yardsticks", {}), len(rows) + 0.1)
-    seeds = len(baseline["runs"])
     axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
-    for x, text, colour in ((0, f"● validation, mean and range of {seeds} runs", "blue"),
-                            (330, "○ training, in evaluation mode", "orange")):  # fmt: skip
+    for x, text, colour in ((0, "● validation, and its 95 % interval", "blue"),
+                            (330, "○ training, on augmented clips", "orange")):  # fmt: skip
         shown = axes.annotate(text, (0, 0), (x, -44), xycoords="axes fraction", color=LIGHT[colour],
                               textcoords="offset points", fontweight="bold")  # fmt: skip
         shown.set_in_layout(x == 0)
@@ -246,7 +244,7 @@ def _draw_yardsticks(axes, yardsticks, top) -> None:
     """A line for each score that a network has to beat; yardsticks: percent, by name."""
     for name, percent in yardsticks.items():
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
-        axes.text(percent + 1, top, f"{YARDSTICKS.get(name, name)}: {percent:.1f}", fontsize=12,
+        axes.text(percent + 1, top, f"{name}: {percent:.1f}", fontsize=12,
                   color=LIGHT["muted"], va="center")  # fmt: skip
 
 

@@ -106,7 +106,7 @@ PICTURES = {
     "activations-light.webp": lambda sources: draw_activations(sources.inside[0], LIGHT),
     "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
     "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_demo"), CHANCE),
-    "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_lips8")),
+    "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_parts")),
 }  # fmt: skip
 
 
