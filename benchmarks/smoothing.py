@@ -27,7 +27,7 @@ from system.device import prepare
 from system.errors import exit_status
 from teaching.data_set import DataSet
 from teaching.training import Training
-from training.run_folder import BEST_CHECKPOINT
+from training.run_folder import LAST_CHECKPOINT
 
 NOTHING, GESTURES = "nothing", ("Moving Right", "Moving Left")
 RATE, CLIPS_EACH, PAUSE = 12, 16, 36  # frames per second, training clips, frames
@@ -62,7 +62,7 @@ def train_network(folder: Path, epochs: int):
     assert train.main(["-c", str(training.config_path), "-g", "cpu", "--set",
                        f"num_epochs={epochs}", "--set", "num_workers=0"]) == 0  # fmt: skip
     data_set.close()
-    return load_predictor(training.run_folder / BEST_CHECKPOINT, torch.device("cpu"))
+    return load_predictor(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
 
 
 def watch(predictor, frames) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Choose frame rate, clip length, sampling and size for clips that have been looked at."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +83,9 @@ def _background(looks: Looks) -> Choice:
 
 
 def _length(num_clips: int, device_type: str) -> list[Choice]:
-    batch_size = 8 if num_clips < 200 else 16
+    largest = 8 if num_clips < 200 else 16
+    # Of equal size: BatchNorm's statistics of a last batch of two clips are noise.
+    batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))
     epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, FEWEST_EPOCHS, MOST_EPOCHS))
     return [Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
             Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen")]

@@ -18,7 +18,6 @@ from system.config_file import load_config
 from system.errors import UserError, first_few
 from teaching.data_set import DataSet, take_lock
 from training.run_folder import (
-    BEST_CHECKPOINT,
     CONFIG_FILE,
     HISTORY_FILE,
     LAST_CHECKPOINT,
@@ -131,7 +130,7 @@ class Training:
             "error": error[0].strip() if error and state == "failed" else "",
             "num_epochs": self._num_epochs(), "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
-            "has_network": (self.run_folder / BEST_CHECKPOINT).exists(),
+            "has_network": (self.run_folder / LAST_CHECKPOINT).exists(),
             "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
         }
 

@@ -14,7 +14,7 @@ from teaching.data_set import DataSet
 from teaching.server import Server
 from teaching.training import Training
 from teaching.trying import Trial
-from training.run_folder import BEST_CHECKPOINT
+from training.run_folder import LAST_CHECKPOINT
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def served(folder):
     """A server for the data set in `folder`."""
     data_set = DataSet(folder)
     training = Training(data_set, "cpu", "cpu")
-    trial = Trial(training.run_folder / BEST_CHECKPOINT, torch.device("cpu"))
+    trial = Trial(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
     try:
         with Server(0, data_set, training, trial) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -244,6 +244,12 @@ def test_a_step_is_affordable():
     assert chosen(num_clips=50)["num_epochs"] > chosen(num_clips=5000)["num_epochs"]
 
 
+def test_no_batch_is_much_smaller_than_the_others():
+    for num_clips in range(8, 300):
+        size = chosen(num_clips)["batch_size"]
+        assert 4 <= size <= 16 and -num_clips % size <= num_clips / size, num_clips
+
+
 # --- whole runs --------------------------------------------------------------------------------
 
 

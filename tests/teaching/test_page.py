@@ -226,7 +226,8 @@ def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
     page.js("$('backwards').click()")
     page.until("$('reverse').textContent")
     assert page.js("$('reverse').textContent") == (
-        f"The last three seconds: “up” (90 %). The same pictures backwards: “{MARKUP}” (90 %).")
+        f"The last three seconds: “up” (90\u00a0%). The same pictures "
+        f"backwards: “{MARKUP}” (90\u00a0%).")
     page.until("$('verdict').textContent === 'up'")  # it goes on
     page.js("$('try').click()")
     assert page.js("$('try').textContent") == "Start" and not page.js("trial")

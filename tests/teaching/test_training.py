@@ -33,7 +33,7 @@ while mode == "wait":
 if mode == "fail":
     sys.exit("error: labels_csv: it is wrong\\n  in two lines")
 print("training is over: all epochs are done")
-folder.joinpath("model_best.pth.tar").touch()
+folder.joinpath("checkpoint.pth.tar").touch()
 folder.joinpath("report.html").touch()
 """
 

@@ -93,9 +93,9 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
 
 
 def check_other_commands(mine, capsys):
-    config, best = str(mine / "config.json"), mine / "trainings" / "mine" / "model_best.pth.tar"
-    assert train.main(["-e", "--checkpoint", "best", "-c", config, "-g", "cpu"]) == 0
-    assert predict.main(["-c", str(best), "-g", "cpu", str(mine / "clips" / "1")]) == 0
+    config, last = str(mine / "config.json"), mine / "trainings" / "mine" / "checkpoint.pth.tar"
+    assert train.main(["-e", "--checkpoint", "last", "-c", config, "-g", "cpu"]) == 0
+    assert predict.main(["-c", str(last), "-g", "cpu", str(mine / "clips" / "1")]) == 0
     assert "Moving" in capsys.readouterr().out
 
 
