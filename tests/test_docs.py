@@ -235,7 +235,7 @@ def make_row(variant, top1, gflop=0.1):
 
 def test_remedies_are_shown_beside_yardsticks():
     results = {"rows": [make_row("the recipe", 50.0), make_row("<&>", 12.25)],
-               "yardsticks": {"the most frequent class": 17.9, "a linear model": 43.75}}  # fmt: skip
+               "yardsticks": {"the most frequent class": 17.9, "a linear model": 43.75}}
     picture = charts.draw_remedies(results)
     words = check(picture)
     assert "<&>" in words and "12.2" in words and "95 % interval" in words
