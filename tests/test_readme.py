@@ -227,6 +227,7 @@ def check_other_test(*words):
 RUN_BY_OTHER_TESTS = {
     "python docs/draw_pictures.py": "test_command",
     "python config.py": "test_schema_is_current",
+    "unzip -t": "test_any_zip_tool_tests_and_restores_it",
     "jupytext ": "test_the_notebook_is_what_jupytext_makes_of_the_script",
     "python teach.py": "test_the_command_serves_until_ctrl_c",
     "python docs/teach_picture.py":
