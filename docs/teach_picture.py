@@ -1,7 +1,9 @@
 """Draws teach.webp: the page of teach.py in Chromium, whose camera sees a built-in gesture.
 
-    python benchmarks/smoothing.py --data data/gestures
-    python docs/teach_picture.py --data data/gestures
+    python docs/teach_picture.py --data FOLDER
+
+The network in FOLDER has learnt Moving Right and Moving Left by the same two hands, as
+tests/teaching/test_whole_loop.py teaches them.
 """
 
 import argparse
@@ -21,24 +23,25 @@ from teach_page import served
 
 import demo_data
 
-GESTURE, FIRST_UNSEEN = "Moving Right", 2000
+GESTURE, OPPOSITE, HANDS = "Moving Right", "Moving Left", (0, 1)
 SIZE, QUALITY, MOST_BYTES = (1100, 1000), 80, 300_000
 
 
 def draw(data: Path, output: Path) -> None:
     """Open the page of a trained data set, let it recognise the gesture, and play it backwards."""
-    frames = [cv2.resize(frame, (320, 240)) for seed in range(6)
-              for frame in demo_data.draw_clip(GESTURE, np.random.default_rng(FIRST_UNSEEN + seed))]
+    frames = [cv2.resize(frame, (320, 240)) for seed in HANDS
+              for frame in demo_data.draw_clip(GESTURE, np.random.default_rng(seed))]
     with tempfile.TemporaryDirectory() as folder:
         camera = write_camera(Path(folder) / "camera.y4m", np.stack(frames), 12)
         picture = Path(folder) / "page.png"
         with served(data.resolve()) as server, Browser(camera) as page:
             page.open(server.address)
             page.until("!$('try').disabled")
-            page.js("$('name').value = 'Moving Left'; $('try').click()")
+            page.js(f"$('name').value = '{OPPOSITE}'; $('try').click()")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
             page.js("$('backwards').click()")
             page.until("$('reverse').textContent")
+            assert f"backwards: “{OPPOSITE}”" in page.js("$('reverse').textContent")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
             page.screenshot(picture, *SIZE)
         content = io.BytesIO()

@@ -40,9 +40,11 @@ class Training:
     def __init__(self, data_set: DataSet, device_type: str, gpus: str | None):
         """gpus: the flag -g."""
         self.data_set, self.device_type, self.gpus = data_set, device_type, gpus
-        name = data_set.folder.name or "clips"
-        self.run_folder = data_set.folder / "trainings" / name
         self.config_path, self.log = data_set.folder / CONFIG_FILE, data_set.folder / "training.log"
+        name = data_set.folder.name or "clips"
+        with suppress(UserError):  # there is none yet; the folder may have been renamed since
+            name = load_config(self.config_path).model_name
+        self.run_folder = data_set.folder / "trainings" / name
         self.lock, self.process = threading.Lock(), None
 
     def start(self, goes_on: bool) -> None:

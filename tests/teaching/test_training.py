@@ -1,6 +1,7 @@
 """Trainings that the page starts, stops and finds again. `train.py` is a small script here."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -109,6 +110,17 @@ def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project
     assert config.run_folder == training.data_set.folder / "trainings" / "mine"
     assert config.lr == 0.5 and config.optimizer == "adamw" and config.crop == (48, 64)
     assert config.sampling == "segments" and config.clip_size == 12 and config.batch_size == 8
+
+
+def test_a_renamed_folder_has_its_training(training, project, tmp_path):
+    project("end")
+    training.start(goes_on=False)
+    until(training, lambda found: found["state"] == "done")
+    shutil.copytree(training.data_set.folder, tmp_path / "renamed")
+    data = DataSet(tmp_path / "renamed")
+    found = Training(data, "cpu", "cpu").progress()
+    data.close()
+    assert found["state"] == "done" and found["history"] and found["has_network"]
 
 
 def test_a_failure_is_said(training, project):
