@@ -84,7 +84,7 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
                   f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
             raise
-        scores = last_and_best(run.history)
+        scores = last_and_best(run.history) if run.best_top1 >= 0 else "no epoch"
         print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
         stopping.over()
 

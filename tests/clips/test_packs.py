@@ -302,9 +302,11 @@ def test_a_csv_is_checked_against_it(folder, packed, tmp_path):
     csv.write_text("10;Left\n3;Left\n")
     with pytest.raises(UserError, match=r"1 of 2 clips have no folder in .*left.zip: 3"):
         read_annotations(csv, flat.path, CLASSES)
-    csv.write_text("left/10;Left\n")
     for data_folder in (folder, packed.path):  # the same, whatever it is
-        with pytest.raises(UserError, match="'left/10'; an id names one folder directly"):
+        csv.write_text("left/10;Left\n")
+        assert read_annotations(csv, data_folder, CLASSES).ids.tolist() == ["left/10"]
+        csv.write_text("left/../10;Left\n")
+        with pytest.raises(UserError, match="'left/../10'; an id names a clip"):
             read_annotations(csv, data_folder, CLASSES)
 
 
