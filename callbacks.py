@@ -202,7 +202,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self):
-        self.writers, self.evaluated = {}, None
+        self.writers = {}
 
     def on_start(self, run, loader):
         if not processes.is_main():
@@ -230,15 +230,14 @@ class TensorBoard(Callback):
     def on_epoch(self, run, logits, labels, is_best):
         if not self.writers:
             return
-        self.evaluated = logits, labels
         self.add_row(run.history[-1])
         for writer in self.writers.values():
             writer.flush()
 
     def on_end(self, run):
         """Adds the confusion matrix after the last epoch."""
-        if self.evaluated:
-            matrix = confusion_matrix(*self.evaluated)
+        if self.writers and run.evaluated is not None:
+            matrix = confusion_matrix(*run.evaluated)
             picture = draw_confusion_matrix(matrix, run.class_names)
             self.writers["validation"].add_image(
                 "confusion_matrix", picture, run.epoch, dataformats="HWC"

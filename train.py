@@ -55,6 +55,7 @@ from training.run import Run, save_run, start_run
 from training.run_folder import (
     PROFILE_FOLDER,
     is_own,
+    is_recorded,
     make_run_folder,
     prepare_run_folder,
     versions,
@@ -225,6 +226,7 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
             "clips_per_second": num_clips / run.seconds, "peak_memory_mib": peak / memory.MIB}
     scores_beside = scores | run.yardsticks
     run.history.append(row | {f"val_{name}": value for name, value in scores_beside.items()})
+    run.evaluated = logits, labels
     run.start_epoch()
     is_best = run.epoch == 1 or scores["top1"] > run.best_top1
     run.best_top1 = max(scores["top1"], run.best_top1)
@@ -265,9 +267,13 @@ def run_training(config: Config, options, device) -> None:
     processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
     callbacks = build_callbacks(run)
     try:
-        if not training_is_over(config, run.epoch, run.validation_losses):
+        is_over = training_is_over(config, run.epoch, run.validation_losses)
+        if not is_over or not is_recorded(config, run.history):
             for callback in callbacks:
                 callback.on_start(run, train_loader)
+            if is_over:  # it died after its last checkpoint
+                labels = torch.from_numpy(validation_set.labels)
+                run.evaluated = validate(run, validation_loader), labels
         train(run, train_loader, validation_loader, callbacks)
     except OSError as error:
         error.filename = error.filename or str(config.run_folder)  # a full disk does not name it

@@ -238,7 +238,7 @@ def _find_in_other_sets(clip_set, clip_id, digest, first_seen, report):
 
 
 def _start_worker(_number):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # not the main process's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     warnings.simplefilter("ignore")

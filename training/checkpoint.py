@@ -4,6 +4,7 @@ A checkpoint is a dict with at least `state_dict`; `Contents` lists the keys of 
 """
 
 import os
+import pickle
 import warnings
 import zipfile
 from contextlib import suppress
@@ -126,14 +127,19 @@ def _load_plain_data(path):
         raise DamagedCheckpointError(
             f"{path}: no such checkpoint; correct the path, or start a new run without it"
         )
+    is_whole = False
     try:
         if zipfile.is_zipfile(path):  # checkpoints from before PyTorch 1.6 are none
             _check_entries(path)
+            is_whole = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused later
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
-        raise DamagedCheckpointError(
+        # A file whose checksums are right was written as it is: nothing else may replace it.
+        is_refused = is_whole and isinstance(error, pickle.UnpicklingError)
+        kind = UserError if is_refused else DamagedCheckpointError
+        raise kind(
             f"{path}: damaged checkpoint, or one with more than plain data, which is not loaded "
             f"because it could run code ({type(error).__name__}: {_first_line(error)}); take an "
             "earlier one"

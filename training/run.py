@@ -48,6 +48,8 @@ class Run:
     history: list[dict] = field(default_factory=list)  # one row per epoch
     # Validation top-1 of simple models, in percent: `scoring.yardsticks`.
     yardsticks: dict[str, float] = field(default_factory=dict)
+    # Logits and labels of the validation clips after the last epoch.
+    evaluated: tuple[torch.Tensor, torch.Tensor] | None = None
     last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
 
     @property

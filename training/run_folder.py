@@ -95,11 +95,21 @@ def _append_versions(path, devices) -> None:
     write_whole(path, json.dumps(starts, indent=2) + "\n")
 
 
+def is_recorded(config: Config, history: list[dict]) -> bool:
+    """Whether history.csv has all rows of the history."""
+    path = config.run_folder / HISTORY_FILE
+    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > len(history)
+
+
 def write_whole(path, text) -> None:
     """Write atomically: a process that dies here leaves the file as it was."""
     partial = Path(f"{path}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not name it
+        raise
 
 
 def versions() -> dict[str, str]:

@@ -306,7 +306,7 @@ def test_a_csv_is_checked_against_it(folder, packed, tmp_path):
         csv.write_text("left/10;Left\n")
         assert read_annotations(csv, data_folder, CLASSES).ids.tolist() == ["left/10"]
         csv.write_text("left/../10;Left\n")
-        with pytest.raises(UserError, match="'left/../10'; an id names a clip"):
+        with pytest.raises(UserError, match=r"'left/\.\./10'; an id names a clip"):
             read_annotations(csv, data_folder, CLASSES)
 
 

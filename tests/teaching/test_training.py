@@ -108,8 +108,8 @@ def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project
     until(training, lambda found: found["state"] == "done")
     config = load_config(training.config_path, sets=["train", "validation"])
     assert config.run_folder == training.data_set.folder / "trainings" / "mine"
-    assert config.lr == 0.5 and config.optimizer == "adamw" and config.crop == (48, 64)
-    assert config.sampling == "segments" and config.clip_size == 12 and config.batch_size == 8
+    assert config.lr == 0.5 and config.optimizer == "adamw" and config.crop == (40, 52)
+    assert config.sampling == "window" and config.clip_size == 12 and config.batch_size == 8
 
 
 def test_a_renamed_folder_has_its_training(training, project, tmp_path):
