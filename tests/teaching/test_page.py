@@ -21,7 +21,7 @@ from teaching.data_set import MOST_PIXELS
 
 pytestmark = needs_chromium
 
-NUMBERS, SIDE = 64, 40  # pictures of the camera; pixels of a block
+NUMBERS, SIDE = 256, 24  # pictures of the camera; pixels of a block
 CAMERA_RATE = 20
 WEBM = {"codec": "libvpx", "pix_fmt": "yuv420p", "deadline": "realtime", "cpu-used": "8"}
 MARKUP = "<b>ups & downs</b>"
@@ -31,29 +31,29 @@ EAGER = "Object.assign(RECORDING, {gap: 400, silence: 1e9, late: 1.15}); countdo
 
 
 def numbered() -> np.ndarray:
-    """Pictures whose number is in white and black blocks: a white one at the left, then 6 bits."""
-    frames = np.full((NUMBERS, 240, 320, 3), 90, np.uint8)
+    """Pictures whose number is in white and black blocks: white, black, then 8 bits."""
+    frames = np.full((NUMBERS, 160, 240, 3), 90, np.uint8)
     for number, frame in enumerate(frames):
-        for place, bit in enumerate(f"10{number:06b}"):
-            frame[80:160, SIDE * place : SIDE * (place + 1)] = 255 * int(bit)
+        for place, bit in enumerate(f"10{number:08b}"):
+            frame[50:110, SIDE * place : SIDE * (place + 1)] = 255 * int(bit)
     return frames
 
 
 def number_of(frame) -> int:
     """The number of a picture of any size. Raises AssertionError if it is not whole."""
     height, width = frame.shape[:2]
-    middles = frame[height // 2, [int(width * (place + 0.5) / 8) for place in range(8)]].mean(1)
+    middles = frame[height // 2, [int(width * (place + 0.5) / 10) for place in range(10)]].mean(1)
     assert ((middles < 60) | (middles > 195)).all(), middles
     bits = "".join(str(int(value > 128)) for value in middles)
     assert bits[:2] == "10", f"mirrored: {bits}"
-    return int(bits, 2) - 128
+    return int(bits[2:], 2)
 
 
 def in_order(frames) -> bool:
-    """Whether the numbers go up, by less than half of them at a time."""
-    numbers = np.array([number_of(frame) for frame in frames])
-    steps = np.diff(numbers) % NUMBERS
-    return bool(((steps > 0) & (steps < NUMBERS // 2)).all())
+    """Whether the numbers never go down; on a slow machine a picture may be there twice."""
+    steps = np.diff([number_of(frame) for frame in frames]) % NUMBERS
+    assert (steps > 0).mean() > 0.5, steps
+    return bool((steps < NUMBERS // 2).all())
 
 
 class Watcher:
@@ -120,10 +120,10 @@ def test_a_clip_has_the_cameras_pictures_in_order_and_unmirrored(page, server):
     assert page.js("$('name').value") == "nothing"  # suggested first
     assert record(page, MARKUP) == f"Clip 1 of “{MARKUP}” is saved."
     frames = frames_of(server, "1")
-    assert len(frames) == 36 and {frame.shape for frame in frames} == {(120, 160, 3)}
+    assert len(frames) == 36 and {frame.shape for frame in frames} == {(120, 180, 3)}
     assert in_order(frames)
     page.until("document.querySelectorAll('.strip img').length === 1")
-    page.until("document.querySelector('.strip img').naturalWidth === 12 * 80")
+    page.until("document.querySelector('.strip img').naturalWidth === 12 * 90")
     assert page.js("document.querySelector('h3').textContent") == f"{MARKUP}: 1"
     assert page.js("document.querySelectorAll('h3 b').length") == 0
 

@@ -73,6 +73,8 @@ UNREAD = {
     "no key": (("GET", "/", "no", "127.0.0.1:{port}", ""), 403),
     "another key": (("POST", "/stop", "nö", "localhost:{port}", "Content-Length: 0\r\n"), 403),
     "chunked": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: chunked\r\n"), 411),
+    "chunked with a length": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: "
+                               "chunked\r\nContent-Length: 0\r\n"), 411),
     "no length": (("POST", "/stop", "", "127.0.0.1:{port}", ""), 411),
     "strange length": (("POST", "/stop", "", "127.0.0.1:{port}", "Content-Length: -1\r\n"), 400),
     "too large": (("POST", "/add", "", "127.0.0.1:{port}",

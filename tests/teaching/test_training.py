@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -161,10 +163,13 @@ def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project)
     project("end")
     training.start(goes_on=False)
     until(training, lambda found: found["state"] == "done")
-    training.log.write_text("process 1\nepoch 1\n")
-    training.process = None
-    training.stop()  # would raise PermissionError, or end the machine
-    assert training.progress()["state"] == "stopped"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        training.log.write_text(f"process {other.pid}\nepoch 1\n")
+        training.process = None
+        training.stop()
+        assert training.progress()["state"] == "stopped"
+        other.communicate(b"\n")
+    assert other.returncode == 0
 
 
 def test_the_server_stops_it_and_waits_until_all_is_saved(training, project):
