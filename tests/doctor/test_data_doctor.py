@@ -445,6 +445,8 @@ def test_a_report_that_cannot_be_written_is_a_user_error(data):
 
 
 START = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from doctor.data_doctor import check_data
 from system.config_file import load_config
 if __name__ == "__main__":
