@@ -295,6 +295,7 @@ def evaluated(run: RunFolder) -> dict:
         "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
         "num_wrong": int(matrix.sum() - np.diag(matrix).sum()),
         "classes": class_bars(matrix, saved.classes),
+        "calibration": evaluation.calibration(saved.logits, saved.labels),
         "pairs": pairs,
         "matrix": matrix_rows(matrix, saved.classes),
         "clips": clips,

@@ -5,6 +5,7 @@ Shapes: N clips, K windows per clip (`nclips` x `ncrops`).
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,6 +96,34 @@ def confusion_matrix(logits, labels) -> np.ndarray:
     num_classes = logits.shape[1]
     pairs = labels.numpy() * num_classes + logits.argmax(1).numpy()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+class Bin(NamedTuple):
+    """Clips whose predicted class has a confidence in a range of 10 %."""
+
+    low: int  # percent
+    count: int
+    confidence: float  # mean, percent
+    right: float  # percent of the clips
+
+
+def calibration(logits, labels) -> tuple[float, list[Bin]]:
+    """Return the expected calibration error, in percent, and the bins that have clips.
+
+    The error is the mean distance between a bin's confidence and its accuracy, weighted by its
+    clips: 0 if the network is right as often as it says. (Guo et al., arXiv 1706.04599)
+    """
+    logits, labels = _with_logits(logits, labels)
+    confidences, classes = logits.double().softmax(1).max(1)
+    numbers = (confidences * 10).long().clamp(max=9)
+    bins = []
+    for number in numbers.unique().tolist():
+        is_in = numbers == number
+        right = (classes == labels)[is_in].double().mean().item()
+        mean = confidences[is_in].mean().item()
+        bins.append(Bin(10 * number, int(is_in.sum()), 100 * mean, 100 * right))
+    distances = [each.count * abs(each.confidence - each.right) for each in bins]
+    return sum(distances) / max(1, len(labels)), bins
 
 
 def _with_logits(logits, labels):

@@ -5,7 +5,7 @@ import torch
 from runs import make_settings, run_folder, write_config
 
 import train
-from scoring.evaluation import log_mean_probability, score
+from scoring.evaluation import calibration, log_mean_probability, score
 from training.checkpoint import save_checkpoint
 
 
@@ -38,3 +38,16 @@ def test_sure_networks_are_scored_with_a_finite_loss(tmp_path, capsys, flags):
     assert train.main(["-c", config, "-g", "cpu", "--eval_only", *flags]) == 0
     (line,) = [line for line in capsys.readouterr().out.split("\n") if line.startswith("loss ")]
     assert 100 < float(line.split()[1]) < 1e6
+
+
+def test_calibration_compares_confidence_and_accuracy():
+    shares = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.65, 0.35], [0.35, 0.65]])
+    error, bins = calibration(shares.log(), torch.tensor([0, 1, 0, 1]))
+    assert [(each.low, each.count) for each in bins] == [(60, 2), (90, 2)]
+    assert [each.right for each in bins] == [100, 50]
+    assert error == pytest.approx((2 * 35 + 2 * 45) / 4, abs=1e-4)
+    unread = torch.full((1, 2), torch.nan)
+    again = calibration(torch.cat([shares.log(), unread]), torch.tensor([0, 1, 0, 1, 1]))
+    assert again == (error, bins)
+    certain = calibration(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
+    assert certain[0] == 0 and certain[1][0].low == 90
