@@ -31,6 +31,8 @@ from system.errors import UserError
 
 MAX_PIXELS = 10**6
 
+needs_unzip = pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+
 
 def no_bar(total):
     return nullcontext(SimpleNamespace(update=lambda num_bytes: None))
@@ -66,6 +68,7 @@ def packed(folder) -> Pack:
 # --- the format --------------------------------------------------------------------------------
 
 
+@needs_unzip
 def test_any_zip_tool_tests_and_restores_it(folder, packed, tmp_path):
     with zipfile.ZipFile(packed.path) as archive:
         assert archive.testzip() is None
@@ -128,6 +131,7 @@ def test_frames_that_are_near_are_read_together(packed):
         assert pread.call_count == num_reads
 
 
+@needs_unzip
 def test_zip64_beyond_4_gb(tmp_path):
     """Thousands of clips behind a hole that takes no room on the disk."""
     path, contents = tmp_path / "large.zip", {}
