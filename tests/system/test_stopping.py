@@ -112,7 +112,7 @@ def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slo
     start = time.monotonic()
     status, output, errors = command.finish()
     assert status == 128 + moment.signal_number, output + errors
-    assert time.monotonic() - start < 6 and not errors
+    assert time.monotonic() - start < 12 and not errors  # the clips of a batch take longer
     assert not command.has_left_processes()
     assert "training is over" not in output
     if "step" in moment.text:
@@ -157,8 +157,10 @@ def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tm
         commands[-1].send(number, to_group=True)
     for command in commands:
         start = time.monotonic()
-        assert command.finish() == (128 + number, "", "")
-        assert time.monotonic() - start < 5
+        status, *words = command.finish()
+        # The latter where Python itself had not started.
+        assert status in (128 + number, -number) and words == ["", ""]
+        assert time.monotonic() - start < 12
     assert (tmp_path / "tiny" / CHECKPOINT).read_bytes() == before
 
 
