@@ -244,7 +244,7 @@ def _draw_yardsticks(axes, yardsticks, top) -> None:
     """A line for each score that a network has to beat; yardsticks: percent, by name."""
     for name, percent in yardsticks.items():
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
-        axes.text(percent + 1, top, f"{name}: {percent:.1f}", fontsize=12,
+        axes.text(percent + 1, top, f"{name.removeprefix('the ')}: {percent:.1f}", fontsize=12,
                   color=LIGHT["muted"], va="center")  # fmt: skip
 
 

@@ -239,7 +239,7 @@ def test_remedies_are_shown_beside_yardsticks():
     picture = charts.draw_remedies(results)
     words = check(picture)
     assert "<&>" in words and "12.2" in words and "95 % interval" in words
-    assert "linear model: 43.8" in words and "the most frequent class: 17.9" in words
+    assert "linear model: 43.8" in words and "most frequent class: 17.9" in words
     assert picture == charts.draw_remedies(results)  # the same results, the same bytes
     assert "linear model" not in check(charts.draw_remedies({"rows": results["rows"]}))
 
