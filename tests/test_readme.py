@@ -108,7 +108,7 @@ def workplace(tmp_path, monkeypatch):
                     Path(config[key]).symlink_to(path)
         (root / "labels.csv").write_text("\n".join(names))
     for label, number in itertools.product(CLASSES, range(4)):
-        write_clip(Path("clips", label, f"{'ab'[number % 2]}_{number}"),
+        write_clip(Path("my_clips", label, f"{'ab'[number % 2]}_{number}"),
                    draw_frames(label, 8, default_rng(number)))  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def noisy_logits(labels, num_classes, seed):
     return torch.from_numpy(logits).float()
 
 
-@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("num_classes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_stack_learns_which_network_knows_what(num_classes):
     labels = np.arange(200) % num_classes
     logits = noisy_logits(labels, num_classes, seed=0)
@@ -50,6 +50,7 @@ def test_a_stack_learns_which_network_knows_what(num_classes):
     assert stack.logits(new).exp().sum(1).numpy() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_no_clip_is_scored_by_weights_that_were_fitted_on_it():
     rng = np.random.default_rng(0)
     labels = torch.arange(120) % 3
@@ -63,6 +64,7 @@ def test_no_clip_is_scored_by_weights_that_were_fitted_on_it():
     assert torch.equal(half[60:], stack.logits(noise, annotations.ids)[60:])
 
 
+@pytest.mark.slow
 def test_sure_networks_and_unreadable_clips_are_no_obstacle():
     labels = np.arange(30) % 3
     logits = noisy_logits(labels, 3, seed=0) * 1e4

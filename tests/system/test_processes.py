@@ -239,7 +239,7 @@ def three(project, one):
     return run_job(project, 3, commands)
 
 
-@pytest.fixture(params=["two", "three"])
+@pytest.fixture(params=["two", pytest.param("three", marks=pytest.mark.slow)])
 def several(request):
     """The number of processes, and what came of their commands."""
     return {"two": 2, "three": 3}[request.param], request.getfixturevalue(request.param)
@@ -372,6 +372,7 @@ def test_a_loss_that_is_no_number_names_the_clips_of_its_process(project, two):
 # --- a process that dies -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_processes_resume_exactly(project, three):
     statuses = [three[name][0]["status"] for name in ("whole", "interrupted", "resumed")]
     assert statuses == [0, "power cut", 0]

@@ -178,7 +178,7 @@ sys.exit(train.main())
 """
 
 
-@pytest.mark.parametrize("pauses", [[1.5], [0.1] * 25])
+@pytest.mark.parametrize("pauses", [[1.5], pytest.param([0.1] * 25, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
     """A step that never ends, and with it what one Ctrl-C waits for, on a machine of any speed.
 
