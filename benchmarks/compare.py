@@ -14,6 +14,7 @@ movement is right.
 import argparse
 import itertools
 import json
+import os
 import re
 import shlex
 import statistics
@@ -247,7 +248,7 @@ def scores_of_seed(seed, trained: list[Trained], tested: Tested) -> dict:
         "train_top1": mean["top1"],
         "clips_per_second": mean["clips_per_second"],
         "folds": [float(each.last["val_top1"]) for each in trained],
-        "folders": [str(each.folder) for each in trained],
+        "folders": [os.path.relpath(each.folder, PROJECT) for each in trained],
     }
 
 
@@ -298,7 +299,7 @@ def network_of(options, changes):
 def summary(options, name, changes, runs, tested: Tested) -> dict:
     """Return the row of a variant. runs: as `scores_of_seed` returns them, one per seed."""
     interval = accuracy_interval(tested.right, tested.groups)
-    csvs = [Path(folder, "predictions.csv") for each in runs for folder in each["folders"]]
+    csvs = [PROJECT / folder / "predictions.csv" for each in runs for folder in each["folders"]]
     opposites = opposites_told_apart(csvs, options.opposites) if options.opposites else {}
     return {
         "variant": name,
