@@ -98,7 +98,7 @@ def page(browser, server):
     for width in (400, 1200):
         browser.send("Emulation.setDeviceMetricsOverride", width=width, height=900,
                      deviceScaleFactor=1, mobile=False)  # fmt: skip
-        assert browser.js("document.documentElement.scrollWidth") == width
+        browser.until(f"document.documentElement.scrollWidth == {width}")  # once all is laid out
 
 
 def message(page) -> str:
