@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     stopping.install()
     exit_if_packages_are_missing()
 
-import multiprocessing
 import signal
 import sys
 import time
@@ -328,8 +327,6 @@ def run_command(options, arguments) -> int:
     if options.check_data:
         if processes.launched():
             raise UserError("--check_data: one process does it; start it without torchrun")
-        # Each of its workers would import this file anew, which takes seconds.
-        multiprocessing.set_forkserver_preload(["train"])
         return check_data(load_config(config_path(options, "cpu"), options.overrides))
     prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)

@@ -1,6 +1,5 @@
 """Look at clips before training: which can be read, how long and how large they are."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from clips.reading import open_clip
 from clips.videos import VideoFile
 from config import Config
 from scoring.yardsticks import small_grey_frames
+from system import processes
 from system.errors import UserError, first_few
 
 MOST_CLIPS = 2000  # that are opened; of more, a sample
@@ -46,7 +46,7 @@ def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
     config = config.model_copy(update=keys)  # nothing is chosen yet
     chosen = [ids[int(place)] for place in np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids)))]
     good, bad = [], {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.available_cores()) as pool:
         found = pool.map(lambda clip_id: _look(clip_path(root, clip_id), config), chosen)
         for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
                                               disable=None), strict=True):

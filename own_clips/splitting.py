@@ -75,18 +75,16 @@ def likely_rule(ids: list[str], labels: list[str]) -> str | None:
 
     It is for a hint only: each prefix must be on clips of several classes.
     """
-    rules = ["folder"] if all(clip_id.count("/") > 1 for clip_id in ids) else [COMMON_PREFIX]
-    for rule in rules:
-        try:
-            groups = groups_of_clips(ids, rule)
-        except UserError:
-            return None
-        classes = defaultdict(set)
-        for group, label in zip(groups, labels, strict=True):
-            classes[group].add(label)
-        if 1 < len(classes) <= len(ids) / 3 and all(len(own) > 1 for own in classes.values()):
-            return rule
-    return None
+    rule = "folder" if all(clip_id.count("/") > 1 for clip_id in ids) else COMMON_PREFIX
+    try:
+        groups = groups_of_clips(ids, rule)
+    except UserError:
+        return None
+    classes = defaultdict(set)
+    for group, label in zip(groups, labels, strict=True):
+        classes[group].add(label)
+    is_likely = len(classes) <= len(ids) / 3 and all(len(own) > 1 for own in classes.values())
+    return rule if is_likely else None
 
 
 def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:

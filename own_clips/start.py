@@ -37,8 +37,8 @@ def config_for_folder(options, device_type: str) -> str:
     """
     if not os.path.exists(options.data):
         raise UserError(f"--data {options.data}: no such folder; correct the path")
-    path = Path(options.data).resolve()
-    name = (path.name if path.is_dir() else path.stem) or "clips"
+    place = Path(options.data).resolve()
+    name = (place.name if place.is_dir() else place.stem) or "clips"
     overrides = [f"model_name={json.dumps(name)}", *options.overrides]
     config = load_config(RECIPE, overrides)
     path = config.run_folder / CONFIG_FILE

@@ -3,7 +3,6 @@
 A network that is no better than these has not learnt what the clips show.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -59,7 +58,8 @@ def grey_pixels(annotations: Annotations, config: Config, most_clips: int, rng):
     indices = np.arange(len(annotations))
     if len(indices) > most_clips:
         indices = np.sort(rng.choice(indices, most_clips, replace=False))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work without Python's lock
+    # Decoders work without Python's lock.
+    with ThreadPoolExecutor(processes.available_cores()) as pool:
         rows = pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config), indices)
         readable = [(row, index) for row, index in zip(rows, indices, strict=True)
                     if row is not None]
