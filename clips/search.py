@@ -20,6 +20,7 @@ Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in
 
 _GZIP, _ZIP = b"\x1f\x8b\x08", b"PK\3\4"
 _BLOCK = 2**20
+_TAR_BLOCK = 2**15  # tarfile copies the rest of a block with each header and file that it reads
 _LETTERS_TO_DIGITS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "0123456789abcdefghijklmnop")
 
 
@@ -197,7 +198,7 @@ def archive_members(
 
 def _tar_members(stream, is_frame):
     watched = _Watched(stream)
-    with tarfile.open(fileobj=watched, mode="r|", bufsize=_BLOCK) as archive:
+    with tarfile.open(fileobj=watched, mode="r|", bufsize=_TAR_BLOCK) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # or millions of them fill the memory
             if member.isdir():
