@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from clips.annotations import groups_of
 from clips.packs import Pack
+from scoring.folds import stratified_folds
 from system.errors import UserError, first_few
 
 NUM_FOLDS = 5  # one of them is the validation set
@@ -152,28 +152,18 @@ def split(labels: list[str], groups: list[str], seed: int) -> np.ndarray:
     classes on both sides, then the one whose classes are closest to a fifth.
     Raises UserError if each fold takes all clips of some class from training.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     labels = np.array(labels)
     counts = Counter(labels.tolist())
     num_folds = min(NUM_FOLDS, len(set(groups)), max(counts.values()))
-    parts = []
-    if num_folds > 1:
-        # The grouped one takes minutes for 100,000 groups of a clip each.
-        has_groups = len(set(groups)) < len(groups)
-        kind = StratifiedGroupKFold if has_groups else StratifiedKFold
-        folds = kind(num_folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes with fewer clips than folds
-            parts = [part for _, part in folds.split(labels, labels, groups)]
+    folds = stratified_folds(labels, groups, num_folds, seed) if num_folds > 1 else []
     best, lowest = None, None
-    for part in parts:
+    for _, part in folds:
         own = Counter(labels[part].tolist())
         num_untrained = sum(own[name] == counts[name] for name in counts)
         num_unseen = sum(not own[name] for name in counts)
         unevenness = sum(abs(own[name] / counts[name] - 1 / num_folds) for name in counts)
         cost = (num_untrained, num_unseen, unevenness)
-        if len(part) and (lowest is None or cost < lowest):
+        if lowest is None or cost < lowest:
             best, lowest = part, cost
     if lowest is None or lowest[0]:
         raise UserError(

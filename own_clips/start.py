@@ -105,6 +105,11 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
         groups = joined(groups, same)
         is_validation = split([labels[row] for row in rows], [groups[row] for row in rows], seed)
         clips.loc[rows, "part"] = ["validation" if flag else "train" for flag in is_validation]
+    parts = clips["part"].tolist()
+    if both := [each for each in same if len({parts[position] for position in each}) > 1]:
+        print("  warning: the same clip is in two sets, which makes the score of the second too "
+              f"high: {first_few([ids[position] for position in both[0]], 3)}"
+              f"{f' and {len(both) - 1:,} more' if len(both) > 1 else ''}; remove one of each")
     _print_split(clips, rule, is_open, seed)
 
 

@@ -8,7 +8,6 @@ Shapes: M networks, N clips, K classes.
 import hashlib
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from scoring.folds import stratified_folds
 from system.errors import UserError, first_few
 from training.checkpoint import check_classes
 from training.run_folder import write_whole
@@ -131,20 +131,13 @@ def split(labels, groups, num_folds) -> list[tuple[np.ndarray, np.ndarray]]:
     With fewer clips per class, or groups, than `num_folds` there are fewer folds, or none; a single
     group is split like unknown ones.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     num_groups = 0 if groups is None else len(np.unique(groups))
     counts = np.bincount(labels)
     most = num_groups if num_groups > 1 else counts[counts > 0].min()
-    kind = StratifiedGroupKFold if num_groups > 1 else StratifiedKFold
     num_folds = min(max(2, min(num_folds, most)), counts.max())
     if num_folds < 2:
         return []
-    folds = kind(num_folds, shuffle=True, random_state=0)
-    with warnings.catch_warnings():  # about classes that are not in every fold
-        warnings.simplefilter("ignore", UserWarning)
-        found = folds.split(labels, labels, groups if num_groups > 1 else None)
-        return [(train, test) for train, test in found if len(test)]
+    return stratified_folds(labels, groups if num_groups > 1 else None, num_folds, seed=0)
 
 
 def fit_layer(inputs, labels, groups, num_classes) -> Layer:

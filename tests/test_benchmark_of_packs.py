@@ -19,8 +19,9 @@ def test_all_parts(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "test.json").read_text())["rows"]
     assert [row["what"].split(":")[0] for row in rows] == [
         "loader, one worker, warm", "reading alone, warm", "copying and deleting, warm",
-        "packing a folder, warm", "packing a tar.gz file, warm", "writing 108,000 frames of one byte",
-        "writing 108,000 frames", "opening 108,000 frames", "opening 108,000 frames",
+        "packing a folder, warm", "packing a tar.gz file, warm",
+        "writing 108,000 frames of one byte", "writing 108,000 frames",
+        "opening 108,000 frames", "opening 108,000 frames",
         "a forked worker that reads 20 of its clips"]  # fmt: skip
     assert rows[1]["ratio"] > 0 and rows[7]["ours"] > 0
     assert (tmp_path / "test.md").read_text().count("\n| ") >= len(rows)

@@ -145,6 +145,13 @@ def test_a_split_that_empties_a_class_is_refused(labels, groups):
         split(labels, groups, 0)
 
 
+def test_many_small_groups_are_split_like_their_first_clips():
+    groups = [str(number // 2 if number < 20 else number) for number in range(1000)]
+    is_validation = split([str(number % 4) for number in range(1000)], groups, 0)
+    assert (is_validation[:20:2] == is_validation[1:20:2]).all()
+    assert 195 <= is_validation.sum() <= 205
+
+
 def test_duplicates_are_joined(tmp_path):
     rng = np.random.default_rng(0)
     frames = draw_frames("Left", 3, rng)
@@ -155,6 +162,17 @@ def test_duplicates_are_joined(tmp_path):
     same = duplicates(tmp_path, ["a", "1.mp4", "b", "2.mp4", "c", "3.mp4"])
     assert same == [[0, 4], [1, 5]]
     assert joined(["p", "q", "r", "s", "t", "p"], same) == ["q", "q", "r", "s", "q", "q"]
+
+
+def test_duplicates_in_two_sets_are_a_warning(tmp_path, capfd):
+    root = tmp_path / "clips"
+    for part in ("train", "val"):
+        write_class_folders(root / part, num_clips=3)
+    assert do_train(root, tmp_path, "--check_data") == 2  # an error there
+    output = capfd.readouterr().out
+    assert "exact duplicates: 18 clips" in output and "stay on one side" not in output
+    assert "warning: the same clip is in two sets" in output
+    assert "train/Left/anna_0, val/Left/anna_0 and 8 more; remove one of each" in output
 
 
 IDS = ["wave/anna_1.mp4", "wave/bo_2.mp4", "clap/anna_3.mp4"]
