@@ -7,8 +7,8 @@ A variant is a name and the keys that it changes; one that sets `seed` runs with
 Every run is an ordinary run of train.py in `--output`. An interrupted run is resumed and a finished
 one is only read, so the same command with one more variant trains only that variant. Scores are
 those of the last epoch. `--folds 5` trains on five splits of all clips instead of the config's one,
-`--folds group` leaves one group out in each. `--opposites` adds how often the direction of a
-movement is right.
+`--folds group` leaves one group out in each. `--clips_per_class 5 20` trains each variant on 5 and
+on 20 training clips per class. `--opposites` adds how often the direction of a movement is right.
 """
 
 import argparse
@@ -32,11 +32,12 @@ import torch
 from benchmarks import machine
 from benchmarks.folds import PROJECT, Fold, make_folds
 from benchmarks.memory_a_clip import kept_for_backward
-from clips.annotations import read_labels
+from clips.annotations import read_annotations, read_labels
 from config import Config
 from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
+from own_clips.settings import training_length
 from scoring.evaluation import right_clips
 from scoring.intervals import accuracy_interval, compare_on_same_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
@@ -45,7 +46,7 @@ from system.config_file import load_config
 from system.errors import UserError, exit_status
 from system.memory import MIB
 from training.optimization import training_is_over
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, write_whole
 
 # Keys that change no score.
 IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
@@ -69,17 +70,20 @@ def run(options, arguments) -> None:
     folds, words = folds_of(options)
     text += f"Cross-validation: {words}.\n\n" if words else ""
     rows, pairs, tested, beside = [], [], {}, {}
-    for name, *changes in options.variant:
+    for name, *changes in variants_of(options):
         own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
         runs, all_tested = [], []
         for seed in own_seeds or options.seeds:
             trained = [train(options, name, changes, seed, fold) for fold in folds]
-            beside = beside or yardsticks_of(trained)
+            own_yardsticks = yardsticks_of(trained)
+            beside = beside or own_yardsticks
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
         tested[name] = replace(all_tested[0], right=np.concatenate([
             each.right for each in all_tested]))  # [S, N]
         rows.append(summary(options, name, changes, runs, tested[name]))
+        if options.clips_per_class:
+            rows[-1]["yardsticks"] = own_yardsticks
         print(markdown([rows[-1]]).split("\n")[2], flush=True)
         pairs = compared_pairs(tested)
         if options.save:  # after each variant, since the next may take hours
@@ -101,6 +105,34 @@ def tables(rows, pairs, beside: dict[str, float]) -> str:
     values = ", ".join(f"{name} {value:.1f} %" for name, value in beside.items())
     line = f"Yardsticks, validation top-1: {values}.\n\n" if beside else ""
     return line + markdown(rows) + pairs_table(pairs)
+
+
+def variants_of(options) -> list[list[str]]:
+    """Return the variants; with `--clips_per_class`, each on every number of clips.
+
+    The smaller sets are parts of the larger ones. Batch size and epochs are those of `train.py
+    --data`.
+    """
+    if not options.clips_per_class:
+        return options.variant
+    if options.folds:
+        raise UserError("--clips_per_class, --folds: give one of the two")
+    config = load_config(PROJECT / options.config, options.overrides)
+    names = read_labels(PROJECT / config.labels_csv)
+    clips = read_annotations(PROJECT / config.train_data_csv, PROJECT / config.train_data_folder,
+                             names)
+    rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
+    rows = rows.sample(frac=1, random_state=0)
+    variants = []
+    for number in options.clips_per_class:
+        chosen = rows.groupby("label").head(number).sort_index()
+        path = Path(options.output) / f"train_{number}.csv"
+        (PROJECT / path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(PROJECT / path, chosen.to_csv(index=False))
+        length = [f"{choice.key}={choice.value}" for choice in training_length(len(chosen), "cpu")]
+        variants += [[f"{name}, {number} clips per class", f"train_data_csv={path}", *length,
+                      *changes] for name, *changes in options.variant]
+    return variants
 
 
 def folds_of(options) -> tuple[list[Fold | None], str]:
@@ -131,6 +163,8 @@ def parse_arguments(arguments):
                         "group out once")
     parser.add_argument("--group", metavar="PATTERN", help="the config's key `group`: finds a "
                         "clip's group in its id")
+    parser.add_argument("--clips_per_class", nargs="+", type=int, metavar="N",
+                        help="train on so many training clips of each class only")
     parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
                         help="classes that differ in direction only")
     parser.add_argument("--note", default="", help="a line above the table")
@@ -332,6 +366,9 @@ def markdown(rows) -> str:
         "MiB per clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
         "training clips/s": lambda row: f"{row['clips_per_second']:.1f}",
     }
+    linear = YARDSTICKS["linear_top1"]
+    if linear in rows[0].get("yardsticks", {}):
+        columns[f"{linear}, %"] = lambda row: f"{row['yardsticks'][linear]:.1f}"
     if "pair" in rows[0]:
         columns["right pair, %"] = lambda row: f"{row['pair']:.1f}"
         columns["direction right, % of these"] = lambda row: f"{row['direction']:.1f}"

@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 def choose_settings(looks: Looks, num_clips: int, device_type: str) -> list[Choice]:
     """Return the settings for these clips. num_clips: those for training."""
     return [*_time(looks), *_size(looks, device_type), _background(looks),
-            *_length(num_clips, device_type)]
+            *training_length(num_clips, device_type)]
 
 
 def _time(looks: Looks) -> list[Choice]:
@@ -82,7 +82,8 @@ def _background(looks: Looks) -> Choice:
     return Choice("subtract_background", share < FEW_MOVING_PIXELS, reason)
 
 
-def _length(num_clips: int, device_type: str) -> list[Choice]:
+def training_length(num_clips: int, device_type: str) -> list[Choice]:
+    """Return batch size and number of epochs for so many clips, for an affordable training."""
     largest = 8 if num_clips < 200 else 16
     # Of equal size: BatchNorm's statistics of a last batch of two clips are noise.
     batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,23 @@ def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
     assert f"{folder}: trained with another dropout" in capsys.readouterr().err
     assert compare.main([*command, "--variant", "plain", "num_workers=1"]) == 0
     assert len(calls) == 1
+
+
+def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls, capsys):
+    command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--save", "test",
+               "--clips_per_class", "1", "3", "--set", "yardstick_clips=50",
+               "--variant", "plain", "num_epochs=1", "batch_size=4"]  # fmt: skip
+    assert compare.main(command) == 0
+    rows = [read_csv(tmp_path / "runs" / f"train_{number}.csv") for number in (1, 3)]
+    small, large = ({row["video_id"]: row["label"] for row in own} for own in rows)
+    assert set(Counter(small.values()).values()) == {1} and small.items() < large.items()
+    assert set(Counter(large.values()).values()) == {3}
+    saved = json.loads((tmp_path / "results" / "test.json").read_text())
+    assert [row["variant"] for row in saved["rows"]] == [
+        "plain, 1 clips per class", "plain, 3 clips per class"]  # fmt: skip
+    assert "| a linear model, % |" in capsys.readouterr().out
+    assert compare.main([*command, "--folds", "2"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
 
 
 def test_variants_of_folds_have_the_same_clips(config, tmp_path, capsys):
