@@ -36,7 +36,6 @@ from system.errors import UserError, exit_status
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 MOST_BYTES = 1_000_000
-CHANCE = 12.5  # percent, of the eight built-in gestures
 
 
 class Sources:
@@ -105,7 +104,7 @@ PICTURES = {
     "grad-cam-dark.webp": lambda sources: draw_grad_cam(sources.inside, DARK),
     "activations-light.webp": lambda sources: draw_activations(sources.inside[0], LIGHT),
     "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
-    "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_demo"), CHANCE),
+    "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_lips8")),
     "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_parts")),
 }  # fmt: skip
 

@@ -244,11 +244,11 @@ def test_remedies_are_shown_beside_yardsticks():
     assert "linear model" not in check(charts.draw_remedies({"rows": results["rows"]}))
 
 
-def test_approaches_at_chance_are_named_and_have_no_figure():
-    rows = [make_row("conv3d", 61.5), make_row("one_frame", 15.0), make_row("swin3d_t", 20.25)]
-    words = check(charts.draw_approaches({"rows": rows}, 12.5))
-    assert "61.5" in words and "15.0" in words and "still at chance: swin3d t" in words
-    assert "20.2" not in words
+def test_approaches_are_shown_beside_yardsticks():
+    rows = [make_row("conv3d", 61.5), make_row("one frame", 15.0), make_row("swin3d_t", 20.25)]
+    results = {"rows": rows, "yardsticks": {"a linear model": 43.75}}
+    words = check(charts.draw_approaches(results))
+    assert "61.5" in words and "15.0" in words and "swin3d t" in words and "43.8" in words
 
 
 # --- the command and the files -----------------------------------------------------------------
