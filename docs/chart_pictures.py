@@ -243,8 +243,9 @@ def _draw_yardsticks(axes, yardsticks, top) -> None:
     """A line for each score that a network has to beat; yardsticks: percent, by name."""
     for index, (name, percent) in enumerate(yardsticks.items()):
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
-        axes.text(percent + 1, top + 0.45 * index, f"{name.removeprefix('the ')}: {percent:.1f}", fontsize=12,
-                  color=LIGHT["muted"], va="center")  # fmt: skip
+        axes.text(percent + 1, top + 0.45 * index, f"{name.removeprefix('the ')}: {percent:.1f}",
+                  fontsize=12, color=LIGHT["muted"], va="center",
+                  bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
 def _draw_range(axes, row, place, colour) -> None:
@@ -258,8 +259,13 @@ def _draw_range(axes, row, place, colour) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_approaches(results) -> str:
-    """Accuracy of each network and its interval beside the yardsticks, and its operations."""
-    rows = sorted(results["rows"], key=lambda row: (row["top1"], -row["gflop"]))
+    """Accuracy of each network and its interval beside the yardsticks, and its operations.
+
+    Networks that are not above the most frequent class are left out.
+    """
+    chance = results.get("yardsticks", {}).get("the most frequent class", 0)
+    rows = [row for row in results["rows"] if row["top1"] > chance + 0.01]  # both are rounded
+    rows.sort(key=lambda row: (row["top1"], -row["gflop"]))
     figure = new_figure(130 + 36 * len(rows))
     axes, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
     axes.set_title("Validation top-1, %, after equal times")
@@ -281,7 +287,7 @@ def draw_approaches(results) -> str:
         panel.set_ylim(-0.6, len(rows) + 0.4)
         panel.tick_params(length=0)
         panel.spines[["left", "bottom"]].set_visible(False)
-    axes.annotate("● mean of the seeds, and its 95 % interval", (0, 0), (0, -44),
+    axes.annotate("● validation, and its 95 % interval", (0, 0), (0, -44),
                   xycoords="axes fraction", textcoords="offset points", color=LIGHT["blue"],
                   fontweight="bold")  # fmt: skip
     return to_svg(figure, "Validation top-1 of networks, and the operations that a clip takes")
