@@ -30,14 +30,13 @@ import pandas as pd
 import torch
 
 from benchmarks import machine
-from benchmarks.folds import PROJECT, Fold, make_folds
+from benchmarks.folds import PROJECT, Fold, make_folds, make_smaller_sets
 from benchmarks.memory_a_clip import kept_for_backward
-from clips.annotations import read_annotations, read_labels
+from clips.annotations import read_labels
 from config import Config
 from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
-from own_clips.settings import training_length
 from scoring.evaluation import right_clips
 from scoring.intervals import accuracy_interval, compare_on_same_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
@@ -46,7 +45,7 @@ from system.config_file import load_config
 from system.errors import UserError, exit_status
 from system.memory import MIB
 from training.optimization import training_is_over
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, write_whole
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
 
 # Keys that change no score.
 IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
@@ -108,31 +107,15 @@ def tables(rows, pairs, beside: dict[str, float]) -> str:
 
 
 def variants_of(options) -> list[list[str]]:
-    """Return the variants; with `--clips_per_class`, each on every number of clips.
-
-    The smaller sets are parts of the larger ones. Batch size and epochs are those of `train.py
-    --data`.
-    """
+    """Return the variants; with `--clips_per_class`, each on every number of clips."""
     if not options.clips_per_class:
         return options.variant
     if options.folds:
         raise UserError("--clips_per_class, --folds: give one of the two")
     config = load_config(PROJECT / options.config, options.overrides)
-    names = read_labels(PROJECT / config.labels_csv)
-    clips = read_annotations(PROJECT / config.train_data_csv, PROJECT / config.train_data_folder,
-                             names)
-    rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
-    rows = rows.sample(frac=1, random_state=0)
-    variants = []
-    for number in options.clips_per_class:
-        chosen = rows.groupby("label").head(number).sort_index()
-        path = Path(options.output) / f"train_{number}.csv"
-        (PROJECT / path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(PROJECT / path, chosen.to_csv(index=False))
-        length = [f"{choice.key}={choice.value}" for choice in training_length(len(chosen), "cpu")]
-        variants += [[f"{name}, {number} clips per class", f"train_data_csv={path}", *length,
-                      *changes] for name, *changes in options.variant]
-    return variants
+    sets = make_smaller_sets(config, options.clips_per_class, Path(options.output))
+    return [[f"{name}, {number} clips per class", *keys, *changes]
+            for number, keys in sets.items() for name, *changes in options.variant]
 
 
 def folds_of(options) -> tuple[list[Fold | None], str]:

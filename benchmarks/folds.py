@@ -1,4 +1,4 @@
-"""Folds of a data set, for cross-validation."""
+"""Folds of a data set, for cross-validation, and smaller sets to train on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pandas as pd
 
 from clips.annotations import groups_of, read_annotations, read_labels
 from config import Config
+from own_clips.settings import training_length
 from scoring.stack import split
 from system.errors import UserError, first_few
 from training.run_folder import write_whole
@@ -92,3 +93,25 @@ def _say_what_is_missing(fold_of, labels, fold_names, class_names) -> None:
         if len(left):
             print(f"note: without fold {name} no clip is left to train on of the class "
                   f"{first_few(class_names[index] for index in left)}")
+
+
+def make_smaller_sets(config: Config, numbers: list[int], folder: Path) -> dict[int, list[str]]:
+    """Write a CSV with each number of training clips per class; return the keys that train on it.
+
+    The smaller sets are parts of the larger ones. Batch size and epochs are those of `train.py
+    --data`.
+    """
+    names = read_labels(PROJECT / config.labels_csv)
+    clips = read_annotations(PROJECT / config.train_data_csv, PROJECT / config.train_data_folder,
+                             names)
+    rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
+    rows = rows.sample(frac=1, random_state=0)
+    (PROJECT / folder).mkdir(parents=True, exist_ok=True)
+    sets = {}
+    for number in numbers:
+        chosen = rows.groupby("label").head(number).sort_index()
+        path = folder / f"train_{number}.csv"
+        write_whole(PROJECT / path, chosen.to_csv(index=False))
+        length = training_length(len(chosen), "cpu")
+        sets[number] = [f"train_data_csv={path}", *(f"{key}={value}" for key, value, _ in length)]
+    return sets
