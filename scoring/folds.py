@@ -9,7 +9,7 @@ SMALL_GROUP = 1 / 100  # of the clips; groups so small cannot make folds uneven
 
 
 def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
-    """Return (training, test) positions of each fold that has test clips.
+    """Return (training, test) positions of each fold with test clips; none if there are too few.
 
     labels: of N clips, `num_folds` or more of one class; groups: of each clip, kept on one side, or
     None.
@@ -29,5 +29,7 @@ def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
             return [(train, test) for train, test in found if len(test)]
         # The grouped one would take minutes for 100,000 groups.
         labels = labels[np.unique(group_of, return_index=True)[1]]
+        if np.unique(labels, return_counts=True)[1].max() < num_folds:
+            return []
         return [tuple(np.flatnonzero(np.isin(group_of, part)) for part in fold)
                 for fold in plain.split(labels, labels)]

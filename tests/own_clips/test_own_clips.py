@@ -139,6 +139,8 @@ def test_classes_with_few_clips_keep_some_for_training():
 @pytest.mark.parametrize(("labels", "groups"), [
     (["a", "b"], ["1", "2"]),  # a class would have no clip for training
     (["a"] * 5 + ["b"] * 5, ["1"] * 5 + ["2"] * 5),  # each group is a class
+    ([str(number // 2) for number in range(400)],  # each class is one clip, twice
+     [str(number // 2) for number in range(400)]),
 ])
 def test_a_split_that_empties_a_class_is_refused(labels, groups):
     with pytest.raises(UserError, match="no split leaves clips of each class"):
