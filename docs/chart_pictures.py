@@ -268,7 +268,7 @@ def draw_approaches(results) -> str:
     rows.sort(key=lambda row: (row["top1"], -row["gflop"]))
     figure = new_figure(130 + 36 * len(rows))
     axes, right = figure.subplots(1, 2, width_ratios=(1.9, 1))
-    axes.set_title("Validation top-1, %, after equal times")
+    axes.set_title("Validation top-1, %")
     right.set_title("GFLOP per clip")
     for place, row in enumerate(rows):
         colour = LIGHT["muted" if row["variant"] == "one frame" else "blue"]
