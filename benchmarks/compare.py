@@ -66,6 +66,7 @@ def run(options, arguments) -> None:
     command = shlex.join(["python", "benchmarks/compare.py", *arguments])
     text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
     text += f"{options.note}\n\n" if options.note else ""
+    config = load_config(PROJECT / options.config)
     folds, words = folds_of(options)
     text += f"Cross-validation: {words}.\n\n" if words else ""
     rows, pairs, tested, beside = [], [], {}, {}
@@ -87,7 +88,8 @@ def run(options, arguments) -> None:
         pairs = compared_pairs(tested)
         if options.save:  # after each variant, since the next may take hours
             contents = about | {"command": command, "note": options.note, "rows": rows,
-                                "pairs": pairs, "folds": words, "yardsticks": beside}
+                                "pairs": pairs, "folds": words, "yardsticks": beside,
+                                "config": config.model_dump(mode="json", exclude_defaults=True)}
             machine.save(options.save, contents, text + tables(rows, pairs, beside) + "\n")
     print("\n" + text + tables(rows, pairs, beside))
 

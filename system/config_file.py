@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config import SET_PREFIXES, Config
+from config import MODEL_OPTIONS, SET_PREFIXES, Config
 from system.errors import UserError, first_few
 
 
@@ -19,15 +19,18 @@ def load_config(
 ) -> Config:
     """Read the JSON file `path`, apply `overrides`, and return the validated config.
 
-    overrides: strings `key=value`; the value is parsed as JSON, or else is a plain string.
+    overrides: strings `key=value`; the value is parsed as JSON, or else is a plain string. One of
+    `model` also drops the file's options of other networks.
     sets: names of sets (train, validation, test) whose folder and CSV must exist.
     Raises UserError with one line per problem: key, value found, value expected.
     """
     values = _read_json_object(path)
     values.pop("$schema", None)
-    for override in overrides:
-        key, value = parse_override(override)
-        values[key] = value
+    given = dict(map(parse_override, overrides))
+    if "model" in given:
+        values = {key: value for key, value in values.items()
+                  if given["model"] in MODEL_OPTIONS.get(key, (given["model"],))}  # fmt: skip
+    values |= given
     # Existing configs have "" as well as null for no checkpoint.
     if values.get("checkpoint") == "":
         values["checkpoint"] = None

@@ -70,6 +70,15 @@ def test_overrides_win_and_are_checked(write_json):
         load_config(path, ["lr=-1"])
 
 
+def test_another_model_drops_the_options_of_the_files_own(write_json):
+    path = write_json(CIRCULATING | {"block_widths": [8, 8], "dropout": 0.3})
+    config = load_config(path, ["model=trn", "lr=0.5"])
+    assert (config.model, config.dropout, config.lr) == ("trn", 0.3, 0.5)
+    assert load_config(path, ["model=conv3d"]).block_widths == [8, 8]
+    with pytest.raises(UserError, match=r"block_widths: .* applies to conv3d, not to trn"):
+        load_config(path, ["model=trn", "block_widths=[8]"])
+
+
 def test_all_errors_are_reported_at_once(write_json):
     wrong = {"batch_sise": 3, "lr": "fast", "num_workers": -1, "clip_size": 2.5, "amsgrad": 1}
     with pytest.raises(UserError) as caught:
