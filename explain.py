@@ -1,7 +1,7 @@
 """Show what a network has learnt: `python explain.py --checkpoint FILE`.
 
 The time probe classifies the validation clips with their frames in order, reversed, shuffled, and
-replaced by a single frame. A network that has learnt movement confuses opposites when time runs
+replaced by a single frame. A network that has learnt movement names the opposite when time runs
 backwards, and cannot classify a single frame. Grad-CAM shows where and when it looks; films show
 its first kernels and the activations of each stage. The pictures are files and a TensorBoard log.
 """

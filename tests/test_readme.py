@@ -156,6 +156,10 @@ def check_pip(*words):
                 assert version(needed.name) in needed.specifier, line
 
 
+def check_source(_, path):
+    assert f"VENV ?= {path.removesuffix('/bin/activate')}\n" in (PROJECT / "Makefile").read_text()
+
+
 def check_tensorboard(*words):
     server = program.TensorBoard()
     server.configure(argv=words)
@@ -188,6 +192,8 @@ def check_benchmark(_, script, *words):
         load_config(PROJECT / "configs/config.json", options.overrides)
     elif script.endswith("compare.py"):
         options = compare.parse_arguments(list(words))
+        if options.config == "trainings/my_clips/config.json":
+            assert train.main(["--data", "my_clips/", "--check_data"]) == 0
         for _, *changes in options.variant:
             load_config(options.config, options.overrides + changes)
     elif script.endswith("packing.py"):
@@ -240,6 +246,7 @@ RUN_BY_OTHER_TESTS = {
 CHECKS = {
     "make ": check_make,
     "pip ": check_pip,
+    "source ": check_source,
     "tensorboard ": check_tensorboard,
     "torchrun ": check_torchrun,
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ": check_torchrun,
