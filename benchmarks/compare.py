@@ -30,10 +30,10 @@ import pandas as pd
 import torch
 
 from benchmarks import machine
+from benchmarks.finished import is_evaluated, is_finished
 from benchmarks.folds import PROJECT, Fold, make_folds, make_smaller_sets
 from benchmarks.memory_a_clip import kept_for_backward
 from clips.annotations import read_labels
-from config import Config
 from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
@@ -44,12 +44,8 @@ from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import load_config
 from system.errors import UserError, exit_status
 from system.memory import MIB
-from training.optimization import training_is_over
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
+from training.run_folder import HISTORY_FILE
 
-# Keys that change no score.
-IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
-                   "checkpoint_minutes"}  # fmt: skip
 DATA_KEYS = ("train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv",
              "output_dir", "group")  # fmt: skip
 # More variants are compared with the first one only.
@@ -76,7 +72,7 @@ def run(options, arguments) -> None:
         for seed in own_seeds or options.seeds:
             trained = [train(options, name, changes, seed, fold) for fold in folds]
             own_yardsticks = yardsticks_of(trained)
-            beside = beside or own_yardsticks
+            beside = {} if options.clips_per_class else own_yardsticks
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
         tested[name] = replace(all_tested[0], right=np.concatenate([
@@ -115,7 +111,8 @@ def variants_of(options) -> list[list[str]]:
     if options.folds:
         raise UserError("--clips_per_class, --folds: give one of the two")
     config = load_config(PROJECT / options.config, options.overrides)
-    sets = make_smaller_sets(config, options.clips_per_class, Path(options.output))
+    given = {override.split("=")[0] for override in options.overrides}
+    sets = make_smaller_sets(config, options.clips_per_class, Path(options.output), given)
     return [[f"{name}, {number} clips per class", *keys, *changes]
             for number, keys in sets.items() for name, *changes in options.variant]
 
@@ -189,41 +186,6 @@ def train(options, name, changes, seed, fold: Fold | None) -> Trained:
     if not is_evaluated(config, folder, len(history)):
         run_train(options.config, keys, "--eval_only", "True", "--checkpoint", "last")
     return Trained(history.iloc[-1], read_logits(folder / LOGITS_FILE), folder)
-
-
-def is_finished(config: Config, folder: Path) -> bool:
-    """Whether the folder has the run's checkpoint after its last epoch.
-
-    Raises UserError if the run in it was trained with other keys.
-    """
-    if not all((folder / name).exists() for name in (LAST_CHECKPOINT, HISTORY_FILE, CONFIG_FILE)):
-        return False
-    other = changed_keys(config, json.loads((folder / CONFIG_FILE).read_text()))
-    if other:
-        raise UserError(f"{folder}: trained with another {', '.join(other)}; give the variant "
-                        "another name, choose another --output, or delete the folder")
-    history = pd.read_csv(folder / HISTORY_FILE)
-    return bool(training_is_over(config, len(history), history["val_loss"].tolist()))
-
-
-def changed_keys(config: Config, saved: dict) -> list[str]:
-    """Return the keys that differ from those of a saved config and may change scores."""
-    saved = {key: field.default for key, field in Config.model_fields.items()} | saved
-    return [key for key, value in config.model_dump(mode="json").items()
-            if key not in IRRELEVANT_KEYS and saved[key] != value]
-
-
-def is_evaluated(config: Config, folder: Path, num_epochs: int) -> bool:
-    """Whether the folder has the logits of the last epoch, and not, for example, of the best."""
-    if not (folder / LOGITS_FILE).exists():
-        return False
-    origin = read_logits(folder / LOGITS_FILE).origin
-    if origin is None or len(origin.networks) > 1 or changed_keys(config, origin.config):
-        return False
-    (network,) = origin.networks
-    checkpoint = folder / LAST_CHECKPOINT
-    return Path(network.path).name == LAST_CHECKPOINT and network.epoch == num_epochs and \
-        (folder / LOGITS_FILE).stat().st_mtime >= checkpoint.stat().st_mtime
 
 
 def run_train(config, keys, *flags) -> None:

@@ -33,14 +33,15 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     folds, so that later trainings on other clips or folds do not mix with these.
     Returns the folds, and how the clips were split, in words.
     """
-    ids, labels, names = _all_clips(config)
-    groups = groups_of(ids, config.group) if config.group else None
+    ids, labels, groups, names = _all_clips(config)
     fold_of, fold_names, words = _assign(labels, groups, number)
     _say_what_is_missing(fold_of, labels, fold_names, names)
     digest = hashlib.sha256("\0".join([*ids, *map(str, labels), *map(str, fold_of)]).encode())
     folder = folder / f"folds-{digest.hexdigest()[:10]}"
     (PROJECT / folder).mkdir(parents=True, exist_ok=True)
     rows = pd.DataFrame({"video_id": ids, "label": np.array(names)[labels]})
+    if groups is not None and not config.group:
+        rows["group"] = groups
     folds = []
     for fold, name in enumerate(fold_names):
         keys = [f"output_dir={folder}"]
@@ -53,8 +54,8 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     return folds, f"{words} of {len(ids):,} clips"
 
 
-def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return ids, labels and class names of both sets."""
+def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
+    """Return ids, labels and groups (None: unknown) of both sets, and the class names."""
     if Path(config.train_data_folder) != Path(config.val_data_folder):
         raise UserError("--folds: train_data_folder and val_data_folder differ; the clips of both "
                         "sets have to be in one folder")
@@ -66,7 +67,12 @@ def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if twice:
         raise UserError(f"--folds: {len(twice):,} clips are in both train_data_csv and "
                         f"val_data_csv: {first_few(twice)}; keep each in one of them")
-    return ids, np.concatenate([each.labels for each in sets]), names
+    groups = None
+    if config.group:
+        groups = groups_of(ids, config.group)
+    elif all(each.groups is not None for each in sets):
+        groups = np.concatenate([each.groups for each in sets])
+    return ids, np.concatenate([each.labels for each in sets]), groups, names
 
 
 def _assign(labels, groups, number: str) -> tuple[np.ndarray, list[str], str]:
@@ -95,16 +101,24 @@ def _say_what_is_missing(fold_of, labels, fold_names, class_names) -> None:
                   f"{first_few(class_names[index] for index in left)}")
 
 
-def make_smaller_sets(config: Config, numbers: list[int], folder: Path) -> dict[int, list[str]]:
+def make_smaller_sets(
+    config: Config, numbers: list[int], folder: Path, given: set[str]
+) -> dict[int, list[str]]:
     """Write a CSV with each number of training clips per class; return the keys that train on it.
 
     The smaller sets are parts of the larger ones. Batch size and epochs are those of `train.py
-    --data`.
+    --data`, unless their keys are `given`. Raises UserError if a class has fewer clips.
     """
     names = read_labels(PROJECT / config.labels_csv)
     clips = read_annotations(PROJECT / config.train_data_csv, PROJECT / config.train_data_folder,
                              names)
     rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
+    counts = rows["label"].value_counts()
+    if few := [f"{name} has {count}" for name, count in counts.items() if count < max(numbers)]:
+        raise UserError(f"--clips_per_class {max(numbers)}: {first_few(few)}; give at most "
+                        f"{counts.min()}")
+    if clips.groups is not None:
+        rows["group"] = clips.groups
     rows = rows.sample(frac=1, random_state=0)
     (PROJECT / folder).mkdir(parents=True, exist_ok=True)
     sets = {}
@@ -113,5 +127,6 @@ def make_smaller_sets(config: Config, numbers: list[int], folder: Path) -> dict[
         path = folder / f"train_{number}.csv"
         write_whole(PROJECT / path, chosen.to_csv(index=False))
         length = training_length(len(chosen), "cpu")
-        sets[number] = [f"train_data_csv={path}", *(f"{key}={value}" for key, value, _ in length)]
+        keys = [f"{key}={value}" for key, value, _ in length if key not in given]
+        sets[number] = [f"train_data_csv={path}", *keys]
     return sets

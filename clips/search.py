@@ -94,7 +94,7 @@ def _search(folder: Path, found: Found) -> None:
         found.problems.append((folder, message))
     for name, is_folder, is_link in inner if not has_frames else ():
         path = folder / name
-        if is_link and folder.resolve().is_relative_to(path.resolve()):
+        if is_link and is_folder and folder.resolve().is_relative_to(path.resolve()):
             continue  # a link to a folder above would be searched forever
         if is_folder:
             _search(path, found)

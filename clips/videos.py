@@ -14,8 +14,8 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpe
 
 
 def is_video(path) -> bool:
-    """Return whether the path has the extension of a video file."""
-    return str(path).lower().endswith(VIDEO_SUFFIXES)
+    """Return whether the path has the extension of a video file, and is not a folder."""
+    return str(path).lower().endswith(VIDEO_SUFFIXES) and not os.path.isdir(path)
 
 
 class VideoFile:

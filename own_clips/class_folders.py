@@ -1,7 +1,8 @@
 """Find the clips in a folder with one folder per class, the layout of torchvision's `ImageFolder`.
 
 `clips/wave/1.mp4`, `clips/wave/anna/1.mp4`, `clips/wave/1/00001.jpg`; or the same below `train/`
-and `val/` (also `validation/`, `valid/`), with an optional `test/`; or a pack of such folders.
+and `val/` (also `validation/`, `valid/`), with an optional `test/`, whose clips may lie directly in
+it, without a class; or a pack of such folders.
 """
 
 from pathlib import Path
@@ -21,10 +22,11 @@ CONTROL_CHARACTERS = {chr(number) for number in range(32)} | {"\x7f"}
 def find_clips(root: str | Pack) -> tuple[pd.DataFrame, list[str]]:
     """Return the clips below `root`, in natural order, and the folders without clips.
 
-    The columns are id (the path below `root`), label (the class folder's name) and part (`train`,
-    `validation` or `test`; empty if the folder is not split). Hidden files, and links that lead
-    back to a folder above, are ignored.
-    Raises UserError if there are no class folders, fewer than two classes, or unusable names.
+    The columns are id (the path below `root`), label (the class folder's name; empty for a test
+    clip without) and part (`train`, `validation` or `test`; empty if the folder is not split).
+    Hidden files, and links that lead back to a folder above, are ignored.
+    Raises UserError if there are no class folders, fewer than two classes, unusable names, or
+    clips beside the folders of a split.
     """
     if isinstance(root, Pack):
         ids, empty = root.ids(), []
@@ -38,21 +40,39 @@ def find_clips(root: str | Pack) -> tuple[pd.DataFrame, list[str]]:
     ids = sorted(ids, key=natural_key)
     paths = [clip_id.split("/") for clip_id in ids]
     _check_depth(root, paths)
-    tops = {path[0].lower() for path in paths}
-    is_split = tops <= set(PARTS) and "train" in map(PARTS.get, tops) \
-        and all(len(path) > 2 for path in paths)
+    parts = _parts(root, paths)
+    places = [1 if part else 0 for part in parts]  # of the class folder's name
     clips = pd.DataFrame({
         "id": ids,
-        "label": [path[1 if is_split else 0] for path in paths],
-        "part": [PARTS[path[0].lower()] if is_split else "" for path in paths],
+        "label": ["/".join(path[place:-1][:1]) for path, place in zip(paths, places, strict=True)],
+        "part": parts,
     })  # fmt: skip
-    labels = sorted(set(clips["label"]))
+    labels = sorted(set(clips["label"]) - {""})
     if len(labels) < 2:
         raise UserError(
             f"--data {root}: a classifier needs two classes, but only {labels[0]!r} has clips; put "
             "the clips of each class into a folder with the name of the class"
         )
     return clips, empty
+
+
+def _parts(root, paths: list[list[str]]) -> list[str]:
+    """Return the part of each clip, by the name of its folder at the top; empty: not split."""
+    parts = [PARTS.get(path[0].lower(), "") for path in paths]
+    found = set(parts)
+    is_split = "train" in found and ("" not in found or len(found) > 2)
+    if not is_split or any(len(path) < 3 for path, part in zip(paths, parts, strict=True)
+                           if part == "train"):  # a class that is called train
+        return [""] * len(paths)
+    beside = ["/".join(path) for path, part in zip(paths, parts, strict=True)
+              if not part or (part == "validation" and len(path) < 3)]
+    if beside:
+        raise UserError(
+            f"--data {root}: is split into {first_few(sorted({path[0] for path in paths}), 5)}, "
+            f"but {first_few(beside, 2)} are in no class folder of train/ or validation/; move "
+            "them there, or out of the folder"
+        )
+    return parts
 
 
 def _check_depth(root, paths: list[list[str]]) -> None:

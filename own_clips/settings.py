@@ -25,28 +25,35 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_settings(looks: Looks, num_clips: int, device_type: str) -> list[Choice]:
-    """Return the settings for these clips. num_clips: those for training."""
-    return [*_time(looks), *_size(looks, device_type), _background(looks),
-            *training_length(num_clips, device_type)]
+def choose_settings(looks: Looks, num_clips: int, device_type: str, given=()) -> list[Choice]:
+    """Return the settings for these clips, without those that are given.
+
+    num_clips: those for training. given: key -> value of what the user has set, which the others
+    are chosen to suit.
+    """
+    given = dict(given)
+    choices = [*_time(looks, given), *_size(looks, device_type, given), _background(looks),
+               *training_length(num_clips, device_type)]
+    return [choice for choice in choices if choice.key not in given]
 
 
-def _time(looks: Looks) -> list[Choice]:
+def _time(looks: Looks, given: dict) -> list[Choice]:
     """Choose the frames of a window: evenly spaced in time, since a rhythm tells movements apart.
 
     One frame from each part of a clip would span the whole clip, but at a rhythm of its own.
     """
     rates = looks.native_rates[~np.isnan(looks.native_rates)]
     rate = round(float(np.median(rates)), 3) if len(rates) else FRAME_RATE_OF_FOLDERS
-    frames = float(np.median(np.where(np.isnan(looks.native_rates), looks.num_frames,
-                                      looks.seconds * rate)))
-    step = round(WINDOW_SHARE * frames / CLIP_SIZE)
-    step = max(1, min(step, round(LONGEST_GAP * rate)))
-    low, high = np.percentile(looks.num_frames, [5, 95])
-    span = (CLIP_SIZE - 1) * step + 1
+    rate = given.get("frame_rate", rate)
+    num_frames = np.where(np.isnan(looks.native_rates), looks.num_frames, looks.seconds * rate)
+    frames, clip_size = float(np.median(num_frames)), given.get("clip_size", CLIP_SIZE)
+    step = round(WINDOW_SHARE * frames / clip_size)
+    step = given.get("step_size", max(1, min(step, round(LONGEST_GAP * rate))))
+    low, high = np.percentile(num_frames, [5, 95])
+    span = (clip_size - 1) * step + 1
     choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
     return [*choices,
-            Choice("clip_size", CLIP_SIZE, f"the clips have {low:.0f} to {high:.0f} frames, "
+            Choice("clip_size", clip_size, f"the clips have {low:.0f} to {high:.0f} frames, "
                    f"{frames:.0f} in the middle"),
             Choice("step_size", step, f"so a window spans {span} frames, {span / rate:.1f} s at "
                    f"{rate:g} frames per second"),
@@ -58,20 +65,23 @@ def _num_windows(windows_per_clip: float) -> int:
     return int(np.clip(np.ceil(windows_per_clip) + 1, 2, 10))
 
 
-def _size(looks: Looks, device_type: str) -> list[Choice]:
+def _size(looks: Looks, device_type: str, given: dict) -> list[Choice]:
     heights, widths = looks.sizes.T
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
     side = SIDES[device_type]
     height = side if ratio >= 1 else side / ratio
-    height = int(min(height, np.median(heights)))
-    crop = [_multiple_of_4(height), _multiple_of_4(height * ratio)]
+    height = min(height, np.median(heights))
+    height = max(16, 4 * int(height / 4))  # not above the clips' own, to which a pack may be shrunk
+    if "frame_height" in given:
+        height = given["frame_height"] or int(np.median(heights))
+    elif "crop_size" in given:
+        height = int(np.ravel(given["crop_size"])[0])
+    crop = [height, max(16, 4 * round(height * ratio / 4))]
     reason = (f"frames are {np.median(widths):.0f} x {np.median(heights):.0f} pixels (median); "
               f"a step on this {'GPU' if device_type == 'cuda' else 'CPU'} affords about this size")
-    return [Choice("frame_height", crop[0], reason), Choice("crop_size", crop, "the whole frame")]
-
-
-def _multiple_of_4(size: float) -> int:
-    return max(16, 4 * round(size / 4))
+    if "crop_size" in given:
+        reason = "that of crop_size"
+    return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
 def _background(looks: Looks) -> Choice:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clips.annotations import groups_of
+from clips.frames import list_frames
 from clips.packs import Pack
 from scoring.folds import stratified_folds
 from system.errors import UserError, first_few
@@ -44,6 +45,9 @@ def groups_of_clips(ids: list[str], rule: str) -> list[str]:
             groups = groups_of(ids, pattern).tolist()
     except re.error as error:
         raise UserError(f"--group {rule}: not a regular expression ({error})") from None
+    except IndexError:
+        raise UserError(f"--group {rule}: put the part that names the group in brackets, as in "
+                        "^([a-z]+)_") from None
     if len(set(groups)) == 1:
         raise UserError(f"--group {rule}: all clips are in one group, {groups[0]!r}; a split needs "
                         "two; choose another rule, or leave it out")
@@ -57,11 +61,16 @@ def _groups_from_csv(ids, path, column):
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--group {path}: cannot be read as CSV ({error})") from None
+    rows = rows.rename(columns=str.strip).map(str.strip)
     missing = {"video_id", column} - set(rows.columns)
     if missing:
         raise UserError(f"--group {path}: has no column {first_few(sorted(missing))}, only "
                         f"{first_few(rows.columns)}")
-    table = dict(zip(rows["video_id"], rows[column], strict=True))
+    rows = rows[["video_id", column]].drop_duplicates()
+    if twice := rows["video_id"][rows["video_id"].duplicated()].tolist():
+        raise UserError(f"--group {path}: has two groups for {first_few(twice, 3)}; correct it, or "
+                        "give such a clip's path, as in wave/1.mp4")
+    table = dict(rows.itertuples(index=False))
     groups = [table.get(clip_id) or table.get(clip_id.rpartition("/")[2]) for clip_id in ids]
     without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
     if without:
@@ -111,9 +120,7 @@ def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
 
 
 def _files_of(path: Path) -> list[str]:
-    if path.is_dir():
-        return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    return [str(path)]
+    return [str(path / name) for name in list_frames(path)] if path.is_dir() else [str(path)]
 
 
 def _digest(files) -> bytes:
@@ -148,16 +155,23 @@ def joined(groups: list[str], same: list[list[int]]) -> list[str]:
 def split(labels: list[str], groups: list[str], seed: int) -> np.ndarray:
     """Return which clips are for validation, bool [N]: about a fifth of each class.
 
-    Groups stay together. Of the folds of a stratified grouped split, it is the one that keeps most
-    classes on both sides, then the one whose classes are closest to a fifth.
+    Groups stay together, and one that has all clips of a class is for training. Of the folds of a
+    stratified grouped split of the others, it is the one that keeps most classes on both sides,
+    then the one whose classes are closest to a fifth.
     Raises UserError if each fold takes all clips of some class from training.
     """
-    labels = np.array(labels)
+    labels, groups = np.array(labels), np.array(groups)
     counts = Counter(labels.tolist())
-    num_folds = min(NUM_FOLDS, len(set(groups)), max(counts.values()))
-    folds = stratified_folds(labels, groups, num_folds, seed) if num_folds > 1 else []
+    groups_of_class = defaultdict(set)
+    for label, group in zip(labels.tolist(), groups.tolist(), strict=True):
+        groups_of_class[label].add(group)
+    needed = [group for own in groups_of_class.values() if len(own) == 1 for group in own]
+    free = np.flatnonzero(~np.isin(groups, needed))
+    most = np.unique(labels[free], return_counts=True)[1].max(initial=0)
+    num_folds = min(NUM_FOLDS, len(set(groups[free].tolist())), int(most))
+    folds = stratified_folds(labels[free], groups[free], num_folds, seed) if num_folds > 1 else []
     best, lowest = None, None
-    for _, part in folds:
+    for part in (free[part] for _, part in folds):
         own = Counter(labels[part].tolist())
         num_untrained = sum(own[name] == counts[name] for name in counts)
         num_unseen = sum(not own[name] for name in counts)

@@ -23,7 +23,13 @@ from own_clips.splitting import (
 )
 from system.config_file import load_config, parse_override
 from system.errors import UserError, first_few
-from training.run_folder import CONFIG_FILE, check_unoccupied, make_run_folder, write_whole
+from training.run_folder import (
+    CONFIG_FILE,
+    check_unoccupied,
+    has_run,
+    make_run_folder,
+    write_whole,
+)
 
 RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
 
@@ -33,7 +39,8 @@ def config_for_folder(options, device_type: str) -> str:
 
     The config and its CSVs are written to the run's folder. A run that is resumed, evaluated or
     checked keeps those that it has.
-    Raises UserError for a folder that cannot be trained on, or a run folder with another run.
+    Raises UserError for a folder that cannot be trained on, or a run folder with another run, or
+    with one of another folder or groups.
     """
     if not os.path.exists(options.data):
         raise UserError(f"--data {options.data}: no such folder; correct the path")
@@ -42,7 +49,9 @@ def config_for_folder(options, device_type: str) -> str:
     overrides = [f"model_name={json.dumps(name)}", *options.overrides]
     config = load_config(RECIPE, overrides)
     path = config.run_folder / CONFIG_FILE
-    if path.exists() and (options.resume or options.checkpoint or options.check_data):
+    is_run = path.exists() and has_run(config.run_folder)
+    if is_run and (options.command != "train" or options.resume or options.check_data):
+        _check_same(options, path)
         return str(path)
     if options.command != "train":
         raise UserError(f"--data {options.data}: {config.run_folder} has no run of it; train first")
@@ -58,24 +67,39 @@ def config_for_folder(options, device_type: str) -> str:
     clips["group"] = groups_of_clips(clips["id"].tolist(), rule) if rule else ""
     _split(root, clips, rule, config.seed)
 
-    values = json.loads(RECIPE.read_text(encoding="utf-8")) | dict(map(parse_override, overrides))
+    values = config.model_dump(mode="json", exclude_unset=True)
     values |= _write_lists(root, clips, make_run_folder(config))
     values["group"] = group_pattern(rule) if rule else None
-    given = dict(map(parse_override, options.overrides))
-    for choice in choose_settings(looks, int((clips["part"] == "train").sum()), device_type):
-        if choice.key not in given:
-            values[choice.key] = choice.value
-            print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
+    given = {parse_override(override)[0] for override in options.overrides}
+    given = {key: value for key, value in values.items() if key in given}
+    num_clips = int((clips["part"] == "train").sum())
+    for choice in choose_settings(looks, num_clips, device_type, given):
+        values[choice.key] = choice.value
+        print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path}: --config {path} repeats this run", flush=True)
     return str(path)
+
+
+def _check_same(options, path: Path) -> None:
+    """Raise UserError if the config is of another folder than `--data`, or other groups."""
+    config = load_config(path)
+    if Path(config.train_data_folder).resolve() != Path(options.data).resolve():
+        raise UserError(f"--data {options.data}: {path} is of {config.train_data_folder}; choose "
+                        "another name by --set model_name=NAME")
+    pattern = group_pattern(options.group) if options.group else config.group
+    if pattern != config.group:
+        raise UserError(f"--group {options.group}: the run in {path.parent} was not split by it; "
+                        "leave it out, or train anew with --overwrite True")
 
 
 def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
     """Print how many clips each class has, and what is left out."""
     counts = Counter(clips["label"])
     names = [f"{name} {counts[name]:,}" for name in class_names(clips)]
-    print(f"{root}: {len(clips):,} clips of {len(counts):,} classes: {first_few(names)}")
+    print(f"{root}: {len(clips):,} clips of {len(names):,} classes: {first_few(names)}")
+    if counts[""]:
+        print(f"  without a class: {counts['']:,} test clips")
     if bad:
         print(f"  left out, since they cannot be read: {len(bad):,}: {first_few(bad.values(), 3)}")
     if empty:
@@ -84,7 +108,7 @@ def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str
 
 def class_names(clips: pd.DataFrame) -> list[str]:
     """Return the names of the classes in natural order."""
-    return sorted(set(clips["label"]), key=natural_key)
+    return sorted(set(clips["label"]) - {""}, key=natural_key)
 
 
 def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
@@ -129,9 +153,11 @@ def _print_split(clips, rule, is_open, seed):
         hint = f"the names suggest --group '{likely}'" if likely else "--group names them"
         print("  warning: no groups are given, so a person or recording may be on both sides, "
               f"which makes the validation score too high; {hint}")
-    missing = set(clips["label"]) - set(clips["label"][clips["part"] == "train"])
-    if missing:
+    names = set(class_names(clips))
+    if missing := names - set(clips["label"][clips["part"] == "train"]):
         raise UserError(f"--data: no training clips of {first_few(sorted(missing))}; add some")
+    if unseen := names - set(clips["label"][clips["part"] == "validation"]):
+        print(f"  warning: no validation clips of {first_few(sorted(unseen))}; add some")
 
 
 def _write_lists(root, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
@@ -144,6 +170,8 @@ def _write_lists(root, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
         if rows.empty:
             continue
         columns = {"id": "video_id", "label": "label"}
+        if (rows["label"] == "").any():
+            del columns["label"]
         if rows["group"].any():
             columns["group"] = "group"
         text = rows[list(columns)].rename(columns=columns).to_csv(index=False)

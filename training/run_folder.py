@@ -60,9 +60,14 @@ def _records(folder) -> list[str]:
     return [name for name in RECORDS if os.path.lexists(folder / name)]
 
 
+def has_run(folder) -> bool:
+    """Return whether there is a run in the folder, finished or not."""
+    return bool(_records(folder))
+
+
 def check_unoccupied(folder) -> None:
     """Raise UserError if there is a run in the folder."""
-    if _records(folder):
+    if has_run(folder):
         raise UserError(occupied(folder))
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections import Counter
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY_NETWORK, draw_frames, make_config, write_clip
+from conftest import CLASSES, draw_frames, make_config, write_clip
 from movies import write_video
+from own_folders import do_train, write_class_folders
 
 import pack
 import train
@@ -16,28 +17,6 @@ from clips.annotations import read_annotations, read_labels
 from own_clips.class_folders import find_clips
 from own_clips.looking import Looks, look_at
 from own_clips.settings import choose_settings
-from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
-from system.errors import UserError
-
-TINY = TINY_NETWORK | {"num_epochs": 1, "batch_size": 4, "num_workers": 0}
-OVERRIDES = [part for key, value in TINY.items()
-             for part in ("--set", f"{key}={json.dumps(value)}")]
-
-
-def write_class_folders(root, num_clips=6, people=("anna", "bo", "cy"), names=CLASSES):
-    """Folders of frames, `<class>/<person>_<number>`; returns the root."""
-    rng = np.random.default_rng(0)
-    for label, name in zip(CLASSES, names, strict=True):
-        for number in range(num_clips):
-            person = people[number % len(people)]
-            write_clip(root / name / f"{person}_{number}", draw_frames(label, 8, rng))
-    return root
-
-
-def do_train(root, tmp_path, *flags):
-    return train.main(["--data", str(root), "-g", "cpu", "--set", f"output_dir={tmp_path / 'runs'}",
-                       *OVERRIDES, *flags])
-
 
 # --- what is found -----------------------------------------------------------------------------
 
@@ -72,10 +51,19 @@ def test_folders_may_be_split_already(tmp_path, validation):
                      f"{validation}/a/2.mp4": "validation", "test/b/3.mp4": "test"}
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    for name in ("train/1.mp4", "bus/1.mp4"):
+def test_test_clips_need_no_class(tmp_path):
+    for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "test/3.mp4"):
         empty_video(tmp_path / name)
-    assert find_clips(tmp_path)[0]["label"].tolist() == ["bus", "train"]
+    clips = find_clips(tmp_path)[0].set_index("id")
+    assert clips.loc["test/3.mp4"].tolist() == ["", "test"]
+    assert clips["label"].tolist() == ["", "a", "b", "a"]
+
+
+@pytest.mark.parametrize("other", [("bus/1.mp4",), ("bus/anna/1.mp4",), ("test/1.mp4",)])
+def test_a_class_may_be_called_train(tmp_path, other):
+    for name in ("train/1.mp4", *other):
+        empty_video(tmp_path / name)
+    assert set(find_clips(tmp_path)[0]["label"]) == {other[0].split("/")[0], "train"}
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path):
@@ -84,7 +72,16 @@ def test_links_that_lead_in_a_circle_end(tmp_path):
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
     (tmp_path / "b" / "above").symlink_to(tmp_path)
     (tmp_path / "b" / "itself").symlink_to("itself")
-    assert find_clips(tmp_path)[0]["id"].tolist() == ["a/1.mp4", "b/1.mp4"]
+    (tmp_path / "b" / "2.mp4").symlink_to("2.mp4")
+    assert find_clips(tmp_path)[0]["id"].tolist() == ["a/1.mp4", "b/1.mp4", "b/2.mp4"]
+
+
+def beside_a_split(*names):
+    def make(root):
+        for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", *names):
+            empty_video(root / name)
+
+    return make
 
 
 def clips_directly(root):
@@ -97,6 +94,8 @@ WRONG_FOLDERS = {
     "frames": (clips_directly, "there are clips directly in it (1)"),
     "one class": (lambda root: empty_video(root / "wave/1.mp4"), "only 'wave' has clips"),
     "no clips": (lambda root: empty_video(root / "wave/1.txt"), "it has no videos"),
+    "a set too many": (beside_a_split("more/a/1.mp4"), "more/a/1.mp4 are in no class folder"),
+    "no class folder": (beside_a_split("val/3.mp4"), "val/3.mp4 are in no class folder"),
     "space": (lambda root: empty_video(root / "wave /1.mp4"), "'wave /1.mp4'"),
     "line end": (lambda root: empty_video(root / "a/1\n2.mp4"), "control characters"),
     "not UTF-8": (lambda root: empty_video(root / "a" / os.fsdecode(b"\xff.mp4")), "not UTF-8"),
@@ -114,121 +113,14 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, capfd, name):
     assert not (tmp_path / "runs").exists()
 
 
-# --- the split ---------------------------------------------------------------------------------
-
-
-def test_a_split_is_stratified_seeded_and_keeps_groups_together():
-    labels = [label for label in "abc" for _ in range(20)]
-    groups = [f"person {number % 10}" for number in range(60)]
-    is_validation = split(labels, groups, seed=3)
-    assert Counter(np.array(labels)[is_validation]) == {"a": 4, "b": 4, "c": 4}
-    sides = [set(np.array(groups)[mask]) for mask in (is_validation, ~is_validation)]
-    assert not sides[0] & sides[1]
-    assert (split(labels, groups, seed=3) == is_validation).all()
-    assert any((split(labels, groups, seed) != is_validation).any() for seed in range(3))
-
-
-def test_classes_with_few_clips_keep_some_for_training():
-    labels = ["a"] * 20 + ["b"] * 3 + ["c"]
-    for seed in range(5):
-        is_validation = split(labels, [str(number) for number in range(24)], seed)
-        assert {"a", "b", "c"} == set(np.array(labels)[~is_validation])
-    assert split(["a", "a", "b", "b"], list("wxyz"), 0).sum() == 2
-
-
-@pytest.mark.parametrize(("labels", "groups"), [
-    (["a", "b"], ["1", "2"]),  # a class would have no clip for training
-    (["a"] * 5 + ["b"] * 5, ["1"] * 5 + ["2"] * 5),  # each group is a class
-    ([str(number // 2) for number in range(400)],  # each class is one clip, twice
-     [str(number // 2) for number in range(400)]),
-])
-def test_a_split_that_empties_a_class_is_refused(labels, groups):
-    with pytest.raises(UserError, match="no split leaves clips of each class"):
-        split(labels, groups, 0)
-
-
-def test_many_small_groups_are_split_like_their_first_clips():
-    groups = [str(number // 2 if number < 20 else number) for number in range(1000)]
-    is_validation = split([str(number % 4) for number in range(1000)], groups, 0)
-    assert (is_validation[:20:2] == is_validation[1:20:2]).all()
-    assert 195 <= is_validation.sum() <= 205
-
-
-def test_duplicates_are_joined(tmp_path):
-    rng = np.random.default_rng(0)
-    frames = draw_frames("Left", 3, rng)
-    for name in ("a", "b", "c"):
-        write_clip(tmp_path / name, frames if name != "b" else draw_frames("Left", 3, rng))
-    for name, data in (("1.mp4", b"one"), ("2.mp4", b"two"), ("3.mp4", b"one")):
-        (tmp_path / name).write_bytes(data)
-    same = duplicates(tmp_path, ["a", "1.mp4", "b", "2.mp4", "c", "3.mp4"])
-    assert same == [[0, 4], [1, 5]]
-    assert joined(["p", "q", "r", "s", "t", "p"], same) == ["q", "q", "r", "s", "q", "q"]
-
-
-def test_duplicates_in_two_sets_are_a_warning(tmp_path, capfd):
-    root = tmp_path / "clips"
-    for part in ("train", "val"):
-        write_class_folders(root / part, num_clips=3)
-    assert do_train(root, tmp_path, "--check_data") == 2  # an error there
-    output = capfd.readouterr().out
-    assert "exact duplicates: 18 clips" in output and "stay on one side" not in output
-    assert "warning: the same clip is in two sets" in output
-    assert "train/Left/anna_0, val/Left/anna_0 and 8 more; remove one of each" in output
-
-
-IDS = ["wave/anna_1.mp4", "wave/bo_2.mp4", "clap/anna_3.mp4"]
-
-
-def test_a_table_of_groups_is_written_into_the_csvs(tmp_path):
-    root = write_class_folders(tmp_path / "clips")
-    rows = [f"{path.name},{path.name[:4]}" for path in root.glob("*/*")]
-    (tmp_path / "people.csv").write_text("\n".join(["video_id,who", *dict.fromkeys(rows)]))
-    assert do_train(root, tmp_path, "--group", f"{tmp_path / 'people.csv'}:who") == 0
-    folder = tmp_path / "runs" / "clips"
-    names = read_labels(folder / "labels.csv")
-    groups = [set(read_annotations(folder / f"{name}.csv", root, names).groups)
-              for name in ("train", "validation")]
-    assert groups[0] and groups[1] and not groups[0] & groups[1]
-
-
-def test_groups_come_from_names_folders_and_tables(tmp_path):
-    assert groups_of_clips(IDS, "^([a-z]+)_") == ["anna", "bo", "anna"]
-    assert groups_of_clips(["wave/anna/1.mp4", "clap/bo/x/2.mp4"], "folder") == ["anna", "x"]
-    table = tmp_path / "people.csv"
-    table.write_text("video_id,person\nanna_1.mp4,A\nbo_2.mp4,B\nclap/anna_3.mp4,007\n")
-    assert groups_of_clips(IDS, f"{table}:person") == ["A", "B", "007"]
-
-
-@pytest.mark.parametrize(("rule", "message"), [
-    ("^([0-9]+)_", "finds no group in 3 of 3 clips: wave/anna_1.mp4"),
-    ("^(anna)_", "finds no group in 1 of 3 clips: wave/bo_2.mp4"),
-    ("(_)", "all clips are in one group"),
-    ("(", "not a regular expression"),
-    ("folder", "finds no group in 3 of 3"),
-    ("none.csv:person", "cannot be read"),
-])
-def test_a_rule_for_groups_that_does_not_fit_is_refused(rule, message):
-    with pytest.raises(UserError, match="group") as error:
-        groups_of_clips(IDS, rule)
-    assert message in str(error.value)
-
-
-def test_a_rule_is_suggested_where_names_look_like_it():
-    ids = [f"{label}/{person}_{label}.mp4" for person in ("anna", "bo") for label in "abcd"]
-    rule = likely_rule(ids, [clip_id[0] for clip_id in ids])
-    assert groups_of_clips(ids, rule) == ["anna"] * 4 + ["bo"] * 4
-    assert likely_rule([f"{label}/{n}.mp4" for label in "ab" for n in range(9)], list("ab" * 9)) \
-        is None
-
-
 # --- what is chosen ----------------------------------------------------------------------------
 
 
-def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5):
+def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5, **given):
     looks = Looks(np.full(9, frames), np.full(9, rate), np.tile(size, (9, 1)),
                   np.full(9, moving), {})
-    return {choice.key: choice.value for choice in choose_settings(looks, num_clips, device)}
+    choices = choose_settings(looks, num_clips, device, given)
+    return {choice.key: choice.value for choice in choices}
 
 
 def test_windows_span_most_of_short_clips_and_are_repeated_in_long_ones():
@@ -239,6 +131,14 @@ def test_windows_span_most_of_short_clips_and_are_repeated_in_long_ones():
     assert long["step_size"] <= 0.2 * 25 and long["nclips"] == 10 > video["nclips"]
     folders = chosen(frames=36, rate=np.nan)
     assert folders["step_size"] == 2 and "frame_rate" not in folders
+
+
+def test_what_is_given_is_kept_and_the_rest_suits_it():
+    choices = chosen(frames=90, rate=30.0, frame_rate=10, clip_size=24)
+    assert choices["step_size"] == 1 and not {"frame_rate", "clip_size"} & set(choices)
+    assert chosen(frame_height=96)["crop_size"] == [96, 120]
+    assert chosen(crop_size=64)["frame_height"] == chosen(crop_size=[64, 32])["frame_height"] == 64
+    assert chosen(frame_height=None)["crop_size"] == [144, 180]
 
 
 def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
@@ -259,6 +159,7 @@ def test_a_step_is_affordable():
     assert wide["crop_size"][0] < wide["crop_size"][1]
     assert high["crop_size"][0] > high["crop_size"][1]
     assert small["crop_size"] == [20, 20]
+    assert chosen(size=(38, 50))["frame_height"] == 36  # a pack of that height has no 40
     assert chosen(size=(100, 1000))["crop_size"][1] <= 2 * wide["crop_size"][0] + 4
     assert chosen(device="cuda", size=(720, 1280))["frame_height"] > wide["frame_height"]
     assert chosen(num_clips=50)["num_epochs"] > chosen(num_clips=5000)["num_epochs"]
@@ -296,7 +197,38 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
     assert do_train(root, tmp_path, "--eval_only", "True", "--checkpoint", "last") == 0
     assert (folder / "report.html").exists() and (folder / "predictions.csv").exists()
     assert do_train(root, tmp_path, "--check_data") in (0, 1)
+    checkpoints = [str(folder / f"{name}.pth.tar") for name in ("checkpoint", "model_best")]
+    assert do_train(root, tmp_path, "--eval_only", "--ensemble", *checkpoints) == 0
     assert do_train(root, tmp_path, "--overwrite") == 0
+    capfd.readouterr()
+    assert do_train(root, tmp_path, "--check_data", "--group", "^(..)") == 2
+    assert "--group ^(..): the run in" in capfd.readouterr().err
+    other = write_class_folders(tmp_path / "other" / "clips")
+    assert do_train(other, tmp_path, "--eval_only", "--checkpoint", "last") == 2
+    assert f"config.json is of {root}; choose another name" in capfd.readouterr().err
+
+
+def test_a_check_without_a_run_looks_anew(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    flags = ["--data", str(root), "--check_data", "--set", f"output_dir={tmp_path / 'runs'}"]
+    assert train.main([*flags, "--set", "model=csn"]) in (0, 1)
+    config = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert config["model"] == "csn" and "block_widths" not in config
+    shutil.rmtree(root / "Left" / "anna_0")
+    capfd.readouterr()
+    assert train.main([*flags, "--group", "^([a-z]+)_"]) in (0, 1)
+    assert "17 clips of 3 classes" in (output := capfd.readouterr().out) and "groups (" in output
+
+
+def test_a_test_set_without_classes_is_predicted(tmp_path):
+    root = tmp_path / "clips"
+    for part in ("train", "val"):
+        write_class_folders(root / part)
+    write_clip(root / "test" / "1.avi", draw_frames("Left", 8, np.random.default_rng(0)))
+    assert do_train(root, tmp_path) == 0
+    assert do_train(root, tmp_path, "--test_only", "--checkpoint", "last") == 0
+    rows = (tmp_path / "runs" / "clips" / "test_predictions.csv").read_text().splitlines()
+    assert len(rows) == 2 and rows[1].startswith("test/1.avi,")
 
 
 def test_a_pack_of_class_folders_is_like_the_folder(tmp_path, capfd):
