@@ -77,6 +77,19 @@ def test_no_group_is_on_both_sides(config, tmp_path, number, words):
         assert number != "group" or validation == {fold.name}
 
 
+def test_groups_of_the_csvs_are_kept_together(config, tmp_path):
+    for path in map(Path, (loaded(config).train_data_csv, loaded(config).val_data_csv)):
+        rows = [row.split(";") for row in path.read_text().splitlines()]
+        text = "\n".join(f"{name},{label},{name[:3]}" for name, label in rows)
+        path.write_text(f"video_id,label,group\n{text}\n")
+    for number in ("group", "2"):
+        folds, words = make_folds(loaded(config), number, tmp_path)
+        assert "3 groups" in words
+        for fold in folds:
+            training, validation = (set(rows["group"]) for rows in sets_of(fold))
+            assert training | validation == set(PEOPLE) and not training & validation
+
+
 def test_other_clips_have_other_folders(config, tmp_path):
     first, _ = make_folds(loaded(config), "3", tmp_path)
     again, _ = make_folds(loaded(config), "3", tmp_path)
@@ -170,12 +183,20 @@ def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
     assert f"{folder}: trained with another dropout" in capsys.readouterr().err
     assert compare.main([*command, "--variant", "plain", "num_workers=1"]) == 0
     assert len(calls) == 1
+    validation, training = (Path(getattr(loaded(config), f"{prefix}_data_csv"))
+                            for prefix in ("val", "train"))
+    validation.write_text("\n".join(validation.read_text().splitlines()[1:]))
+    assert compare.main([*command, "--variant", "plain"]) == 0
+    assert calls[1:] == [("--eval_only", "plain-0")]
+    training.write_text("\n".join(training.read_text().splitlines()[1:]))
+    assert compare.main([*command, "--variant", "plain"]) == 2
+    assert f"{folder}: trained on other clips than {training} lists" in capsys.readouterr().err
 
 
 def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls, capsys):
     command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--save", "test",
-               "--clips_per_class", "1", "3", "--set", "yardstick_clips=50",
-               "--variant", "plain", "num_epochs=1", "batch_size=4"]  # fmt: skip
+               "--clips_per_class", "1", "3", "--set", "yardstick_clips=50", "num_epochs=1",
+               "--variant", "plain", "batch_size=4"]  # fmt: skip
     assert compare.main(command) == 0
     rows = [read_csv(tmp_path / "runs" / f"train_{number}.csv") for number in (1, 3)]
     small, large = ({row["video_id"]: row["label"] for row in own} for own in rows)
@@ -184,9 +205,15 @@ def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls,
     saved = json.loads((tmp_path / "results" / "test.json").read_text())
     assert [row["variant"] for row in saved["rows"]] == [
         "plain, 1 clips per class", "plain, 3 clips per class"]  # fmt: skip
-    assert "| a linear model, % |" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "| a linear model, % |" in output and "Yardsticks" not in output
+    folder = tmp_path / "runs" / "plain, 3 clips per class-0"
+    assert json.loads((folder / "config.json").read_text())["num_epochs"] == 1
     assert compare.main([*command, "--folds", "2"]) == 2
     assert "give one of the two" in capsys.readouterr().err
+    command[command.index("3")] = "5"
+    assert compare.main(command) == 2
+    assert "--clips_per_class 5: " in (error := capsys.readouterr().err) and "has 4" in error
 
 
 def test_variants_of_folds_have_the_same_clips(config, tmp_path, capsys):
