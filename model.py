@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import TORCHVISION_VIDEO_MODELS, Config
 from networks.csn import ChannelSeparatedResNet
@@ -18,6 +19,7 @@ from networks.stages import run_without_data, without_data
 from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
+BATCHNORM_MOMENTUM = 0.1  # share of a step in the running statistics: the default of PyTorch
 SMALLEST_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
 
 
@@ -118,6 +120,11 @@ NETWORKS = {
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that `config.model` names. Raises UserError for clips too small for it."""
     model = NETWORKS[config.model].build(config, num_classes)
+    # torchvision's s3d and mobilenet_v3 have 0.001 and 0.01, with which the running statistics lag
+    # behind for hundreds of steps: a network that has learnt is at chance in evaluation.
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = BATCHNORM_MOMENTUM
     try:
         run_without_data(without_data(model), (config.clip_size, *config.crop))
     except (RuntimeError, ValueError):

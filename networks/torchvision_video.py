@@ -24,9 +24,4 @@ def build_torchvision_video(config: Config, num_classes) -> nn.Module:
     if name == "s3d":
         # Its windows of 7 x 7 are the whole picture at 224 pixels; so are these, at any size.
         model.avgpool = nn.AdaptiveAvgPool3d(1)
-        # torchvision's 0.001 leaves the running statistics where they began for hundreds of steps,
-        # so that a network that has learnt its training clips is at chance in evaluation.
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm3d):
-                module.momentum = 0.1
     return model

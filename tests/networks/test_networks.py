@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import MODELS
+from config import BACKBONES, MODELS
 from model import build_model
 from networks.frame_networks import TemporalRelationNetwork
 from networks.inference import for_inference
@@ -86,10 +86,12 @@ def test_sizes_are_the_published_ones(name, keys, num_classes, shape, parameters
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.1)
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [*SHORT, *BACKBONES])
 def test_running_statistics_follow_within_tens_of_steps(name):
-    model = build_model(small_config(name), 5)
-    assert all(m.momentum >= 0.01 for m in model.modules() if isinstance(m, _BatchNorm))
+    keys = {"model": "cnn_lstm", "backbone": name} if name in BACKBONES else {}
+    with torch.device("meta"):
+        model = build_model(make_config(**keys) if keys else small_config(name), 5)
+    assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, _BatchNorm))
 
 
 def test_only_depthwise_kernels_of_csn_see_time_and_space():
