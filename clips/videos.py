@@ -10,6 +10,7 @@ import numpy as np
 
 from clips.frames import FrameError, check_size
 
+SAME_TIME = 1e-6  # seconds
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
@@ -29,10 +30,17 @@ class VideoFile:
         self.path, self.frame_rate = path, frame_rate
         with self._opened() as (container, stream):
             self._check_stream(stream, max_pixels)
-            times = sorted(float(packet.pts * packet.time_base)
-                           for packet in container.demux(stream) if packet.pts is not None)
-            if stream.frames > len(times):
-                raise self._error(f"cut off: {len(times)} of {stream.frames} frames are there")
+            packets = [(packet.pts * packet.time_base, packet.is_discard)
+                       for packet in container.demux(stream) if packet.pts is not None]
+            if stream.frames > len(packets):
+                raise self._error(f"cut off: {len(packets)} of {stream.frames} frames are there")
+            # Those to discard are before the cut of a video that was cut without re-encoding.
+            times = sorted(float(time) for time, is_discard in packets if not is_discard)
+            # AVI stores no times: they are counted up in the order of decoding.
+            is_scrambled = container.format.name == "avi" and stream.codec_context.has_b_frames
+            self._times_in_order = times if is_scrambled else None
+            # Times after a seek are wrong in the former, and guessed in MPEG program streams.
+            self._can_seek = not is_scrambled and container.format.name != "mpeg"
         if not times:
             raise self._error("no frames in it")
         if times[-1] <= times[0]:
@@ -46,22 +54,56 @@ class VideoFile:
     def frames_at(self, positions):
         """Yield the frames at ascending `positions`, uint8 RGB [H, W, 3] each, upright."""
         wanted = [self.times[position] for position in positions]
-        if not wanted:
-            return
+        for time, frame in self._frames_from(wanted[0]) if wanted else ():
+            if time >= wanted[0] - SAME_TIME:
+                picture = _upright(frame)
+                while wanted and time >= wanted[0] - SAME_TIME:
+                    wanted.pop(0)
+                    yield picture
+            if not wanted:
+                return
+        if wanted:
+            raise self._error(f"cut off: it ends before {wanted[0]:.2f} s")
+
+    def _frames_from(self, start: float):
+        """Yield (time, frame), from the frame at `start` seconds on or from an earlier one.
+
+        Decoding starts at the last key frame before, as far as seeking finds it. With open groups
+        of pictures it may land after `start`, or where frames refer to others that were not
+        decoded: then it starts at the beginning.
+        """
+        if self._can_seek:
+            frames, found = self._decoded(start), None
+            try:
+                for found in frames:
+                    if found[0] >= start - SAME_TIME:
+                        break
+            except FrameError:  # if it is damage, it is there from the beginning, too
+                found = None
+            if found and abs(found[0] - start) <= SAME_TIME:
+                yield found
+                yield from frames
+                return
+            frames.close()
+        yield from self._decoded(None)
+
+    def _decoded(self, start: float | None):
+        """Yield (time, frame) from the key frame that seeking `start` finds; None: from the first.
+
+        Raises FrameError where the file is damaged.
+        """
         with self._opened() as (container, stream):
-            # Decoding starts at the last key frame before, and stops after the last position.
-            container.seek(int(wanted[0] / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
+            if start is not None:
+                container.seek(int(start / stream.time_base), stream=stream)
+            for number, frame in enumerate(container.decode(stream)):
                 if frame.is_corrupt:
-                    raise self._error(f"damaged at {frame.time:.2f} s")
-                if wanted and frame.time is not None and frame.time >= wanted[0] - 1e-6:
-                    picture = _upright(frame)
-                    while wanted and frame.time >= wanted[0] - 1e-6:
-                        wanted.pop(0)
-                        yield picture
-                if not wanted:
-                    return
-        raise self._error(f"cut off: it ends before {wanted[0]:.2f} s")
+                    raise self._error("damaged" if frame.time is None else
+                                      f"damaged at {frame.time:.2f} s")
+                time = frame.time
+                if self._times_in_order:
+                    time = self._times_in_order[min(number, len(self._times_in_order) - 1)]
+                if time is not None:
+                    yield time, frame
 
     def _resampled(self, times) -> np.ndarray:
         """Return the times of the frames shown in the middle of each resampled frame."""

@@ -16,6 +16,21 @@ def write_video(path, frames, rate=12, codec="libx264", pix_fmt="yuv444p", **opt
     return str(path)
 
 
+def cut_without_encoding(source, path, start) -> str:
+    """Copy a video's packets from `start` seconds on, with those from the key frame before."""
+    with av.open(str(source)) as original, av.open(str(path), "w") as container:
+        stream = original.streams.video[0]
+        copied = container.add_stream_from_template(stream)
+        offset = int(start / stream.time_base)
+        original.seek(offset, stream=stream)
+        for packet in original.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                packet.stream = copied
+                container.mux(packet)
+    return str(path)
+
+
 def write_sound(path) -> str:
     """A file with sound and no pictures."""
     with av.open(str(path), "w") as container:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, make_config, write_clip, write_data_set
-from movies import write_sound, write_video
+from movies import cut_without_encoding, write_sound, write_video
 
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
@@ -30,6 +30,30 @@ def test_every_frame_of_every_format(tmp_path, name, options):
     video = VideoFile(write_video(tmp_path / name, FRAMES, **options), 12, 10**6)
     assert numbers(video) == list(range(36))
     assert next(video.frames_at([3])).shape == (48, 64, 3)
+
+
+B_FRAMES = {"pix_fmt": "yuv420p", "b": "3M", "g": "12", "bf": "2"}
+
+
+@pytest.mark.parametrize("name, options", [
+    ("a.mpg", {"codec": "mpeg1video", "rate": 24}), ("a.mpg", {"codec": "mpeg2video", "rate": 24}),
+    ("a.mp4", {"codec": "mpeg2video"}), ("a.avi", {"codec": "mpeg4"}), ("a.avi", {}),
+    ("a.mp4", {}), ("a.mp4", {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}),
+    ("a.mp4", {"codec": "libx265", "x265-params": "log-level=error"}),
+])  # fmt: skip
+def test_each_frame_is_found_wherever_reading_starts(tmp_path, name, options):
+    options = B_FRAMES | options
+    path = write_video(tmp_path / name, FRAMES, **options)
+    video = VideoFile(path, options.get("rate", 12), 10**6)
+    assert numbers(video) == list(range(36))
+    assert [numbers(video, [position]) for position in range(36)] == [[n] for n in range(36)]
+    assert numbers(video, range(14, 26)) == list(range(14, 26))
+
+
+def test_a_cut_video_has_only_what_is_shown(tmp_path):
+    whole = write_video(tmp_path / "a.mp4", FRAMES, g="18", sc_threshold="0")
+    video = VideoFile(cut_without_encoding(whole, tmp_path / "b.mp4", 26 / 12), 12, 10**6)
+    assert numbers(video) == list(range(26, 36)) and numbers(video, [4]) == [30]
 
 
 def test_only_what_is_asked_for_is_read(tmp_path):
