@@ -308,7 +308,9 @@ class Yardsticks(Callback):
     def on_end(self, run):
         name = max(run.yardsticks, key=run.yardsticks.get, default=None)
         is_over = training_is_over(run.config, run.epoch, run.validation_losses)
-        if name and is_over and run.history[-1]["val_top1"] < run.yardsticks[name]:
+        if not (name and is_over and run.history):
+            return
+        if run.history[-1]["val_top1"] < run.yardsticks[name]:
             print(f"warning: the last epoch's {run.history[-1]['val_top1']:.1f} % is below the "
                   f"{run.yardsticks[name]:.1f} % of {NAMES[name]}: {YARDSTICK_HINT}", flush=True)
 

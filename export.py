@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 MAX_DIFFERENCE = 1e-4  # of a probability
 EXAMPLE = """\
 import numpy, onnxruntime
-session = onnxruntime.InferenceSession("{path}")
+session = onnxruntime.InferenceSession({path!r})
 classes = session.get_modelmeta().custom_metadata_map["classes"].split("\\n")
 clips = numpy.zeros({shape}, numpy.uint8)  # [N, T, H, W, C], RGB, any N
 (probabilities,) = session.run(None, {{"clips": clips}})
@@ -78,7 +78,7 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
     onnx_program.model.metadata_props["classes"] = "\n".join(predictor.classes)
     onnx_program.save(str(path))
     check(path, program.module())
-    return EXAMPLE.format(path=path, shape=(1, *shape))
+    return EXAMPLE.format(path=str(path), shape=(1, *shape))
 
 
 def check(path: Path, network: nn.Module) -> None:

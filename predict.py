@@ -91,12 +91,13 @@ def write_results(path: Path, found: dict[Path, Scores], count: int) -> None:
     rows = [{"path": str(clip), "predicted": scores.top(1)[0][0],
              "scores": dict(scores.top(count))} for clip, scores in found.items()]  # fmt: skip
     if path.suffix.lower() == ".json":
-        path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return
-    for row in rows:
-        for rank, (name, share) in enumerate(row.pop("scores").items(), 1):
-            row |= {f"top{rank}": name, f"score{rank}": f"{share:.6f}"}
-    pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\r\n")
+        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    else:
+        for row in rows:
+            for rank, (name, share) in enumerate(row.pop("scores").items(), 1):
+                row |= {f"top{rank}": name, f"score{rank}": f"{share:.6f}"}
+        text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n")
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))  # a path may be of any bytes
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", "-c", action="append", required=True, metavar="FILE",
                         help="may be repeated, and the networks' scores are averaged; or "
                         "a stack of train.py --stack")
-    parser.add_argument("--top", type=int, default=3, help="classes per clip (default: "
+    parser.add_argument("--top", type=_count, default=3, help="classes per clip (default: "
                         "%(default)s)")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the "
                         "results as .csv or .json")
@@ -123,11 +124,30 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)
+
+
+def check_places(options: argparse.Namespace) -> None:
+    """Make the folder of --output. Raises UserError, before hours of work, for unusable places."""
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        if options.output.is_dir():
+            raise UserError(f"--output {options.output}: is a folder; give a file")
+    if options.save and options.save.suffix.lower() not in ("", ".gif", ".mp4") \
+            and not options.save.is_dir():
+        raise UserError(f"--save {options.save}: expected .gif or .mp4, or a folder for several "
+                        "clips")
+
+
 def main(arguments=None) -> int:
     """Run the command and return its exit status: 2 if any clip cannot be classified."""
     options = parse_arguments(arguments)
 
     def run():
+        check_places(options)
         prepare_decoders()
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
@@ -154,9 +174,9 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
     found, others = predict(predictors, clips, options.save, combine)
     problems += others
     if found:
-        print(table(found, count))
         if options.output:
             write_results(options.output, found, count)
+        print(table(found, count))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems and found:

@@ -51,6 +51,8 @@ def accuracy_ranks(num_classes: int) -> list[int]:
 
 def top_k_correct(logits, labels, k) -> torch.Tensor:
     """Return whether the label is among the k highest logits. [N, classes], [N] -> bool [N]."""
+    if k == 1:  # of equal logits, the first, as in predictions and the confusion matrix
+        return logits.argmax(1) == labels
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
 
 

@@ -86,7 +86,7 @@ def augment(clip: np.ndarray, config: Config, rng: np.random.Generator) -> None:
 
 
 def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
-    """Return the mirrored class of each class. Raises UserError for unknown names."""
+    """Return the mirrored class of each class. Raises UserError for unknown or repeated names."""
     names = annotations.class_names
     pairs = config.flip_labels if isinstance(config.flip_labels, dict) else {}
     unknown = [name for pair in pairs.items() for name in pair if name not in names]
@@ -99,4 +99,8 @@ def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
     for one, other in pairs.items():
         one, other = names.index(one), names.index(other)
         classes[one], classes[other] = other, one
+    twice = np.flatnonzero(classes[classes] != np.arange(len(names)))
+    if len(twice):
+        raise UserError(f"flip_labels: {first_few(names[place] for place in twice)} is in two "
+                        "pairs; keep one")
     return classes

@@ -37,11 +37,13 @@ def grad_cam(
 
 
 def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
-    """Return the deepest stage with MIN_SIDE, and MIN_FRAMES if any such stage has them."""
+    """Return the deepest stage with MIN_SIDE, and MIN_FRAMES if any such stage has them.
+
+    Where no stage has MIN_SIDE, as in 2D networks with small crops, the largest side counts.
+    """
     shapes = {name: output.volume().shape[1:] for name, output in outputs.items()}
-    maps = {name: shape for name, shape in shapes.items() if min(shape[1:]) >= MIN_SIDE}
-    if not maps:
-        raise UserError("no stage of this network has enough spatial resolution for Grad-CAM")
+    side = min(MIN_SIDE, max(min(shape[1:]) for shape in shapes.values()))
+    maps = {name: shape for name, shape in shapes.items() if min(shape[1:]) >= side}
     num_frames = min(MIN_FRAMES, max(shape[0] for shape in maps.values()))
     return [name for name, shape in maps.items() if shape[0] >= num_frames][-1]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from explaining.pictures import BAR, blank, save_gif, write_text
 from scoring.predictor import Scores
+from system.errors import UserError
 
 WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
 
@@ -16,7 +17,8 @@ WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
 def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> None:
     """Write the whole clip; each frame has the scores of the windows around it.
 
-    source: from `clips.reading.open_clip`; path: ends with .gif or .mp4.
+    source: from `clips.reading.open_clip`; path: ends with .gif or .mp4. Raises UserError if it
+    cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = np.argsort(-scores.whole, kind="stable")[:NUM_BARS]
@@ -25,7 +27,11 @@ def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> N
         for frame, row in zip(source.frames_at(range(len(source))), scores.frames, strict=True)
     )
     save = save_gif if path.suffix.lower() == ".gif" else save_mp4
-    save(path, pictures, frame_rate)
+    try:
+        save(path, pictures, frame_rate)
+    except (OSError, av.error.FFmpegError) as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") \
+            from None
 
 
 def overlay_scores(frame: np.ndarray, bars: list[tuple[str, float]]) -> np.ndarray:

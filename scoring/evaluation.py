@@ -63,11 +63,12 @@ def log_mean_probability(logits, dim) -> torch.Tensor:
 
 
 def _check_logits(logits, annotations):
-    has_nan = logits.isnan().any(dim=1)
-    if has_nan.any():
+    is_wrong = ~logits.isfinite().all(dim=1)
+    if is_wrong.any():
         raise UserError(
-            "the network's logits contain NaN for the clips "
-            f"{first_few(annotations.ids[has_nan.numpy()])}; lower lr, or use an earlier checkpoint"
+            "the network's logits contain NaN or inf for the clips "
+            f"{first_few(annotations.ids[is_wrong.numpy()])}; lower lr, or use an earlier "
+            "checkpoint"
         )
 
 

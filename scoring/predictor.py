@@ -131,6 +131,7 @@ def stacked(stack: Stack, scores: list[Scores]) -> Scores:
 
 
 def _frames(scores: list[Scores]) -> np.ndarray:
-    """The scores of each frame, [M, T, classes], up to the shortest: frame rates may differ."""
-    length = min(len(one.frames) for one in scores)
-    return np.stack([one.frames[np.arange(length)] for one in scores])
+    """The scores at each frame of the first network, [M, T, classes]: frame rates may differ."""
+    num_frames = len(scores[0].frames)
+    return np.stack([one.frames[np.arange(num_frames) * len(one.frames) // num_frames]
+                     for one in scores])

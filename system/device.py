@@ -229,13 +229,16 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def to_network_input(clips, device, config: Config) -> torch.Tensor:
     """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
 
-    With `subtract_background`, the mean frame of each clip is subtracted. The result is in
-    channels-last memory format, which is fastest for convolutions.
+    With `subtract_background`, the mean frame of each clip is subtracted, but not from its optical
+    flow, which is 0 where nothing moves. The result is in channels-last memory format, which is
+    fastest for convolutions.
     """
     mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
     clips = clips.div_(255).sub_(mean).div_(std)
-    return clips.sub_(clips.mean(2, keepdim=True)) if config.subtract_background else clips
+    if config.subtract_background:
+        clips[:, :3] -= clips[:, :3].mean(2, keepdim=True)
+    return clips
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """UserError, messages for errors that are the user's to correct, and exit statuses."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -102,10 +103,11 @@ def _message_for_disk(error: OSError) -> str | None:
     # A broken pipe or connection is not an error of a disk.
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
         return None
+    is_other_file = error.filename and ".pth.tar" not in str(error.filename)
     remedy = ("make room" if error.errno in _FULL_DISK else
               "check its permissions and the disk, or choose another place")  # fmt: skip
     return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
-            f"{remedy}; an earlier checkpoint there is intact")
+            f"{remedy}{'' if is_other_file else '; an earlier checkpoint there is intact'}")
 
 
 def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: True) -> int:
@@ -117,6 +119,8 @@ def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: Tru
     """
     try:
         check_system()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path or class may have any characters
+            sys.stdout.reconfigure(errors="backslashreplace")
         status = command() or 0
         sys.stdout.flush()  # here, where a full disk or a closed pipe is handled
         return status

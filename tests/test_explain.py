@@ -125,6 +125,8 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
     ({}, "blocks.0", (3, 1, 1, 1)),
     ({"model": "cnn_lstm"}, "backbone.layer2", (3, 6, 1, 1)),
     ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
+    ({"model": "trn", "backbone": "mobilenet_v3_small", "crop_size": 40}, "backbone.features",
+     (3, 3, 1, 1)),
     ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
     ({"model": "csn", "width": 0.5}, "layers.1", (3, 1, 1, 1)),
     ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),

@@ -252,6 +252,32 @@ def test_the_clip_with_its_scores_can_be_opened(checkpoint, tmp_path, suffix):
     assert len(pictures) == 9 and pictures[0].shape == (240 + 3 * 22, 320, 3)
 
 
+def test_scores_of_networks_of_two_frame_rates_are_aligned_in_time():
+    fast, slow = (Scores(["a", "b"], np.array([0.5, 0.5]), np.eye(2)[[0] * half + [1] * half])
+                  for half in (6, 3))
+    for first, second in ((fast, slow), (slow, fast)):
+        assert (averaged([first, second]).frames == first.frames).all()
+
+
+def test_results_are_written_for_any_path_and_only_where_they_can_be(
+        checkpoint, tmp_path, capsys):
+    clip = os.fsdecode(os.fsencode(tmp_path) + b"/\xff \xc3\xa9")
+    write_clip(Path(clip), draw_frames("Left", 9, np.random.default_rng(0)))
+    command = ["-c", checkpoint, "-g", "cpu", clip]
+    assert predict.main([*command, "-o", str(tmp_path / "new" / "a.csv")]) == 0
+    assert rows_of(tmp_path / "new" / "a.csv")[0]["path"].endswith("/\\udcff é")
+    capsys.readouterr()
+    (tmp_path / "b.mp4").mkdir()
+    for flags, problem in ((["-o", str(tmp_path)], "is a folder"),
+                           (["--save", "a.avi"], "expected .gif or .mp4"),
+                           (["--save", str(tmp_path / "b.mp4")], "cannot be written")):
+        assert predict.main([*command, *flags]) == 2
+        assert problem in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([*command, "--top", "0"])
+    assert "--top: expected 1 or more, found '0'" in capsys.readouterr().err
+
+
 def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_path, capsys):
     rng = np.random.default_rng(0)
     write_clip(tmp_path / "good", draw_frames("Left", 9, rng))

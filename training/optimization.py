@@ -135,9 +135,10 @@ def training_is_over(config: Config, epochs_done: int, validation_losses) -> str
         return f"{epochs_done} epochs are done"
     patience = config.early_stopping_epochs
     if patience and validation_losses:
-        best_epoch = validation_losses.index(min(validation_losses)) + 1
-        if epochs_done - best_epoch >= patience:
-            return f"the validation loss has not fallen for {epochs_done - best_epoch} epochs"
+        # A published checkpoint has epochs behind it, but no losses of them.
+        num_worse = len(validation_losses) - 1 - validation_losses.index(min(validation_losses))
+        if num_worse >= patience:
+            return f"the validation loss has not fallen for {num_worse} epochs"
     if config.schedule == "plateau":
         rate = plateau_learning_rate(config, validation_losses)
         # Repeated multiplication misses last_lr by a rounding error.

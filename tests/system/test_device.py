@@ -66,6 +66,10 @@ def test_a_background_can_be_subtracted():
     torch.testing.assert_close(inputs.mean(2), torch.zeros(2, 3, 4, 5), atol=1e-6, rtol=0)
     moving = inputs.abs().amax((0, 1, 2)) > 1e-6
     assert moving.nonzero().tolist() == [[2, 3]]
+    flow = config_with(subtract_background=True, model="two_stream", crop_size=16)
+    clips = torch.full((1, 3, 16, 16, 5), 200, dtype=torch.uint8)  # all moves, steadily
+    inputs = device.to_network_input(clips, CPU, flow)
+    assert inputs[:, :3].abs().max() < 1e-6 and inputs[:, 3:].min() > 1
     assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
 
 

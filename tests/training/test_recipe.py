@@ -132,6 +132,9 @@ def test_a_mirrored_clip_has_the_label_of_its_mirror(data_set):
 def test_names_of_no_class_cannot_be_flipped(data_set):
     config = make_config(**data_set | {"horizontal_flip": 0.5, "flip_labels": {"Left": "Rihgt"}})
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, CLASSES)
+    twice = data_set | {"horizontal_flip": 0.5, "flip_labels": {"Left": "Right", "Right": "Still"}}
+    with pytest.raises(UserError, match="flip_labels: Left is in two pairs"):
+        VideoFolder(annotations, make_config(**twice), training=True)
     with pytest.raises(UserError, match="flip_labels: Rihgt"):
         VideoFolder(annotations, config, training=True)
 
@@ -148,6 +151,8 @@ def test_early_stopping_waits_for_its_epochs():
     assert training_is_over(config, 3, [3.0, 2.0, 2.5]) is None
     assert "has not fallen for 2 epochs" in training_is_over(config, 4, [3.0, 2.0, 2.5, 2.0])
     assert training_is_over(config, 4, [3.0, 2.0, 2.5, 1.9]) is None
+    endless = make_config(early_stopping_epochs=2, schedule="constant", num_epochs=1000)
+    assert training_is_over(endless, 392, [0.5]) is None  # after a published checkpoint
 
 
 def test_flow_is_the_movement_of_the_pixels():
