@@ -136,8 +136,7 @@ def check_places(options: argparse.Namespace) -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         if options.output.is_dir():
             raise UserError(f"--output {options.output}: is a folder; give a file")
-    if options.save and options.save.suffix.lower() not in ("", ".gif", ".mp4") \
-            and not options.save.is_dir():
+    if options.save and is_video(options.save) and options.save.suffix.lower() != ".mp4":
         raise UserError(f"--save {options.save}: expected .gif or .mp4, or a folder for several "
                         "clips")
 

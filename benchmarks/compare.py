@@ -72,7 +72,8 @@ def run(options, arguments) -> None:
         for seed in own_seeds or options.seeds:
             trained = [train(options, name, changes, seed, fold) for fold in folds]
             own_yardsticks = yardsticks_of(trained)
-            beside = {} if options.clips_per_class else own_yardsticks
+            if not options.clips_per_class:
+                beside = beside or own_yardsticks
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
         tested[name] = replace(all_tested[0], right=np.concatenate([

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.folds import PROJECT
 from clips.annotations import Annotations, read_annotations, read_labels
 from config import Config
 from scoring.results import LOGITS_FILE, read_logits
@@ -13,7 +14,6 @@ from training.checkpoint import load_checkpoint
 from training.optimization import training_is_over
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
 
-PROJECT = Path(__file__).parent.parent  # the paths of configs are relative to it
 # Keys that change no score.
 IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
                    "checkpoint_minutes"}  # fmt: skip
