@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from clips.annotations import groups_of, read_annotations, read_labels
+from clips.packs import Pack
 from config import Config
 from own_clips.settings import training_length
+from own_clips.splitting import duplicates, joined
 from scoring.stack import split
 from system.errors import UserError, first_few
 from training.run_folder import write_whole
@@ -33,8 +35,14 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     folds, so that later trainings on other clips or folds do not mix with these.
     Returns the folds, and how the clips were split, in words.
     """
-    ids, labels, groups, names = _all_clips(config)
-    fold_of, fold_names, words = _assign(labels, groups, number)
+    ids, labels, groups, names, root = _all_clips(config)
+    same = duplicates(root, ids.tolist())
+    together = groups
+    if same:
+        together = np.array(joined((ids if groups is None else groups).tolist(), same))
+    fold_of, fold_names, words = _assign(labels, together, number, groups is not None)
+    if same:
+        words += f", {sum(map(len, same)):,} exact duplicates kept together,"
     _say_what_is_missing(fold_of, labels, fold_names, names)
     digest = hashlib.sha256("\0".join([*ids, *map(str, labels), *map(str, fold_of)]).encode())
     folder = folder / f"folds-{digest.hexdigest()[:10]}"
@@ -54,8 +62,10 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     return folds, f"{words} of {len(ids):,} clips"
 
 
-def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
-    """Return ids, labels and groups (None: unknown) of both sets, and the class names."""
+def _all_clips(
+    config: Config,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], str | Pack]:
+    """Return ids, labels and groups (None: unknown) of both sets, class names, and the folder."""
     if Path(config.train_data_folder) != Path(config.val_data_folder):
         raise UserError("--folds: train_data_folder and val_data_folder differ; the clips of both "
                         "sets have to be in one folder")
@@ -72,13 +82,17 @@ def _all_clips(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray | Non
         groups = groups_of(ids, config.group)
     elif all(each.groups is not None for each in sets):
         groups = np.concatenate([each.groups for each in sets])
-    return ids, np.concatenate([each.labels for each in sets]), groups, names
+    labels = np.concatenate([each.labels for each in sets])
+    return ids, labels, groups, names, sets[0].folder
 
 
-def _assign(labels, groups, number: str) -> tuple[np.ndarray, list[str], str]:
-    """Return the fold of each clip, the folds' names, and the kind of split in words."""
+def _assign(labels, groups, number: str, are_known: bool) -> tuple[np.ndarray, list[str], str]:
+    """Return the fold of each clip, the folds' names, and the kind of split in words.
+
+    groups: of clips that stay together, or None; are_known: they are more than exact duplicates.
+    """
     if number == "group":
-        if groups is None or len(np.unique(groups)) < 2:
+        if not are_known or len(np.unique(groups)) < 2:
             raise UserError("--folds group: needs two groups or more; name them by --group PATTERN")
         names, fold_of = np.unique(groups, return_inverse=True)
         words = f"one of {len(names)} groups left out ({', '.join(names)})"
@@ -89,7 +103,7 @@ def _assign(labels, groups, number: str) -> tuple[np.ndarray, list[str], str]:
     num_folds = int(fold_of.max()) + 1
     if num_folds < int(number):
         raise UserError(f"--folds {number}: there are clips, or groups, for {num_folds} folds only")
-    kept = "" if groups is None else f", {len(np.unique(groups))} groups kept together"
+    kept = f", {len(np.unique(groups))} groups kept together" if are_known else ""
     return fold_of, [str(fold + 1) for fold in range(num_folds)], f"{num_folds} folds{kept}"
 
 

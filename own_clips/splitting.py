@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from clips.annotations import groups_of
-from clips.frames import list_frames
+from clips.frames import FrameError, list_frames
 from clips.packs import Pack
 from scoring.folds import stratified_folds
 from system.errors import UserError, first_few
@@ -99,7 +100,8 @@ def likely_rule(ids: list[str], labels: list[str]) -> str | None:
 def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
     """Return sets of clips with exactly the same bytes, as positions in `ids`.
 
-    Only clips of equal size are read; of a pack, none, since it has their checksums.
+    Only clips of equal size are read; of a pack, none, since it has their checksums. A clip that
+    cannot be read has no duplicate.
     """
     if isinstance(root, Pack):
         by_content = defaultdict(list)
@@ -109,13 +111,15 @@ def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
         return [same for same in by_content.values() if len(same) > 1]
     by_size = defaultdict(list)
     for position, clip_id in enumerate(ids):
-        files = _files_of(Path(root, clip_id))
-        by_size[tuple(os.path.getsize(file) for file in files)].append((position, files))
+        with suppress(FrameError, OSError):
+            files = _files_of(Path(root, clip_id))
+            by_size[tuple(map(os.path.getsize, files))].append((position, files))
     by_content = defaultdict(list)
     for size, clips in by_size.items():
         if len(clips) > 1:
             for position, files in clips:
-                by_content[size, _digest(files)].append(position)
+                with suppress(OSError):
+                    by_content[size, _digest(files)].append(position)
     return [same for same in by_content.values() if len(same) > 1]
 
 

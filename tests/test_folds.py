@@ -90,6 +90,23 @@ def test_groups_of_the_csvs_are_kept_together(config, tmp_path):
             assert training | validation == set(PEOPLE) and not training & validation
 
 
+def test_exact_duplicates_are_in_one_fold(config, tmp_path):
+    settings, copies = loaded(config), ["ann_0", "bob_3", "eve_15"]
+    clips = Path(settings.train_data_folder)
+    for copy in copies[1:]:
+        shutil.rmtree(clips / copy)
+        shutil.copytree(clips / "ann_0", clips / copy)
+    for frame in (clips / "bob_4").iterdir():  # a clip that cannot be read is no obstacle
+        frame.unlink()
+    folds, words = make_folds(settings, "3", tmp_path)
+    assert words == "3 folds, 3 exact duplicates kept together, of 18 clips"
+    for fold in folds:
+        training, validation = sets_of(fold)
+        assert set(training.columns) == {"video_id", "label"}
+        assert training["video_id"].isin(copies).sum() in (0, 3)
+        assert len(validation) >= 4
+
+
 def test_other_clips_have_other_folders(config, tmp_path):
     first, _ = make_folds(loaded(config), "3", tmp_path)
     again, _ = make_folds(loaded(config), "3", tmp_path)
