@@ -39,8 +39,9 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
         for batch in batches_of(loader):
             processes.stop_together()
             counts = [row["clips"] for row in processes.all_gather_ints(clips=len(batch.labels))]
-            if min(counts) >= 2:  # BatchNorm needs two
-                copied(to_network_input(batch.clips[:, 0], device, config))
+            num_parts = min(config.accumulate_steps, min(counts) // 2)  # as in a training step
+            for part in range(num_parts):
+                copied(to_network_input(batch.clips[part::num_parts, 0], device, config))
     counts = [float(norm.num_batches_tracked) for norm in norms]
     sums = [torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])
             .double().cpu() * count for norm, count in zip(norms, counts, strict=True)]

@@ -23,7 +23,10 @@ def config(tmp_path) -> Config:
     return load_config(write_config(tmp_path / "config.json", settings))
 
 
-def test_they_are_means_over_the_epochs_training_clips_without_dropout(config):
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_they_are_means_over_the_epochs_training_clips_without_dropout(config, num_parts):
+    """In parts as those of a training step, so that they fit into the same memory."""
+    config = config.model_copy(update={"accumulate_steps": num_parts})
     names = read_class_names(config)
     loader = build_loader(read_set(config, "train", names), config, True, CPU)
     torch.manual_seed(0)
@@ -31,9 +34,11 @@ def test_they_are_means_over_the_epochs_training_clips_without_dropout(config):
     means, variances = [], []
     loader.batch_sampler.start_at(3, 0)
     for batch in batches_of(loader):
-        first = model.blocks[0][0](to_network_input(batch.clips[:, 0], CPU, config)).detach()
-        means.append(first.mean(dim=(0, 2, 3, 4)))
-        variances.append(first.var(dim=(0, 2, 3, 4)))
+        for part in range(num_parts):
+            clips = to_network_input(batch.clips[part::num_parts, 0], CPU, config)
+            first = model.blocks[0][0](clips).detach()
+            means.append(first.mean(dim=(0, 2, 3, 4)))
+            variances.append(first.var(dim=(0, 2, 3, 4)))
     weights = {name: value.clone() for name, value in model.named_parameters()}
     model.train()
 
