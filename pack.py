@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clips.frames import FrameError, natural_key, prepare_decoders
-from clips.packing import Packing, pack
+from clips.packing import MAX_FRAME_PIXELS, Packing, pack
 from clips.packs import Pack, PackedFrames
 from system.errors import first_few
 
@@ -30,7 +30,7 @@ def make_pack(options: argparse.Namespace) -> None:
     prepare_decoders()
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     bar = partial(tqdm, desc="packing", unit="B", unit_scale=True, **pace)
-    packing = Packing(options.height, options.quality, options.frame_rate)
+    packing = Packing(options.height, options.quality, options.frame_rate, options.max_frame_pixels)
     start = time.perf_counter()
     made = pack(options.pack, options.sources, packing, bar)
     seconds = time.perf_counter() - start
@@ -91,6 +91,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                         "videos, 1 to 100 (default: %(default)s)")
     parser.add_argument("--frame_rate", type=float, metavar="RATE", help="frames per second of "
                         "videos; the frame_rate of the config")
+    parser.add_argument("--max_frame_pixels", type=int, default=MAX_FRAME_PIXELS, metavar="N",
+                        help="larger frames are not shrunk, larger videos packed without frames "
+                        "(default: %(default)s)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="verify the CRC-32 of all frames")
     action.add_argument("--list", action="store_true", help="print what is inside")
@@ -102,7 +105,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command of the options; return its exit status."""
-    for name, least, most in (("height", 1, 2**16), ("quality", 1, 100), ("frame_rate", 1e-3, 1e3)):
+    for name, least, most in (("height", 1, 2**16), ("quality", 1, 100), ("frame_rate", 1e-3, 1e3),
+                              ("max_frame_pixels", 1, 1e9)):
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name}: found {value:g}; expected {least:g} to {most:g}")

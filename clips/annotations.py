@@ -137,7 +137,7 @@ def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
     import pandas as pd  # here, so that only commands that read a clip list wait for it
 
     lines = _read_text(csv_path, "the clip list").split("\n")
-    header = [field.strip() for field in lines[0].split(",")]
+    header = [field.strip().strip('"') for field in lines[0].split(",")]
     has_header = "video_id" in header
     numbers = [number for number, line in enumerate(lines, 1)
                if line.strip() and not (has_header and number == 1)]

@@ -22,6 +22,7 @@ class BadClips:
         self.config = config
         self.rows: list[dict] = []
         self.unshared: list[dict] = []  # rows that only this process has
+        self.ids: dict[tuple, set[str]] = {}  # skipped clips by (set, epoch), of the latest
         self.lengths: dict[str, list] = {}  # by set: number of short clips, and of all clips read
         self.told: set[str] = set()  # sets whose short clips have been reported
 
@@ -39,11 +40,20 @@ class BadClips:
                 raise FrameError(bad.reason)
             values = (epoch, set_name, str(annotations.ids[bad.index]), bad.reason)
             self.unshared.append(dict(zip(COLUMNS, values, strict=True)))
+            self._ids_in(set_name, epoch).add(values[2])
         if batch.bad:
-            self._check_share(self.rows + self.unshared, annotations, set_name, epoch)
+            self._check_share(annotations, set_name, epoch)
 
-    def _check_share(self, rows, annotations, set_name, epoch):
-        ids = {row["id"] for row in rows if (row["set"], row["epoch"]) == (set_name, epoch)}
+    def _ids_in(self, set_name, epoch) -> set[str]:
+        """The skipped clips that this process knows of; the rows are searched once per epoch."""
+        key = set_name, epoch
+        if key not in self.ids:
+            self.ids = {key: {row["id"] for row in self.rows + self.unshared
+                              if (row["set"], row["epoch"]) == key}}
+        return self.ids[key]
+
+    def _check_share(self, annotations, set_name, epoch):
+        ids = self._ids_in(set_name, epoch)
         if len(ids) > self.config.max_bad_share * len(annotations):
             raise FrameError(
                 f"{annotations.folder}: {len(ids)} of the {len(annotations):,} {set_name} clips "
@@ -55,11 +65,12 @@ class BadClips:
         """Return the rows of all processes, sorted; every process must call this."""
         new = processes.all_gather(self.unshared)
         self.rows = sorted(self.rows + new, key=lambda row: tuple(row[name] for name in COLUMNS))
-        self.unshared = []
+        self.unshared, self.ids = [], {}
         return self.rows
 
     def restore(self, rows: list[dict], epochs_done: int) -> None:
         """Continue from a checkpoint's rows, without those of an unfinished validation."""
+        self.ids = {}
         self.rows = [row for row in rows
                      if row["set"] == "train" or row["epoch"] <= epochs_done]
 
@@ -80,7 +91,7 @@ class BadClips:
         if ids:
             print(f"{set_name}: {len(ids)} clips skipped because they cannot be read: "
                   f"{first_few(ids)}")
-            self._check_share(self.rows, annotations, set_name, epoch)
+            self._check_share(annotations, set_name, epoch)
 
     def write(self, path: Path) -> None:
         """Write `bad_clips.csv`, if there are bad clips."""

@@ -191,7 +191,10 @@ def _decode_with_pillow(data, max_pixels):
     try:
         picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         check_size(picture.height, picture.width, max_pixels)
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        return np.array(picture.convert("RGB"))
     except FrameError:
         raise
     except Image.UnidentifiedImageError:

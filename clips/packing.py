@@ -1,6 +1,7 @@
 """Making packs: from folders of frames and videos, and from archives, which are not unpacked."""
 
 import fcntl
+import math
 import os
 import shutil
 import struct
@@ -44,7 +45,7 @@ from clips.videos import VideoFile, is_video
 from config import Config
 from system.errors import UserError
 
-_MAX_PIXELS = Config.model_fields["max_frame_pixels"].default
+MAX_FRAME_PIXELS = Config.model_fields["max_frame_pixels"].default
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _UTF8_NAMES = 0x800
 _DATE = 1 << 5 | 1  # 1980-01-01, so that the same frames give the same file
@@ -57,6 +58,7 @@ class Packing:
     height: int | None = None  # taller frames are shrunk to it
     quality: int = 95  # of the JPEGs that are made of them, and of videos
     frame_rate: float | None = None  # frames per second of videos
+    max_frame_pixels: int = MAX_FRAME_PIXELS  # larger frames are not decoded
     bar: object = None  # while packing: a progress bar, updated with the bytes that were read
     hidden: list[str] = field(default_factory=list)  # files that were left out
     others: list[str] = field(default_factory=list)  # files that were left out, being no frames
@@ -89,11 +91,14 @@ def pack(target: Path, sources: list[Path], packing: Packing, bar) -> Pack:
     if missing := [path for path in sources if not path.exists()]:
         raise UserError(f"{missing[0]}: no such file or folder; correct the path")
     _check_target(target)
+    target = Path(os.path.realpath(target))  # a link stays one
     is_folder = os.path.isdir(sources[0]) or is_video(sources[0])
     try:
         num_bytes, clips, about = (_from_folder if is_folder else _from_archive)(sources, packing)
-        about |= {"height": packing.height, "quality": packing.quality} if packing.height else {}
-        is_copied = not about.keys() & {"quality"}
+        is_copied = packing.height is None and not (is_folder and about)
+        known_height = about.get("height") or math.inf
+        if packing.height is not None and packing.height < known_height:
+            about |= {"height": packing.height, "quality": packing.quality}
         with _written_whole(target, num_bytes if is_copied else 0) as file, \
                 tempfile.TemporaryFile(dir=target.absolute().parent) as central, \
                 bar(total=num_bytes) as shown, closing(clips):
@@ -182,6 +187,9 @@ def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], d
             raise UserError(problems[0])
         clips = sorted(found.clips + found.empty, key=lambda clip: natural_key(str(clip)))
     has_videos = any(map(is_video, clips))
+    if packing.frame_rate is not None and not has_videos:
+        raise UserError(f"--frame_rate: there are no videos in {folder}, and frames are copied as "
+                        "they are; leave it out")
     if has_videos and packing.frame_rate is None:
         raise UserError(f"{next(filter(is_video, clips))}: is a video; give --frame_rate, the "
                         "frame_rate of the config")
@@ -198,8 +206,12 @@ def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], d
 
 
 def _size_of_files(folder) -> int:
+    num_bytes = 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries)
+        for entry in entries:
+            with suppress(FileNotFoundError):  # an editor's lock file is a link to nowhere
+                num_bytes += entry.stat().st_size
+    return num_bytes
 
 
 def _read_frames(folder: Path, packing) -> Frames:
@@ -216,7 +228,7 @@ def _decode_video(path: Path, packing) -> Frames:
     """Return a video's frames as JPEGs; none if it is damaged, which is noted."""
     packing.progress(os.path.getsize(path))
     try:
-        video = VideoFile(path, packing.frame_rate, _MAX_PIXELS)
+        video = VideoFile(path, packing.frame_rate, packing.max_frame_pixels)
         frames = [_encode(frame, packing) for frame in video.frames_at(range(len(video)))]
     except FrameError as error:
         packing.unreadable.append(str(error))
@@ -248,7 +260,7 @@ def _shrunk(path: str, frames: Frames, packing) -> Frames:
     result = []
     for name, data in frames:
         try:
-            frame = decode_frame(data, _MAX_PIXELS)
+            frame = decode_frame(data, packing.max_frame_pixels)
             if frame.shape[0] > packing.height:
                 stem, suffix = os.path.splitext(name)
                 name = name if suffix.lower() in JPEG_SUFFIXES else f"{stem}.jpg"
@@ -341,6 +353,11 @@ class PackWriter:
         parents = [path.rpartition("/")[0] for path, (_, count) in self.clips.items() if count]
         if not parents:
             raise UserError(f"no frames ({', '.join(FRAME_SUFFIXES)}) and no videos in any folder")
+        for path, (_, count) in self.clips.items():
+            while count and (path := path.rpartition("/")[0]):
+                if self.clips.get(path, (0, 0))[1]:
+                    raise UserError(f"{path}: has both frames and other clips; unpack the archive, "
+                                    "and put each clip in its own folder")
         root = os.path.commonpath(parents)
         self.clips = {path: place for path, place in self.clips.items()
                       if not root or path.startswith(f"{root}/")}

@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import lzma
 import os
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -19,6 +21,7 @@ from system.errors import UserError, first_few
 Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in natural order
 
 _GZIP, _ZIP = b"\x1f\x8b\x08", b"PK\3\4"
+_ZIP_END = 22 + 20 + 56  # bytes of ZIP's end record and, if there are many files, of ZIP64's two
 _BLOCK = 2**20
 _TAR_BLOCK = 2**15  # tarfile copies the rest of a block with each header and file that it reads
 _LETTERS_TO_DIGITS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "0123456789abcdefghijklmnop")
@@ -184,14 +187,19 @@ def archive_members(
         with raw, io.BufferedReader(raw, _BLOCK) as stream:
             start = stream.peek(4)
             if start.startswith(_ZIP):
+                if len(paths) > 1:
+                    raise UserError(f"{paths[0]}: a ZIP file in parts; join them into one file "
+                                    "first, or unpack them and pack their folder")
                 yield from _zip_members(raw.path, is_frame, progress)
             elif start.startswith(_GZIP):
                 with gzip.GzipFile(fileobj=stream) as unpacked:
                     yield from _tar_members(unpacked, is_frame)
             else:
                 yield from _tar_members(stream, is_frame)
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile,
-            NotImplementedError) as error:  # fmt: skip
+    except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
+            NotImplementedError, OSError) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not of the archive's content, as gzip's and bzip2's are
         raise UserError(f"{raw.path}: damaged, cut off, or not a whole ZIP or tar file ({error}); "
                         "download it again") from None
 
@@ -235,6 +243,7 @@ class _Watched:
 
 def _zip_members(path, is_frame, progress):
     with zipfile.ZipFile(path) as archive:
+        _check_zip_directory(path, archive)
         for info in sorted(archive.infolist(), key=_by_folder):
             progress(info.compress_size)
             if info.is_dir():
@@ -243,6 +252,27 @@ def _zip_members(path, is_frame, progress):
                 if info.flag_bits & 1:
                     raise UserError(f"{path}: is encrypted; unpack it and pack its folder")
                 yield info.filename, archive.read(info)
+
+
+def _check_zip_directory(path, archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile if the directory lacks entries, or the file begins with something else.
+
+    zipfile reads what entries there are, and the last of two archives.
+    """
+    with open(path, "rb") as file:
+        file.seek(-min(_ZIP_END + len(archive.comment), os.path.getsize(path)), os.SEEK_END)
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6", 0, len(tail) - len(archive.comment))
+    if end < 0:
+        raise zipfile.BadZipFile("something is after its end")
+    count, = struct.unpack_from("<H", tail, end + 10)
+    if (zip64 := tail.rfind(b"PK\6\6", 0, end)) >= 0:
+        count, = struct.unpack_from("<Q", tail, zip64 + 32)
+    infos = archive.infolist()
+    if len(infos) != count:
+        raise zipfile.BadZipFile(f"{len(infos):,} of {count:,} files are in its directory")
+    if infos and min(info.header_offset for info in infos):
+        raise zipfile.BadZipFile("something is before its first file")
 
 
 def _by_folder(info):

@@ -1,5 +1,6 @@
 """The data doctor's report: the kinds of findings, their severity, and how they are written."""
 
+import os
 from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,7 +73,7 @@ class Report:
 @contextmanager
 def open_report(path):
     """Yield a Report; its file appears at `path` when the `with` block ends without an error."""
-    partial_path = Path(f"{path}.partial")
+    partial_path = Path(f"{path}.{os.getpid()}.partial")  # two commands may run in one folder
     try:
         with partial_path.open("w", newline="", encoding="utf-8") as file:
             report = Report(file)

@@ -181,6 +181,35 @@ def test_tall_frames_are_shrunk_and_others_copied(folder, capsys):
     assert Pack("again.zip").about["height"] == 24
 
 
+def test_packing_again_at_another_height(folder, capsys):
+    """Frames are never taller than what the pack says, which is what training checks."""
+    assert run("small.zip", "clips", "--height", "40", "--quality", "80") == 0
+    assert run("same.zip", "small.zip", "--height", "90") == 0
+    assert run("smaller.zip", "small.zip", "--height", "30") == 0
+    told = [(Pack(name).about["height"], Pack(name).about["quality"])
+            for name in ("same.zip", "smaller.zip")]
+    assert told == [(40, 80), (30, 95)]
+
+
+def test_a_link_to_a_pack_stays_a_link(folder):
+    Path("disk").mkdir()
+    Path("mine.zip").symlink_to("disk/mine.zip")
+    assert run("mine.zip", "clips") == 0
+    assert Path("mine.zip").is_symlink() and contents("disk/mine.zip") == frames_below(folder)
+
+
+def test_links_to_nowhere_are_no_obstacle(folder):
+    (folder / "1/.#lock").symlink_to("nowhere")
+    assert run("mine.zip", "clips") == 0
+
+
+def test_frames_that_are_too_large_are_packed_as_they_are(folder, capsys):
+    assert run("mine.zip", "clips/1", "--height", "20", "--max_frame_pixels", "500") == 0
+    assert "12 cannot be decoded" in capsys.readouterr().out
+    assert run("mine.zip", "clips/1", "--height", "20") == 0
+    assert "cannot be decoded" not in capsys.readouterr().out
+
+
 def test_folders_without_frames_are_kept(folder, capsys):
     (folder / "empty").mkdir()
     write_tar(Path("set.tgz"), folder)
@@ -235,6 +264,35 @@ def test_archives_that_are_not_whole_are_refused(folder, capsys):
     assert "set.zip: damaged" in error_of(capsys, "mine.zip", "set.zip")
 
 
+def test_a_zip_file_that_lacks_clips_is_refused(folder, capsys):
+    """zipfile reads what the directory has left, and only the last of two archives."""
+    for name in ("1", "2"):
+        with zipfile.ZipFile(f"part{name}", "w") as archive:
+            archive.writestr(f"{name}/1.jpg", b"frame" * 9)
+            archive.writestr(f"{name}/2.jpg", b"frame" * 9)
+    first, second = Path("part1").read_bytes(), Path("part2").read_bytes()
+    assert "part1: a ZIP file in parts" in error_of(capsys, "a.zip", "part1", "part2")
+    Path("both").write_bytes(first + second)
+    assert "something is before its first file" in error_of(capsys, "a.zip", "both")
+    entry = first.rfind(b"PK\1\2", 0, first.rfind(b"PK\1\2"))
+    changed = bytearray(first)
+    changed[entry + 32] = len(first) - first.rfind(b"PK\1\2") - 22  # the next is its comment
+    Path("lost").write_bytes(changed)
+    assert "1 of 2 files are in its directory" in error_of(capsys, "a.zip", "lost")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_in_a_compressed_zip_file_is_named(folder, capsys, method):
+    with zipfile.ZipFile("set.zip", "w", method) as archive:
+        archive.writestr("1/1.jpg", Path("clips/1/00001.jpg").read_bytes())
+    data = Path("set.zip").read_bytes()
+    for place in range(60, len(data) - 200, 97):
+        changed = bytearray(data)
+        changed[place] ^= 0xFF
+        Path("set.zip").write_bytes(changed)
+        assert "set.zip: damaged" in error_of(capsys, "mine.zip", "set.zip")
+
+
 def write_members(path, *members):
     """A tar file of (name, content or, for a link, None)."""
     with tarfile.open(path, "w") as archive:
@@ -257,6 +315,7 @@ def write_members(path, *members):
     ([("../a/1.jpg", b"1")], "leads out of the archive"),
     ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
     ([("a/readme.txt", b"1")], "no frames"),
+    ([("a/1.jpg", b"1"), ("a/b/1.jpg", b"2")], "a: has both frames and other clips"),
     ([("a/\udcff.jpg", b"1")], "is not valid UTF-8"),
 ])  # fmt: skip
 def test_what_an_archive_must_not_have(tmp_path, monkeypatch, capsys, members, problem):
@@ -274,6 +333,7 @@ def test_what_an_archive_must_not_have(tmp_path, monkeypatch, capsys, members, p
     (["none/mine.zip", "clips"], "none/mine.zip: there is no folder none"),
     (["mine.zip", "clips", "clips"], "clips: a pack is made of one folder"),
     (["mine.zip", "mixed"], "mixed: has both frames and other clips"),
+    (["mine.zip", "clips", "--frame_rate", "12"], "--frame_rate: there are no videos in clips"),
     (["mine.zip", "clips", "--height", "0"], "--height: found 0; expected 1"),
     (["mine.zip", "clips", "--quality", "101"], "--quality: found 101; expected 1 to 100"),
     (["mine.zip", "a.tgz", "b.tgz"], "a.tgz, b.tgz: not the numbered parts of one archive"),

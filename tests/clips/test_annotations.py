@@ -64,6 +64,8 @@ def test_columns_in_another_order_and_quoted_fields(tmp_path, folder):
     text = 'label,frames,video_id\nNo gesture,3,10\n"No gesture","1,2","2"\n\nelse,,\n'
     annotations = read(tmp_path, folder, text.replace("else,,", "else,,33"))
     assert annotations.ids.tolist() == ["10", "2"] and annotations.num_dropped == 1
+    annotations = read(tmp_path, folder, '"video_id","label"\n"10","No gesture"\n')  # as R writes
+    assert annotations.ids.tolist() == ["10"] and annotations.num_dropped == 0
 
 
 @pytest.mark.parametrize("text", ['"10;No gesture\n', '1\0;No gesture\n', '"1\n0";No gesture\n',

@@ -62,6 +62,13 @@ def test_every_kind_of_picture_loads(tmp_path, picture, mode, file_format, optio
     assert np.abs(frame - expected).mean() < 4
 
 
+def test_grey_pictures_of_16_bits_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    frame = read_frame(tmp_path / "depth.png", MAX_PIXELS)
+    assert np.array_equal(frame, np.repeat((ramp >> 8)[..., None], 3, 2))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(tmp_path, picture, orientation):
     exif = Image.Exif()
