@@ -82,8 +82,7 @@ class Progress(Callback):
 
     SECONDS_BETWEEN_UPDATES = 0.5
 
-    def __init__(self, device):
-        self.waiting = WaitingTime(device)
+    def __init__(self):
         self.bar, self.has_hinted = None, False
 
     def on_epoch_start(self, run, loader):
@@ -95,6 +94,7 @@ class Progress(Callback):
                         disable=silent)
         self.start = self.shown = time.perf_counter()
         memory.reset_peak(run.device)
+        self.waiting = WaitingTime(run.device)
         self.waiting.begin()
 
     def on_batch(self, run, batch):
@@ -122,7 +122,7 @@ class Progress(Callback):
                 f"{100 * self._waiting_share(now):.0f} % waiting for data")
 
     def _waiting_share(self, now) -> float:
-        """The part of the time since the start in which the device had no batch to work on."""
+        """The part of the epoch's time so far in which the device had no batch to work on."""
         return self.waiting.seconds / (now - self.start)
 
     def on_steps_end(self, run):
@@ -221,7 +221,17 @@ class TensorBoard(Callback):
             self.add_row(row)
 
     def add_row(self, row):
-        """Adds one row of the history to the curves."""
+        """Adds one row of the history to the curves.
+
+        The writers' threads end at an error, and a call that follows would wait for ever.
+        """
+        threads = [writer.file_writer.event_writer._worker for writer in self.writers.values()]
+        if not all(thread.is_alive() for thread in threads):
+            print("note: the TensorBoard log cannot be written any more, for example because the "
+                  "disk was full; history.csv has the curves, and --resume writes them anew",
+                  flush=True)
+            self.writers = {}
+            return
         for name, value in row.items():
             writer = self.writers["validation" if name.startswith("val_") else "train"]
             if name != "epoch":
@@ -368,6 +378,6 @@ def build_callbacks(run: Run) -> list[Callback]:
         History(),
         StopOnSignal(),
         Profile(run.profile),
-        Progress(run.device),
+        Progress(),
         Yardsticks(),
     ]

@@ -239,12 +239,12 @@ def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> No
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
+    train_loader = build_loader(train_set, config, True, device)
+    validation_loader = build_loader(validation_set, config, False, device)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     run.yardsticks = yardsticks_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
-    train_loader = build_loader(train_set, config, True, device)
-    validation_loader = build_loader(validation_set, config, False, device)
     clip_shape = (config.clip_size, *config.crop)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # In a log, too, before the first epoch.

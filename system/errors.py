@@ -23,6 +23,7 @@ _DISK_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EIO, errno.EFBIG)
 _GLOO_SIGN = "gloo/transport/"
 _SHARED_MEMORY_SIGNS = ("shared memory(shm)", "killed by signal: Bus error")
 _DEAD_WORKER_SIGN = "DataLoader worker (pid"  # an exception in a worker has "in DataLoader worker"
+_COMPILER_SIGNS = ("No working C++ compiler", "Failed to find C compiler")
 # Of the CPU allocator, of CUDA outside PyTorch's allocator, and of OpenCV.
 _MEMORY_SIGNS = ("you tried to allocate", "CUDA error: out of memory", "Insufficient memory")
 
@@ -84,6 +85,11 @@ def message_for_user(error: Exception) -> str | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or \
             any(sign in text for sign in _MEMORY_SIGNS):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
+    if any(sign in text for sign in _COMPILER_SIGNS):
+        return "compile: needs a C++ compiler; install one, such as g++, or set the key to false"
+    if isinstance(error, UnicodeEncodeError):
+        return (f"{error.object!a}: has characters that cannot be written in this locale "
+                f"({error.encoding}); set PYTHONUTF8=1, or choose another name")
     if isinstance(error, DistError) or _GLOO_SIGN in text:
         reason = " ".join(text.split()).partition(". ")[0]
         return ("another process of this run has ended or was killed, or cannot be reached "

@@ -25,6 +25,9 @@ from system.errors import UserError, message_for_user
 
 # Longer than any batch takes to load. A dead process is noticed earlier.
 TIMEOUT = timedelta(minutes=10)
+# After SIGTERM the launcher gives the processes 30 s unless told otherwise, which may be too few
+# for a slow step and a checkpoint on a network's disk.
+SECONDS_TO_SAVE = 170
 
 
 def launched() -> bool:
@@ -42,6 +45,7 @@ def launch(script: str, arguments: list[str], gpus: list[int] | None, num_proces
         arguments, num_processes = _without_gpus(arguments), len(gpus)
     # As torchrun does; otherwise each process would use all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -82,10 +86,15 @@ class Meeting:
 
     def __init__(self):
         self.store = None  # the launcher's; used before the processes have joined
+        self.num_waits = 0
 
     def meet(self) -> None:
         """Wait until all processes have started; without torchrun, do nothing."""
         if launched():
+            names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+            if missing := [name for name in names if name not in os.environ]:
+                raise UserError(f"LOCAL_RANK is set in the environment, but not {missing[0]}; "
+                                "start with torchrun, which sets both, or unset LOCAL_RANK")
             store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
             self.store = dist.PrefixStore(_roll_call(store, own_rank, num_processes), store)
 
@@ -95,6 +104,15 @@ class Meeting:
             return self.store is None or self.store.add("reported", 1) == 1
         except dist.DistError:  # the launcher is gone, and its store
             return True
+
+    def wait_for_main(self) -> None:
+        """Block until the main process has come as far, even if that takes longer than TIMEOUT."""
+        self.num_waits += 1
+        name = f"main has come {self.num_waits}"
+        if is_main():
+            self.store.set(name, "yes")
+        while not self.store.check([name]):
+            time.sleep(0.01)
 
     def join(self, device: torch.device) -> None:
         """Initialize the process group of the processes that have met."""
@@ -111,6 +129,7 @@ class Meeting:
 # A process meets others once in its life, as it has one default process group.
 _meeting = Meeting()
 meet, join, is_first_to_report = _meeting.meet, _meeting.join, _meeting.is_first_to_report
+wait_for_main = _meeting.wait_for_main
 
 
 def _roll_call(store, own_rank: int, num_processes: int) -> str:
@@ -265,6 +284,7 @@ def broadcast_from_main(function, *arguments):
             answer[1] = message_for_user(error)
             if answer[1] is None:
                 raise
+    wait_for_main()
     dist.broadcast_object_list(answer)
     result, message = answer
     if message is not None:

@@ -37,6 +37,7 @@ class StopRequest:
 
         Inside `deferred` a signal is only recorded. A second Ctrl-C always exits immediately.
         """
+        open_closed_streams()
         for number in SIGNALS:
             signal.signal(number, self.receive)
 
@@ -100,6 +101,21 @@ deferred, at_once = _request.deferred, _request.at_once
 
 
 # --- output ------------------------------------------------------------------------------------
+
+
+def open_closed_streams() -> None:
+    """Connect standard streams that are closed to /dev/null, as `command >&-` leaves them.
+
+    Python has None for them, and the next file that is opened would get their number.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free, this one
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """Callbacks watch and record; training itself needs none of them."""
 
+import threading
+
 import pytest
 import torch
 from runs import make_settings, read_csv, run_folder, without_times, write_config
+from tensorboardX.event_file_writer import EventsWriter
 
 import callbacks
 import train
@@ -43,6 +46,23 @@ def test_without_any_of_them_training_is_the_same(whole, tmp_path, monkeypatch, 
     if name != "History":
         histories = [without_times(read_csv(place / "history.csv")) for place in (folder, whole)]
         assert histories[0] == histories[1]
+
+
+def test_a_log_that_cannot_be_written_ends_without_the_run(tmp_path, monkeypatch, capsys):
+    """The writer's thread ends at the error; another ten values would wait for it for ever."""
+    write = EventsWriter.write_event
+
+    def fail(writer, event):
+        if threading.current_thread() is threading.main_thread():
+            return write(writer, event)  # the file's first one
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "write_event", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    settings = make_settings(tmp_path, num_epochs=4)
+    assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
+    assert "note: the TensorBoard log cannot be written any more" in capsys.readouterr().out
+    assert len(read_csv(run_folder(settings) / "history.csv")) == 4
 
 
 def test_each_is_told_of_each_moment(tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ KILLED = "DataLoader worker (pid 7) is killed by signal: "
     (RuntimeError(f"{KILLED}Bus error. It is possible that"), "--ipc=host"),
     (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "
                   "device (28)"), "--shm-size"),
+    (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in"), "one, such as g++"),
+    (UnicodeEncodeError("ascii", "run/\xfc", 4, 5, "not in range"), "run/\\xfc': has characters"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "batch_size"),
 ])  # fmt: skip
 def test_an_error_is_told_by_what_it_is(error, expected):
@@ -110,6 +112,15 @@ def test_output_to_a_full_disk_is_named(tmp_path):
         ended = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("error: standard output: cannot be written"), ended.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_obstacle(closed, tmp_path):
+    settings = make_settings(tmp_path, num_epochs=1)
+    config = write_config(tmp_path / "config.json", settings)
+    command = f"{sys.executable} train.py -c {config} -g cpu {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=PROJECT).returncode == 0
+    assert load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")["epoch"] == 1
 
 
 def test_exit_statuses():

@@ -148,6 +148,32 @@ def launch(*arguments):
     return run_python("-c", LAUNCH, *arguments)
 
 
+SLOW_MAIN = """
+import sys, time
+from datetime import timedelta
+import torch
+from system import processes
+processes.TIMEOUT = timedelta(seconds=2)
+processes.meet()
+processes.join(torch.device("cpu"))
+assert processes.broadcast_from_main(lambda: time.sleep(4) or 7) == 7
+processes.leave()
+"""
+
+
+def test_the_others_wait_for_long_work_of_the_main_process(tmp_path):
+    """Such as the yardsticks of thousands of long videos, which take longer than the time limit."""
+    (tmp_path / "slow.py").write_text(SLOW_MAIN)
+    process = torchrun(2, tmp_path / "slow.py")
+    assert process.returncode == 0, process.stderr
+
+
+def test_half_of_torchruns_environment_is_a_mistake(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert train.main(["-c", "configs/quickstart.json"]) == 2
+    assert "LOCAL_RANK is set in the environment, but not RANK" in capsys.readouterr().err
+
+
 class Job:
     """Commands for `several.py`, by name, and what came of them."""
 

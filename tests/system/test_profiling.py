@@ -57,7 +57,7 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
     assert waiting_hint(0.19, 100, few) is None
     assert waiting_hint(0.5, 5, few) is None  # that was the workers' start
 
-    progress = Progress(CPU)
+    progress = Progress()
     for epoch in range(2):
         run = SimpleNamespace(config=few, device=CPU, epoch=epoch, step=0)
         progress.on_epoch_start(run, range(25))
@@ -65,6 +65,7 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
             progress.on_batch(run, batch)
             run.step += 1
             progress.waiting.begin()
+        assert progress._waiting_share(clock[0]) == 1  # of this epoch: no step takes any time here
         progress.on_steps_end(run)
     assert capsys.readouterr().out.count("raise num_workers") == 1
 
