@@ -23,6 +23,7 @@ TORCHVISION_VIDEO_MODELS = {
     "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
     "mvit_v1_b": "head", "mvit_v2_s": "head",
 }  # fmt: skip
+LEAST_ALPHA = 1e-3  # of a Beta distribution; its samples are not computed right far below
 MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
           *TORCHVISION_VIDEO_MODELS)  # fmt: skip
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
@@ -191,6 +192,10 @@ class Config(BaseModel):
     )
     random_erasing: Share = Field(
         0.0, description="Share of training clips in which a random box is erased."
+    )
+    time_masking: Share = Field(
+        0.0, description="Largest share of a training clip's frames that its mean frame replaces; "
+        "the number and place of these consecutive frames are drawn per clip.",
     )
     step_jitter: Fraction = Field(
         0.0, description="Training clips run faster or slower by up to +- this fraction."
@@ -384,6 +389,10 @@ class Config(BaseModel):
         """Return a message for each conflict between augmentations."""
         problems = []
         is_mixed = self.mixup_alpha or self.cutmix_alpha
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if 0 < getattr(self, key) < LEAST_ALPHA:
+                problems.append(f"{key}: found {getattr(self, key):g}; expected 0, which is off, "
+                                f"or at least {LEAST_ALPHA:g}")
         if self.horizontal_flip and self.flip_labels is None:
             problems.append(
                 "flip_labels: missing; a mirrored swipe to the left is a swipe to the right: give "

@@ -9,7 +9,13 @@ from clips.annotations import Annotations
 from clips.frames import FrameFolder
 from clips.packs import PackedClip, PackedFrames
 from clips.sampling import eval_positions
-from clips.transforms import erase_box, eval_transform, jitter_colours, optical_flow
+from clips.transforms import (
+    erase_box,
+    eval_transform,
+    jitter_colours,
+    mask_frames,
+    optical_flow,
+)
 from clips.videos import VideoFile, is_video
 from config import Config
 from system.errors import UserError, first_few
@@ -76,11 +82,16 @@ def read_windows(source, positions: np.ndarray, transforms: list, clip: np.ndarr
 
 
 def augment(clip: np.ndarray, config: Config, rng: np.random.Generator) -> None:
-    """Apply the colour jitter and random erasing of the config in place. uint8 [T, H, W, C]"""
+    """Apply the colour jitter, time masking and random erasing of the config in place.
+
+    clip: uint8 [T, H, W, C].
+    """
     if config.colour_jitter:
         colours = np.ascontiguousarray(clip[..., :3])
         jitter_colours(colours, config.colour_jitter, rng)
         clip[..., :3] = colours
+    if config.time_masking:
+        mask_frames(clip, config.time_masking, rng)
     if config.random_erasing and rng.random() < config.random_erasing:
         erase_box(clip, np.rint(np.multiply(config.input_mean, 255)), rng)
 

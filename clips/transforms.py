@@ -97,6 +97,16 @@ def jitter_colours(clip, strength, rng) -> None:
         frame[:] = cv2.transform(frame, matrix)
 
 
+def mask_frames(clip, largest_share, rng) -> None:
+    """Replace a run of frames by the clip's mean frame in place. (Park et al., arXiv 1904.08779)
+
+    clip: uint8 [T, H, W, C]. The run has 0 to `largest_share` * T frames, and any place.
+    """
+    length = rng.integers(int(largest_share * len(clip)), endpoint=True)
+    start = rng.integers(len(clip) - length, endpoint=True)
+    clip[start : start + length] = clip.mean(0).astype(np.uint8)
+
+
 def erase_box(clip, colour, rng) -> None:
     """Fill a random box, the same in all frames, in place. (Zhong et al., arXiv 1708.04896)
 

@@ -52,6 +52,8 @@ def _time(looks: Looks, given: dict) -> list[Choice]:
     low, high = np.percentile(num_frames, [5, 95])
     span = (clip_size - 1) * step + 1
     choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
+    if given.get("sampling") == "segments":
+        choices.append(Choice("step_jitter", 0.0, "sampling segments has no step"))
     return [*choices,
             Choice("clip_size", clip_size, f"the clips have {low:.0f} to {high:.0f} frames, "
                    f"{frames:.0f} in the middle"),

@@ -15,7 +15,7 @@ import train
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
 from clips.sampling import sample_window
-from clips.transforms import REST, STEPS_PER_PIXEL, optical_flow
+from clips.transforms import REST, STEPS_PER_PIXEL, mask_frames, optical_flow
 from config import Config
 from data_loader import VideoFolder
 from system.config_file import load_config
@@ -37,6 +37,7 @@ SWITCHES = {
     "flip": {"horizontal_flip": 0.5, "flip_labels": {"Left": "Right"}},
     "colour and erasing": {"colour_jitter": 0.3, "random_erasing": 0.5},
     "steps": {"step_jitter": 0.4},
+    "masked": {"time_masking": 0.4},
     "crops": {"nclips": 2, "ncrops": 3},
     "early stopping": {"early_stopping_epochs": 1, "num_epochs": 4},
 }
@@ -139,6 +140,20 @@ def test_names_of_no_class_cannot_be_flipped(data_set):
         VideoFolder(annotations, config, training=True)
 
 
+def test_time_masking_replaces_a_run_of_frames_by_their_mean():
+    rng, lengths, starts = np.random.default_rng(0), set(), set()
+    for _ in range(200):
+        clip = rng.integers(0, 255, (10, 4, 4, 3), np.uint8)
+        masked = clip.copy()
+        mask_frames(masked, 0.4, rng)
+        changed = np.flatnonzero((masked != clip).any((1, 2, 3)))
+        assert (np.diff(changed) == 1).all()
+        assert (masked[changed] == clip.mean(0).astype(np.uint8)).all()
+        lengths.add(len(changed))
+        starts.update(changed[:1])
+    assert lengths == {0, 1, 2, 3, 4} and starts == set(range(10))
+
+
 def test_step_jitter_changes_the_pace_and_keeps_the_order():
     rng = np.random.default_rng(0)
     spans = {int(np.ptp(sample_window(60, 8, 2 * rng.uniform(0.5, 1.5), rng))) for _ in range(100)}
@@ -199,6 +214,7 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
     "keys, problem",
     [
         ({"horizontal_flip": 0.5}, "flip_labels: missing"),
+        ({"cutmix_alpha": 1e-30}, "cutmix_alpha: found 1e-30; expected 0, which is off, or at"),
         ({"flip_labels": "unchanged"}, "flip_labels: given, but horizontal_flip is 0"),
         ({"horizontal_flip": 0.5, "flip_labels": {"a": "b"}, "mixup_alpha": 0.2},
          "flip_labels: given with mixup_alpha"),
