@@ -25,7 +25,7 @@ from clips.frames import prepare_decoders
 from clips.reading import open_clip, window_input
 from clips.sampling import frames_apart
 from explaining import grad_cam, layer_films, time_probe
-from explaining.layers import first_kernels, share_of_change, stage_outputs
+from explaining.layers import first_kernels, share_of_change, stage_names, stage_outputs
 from explaining.pictures import save_gif
 from scoring.predictor import Predictor, load_predictor
 from system.device import choose_device, prepare
@@ -39,6 +39,9 @@ def explain(options: argparse.Namespace) -> None:
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     predictor = load_predictor(options.checkpoint, device)
+    names = stage_names(predictor.network)
+    if options.stage not in (None, *names):
+        raise UserError(f"--stage: found {options.stage!r}; expected one of {', '.join(names)}")
     data_folder, csv_path = options.data or predictor.config.set_paths("validation")
     annotations = read_annotations(csv_path, data_folder, predictor.classes)
     print(f"{len(annotations):,} clips in {data_folder}")

@@ -141,6 +141,17 @@ def check_places(options: argparse.Namespace) -> None:
                         "clips")
 
 
+def check_overwritten(options: argparse.Namespace, clips: list[Path]) -> None:
+    """Raise UserError if --output or --save would overwrite a clip or a checkpoint."""
+    read = {os.path.realpath(path) for path in (*clips, *options.checkpoint)}
+    written = [("--output", options.output)] if options.output else []
+    if options.save:
+        written += [("--save", place) for place in places_for(options.save, clips).values()]
+    for flag, place in written:
+        if os.path.realpath(place) in read:
+            raise UserError(f"{flag}: would overwrite {place}; choose another place")
+
+
 def main(arguments=None) -> int:
     """Run the command and return its exit status: 2 if any clip cannot be classified."""
     options = parse_arguments(arguments)
@@ -169,6 +180,7 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
         except UserError as error:
             problems.append(str(error))
     clips = list({os.path.abspath(clip): clip for clip in reversed(clips)}.values())[::-1]
+    check_overwritten(options, clips)
     count = min(options.top, len(predictors[0].classes))
     found, others = predict(predictors, clips, options.save, combine)
     problems += others

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from explaining.layers import StageOutput
 from explaining.pictures import BAR, TEXT, blank, enlarged, heat, write_text
-from system.errors import UserError
 
 MIN_FRAMES, MIN_SIDE = 4, 4  # resolution of a map in time and space, if any stage has it
 FRAME_HEIGHT, TITLE_HEIGHT, BARS_HEIGHT = 224, 26, 48  # pixels
@@ -24,11 +23,9 @@ def grad_cam(
     """Return the map of one clip, float [T, H, W] from 0 to 1, and the name of its stage.
 
     outputs, logits: from `layers.stage_outputs`; shape: (T, H, W) of the clip; stage_name: None
-    for `deepest_with_resolution`. Raises UserError if there is no such stage.
+    for `deepest_with_resolution`.
     """
     stage_name = stage_name or deepest_with_resolution(outputs)
-    if stage_name not in outputs:
-        raise UserError(f"--stage: found {stage_name!r}; expected one of {', '.join(outputs)}")
     output = outputs[stage_name]
     weights = output.gradient(logits[0, class_index]).mean(dim=(1, 2, 3), keepdim=True)
     values = (weights * output.volume()).sum(0).clamp(min=0)  # [T, H, W]

@@ -31,6 +31,11 @@ class StageOutput(NamedTuple):
         return as_volume(gradient, self.channels_last)
 
 
+def stage_names(network: nn.Module) -> list[str]:
+    """Return the names of the stages that have an output of their own."""
+    return [name for name, stage in stages(network) if not isinstance(stage, SILENT_LAYERS)]
+
+
 def stage_outputs(
     network: nn.Module, inputs: torch.Tensor
 ) -> tuple[dict[str, StageOutput], torch.Tensor]:
@@ -48,11 +53,10 @@ def stage_outputs(
         outputs[name] = StageOutput(first, channels_last)
         return (first, *others) if others else first
 
-    for name, stage in stages(network):
-        if not isinstance(stage, SILENT_LAYERS):
-            hooks.append(stage.register_forward_hook(
-                lambda _module, _inputs, output, name=name: keep(name, output)
-            ))
+    for name in stage_names(network):
+        hooks.append(network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: keep(name, output)
+        ))
     try:
         logits = network(inputs)
     finally:

@@ -88,7 +88,7 @@ def _value_axis(numbers, limits):
     high = max(numbers) if limits[1] is None else limits[1]
     if low >= high:
         high = low + max(abs(low), 1e-9) if limits[0] is not None else low + abs(low) / 10 + 1e-9
-    step = nice_step((high - low) / NUM_TICKS)
+    step = nice_step(high / NUM_TICKS - low / NUM_TICKS)  # their difference may be inf
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return _axis(low, high, BOTTOM, TOP, multiples(low, high, step))
 

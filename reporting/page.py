@@ -128,7 +128,7 @@ def _read_history(path) -> list[dict[str, float]]:
         cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
         rows = [{name: float(text) for name, text in row.items() if text}
                 for row in cells.to_dict("records")]
-        if not all("epoch" in row for row in rows):
+        if not all(np.isfinite(row.get("epoch", np.nan)) for row in rows):
             raise ValueError("a row without an epoch")
     except FileNotFoundError:
         return []
@@ -200,7 +200,7 @@ def column(history, name) -> list[float]:
 
 def _remark(row) -> str:
     """Return the epoch of a row of the history, and the interval of its validation top-1."""
-    if "val_top1_low" not in row:  # an earlier version wrote it
+    if not {"val_top1_low", "val_top1_high"} <= row.keys():  # an earlier version wrote it
         return f"epoch {row['epoch']:g}"
     return (f"epoch {row['epoch']:g}; 95 % interval {row['val_top1_low']:.1f} to "
             f"{row['val_top1_high']:.1f}")

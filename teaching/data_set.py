@@ -73,6 +73,12 @@ class DataSet:
         path = self.csvs[set_name]
         labels = set(read_rows(path, with_labels=True)["label"]) if path.exists() else ()
         if labels:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                columns = next(csv.reader(file))
+            if others := set(columns) - {"video_id", "label"} if "video_id" in columns else ():
+                raise UserError(f"{path}: has columns that this page cannot keep: "
+                                f"{first_few(sorted(others))}; give it a copy of the folder "
+                                "without them")
             found = read_annotations(path, self.folder / "clips", sorted(labels))
             for clip_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True):
                 yield clip_id, (found.class_names[label], set_name)
@@ -93,6 +99,7 @@ class DataSet:
                 raise UserError(f"there are {MOST_CLIPS:,} clips already; remove some")
             clip_id = str(self.last_number + 1)
             folder = self._unfinished(clip_id)
+            shutil.rmtree(folder, ignore_errors=True)  # of a try that a full disk ended
             folder.mkdir(parents=True)
             for number, picture in enumerate(pictures, 1):
                 with open(folder / f"{number:05d}.jpg", "wb") as file:
@@ -115,7 +122,8 @@ class DataSet:
             hidden = self._unfinished("removed")
             hidden.parent.mkdir(exist_ok=True)
             path.rename(hidden)
-            shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
+            is_folder = hidden.is_dir() and not hidden.is_symlink()
+            shutil.rmtree(hidden) if is_folder else hidden.unlink()
 
     def _unfinished(self, name) -> Path:
         return self.folder / "clips" / UNFINISHED / name
@@ -166,8 +174,9 @@ class DataSet:
 def checked_name(name: str) -> str:
     """Return a class name as it is saved. Raises UserError if it cannot be."""
     name = unicodedata.normalize("NFC", name.strip())
-    # A joiner, which is not printable, makes one emoji of several.
-    if not 0 < len(name) <= LONGEST_NAME or not name.replace("\u200d", "").isprintable():
+    # Joiners, which are not printable, make one emoji of several, and are part of Persian words.
+    shown = name.replace("\u200c", "").replace("\u200d", "")
+    if not shown or len(name) > LONGEST_NAME or not shown.isprintable():
         raise UserError(f"a gesture's name has 1 to {LONGEST_NAME} printable characters; change it")
     return name
 

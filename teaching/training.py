@@ -29,6 +29,8 @@ PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"
 FEWEST_CLASSES, FEWEST_CLIPS = 2, 5  # clips of each class
 SHOWN_BYTES = 4000  # of the log
+ENDED_WITHOUT_A_WORD = ("error: the training ended without a message; it may have been killed, for "
+                        "example because memory was short: the log has its last lines")
 COLUMNS = ("epoch", "seconds", "top1", "val_top1", "val_linear_top1", "val_most_frequent_top1")
 # Its process and its children keep the log locked while they run. `exec` keeps the number.
 LAUNCHER = ["sh", "-c", 'echo "process $$"; exec "$@"', "sh"]
@@ -45,7 +47,7 @@ class Training:
         with suppress(UserError):  # there is none yet; the folder may have been renamed since
             name = load_config(self.config_path).model_name
         self.run_folder = data_set.folder / "trainings" / name
-        self.lock, self.process = threading.Lock(), None
+        self.lock, self.process, self.is_stopping = threading.Lock(), None, False
 
     def start(self, goes_on: bool) -> None:
         """Train anew, or go on with the run that was stopped. Raises UserError if that cannot be.
@@ -58,7 +60,8 @@ class Training:
             if not goes_on:
                 self._check_clips()
                 self.data_set.balance()
-                self.write_config()
+            self.write_config(anew=not goes_on)
+            self.is_stopping = False
             log.truncate(0)
             command = [*LAUNCHER, sys.executable, str(PROJECT / "train.py"), "--config",
                        str(self.config_path), "--resume" if goes_on else "--overwrite", "True"]
@@ -75,8 +78,11 @@ class Training:
             raise UserError(f"training needs {FEWEST_CLASSES} gestures with {FEWEST_CLIPS} clips "
                             f"each; record more{f' of {first_few(few)}' if few else ''}")
 
-    def write_config(self) -> None:
-        """Write config.json: the recipe, the reader's own keys, and what follows from the clips."""
+    def write_config(self, anew: bool) -> None:
+        """Write config.json: the recipe, the reader's own keys, and what follows from the clips.
+
+        Unless `anew`, only the paths change: the folder may have been copied or renamed.
+        """
         folder, sets = self.data_set.folder, [row[1] for row in self.data_set.clips.values()]
         recipe = load_config(RECIPE)
         values = recipe.model_dump(exclude_unset=True)
@@ -87,9 +93,10 @@ class Training:
         for set_name, prefix in (("train", "train"), ("validation", "val")):
             values[f"{prefix}_data_folder"] = str(folder / "clips")
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
-        looks = look_at(folder / "clips", list(self.data_set.clips), recipe)
-        for choice in choose_settings(looks, sets.count("train"), self.device_type):
-            values[choice.key] = choice.value
+        if anew:
+            looks = look_at(folder / "clips", list(self.data_set.clips), recipe)
+            for choice in choose_settings(looks, sets.count("train"), self.device_type):
+                values[choice.key] = choice.value
         write_whole(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def stop(self) -> None:
@@ -97,6 +104,7 @@ class Training:
         with self.lock:
             number = re.match(r"process (\d+)\n", self._messages())
             if number and self._is_running():
+                self.is_stopping = True
                 with suppress(ProcessLookupError):
                     os.kill(int(number[1]), signal.SIGTERM)
 
@@ -123,13 +131,15 @@ class Training:
             is_running = self._is_running()
         messages = self._messages().partition("\n")[2]
         is_over = "\ntraining is over" in messages
+        was_stopped = self.is_stopping or re.search(r"^stopped by SIG", messages, re.MULTILINE)
         error = re.search(r"^error: .*", messages, re.MULTILINE | re.DOTALL)
+        error = error[0].strip() if error else "" if was_stopped else ENDED_WITHOUT_A_WORD
         can_go_on = not is_running and not is_over and (self.run_folder / LAST_CHECKPOINT).exists()
-        state = "running" if is_running else "done" if is_over else "failed" if error else \
-            "stopped" if messages else "none"
+        state = "running" if is_running else "done" if is_over else "none" if not messages else \
+            "failed" if error else "stopped"
         return {
             "state": state, "can_go_on": can_go_on and bool(messages),
-            "error": error[0].strip() if error and state == "failed" else "",
+            "error": error if state == "failed" else "",
             "num_epochs": self._num_epochs(), "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
             "has_network": (self.run_folder / LAST_CHECKPOINT).exists(),

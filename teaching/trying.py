@@ -85,7 +85,7 @@ class Trial:
                     "backwards": self.predictor.scores(reverse).whole.tolist()}
 
     def _check_turn(self, turn):
-        if turn != self.turn:
+        if turn != self.turn or self.predictor is None:
             raise UserError("another page has taken over; press Start to try here again")
 
     def _append(self, time, frame):

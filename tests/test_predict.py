@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -276,6 +277,20 @@ def test_results_are_written_for_any_path_and_only_where_they_can_be(
     with pytest.raises(SystemExit):
         predict.main([*command, "--top", "0"])
     assert "--top: expected 1 or more, found '0'" in capsys.readouterr().err
+
+
+def test_nothing_that_is_read_is_overwritten(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copy(checkpoint, "own.tar")
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", draw_frames("Left", 9, np.random.default_rng(0)))
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for flags in (["--save", "."], ["--save", "link.mp4"], ["-o", "a.mp4"], ["-o", own]):
+        clips = ["a.mp4"] if "link.mp4" in flags else ["a.mp4", "b.mp4"]
+        assert predict.main(["-c", own, "-g", "cpu", *clips, *flags]) == 2
+        assert ": would overwrite " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_path, capsys):

@@ -320,7 +320,7 @@ def test_without_its_data_the_pictures_are_left_out(folder, trained):
 
 @pytest.mark.parametrize("name", ["config.json", "versions.json", "history.csv", "logits.npz"])
 def test_damaged_files(folder, name, capsys):
-    contents = {"history.csv": ["epoch,loss\n1,none\n", "loss\n1\n"],
+    contents = {"history.csv": ["epoch,loss\n1,none\n", "loss\n1\n", "epoch,loss\nnan,1\n"],
                 "logits.npz": ["PK", (folder / name).read_bytes()[:-300].decode("latin-1")],
                 "config.json": ["{", "[]", "\udc80"], "versions.json": ["{}", "["]}  # fmt: skip
     for text in contents[name]:
@@ -328,6 +328,15 @@ def test_damaged_files(folder, name, capsys):
         assert main([str(folder)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {folder / name}: damaged (") and "\n" not in error[:-1]
+
+
+def test_odd_figures_are_no_obstacle(folder):
+    """From an earlier version, a training that went wrong, or another program."""
+    (folder / "history.csv").write_text("epoch,loss,val_loss,val_top1,val_top1_low\n"
+                                        "1,1e308,-1e308,50,40\n2,-1e308,1e308,60,50\n")
+    versions = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps([versions[0] | {"command": None}]))
+    assert "epoch 2" in write_report(folder).read_text()
 
 
 @pytest.mark.parametrize("changes", [

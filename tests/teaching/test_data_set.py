@@ -1,7 +1,9 @@
 """The data set behind the page: it is the project's own at any time, and nothing is lost."""
 
 import io
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,41 @@ def test_a_folder_made_by_hand_opens_and_keeps_its_split(open_folder, tmp_path):
     assert not (tmp_path / "mine" / "clips" / "wave.mp4").exists()
 
 
+def test_columns_that_would_be_lost_are_refused(open_folder, tmp_path):
+    paths = write_data_set(tmp_path / "mine", {"train": 3, "validation": 3})
+    text = "video_id,label,group\n1,Left,ann\n2,Right,bob\n"
+    Path(paths["train_data_csv"]).write_text(text)
+    with pytest.raises(UserError, match="has columns that this page cannot keep: group"):
+        open_folder()
+    assert Path(paths["train_data_csv"]).read_text() == text
+
+
+def test_after_a_full_disk_recording_goes_on(open_folder, monkeypatch):
+    data = open_folder()
+
+    def fail(_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="no space"):
+            data.add("a", jpegs([1, 2]))
+    assert data.add("a", jpegs([1, 2])) == "1"
+
+
+def test_a_linked_clip_can_be_removed(open_folder, tmp_path):
+    data = open_folder()
+    for _ in range(2):
+        data.add("a", jpegs([1, 2]))
+    clip = tmp_path / "mine" / "clips" / "1"
+    clip.rename(tmp_path / "elsewhere")
+    clip.symlink_to(tmp_path / "elsewhere")
+    data.remove("1")
+    data.remove("2")
+    assert not data.clips and sorted(os.listdir(tmp_path / "elsewhere")) == ["00001.jpg",
+                                                                              "00002.jpg"]
+
+
 def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, tmp_path):
     data = open_folder()
     ids = [data.add(name, jpegs([1, 2])) for name in ("a", "b", "a")]
@@ -134,6 +171,7 @@ def large():
 PAIR = jpegs([1, 2])
 REFUSED = {
     "no name": (" ", PAIR, "a gesture's name"),
+    "joiners": ("\u200d\u200c", PAIR, "a gesture's name"),
     "a long name": ("x" * 61, PAIR, "a gesture's name"),
     "a line end": ("a\nb", PAIR, "a gesture's name"),
     "control": ("a\x1b[0m", PAIR, "a gesture's name"),

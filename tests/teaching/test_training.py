@@ -1,7 +1,9 @@
 """Trainings that the page starts, stops and finds again. `train.py` is a small script here."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +127,34 @@ def test_a_renamed_folder_has_its_training(training, project, tmp_path):
     assert found["state"] == "done" and found["history"] and found["has_network"]
 
 
+def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_path):
+    project("wait")
+    training.start(goes_on=False)
+    until(training, has_begun)
+    training.close()
+    shutil.copytree(training.data_set.folder, tmp_path / "copy")
+    before = (training.run_folder / "arguments.json").read_text()
+    data = DataSet(tmp_path / "copy")
+    copy = Training(data, "cpu", "cpu")
+    project("end")
+    copy.start(goes_on=True)
+    assert until(copy, lambda found: found["state"] != "running")["state"] == "done"
+    data.close()
+    assert (training.run_folder / "arguments.json").read_text() == before
+    assert "--resume" in (copy.run_folder / "arguments.json").read_text()
+    config = load_config(copy.config_path, sets=["train", "validation"])
+    assert config.train_data_folder == str(tmp_path / "copy" / "clips")
+
+
+def test_a_training_that_was_killed_is_said_to_be(training, project):
+    project("wait")
+    training.start(goes_on=False)
+    until(training, has_begun)
+    os.kill(int(training.log.read_text().split()[1]), signal.SIGKILL)
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["state"] == "failed" and "it may have been killed" in found["error"]
+
+
 def test_a_failure_is_said(training, project):
     project("fail")
     training.start(goes_on=False)
@@ -167,7 +197,8 @@ def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project)
         training.log.write_text(f"process {other.pid}\nepoch 1\n")
         training.process = None
         training.stop()
-        assert training.progress()["state"] == "stopped"
+        found = training.progress()
+        assert found["state"] == "failed" and "it may have been killed" in found["error"]
         other.communicate(b"\n")
     assert other.returncode == 0
 

@@ -110,6 +110,11 @@ def test_a_page_that_begins_later_takes_over(make_trial):
     assert show(trial, [0.0]) == {"scores": None, "verdict": None}
 
 
+def test_a_request_before_a_network_is_loaded_is_refused(tmp_path):
+    with pytest.raises(UserError, match="another page has taken over"):
+        Trial(tmp_path / "none.tar", None).backwards(0)
+
+
 @pytest.mark.parametrize(("times", "message"), [
     ([], "1 frames with 0 times"), ([1, 2], "1 frames with 2 times"), ([0.5], "must increase"),
     ([0.4], "must increase"),
