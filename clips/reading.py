@@ -82,10 +82,7 @@ def read_windows(source, positions: np.ndarray, transforms: list, clip: np.ndarr
 
 
 def augment(clip: np.ndarray, config: Config, rng: np.random.Generator) -> None:
-    """Apply the colour jitter, time masking and random erasing of the config in place.
-
-    clip: uint8 [T, H, W, C].
-    """
+    """Apply colour jitter, time masking and random erasing in place. uint8 [T, H, W, C]"""
     if config.colour_jitter:
         colours = np.ascontiguousarray(clip[..., :3])
         jitter_colours(colours, config.colour_jitter, rng)

@@ -254,7 +254,7 @@ def add_augmentation(house):
     add(house / "clips" / "transforms.py", AUGMENTATION)
     insert(house / "config.py", r"^    random_erasing: .*\n.*\n    \)\n",
            '    negatives: bool = Field(False, description="Training clips are inverted.")\n')
-    insert(house / "clips" / "reading.py", r"^from clips\.transforms import ", "invert, ")
+    insert(house / "clips" / "reading.py", r"^from clips\.transforms import \(\n", "    invert,\n")
     insert(house / "clips" / "reading.py", r"^def augment\(.*\n    \"\"\".*\n",
            "    if config.negatives:\n        invert(clip)\n")
 
