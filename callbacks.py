@@ -225,7 +225,10 @@ class TensorBoard(Callback):
 
         The writers' threads end at an error, and a call that follows would wait for ever.
         """
-        threads = [writer.file_writer.event_writer._worker for writer in self.writers.values()]
+        if not self.writers:  # in another process, or since such an error
+            return
+        logs = [writer.file_writer.event_writer for writer in self.writers.values()]
+        threads = [log._worker for log in logs if hasattr(log, "_worker")]  # no part of the API
         if not all(thread.is_alive() for thread in threads):
             print("note: the TensorBoard log cannot be written any more, for example because the "
                   "disk was full; history.csv has the curves, and --resume writes them anew",
@@ -238,8 +241,6 @@ class TensorBoard(Callback):
                 writer.add_scalar(name.removeprefix("val_"), value, row["epoch"])
 
     def on_epoch(self, run, logits, labels, is_best):
-        if not self.writers:
-            return
         self.add_row(run.history[-1])
         for writer in self.writers.values():
             writer.flush()

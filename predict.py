@@ -142,8 +142,8 @@ def check_places(options: argparse.Namespace) -> None:
 
 
 def check_overwritten(options: argparse.Namespace, clips: list[Path]) -> None:
-    """Raise UserError if --output or --save would overwrite a clip or a checkpoint."""
-    read = {os.path.realpath(path) for path in (*clips, *options.checkpoint)}
+    """Raise UserError if --output or --save would overwrite a clip, a pack or a checkpoint."""
+    read = {os.path.realpath(path) for path in (*clips, *options.paths, *options.checkpoint)}
     written = [("--output", options.output)] if options.output else []
     if options.save:
         written += [("--save", place) for place in places_for(options.save, clips).values()]

@@ -266,10 +266,12 @@ def _check_zip_directory(path, archive: zipfile.ZipFile) -> None:
     if end < 0:
         raise zipfile.BadZipFile("something is after its end")
     count, = struct.unpack_from("<H", tail, end + 10)
+    infos = archive.infolist()
+    num_found = len(infos) % 2**16  # some programs write more files without ZIP64's record
     if (zip64 := tail.rfind(b"PK\6\6", 0, end)) >= 0:
         count, = struct.unpack_from("<Q", tail, zip64 + 32)
-    infos = archive.infolist()
-    if len(infos) != count:
+        num_found = len(infos)
+    if num_found != count:
         raise zipfile.BadZipFile(f"{len(infos):,} of {count:,} files are in its directory")
     if infos and min(info.header_offset for info in infos):
         raise zipfile.BadZipFile("something is before its first file")

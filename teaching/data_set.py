@@ -74,7 +74,7 @@ class DataSet:
         labels = set(read_rows(path, with_labels=True)["label"]) if path.exists() else ()
         if labels:
             with open(path, newline="", encoding="utf-8-sig") as file:
-                columns = next(csv.reader(file))
+                columns = [column.strip() for column in next(csv.reader(file))]
             if others := set(columns) - {"video_id", "label"} if "video_id" in columns else ():
                 raise UserError(f"{path}: has columns that this page cannot keep: "
                                 f"{first_few(sorted(others))}; give it a copy of the folder "

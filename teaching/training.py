@@ -85,7 +85,7 @@ class Training:
         """
         folder, sets = self.data_set.folder, [row[1] for row in self.data_set.clips.values()]
         recipe = load_config(RECIPE)
-        values = recipe.model_dump(exclude_unset=True)
+        values = recipe.model_dump(exclude_unset=True) if anew else {}
         if self.config_path.exists():
             values |= load_config(self.config_path).model_dump(exclude_unset=True)
         values |= {"model_name": self.run_folder.name, "output_dir": str(self.run_folder.parent),

@@ -65,6 +65,14 @@ def test_a_log_that_cannot_be_written_ends_without_the_run(tmp_path, monkeypatch
     assert len(read_csv(run_folder(settings) / "history.csv")) == 4
 
 
+def test_rows_after_such_an_error_are_left_out():
+    """As when a resumed run writes its curves anew, one row after the other."""
+    log = callbacks.TensorBoard()
+    for epoch in (1, 2):
+        log.add_row({"epoch": epoch, "loss": 1.0})
+    assert not log.writers
+
+
 def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
     told = []
 

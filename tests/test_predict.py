@@ -20,6 +20,7 @@ from movies import write_sound, write_video
 from PIL import Image
 from runs import make_settings, run_folder, write_config
 
+import pack
 import predict
 import train
 from clips.frames import FramesInMemory
@@ -285,7 +286,12 @@ def test_nothing_that_is_read_is_overwritten(checkpoint, tmp_path, monkeypatch, 
     for name in ("a", "b"):
         write_video(tmp_path / f"{name}.mp4", draw_frames("Left", 9, np.random.default_rng(0)))
     (tmp_path / "link.mp4").symlink_to("a.mp4")
+    write_clip(tmp_path / "clips" / "1", draw_frames("Left", 9, np.random.default_rng(0)))
+    assert pack.main(["clips.zip", "clips"]) == 0
+    shutil.rmtree("clips")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert predict.main(["-c", own, "-g", "cpu", "clips.zip", "-o", "clips.zip"]) == 2
+    assert "would overwrite clips.zip" in capsys.readouterr().err
     for flags in (["--save", "."], ["--save", "link.mp4"], ["-o", "a.mp4"], ["-o", own]):
         clips = ["a.mp4"] if "link.mp4" in flags else ["a.mp4", "b.mp4"]
         assert predict.main(["-c", own, "-g", "cpu", *clips, *flags]) == 2

@@ -179,6 +179,8 @@ def test_any_clip_can_be_removed_and_a_reload_shows_the_rest(page, server):
     page.js("document.querySelector('[title=\"remove clip 1 of a\"]').click()")
     page.until("document.querySelectorAll('.clip').length === 1")
     assert list(server.data_set.clips) == ["2"]
+    assert message(page) == "Clip 1 is removed."
+    page.until("document.activeElement.id === 'name'")  # the class has no clip left
     page.open(server.address)
     page.until("document.querySelectorAll('.clip').length === 1")
     assert page.js("document.querySelector('h3').textContent") == "b: 1"
@@ -231,6 +233,17 @@ def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
     page.until("$('verdict').textContent === 'up'")  # it goes on
     page.js("$('try').click()")
     assert page.js("$('try').textContent") == "Start" and not page.js("trial")
+
+
+def test_a_network_is_only_replaced_after_a_second_press(network, page, server, monkeypatch):
+    pressed = []
+    monkeypatch.setattr(server.training, "start", lambda **flags: pressed.append(flags))
+    page.js("$('train').disabled = false; $('train').click()")
+    page.until("/press Train once more/.test($('message').textContent)")
+    assert not pressed
+    page.js("$('train').disabled = false; $('train').click()")
+    page.until("/has begun/.test($('message').textContent)")
+    assert pressed == [{"goes_on": False}]
 
 
 def test_a_page_that_begins_later_takes_over(network, page, server):
