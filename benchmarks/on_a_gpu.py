@@ -87,8 +87,13 @@ def convolution_checks(device, precision, options) -> dict:
 
 
 def run_tests(device, options):
-    """The tests that need a GPU, except for `resume_exactly`."""
-    paths = ["tests/test_gpu.py"] if options.small else ["tests"]
+    """The tests that need a GPU, except for `resume_exactly`.
+
+    Other test files are not imported, since they need packages that these do not.
+    """
+    paths = [str(path) for path in sorted((PROJECT / "tests").rglob("test_*.py"))
+             if "mark.gpu" in path.read_text()]
+    paths = ["tests/test_gpu.py"] if options.small else paths
     yield from test_results(*paths, "-k", "not bit_for_bit")
 
 
