@@ -15,9 +15,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from networks.convolutions import Conv2dInFp32, Conv3dInFp32, PaddedBeforehand
 from networks.stages import as_kind, run_without_data, without_data
 from system import processes
 from system.device import computes_natively, computing_in, number_format, precision_name
@@ -46,37 +46,6 @@ class Fault(NamedTuple):
     part: str  # of the results
     error: float  # relative
     remedy: type[nn.Module]
-
-
-# --- other ways to compute a convolution ---------------------------------------------------------
-
-
-class PaddedBeforehand(nn.Conv3d):
-    """A convolution whose time is padded by an operation of its own."""
-
-    def forward(self, inputs):
-        time, *space = self.padding
-        inputs = F.pad(inputs, (0, 0, 0, 0, time, time))
-        return F.conv3d(inputs, self.weight, self.bias, self.stride, (0, *space), self.dilation,
-                        self.groups)
-
-
-class InFp32:
-    """A convolution that is left out of the lower precision around it."""
-
-    def forward(self, inputs):
-        if inputs.is_meta:  # only shapes are computed there, and there is no autocast
-            return super().forward(inputs)
-        with torch.autocast(inputs.device.type, enabled=False):
-            return super().forward(inputs.float())
-
-
-class Conv2dInFp32(InFp32, nn.Conv2d):
-    pass
-
-
-class Conv3dInFp32(InFp32, nn.Conv3d):
-    pass
 
 
 # What the user is told.
@@ -196,9 +165,10 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
     memory_format = torch.channels_last if len(input_shape) == 4 else torch.channels_last_3d
     inputs = torch.randn(input_shape, device=device, generator=random)
     inputs = inputs.contiguous(memory_format=memory_format).requires_grad_(training)
-    with torch.no_grad():
-        gradient = torch.randn(probe(inputs).shape, device=device, generator=random)
-    with computing_in(device, "fp32"):
+    # PyTorch's own kernels: cuDNN is what is checked, and can take minutes for these in fp32.
+    with computing_in(device, "fp32"), torch.backends.cudnn.flags(enabled=False):
+        with torch.no_grad():
+            gradient = torch.randn(probe(inputs).shape, device=device, generator=random)
         expected = _results(probe, inputs, gradient)
     errors = dict.fromkeys(expected, 0.0)
     for fill in FILLS:

@@ -69,7 +69,11 @@ def check(name, step):
     assert "error" not in step, step["error"]
     counts, problems = step["counts"], step["problems"]
     assert counts["copies"] >= 3  # clips, labels, whether the loss is finite
-    assert counts["convolution"] >= counts["backward convolution"] >= 1
+    most = counts["convolution"]
+    if name == "fp32":  # the gradients of input and weight are computed separately
+        most *= 2
+        problems = [problem for problem in problems if "weight's gradient" not in problem]
+    assert most >= counts["backward convolution"] >= 1
     if name.startswith("mvit"):
         # torchvision pools tokens [N, heads, T * H * W, C] by depthwise convolutions over a view
         # of them that is in no order of its own.

@@ -15,6 +15,7 @@ from config import Config
 from model import build_model
 from networks.inference import for_inference
 from system.device import autocast, prepare, to_device, to_network_input
+from training.run import start_run
 
 pytestmark = pytest.mark.gpu
 PRECISIONS = [name for name in get_args(Config.model_fields["precision"].annotation)
@@ -63,3 +64,20 @@ def test_the_gpu_gives_the_logits_of_the_cpu(precision):
             logits[device.type] = to_device(model, device)(inputs).float().cpu()
     difference = (logits["cuda"] - logits["cpu"]).norm() / logits["cpu"].norm()
     assert difference < {"fp32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_gpu_gives_the_gradients_of_the_cpu(precision):
+    config = config_with(**TINY_NETWORK, seed=0)
+    clips = torch.randint(256, (16, 4, 20, 20, 3), dtype=torch.uint8)
+    found = {}
+    for device, used in ((torch.device("cpu"), "fp32"), (torch.device("cuda", 0), precision)):
+        prepare(device, used, deterministic=False)
+        config = config.model_copy(update={"precision": used})
+        model = start_run(config, ["a", "b", "c"], device).model.eval()
+        with autocast(device, used):
+            logits = model(to_network_input(clips, device, config))
+        logits.float().square().sum().backward()
+        found[device.type] = torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
+    difference = (found["cuda"] - found["cpu"]).norm() / found["cpu"].norm()
+    assert difference < {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}[precision]

@@ -8,6 +8,7 @@ from clips.bad_clips import BadClips
 from config import Config
 from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
+from networks.convolutions import replace_slow_gradients
 from system import processes
 from system.device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
 from system.errors import UserError
@@ -91,7 +92,12 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
 
 
 def _check_convolutions(model, config: Config, device) -> None:
-    """Replace wrong convolutions, in the precision of training and in that of evaluation."""
+    """Replace wrong convolutions, in the precision of training and in that of evaluation.
+
+    In fp32 on a GPU, those whose gradients would take far too long are replaced, too.
+    """
+    if device.type == "cuda" and precision_name(config.precision, device) == "fp32":
+        replace_slow_gradients(model)
     clip_shape = (config.clip_size, *config.crop)
     num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
     replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)

@@ -1,0 +1,85 @@
+"""Other ways to compute a convolution, for where a library's is wrong or far too slow."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.stages import as_kind
+
+
+class PaddedBeforehand(nn.Conv3d):
+    """A convolution whose time is padded by an operation of its own."""
+
+    def forward(self, inputs):
+        time, *space = self.padding
+        inputs = F.pad(inputs, (0, 0, 0, 0, time, time))
+        return F.conv3d(inputs, self.weight, self.bias, self.stride, (0, *space), self.dilation,
+                        self.groups)
+
+
+class UnfoldedGradient(nn.Conv3d):
+    """A convolution in fp32 whose weight gradient is computed without cuDNN.
+
+    cuDNN 9.19 has slow kernels for it only: on an H200, 0.9 s for 100 clips of [32, 9, 41, 41] and
+    64 kernels of [2, 3, 3], where its forward pass takes 2.5 ms, and far longer for larger inputs.
+    PyTorch's own kernels unfold each clip and multiply matrices.
+    """
+
+    def forward(self, inputs):
+        settings = self.stride, self.padding, self.dilation, self.groups
+        return _UnfoldedGradient.apply(inputs, self.weight, self.bias, *settings)
+
+
+class _UnfoldedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, inputs, weight, bias, *settings):
+        context.save_for_backward(inputs, weight)
+        context.settings = settings
+        return F.conv3d(inputs, weight, bias, *settings)
+
+    @staticmethod
+    def backward(context, gradient):
+        with_input, with_weight, with_bias, *others = context.needs_input_grad
+        of_input, _, of_bias = _gradients(context, gradient, (with_input, False, with_bias))
+        of_weight = None
+        if with_weight:
+            with torch.backends.cudnn.flags(enabled=False):
+                _, of_weight, _ = _gradients(context, gradient, (False, True, False))
+        return of_input, of_weight, of_bias, *[None] * len(others)
+
+
+def _gradients(context, gradient, wanted):
+    """Those of input, weight and bias that are wanted; None for the others."""
+    (inputs, weight), (stride, padding, dilation, groups) = context.saved_tensors, context.settings
+    return torch.ops.aten.convolution_backward(
+        gradient, inputs, weight, [len(weight)], stride, padding, dilation, False, [0, 0, 0],
+        groups, wanted,
+    )  # fmt: skip
+
+
+class InFp32:
+    """A convolution that is left out of the lower precision around it."""
+
+    def forward(self, inputs):
+        if inputs.is_meta:  # only shapes are computed there, and there is no autocast
+            return super().forward(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return super().forward(inputs.float())
+
+
+class Conv2dInFp32(InFp32, nn.Conv2d):
+    pass
+
+
+class Conv3dInFp32(InFp32, UnfoldedGradient):
+    pass
+
+
+def replace_slow_gradients(model: nn.Module) -> None:
+    """Replace the 3D convolutions of a network that is trained in fp32 on a GPU.
+
+    Those with groups stay: cuDNN does not compute them.
+    """
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Conv3d and module.groups == 1:
+            model.set_submodule(name, as_kind(UnfoldedGradient, module))
