@@ -150,6 +150,7 @@ class _Opened:
             self.container.close()
             raise self.video._error("unknown codec, or cut off")
         stream.codec_context.options = {"err_detect": "explode"}  # damage is an error
+        stream.codec_context.thread_count = 1  # there is a loader worker for each core
         return self.container, stream
 
     def __exit__(self, _kind, error, _traceback):
@@ -164,4 +165,7 @@ class _Opened:
 def _upright(frame) -> np.ndarray:
     """Return the frame as an array, rotated as its rotation tag says."""
     quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
+    # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would wait
+    # forever in a forked worker, which does not have them; and they cost more than they save.
+    picture = frame.to_ndarray(format="rgb24", threads=1)
+    return np.ascontiguousarray(np.rot90(picture, quarter_turns))

@@ -1,5 +1,7 @@
 """Video files: their frames at the training's frame rate, and every way to be damaged."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +159,17 @@ def test_the_doctor_examines_videos(tmp_path):
     assert [kind for kind, *_ in examine_clip(path, 37, 10**6, 12.0).findings] == ["short clip"]
     bad = examine_clip(damaged(tmp_path, "cut off"), 36, 10**6, 12.0)
     assert [kind for kind, *_ in bad.findings] == ["unreadable clip"]
+
+
+def test_a_forked_worker_reads_videos_as_the_main_process_did_before(tmp_path):
+    """PyAV 19 kept a converter with threads, for which a forked process waited forever."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 144, 180, 3), np.uint8)
+    path = write_video(tmp_path / "clip.mp4", frames)
+    expected = list(VideoFile(path, 12, 10**6).frames_at([0, 1]))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(_read_two_frames, [path]).get(timeout=60)
+    assert np.array_equal(found, expected)
+
+
+def _read_two_frames(path):
+    return list(VideoFile(path, 12, 10**6).frames_at([0, 1]))
