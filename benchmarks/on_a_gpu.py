@@ -31,8 +31,9 @@ import torch
 import torch.distributed as dist
 
 import train
-from benchmarks import epoch, limit, machine, step
+from benchmarks import convolutions, epoch, limit, machine, step
 from benchmarks.memory import PROJECT
+from benchmarks.sections import Report
 from config import Config
 from model import build_model
 from networks.convolution_check import convolution_cases, find_faults
@@ -132,6 +133,12 @@ def measure_speed(device, options):
         beside = {key.replace("clips/s", "times plain"): round(ours[key] / plain[key], 2)
                   for key in ours if key.endswith("clips/s")}
         yield {"what": precision} | ours | beside | limits(device, config, ours)
+
+
+def time_convolutions(device, options):
+    for precision in dict.fromkeys([options.precisions[0], "fp32"]):
+        config = config_for(options, precision)
+        yield from convolutions.measure(device, config, precision)
 
 
 def measure_compiled(device, options):
@@ -253,13 +260,14 @@ def one_process(options) -> int:
 
 
 SECTIONS = {
-    "checks": Section(check_arithmetic, 30, "Convolutions against fp32"),
-    "speed": Section(measure_speed, 80, "Speed and memory"),
-    "resume": Section(resume_exactly, 45, "A deterministic run that is resumed"),
+    "checks": Section(check_arithmetic, 35, "Convolutions against fp32"),
+    "speed": Section(measure_speed, 100, "Speed and memory"),
+    "epoch": Section(measure_epoch, 85, "An epoch of Jester's size"),
+    "compiled": Section(measure_compiled, 90, "Speed and memory of the compiled network"),
+    "tests": Section(run_tests, 60, "Tests that need a GPU"),
+    "resume": Section(resume_exactly, 40, "A deterministic run that is resumed"),
     "processes": Section(train_in_processes, 75, "Several processes on one GPU"),
-    "epoch": Section(measure_epoch, 100, "An epoch of Jester's size"),
-    "tests": Section(run_tests, 80, "Tests that need a GPU"),
-    "compiled": Section(measure_compiled, 100, "Speed and memory of the compiled network"),
+    "convolutions": Section(time_convolutions, 30, "Time of each convolution"),
 }
 
 
@@ -275,7 +283,8 @@ def main(arguments=None) -> int:
     about_run = run_section("about", 60, options)
     if not about_run["results"]:
         return 1
-    report = Report(options.save, about_run["results"][0])
+    titles = {name: section.title for name, section in SECTIONS.items()}
+    report = Report(options.save, about_run["results"][0], titles)
     deadline = time.monotonic() + 60 * options.minutes
     for name in options.sections:
         if report.is_done(name) and not options.again:
@@ -359,43 +368,6 @@ def run_section(name, seconds, options, put=lambda run: None) -> dict:
     if run["status"] != "done":
         run["error"] = "".join(printed[-40:])
     return run | {"seconds": round(time.monotonic() - start, 1)}
-
-
-class Report:
-    """The results so far, in results/NAME.json and results/NAME.md."""
-
-    def __init__(self, name, about):
-        self.name = name or re.sub(r"[^\w.-]+", "_", about["machine"]).lower()
-        path = machine.RESULTS / f"{self.name}.json"
-        self.contents = json.loads(path.read_text()) if path.exists() else {"sections": {}}
-        self.about = about
-
-    def is_done(self, name) -> bool:
-        return self.contents["sections"].get(name, {}).get("status") == "done"
-
-    def put(self, name, run) -> None:
-        self.contents["sections"][name] = run | {"about": self.about}
-        machine.save(self.name, self.contents, self.markdown())
-
-    def markdown(self) -> str:
-        """A table for each section."""
-        text = ["`python benchmarks/on_a_gpu.py`"]
-        for name, section in SECTIONS.items():
-            if run := self.contents["sections"].get(name):
-                about = ", ".join(map(str, run["about"].values()))
-                took = f"{run['status']}, {run['seconds']:.0f} s"
-                text.append(f"## {section.title}\n\n{took}; {about}")
-                text += [table(run["results"])] if run["results"] else []
-                text += [f"```\n{run['error']}```"] if run["error"] else []
-        return "\n\n".join(text) + "\n"
-
-
-def table(results) -> str:
-    """The results as a Markdown table; a result may lack some of the figures."""
-    columns = list(dict.fromkeys(key for result in results for key in result))
-    rows = [columns, ["---"] * len(columns)]
-    rows += [[str(result.get(column, "")) for column in columns] for result in results]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Time of each convolution of the tutorial's network, and of its gradients.
+
+Libraries have slow kernels for some of them: see `networks/convolutions.py`.
+"""
+
+import time
+
+import torch
+
+from benchmarks import step
+from benchmarks.machine import seconds_of, synchronise
+from model import build_model
+from networks.convolution_check import convolution_cases
+from system.device import number_format, prepare
+
+SLOW = 1.0  # seconds; what takes longer is timed once
+PARTS = {"forward, ms": None, "input gradient, ms": (True, False, False),
+         "weight gradient, ms": (False, True, False)}  # fmt: skip
+
+
+def measure(device, config, precision):
+    """Yield a row for each convolution in `precision`, the smallest first.
+
+    In fp32, the weight gradient is also computed without cuDNN, as the program does it.
+    """
+    prepare(device, precision, deterministic=False)
+    model, number_type = build_model(config, step.NUM_CLASSES), number_format(precision, device)
+    cases = convolution_cases(model, (config.clip_size, *config.crop), config.batch_size)
+    for case, names in reversed(cases.items()):
+        module = model.get_submodule(names[0]).to(device, number_type)
+        with torch.no_grad():
+            inputs, weight = (
+                tensor.contiguous(memory_format=torch.channels_last_3d)
+                for tensor in (torch.randn(case.input_shape, device=device, dtype=number_type),
+                               module.weight)
+            )
+            yield {"what": f"{precision}: {list(case.input_shape)} with {list(weight.shape)}",
+                   **times_of(module, inputs, weight, device, precision == "fp32")}
+
+
+def times_of(module, inputs, weight, device, is_fp32) -> dict[str, float]:
+    settings = (None, module.stride, module.padding, module.dilation, False, (0, 0, 0),
+                module.groups)  # no bias, not transposed
+    gradient = torch.randn_like(torch.ops.aten.convolution(inputs, weight, *settings))
+
+    def compute(wanted):
+        if wanted is None:
+            return torch.ops.aten.convolution(inputs, weight, *settings)
+        return torch.ops.aten.convolution_backward(gradient, inputs, weight, *settings, wanted)
+
+    times = {}
+    if is_fp32:
+        with torch.backends.cudnn.flags(enabled=False):
+            wanted = PARTS["weight gradient, ms"]
+            times["the same without cuDNN, ms"] = milliseconds(lambda: compute(wanted), device)
+    for name, wanted in PARTS.items():
+        times[name] = milliseconds(lambda wanted=wanted: compute(wanted), device)
+    return {name: times[name] for name in [*PARTS, *times]}
+
+
+def milliseconds(function, device) -> float:
+    start = time.perf_counter()
+    function()  # the first call also loads kernels
+    synchronise(device)
+    seconds = time.perf_counter() - start
+    if seconds < SLOW:
+        function()
+        seconds = seconds_of(function, device, calls=5)
+    return round(1000 * seconds, 2)
