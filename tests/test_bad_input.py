@@ -137,6 +137,8 @@ def command(project, capfd):
             arguments += ("-g", "cpu")
         capfd.readouterr()
         with warnings.catch_warnings():
+            # As Python itself does; from 3.12 on, it deprecates forks of a process with threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
             # pytest would keep them to itself; the user would see them.
             warnings.showwarning = lambda message, *_: print("warning:", message, file=sys.stderr)
             try:
