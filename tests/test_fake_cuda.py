@@ -71,6 +71,7 @@ def check(name, step):
     assert counts["copies"] >= 3  # clips, labels, whether the loss is finite
     most = counts["convolution"]
     if name == "fp32":  # the gradients of input and weight are computed separately
+        assert counts["backward convolution"] > most
         most *= 2
         problems = [problem for problem in problems if "weight's gradient" not in problem]
     assert most >= counts["backward convolution"] >= 1

@@ -21,6 +21,7 @@ from networks.convolution_check import (
     relative_errors,
     replace_wrong_convolutions,
 )
+from networks.convolutions import UnfoldedGradient, replace_slow_gradients
 from system.device import to_device
 from training.checkpoint import load_checkpoint
 
@@ -272,3 +273,25 @@ def test_tf32_is_refused_where_there_is_none(tmp_path, capsys, key):
     config = write_config(tmp_path / "config.json", make_settings(tmp_path, **{key: "tf32"}))
     assert train.main(["-c", config, "-g", "cpu"]) == 2
     assert "precision, eval_precision: found tf32, which NVIDIA GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["conv3d", "csn"])
+def test_gradients_without_cudnn_are_the_same(name):
+    model, clip_shape = model_of(name, **NETWORKS[name])
+    clips = torch.randn(2, 3, *clip_shape, requires_grad=True)
+
+    def gradients():
+        torch.manual_seed(0)  # for dropout
+        wanted = [clips, *model.parameters()]
+        return torch.autograd.grad(model(clips).square().sum(), wanted)
+
+    expected = gradients()
+    dense = [name for name, module in model.named_modules()
+             if type(module) is torch.nn.Conv3d and module.groups == 1]
+    replace_slow_gradients(model)
+    assert dense and all(type(model.get_submodule(name)) is UnfoldedGradient for name in dense)
+    with mock.patch.object(torch.backends.cudnn, "flags", wraps=torch.backends.cudnn.flags) as off:
+        found = gradients()
+    assert [call.kwargs for call in off.call_args_list] == [{"enabled": False}] * len(dense)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

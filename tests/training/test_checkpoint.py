@@ -109,6 +109,6 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
     path = tmp_path / "checkpoint.pth.tar"
     save_checkpoint({"state_dict": {}, "epoch": 1}, path)
     before = copy.copy(path.read_bytes())
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         save_checkpoint({"state_dict": {}, "epoch": lambda: 2}, path)
     assert path.read_bytes() == before and load_checkpoint(path)["epoch"] == 1
