@@ -75,4 +75,5 @@ def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool) 
         say_what_changed(config, checkpoint)
         return config
     own = {key: saved[key] for key in INPUT_AND_NETWORK_KEYS if key in saved}
-    return config_of_checkpoint(path, config.model_dump() | own)
+    # Speeds are for training only, and do not go with the sampling of each checkpoint.
+    return config_of_checkpoint(path, config.model_dump() | {"step_jitter": 0} | own)

@@ -51,7 +51,8 @@ def config_of_checkpoint(path: str | Path, values: dict) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        names = first_few([".".join(map(str, problem["loc"])) for problem in error.errors()])
+        names = first_few([".".join(map(str, problem["loc"])) or problem["msg"]
+                           for problem in error.errors()])
         raise UserError(f"{path}: its config is from another version ({names}); update") from None
 
 

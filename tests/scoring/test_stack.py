@@ -112,14 +112,15 @@ def trained(tmp_path_factory):
     sets = {"train": 12, "validation": 12, "test": 5}
     data = write_data_set(root / "data", sets, num_frames=(6, 10))  # predict.py cuts longer ones
     files = []
-    for number, changes in enumerate([{}, {"frame_height": 22}]):
+    for number, changes in enumerate([{}, {"frame_height": 22, "sampling": "segments"}]):
         own = make_settings(root / str(number)) | data | changes | {
             "seed": number, "model_name": f"net{number}", "output_dir": str(root / "runs"),
         }  # fmt: skip
         config = write_config(root / f"{number}.json", own)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         files.append(str(run_folder(own) / "checkpoint.pth.tar"))
-    settings = own | {"model_name": "stacked"}
+    # Speeds are for windows: the stack's config is none for the second network.
+    settings = own | {"model_name": "stacked", "sampling": "window", "step_jitter": 0.25}
     config = write_config(root / "stack.json", settings)
     assert train.main(["-c", config, "-g", "cpu", "--stack", *files]) == 0
     return SimpleNamespace(config=config, settings=settings, files=files,
