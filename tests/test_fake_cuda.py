@@ -38,7 +38,7 @@ FAULTS = {
     "not dense": "copy of [8] from cpu to cuda is not of dense memory",
     "type": "output of a convolution, [8, 32, 17, 82, 82], is torch.float32",
     "order": "input of a convolution, [8, 3, 18, 84, 84], is not in channels-last order",
-    "device": "Expected all tensors to be on the same device",
+    "device": "devices",  # "two different devices", or "at least two devices"
 }
 
 
