@@ -78,7 +78,7 @@ class Conv3dInFp32(InFp32, UnfoldedGradient):
 def replace_slow_gradients(model: nn.Module) -> None:
     """Replace the 3D convolutions of a network that is trained in fp32 on a GPU.
 
-    Those with groups stay: cuDNN does not compute them.
+    Depthwise ones stay: PyTorch computes those without cuDNN.
     """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Conv3d and module.groups == 1:
