@@ -28,14 +28,13 @@ def measure(device, config, precision):
     cases = convolution_cases(model, (config.clip_size, *config.crop), config.batch_size)
     for case, names in reversed(cases.items()):
         module = model.get_submodule(names[0]).to(device, number_type)
-        with torch.no_grad():
-            inputs, weight = (
-                tensor.contiguous(memory_format=torch.channels_last_3d)
-                for tensor in (torch.randn(case.input_shape, device=device, dtype=number_type),
-                               module.weight)
-            )
-            yield {"what": f"{precision}: {list(case.input_shape)} with {list(weight.shape)}",
-                   **times_of(module, inputs, weight, device, precision == "fp32")}
+        inputs, weight = (
+            tensor.contiguous(memory_format=torch.channels_last_3d)
+            for tensor in (torch.randn(case.input_shape, device=device, dtype=number_type),
+                           module.weight.detach())
+        )
+        yield {"what": f"{precision}: {list(case.input_shape)} with {list(weight.shape)}",
+               **times_of(module, inputs, weight, device, precision == "fp32")}
 
 
 def times_of(module, inputs, weight, device, is_fp32) -> dict[str, float]:
@@ -48,14 +47,13 @@ def times_of(module, inputs, weight, device, is_fp32) -> dict[str, float]:
             return torch.ops.aten.convolution(inputs, weight, *settings)
         return torch.ops.aten.convolution_backward(gradient, inputs, weight, *settings, wanted)
 
-    times = {}
+    times = {name: milliseconds(lambda wanted=wanted: compute(wanted), device)
+             for name, wanted in PARTS.items()}
     if is_fp32:
         with torch.backends.cudnn.flags(enabled=False):
             wanted = PARTS["weight gradient, ms"]
             times["the same without cuDNN, ms"] = milliseconds(lambda: compute(wanted), device)
-    for name, wanted in PARTS.items():
-        times[name] = milliseconds(lambda wanted=wanted: compute(wanted), device)
-    return {name: times[name] for name in [*PARTS, *times]}
+    return times
 
 
 def milliseconds(function, device) -> float:

@@ -21,7 +21,7 @@ class UnfoldedGradient(nn.Conv3d):
     """A convolution in fp32 whose weight gradient is computed without cuDNN.
 
     cuDNN 9.19 has slow kernels for it only: on an H200, 0.9 s for 100 clips of [32, 9, 41, 41] and
-    64 kernels of [2, 3, 3], where its forward pass takes 2.5 ms, and far longer for larger inputs.
+    64 kernels of [2, 3, 3], where its forward pass takes 2.5 ms, and over 15 s for larger ones.
     PyTorch's own kernels unfold each clip and multiply matrices.
     """
 

@@ -70,7 +70,7 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
         # `warn_if_not_repeatable` warns about the networks that this concerns.
         warnings.filterwarnings("ignore", message=".*max_pool3d_with_indices_backward_cuda.*")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    # Its search took minutes on an H200 (cuDNN 9.19) and found nothing faster in 16 bits.
+    # On an H200 (cuDNN 9.19) its search did not end within a minute in fp32.
     torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         keep_freed_memory()
