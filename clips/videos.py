@@ -4,13 +4,22 @@ A damaged video is an error, never a shorter or a grey clip.
 """
 
 import os
+import struct
+from bisect import bisect_right
 
 import av
 import numpy as np
 
 from clips.frames import FrameError, check_size
+from clips.video_checks import check_complete
+from clips.video_packets import PacketIndex, SeekError, open_film
 
 SAME_TIME = 1e-6  # seconds
+MAX_EMPTY = 3  # packets at the end without a picture
+# Frames at the rate of training, per frame in the file and besides: a clock that jumps makes more.
+MAX_REPEATS = 100
+MAX_STILL = 10_000
+MAX_STRETCH = 4  # of a pixel's longer side to its shorter one; otherwise, the file is wrong
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
@@ -27,145 +36,202 @@ class VideoFile:
     """
 
     def __init__(self, path, frame_rate: float, max_pixels: int):
-        self.path, self.frame_rate = path, frame_rate
-        with self._opened() as (container, stream):
-            self._check_stream(stream, max_pixels)
-            packets = [(packet.pts * packet.time_base, packet.is_discard)
-                       for packet in container.demux(stream) if packet.pts is not None]
-            if stream.frames > len(packets):
-                raise self._error(f"cut off: {len(packets)} of {stream.frames} frames are there")
-            # Those to discard are before the cut of a video that was cut without re-encoding.
-            times = sorted(float(time) for time, is_discard in packets if not is_discard)
-            # AVI stores no times: they are counted up in the order of decoding.
-            is_scrambled = container.format.name == "avi" and stream.codec_context.has_b_frames
-            self._times_in_order = times if is_scrambled else None
-            # Times after a seek are wrong in the former, and guessed in MPEG program streams.
-            self._can_seek = not is_scrambled and container.format.name != "mpeg"
-        if not times:
+        self.path, self.frame_rate, self.max_pixels = path, frame_rate, max_pixels
+        with _Translated(self), open_film(path) as (container, stream):
+            self.size = self._size(stream)
+            self._index = PacketIndex(path, container, stream)
+            self._tick = float(stream.time_base)
+            check_complete(path, container, stream, len(self._index.packets))
+        with _Translated(self):
+            self._times = self._shown_times()  # in ticks
+        if not self._times:
             raise self._error("no frames in it")
-        if times[-1] <= times[0]:
+        seconds = (self._times[-1] - self._times[0]) * self._tick
+        if seconds <= 0:
             raise self._error("a single frame: no movement to classify")
-        self.native_rate = (len(times) - 1) / (times[-1] - times[0])  # frames per second
-        self.times = self._resampled(np.array(times))
+        self.native_rate = (len(self._times) - 1) / seconds  # frames per second
+        # Including the duration of the last frame.
+        seconds *= len(self._times) / (len(self._times) - 1)
+        num_frames = seconds * frame_rate
+        if num_frames > MAX_REPEATS * len(self._times) + MAX_STILL:
+            raise self._error(f"its clock jumps: {len(self._times)} frames in {seconds:,.0f} s")
+        self._num_frames = max(2, round(num_frames))
 
     def __len__(self):
-        return len(self.times)
+        return self._num_frames
 
     def frames_at(self, positions):
         """Yield the frames at ascending `positions`, uint8 RGB [H, W, 3] each, upright."""
-        wanted = [self.times[position] for position in positions]
+        wanted = [self._time_at(position) for position in positions]
+        shown = None  # the frame that is shown until the next one
         for time, frame in self._frames_from(wanted[0]) if wanted else ():
-            if time >= wanted[0] - SAME_TIME:
-                picture = _upright(frame)
-                while wanted and time >= wanted[0] - SAME_TIME:
-                    wanted.pop(0)
+            while wanted and wanted[0] < time:  # its own packet has no picture
+                yield self._picture(shown or frame)
+                wanted.pop(0)
+            if wanted and wanted[0] == time:
+                picture = self._picture(frame)
+                while wanted and wanted[0] == time:
                     yield picture
+                    wanted.pop(0)
             if not wanted:
                 return
-        if wanted:
-            raise self._error(f"cut off: it ends before {wanted[0]:.2f} s")
+            shown, shown_time = frame, time
+        if not wanted:
+            return
+        if shown is None or self._num_after(shown_time) > MAX_EMPTY:
+            raise self._error(f"cut off: it ends before {wanted[0] * self._tick:.2f} s")
+        for _ in wanted:
+            yield self._picture(shown)
 
-    def _frames_from(self, start: float):
-        """Yield (time, frame), from the frame at `start` seconds on or from an earlier one.
+    def _time_at(self, position):
+        """Return the time of the frame that is shown in the middle of a resampled frame."""
+        middle = (position + 0.5) / self.frame_rate + SAME_TIME
+        return self._times[max(0, bisect_right(self._times, self._times[0] + middle / self._tick)
+                               - 1)]
 
-        Decoding starts at the last key frame before, as far as seeking finds it. With open groups
-        of pictures it may land after `start`, or where frames refer to others that were not
-        decoded: then it starts at the beginning.
+    def _num_after(self, time):
+        return len(self._times) - bisect_right(self._times, time)
+
+    def _shown_times(self):
+        """Return the times of all frames, without those that cannot be decoded at the start.
+
+        A film that was cut without encoding may begin with frames that need earlier ones.
         """
-        if self._can_seek:
-            frames, found = self._decoded(start), None
-            try:
-                for found in frames:
-                    if found[0] >= start - SAME_TIME:
-                        break
-            except FrameError:  # if it is damage, it is there from the beginning, too
-                found = None
-            if found and abs(found[0] - start) <= SAME_TIME:
-                yield found
-                yield from frames
-                return
-            frames.close()
-        yield from self._decoded(None)
+        index = self._index
+        times = index.times()
+        if not times:
+            if index.packets:
+                raise ValueError("its frames have no times, as in a raw stream; give it a "
+                                 "container (ffmpeg -framerate 25 -i RAW -c copy NEW.mp4)")
+            return []
+        if index.clock == "dts":
+            return self._counted_times(times)
+        start = index.packets[index.first_key].pts
+        if start is None or (index.first_key == 0 and times[0] == start):
+            return times
+        shown = []
+        for time, _frame in self._decoded(0, False):
+            if time >= start:
+                break
+            shown.append(time)
+        return shown + [time for time in times if time >= start]
 
-    def _decoded(self, start: float | None):
-        """Yield (time, frame) from the key frame that seeking `start` finds; None: from the first.
+    def _counted_times(self, times):
+        """Return the times at which the decoder shows frames: later than their packets."""
+        first = next((time for time, _ in self._decoded(0, False)), times[0])
+        delay = bisect_right(times, first) - 1
+        return times[delay:] + [times[-1] + self._index.step * count
+                                for count in range(1, delay + 1)]
+
+    def _frames_from(self, time: int):
+        """Yield (time, frame), from the one at `time` on or from an earlier one.
+
+        Decoding starts at the last key frame before. Where seeking does not find it, packets are
+        counted; damage must be there from the beginning of the film, too.
+        """
+        start, last, error = self._index.start_for(time), None, None
+        tries = [(start, True), (start, False), (0, False)] if start else [(0, False)]
+        for start, is_sought in tries:
+            try:
+                for found, frame in self._decoded(start, is_sought):
+                    if start and last is None and found > time:
+                        break
+                    if last is None or found > last:
+                        yield found, frame
+                        last = found
+                else:
+                    return
+            except SeekError:
+                continue
+            except FrameError as problem:
+                error = problem
+        if error:
+            raise error
+
+    def _decoded(self, start: int, is_sought: bool):
+        """Yield (time, frame) of all frames that can be decoded from packet `start` on.
 
         Raises FrameError where the file is damaged.
         """
-        with self._opened() as (container, stream):
-            if start is not None:
-                container.seek(int(start / stream.time_base), stream=stream)
-            for number, frame in enumerate(container.decode(stream)):
-                if frame.is_corrupt:
-                    raise self._error("damaged" if frame.time is None else
-                                      f"damaged at {frame.time:.2f} s")
-                time = frame.time
-                if self._times_in_order:
-                    time = self._times_in_order[min(number, len(self._times_in_order) - 1)]
-                if time is not None:
-                    yield time, frame
+        index, last = self._index, None
+        key = start or index.first_key
+        with _Translated(self):
+            for number, packet in index.packets_from(start, is_sought):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    if number is None or not index.is_leading(number, key):
+                        raise
+                    frames = []
+                for frame in frames:
+                    last = self._time_of(frame, last)
+                    if frame.is_corrupt:
+                        key_time = index.packets[key].pts
+                        if index.clock == "pts" and key_time is not None and last < key_time:
+                            continue
+                        raise ValueError(f"damaged at {last * self._tick:.2f} s")
+                    yield last, frame
 
-    def _resampled(self, times) -> np.ndarray:
-        """Return the times of the frames shown in the middle of each resampled frame."""
-        # Including the duration of the last frame.
-        seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
-        middles = times[0] + (np.arange(max(2, round(seconds * self.frame_rate))) + 0.5) \
-            / self.frame_rate
-        return times[np.searchsorted(times, middles, side="right") - 1]
+    def _time_of(self, frame, last):
+        """Return the time of a frame, in ticks; last: that of the frame before, or None."""
+        time = frame.pts if self._index.clock == "pts" else frame.dts
+        if time is None:
+            time = last + self._index.step if last is not None else \
+                self._index.times()[0]
+        return time
 
-    def _check_stream(self, stream, max_pixels):
+    def _size(self, stream) -> tuple[int, int]:
+        """Return the width and height at which frames are shown: their pixels may not be square."""
         width, height = stream.codec_context.width, stream.codec_context.height
         if not (width and height):
-            raise self._error("its frames have no size; the file may be cut off")
-        try:
-            check_size(height, width, max_pixels)
-        except FrameError as error:
-            raise self._error(str(error)) from None
+            raise ValueError("its frames have no size; the file may be cut off")
+        check_size(height, width, self.max_pixels)
+        aspect = stream.sample_aspect_ratio
+        if aspect and 1 / MAX_STRETCH <= aspect <= MAX_STRETCH:
+            width = max(1, round(width * aspect))
+        check_size(height, width, self.max_pixels)
+        return width, height
 
-    def _opened(self):
-        return _Opened(self)
+    def _picture(self, frame) -> np.ndarray:
+        """Return the frame as an array of the film's size, upright."""
+        width, height = self.size
+        if (frame.width, frame.height) != self.size:
+            with _Translated(self):
+                check_size(frame.height, frame.width, self.max_pixels)
+        # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would
+        # wait forever in a forked worker, which does not have them; and they cost more than they
+        # save.
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+        return np.ascontiguousarray(_turned(picture, frame))
 
     def _error(self, problem) -> FrameError:
         return FrameError(f"{self.path}: {problem}; record or convert the video again")
 
 
-class _Opened:
-    """Context manager of a container and its video stream; decoder errors become FrameErrors."""
+def _turned(picture, frame):
+    """Rotate and mirror a picture as the display matrix of its frame says. (ISO 14496-12)"""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]  # x' = a x + c y, y' = b x + d y
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
+
+
+class _Translated:
+    """Context manager that raises a FrameError with the video's path for other errors."""
 
     def __init__(self, video):
-        self.video, self.container = video, None
+        self.video = video
 
     def __enter__(self):
-        try:
-            if os.path.getsize(self.video.path) == 0:
-                raise self.video._error("empty (0 bytes)")
-            self.container = av.open(str(self.video.path))
-        except (av.error.FFmpegError, OSError) as error:
-            raise self._translated(error) from None
-        if not self.container.streams.video:
-            self.container.close()
-            raise self.video._error("no video stream in it")
-        stream = self.container.streams.video[0]
-        if stream.codec_context is None:
-            self.container.close()
-            raise self.video._error("unknown codec, or cut off")
-        stream.codec_context.options = {"err_detect": "explode"}  # damage is an error
-        stream.codec_context.thread_count = 1  # there is a loader worker for each core
-        return self.container, stream
+        return self
 
     def __exit__(self, _kind, error, _traceback):
-        self.container.close()
-        if isinstance(error, av.error.FFmpegError):
-            raise self._translated(error) from None
-
-    def _translated(self, error) -> FrameError:
-        return self.video._error(f"cannot be decoded ({getattr(error, 'strerror', error)})")
-
-
-def _upright(frame) -> np.ndarray:
-    """Return the frame as an array, rotated as its rotation tag says."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would wait
-    # forever in a forked worker, which does not have them; and they cost more than they save.
-    picture = frame.to_ndarray(format="rgb24", threads=1)
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns))
+        if isinstance(error, (av.error.FFmpegError, OSError)):
+            problem = getattr(error, "strerror", None) or error
+            raise self.video._error(f"cannot be decoded ({problem})") from None
+        # UserErrors are ValueErrors; those of this video have its path already.
+        if isinstance(error, ValueError) and not str(error).startswith(f"{self.video.path}: "):
+            raise self.video._error(str(error)) from None

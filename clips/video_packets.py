@@ -1,0 +1,222 @@
+"""The packets of a video file: which stream is the film, its clock, and where decoding may start.
+
+A file is demuxed once, without decoding. After that, packets are known by their number, whatever
+the demuxer says of them after a seek.
+"""
+
+import os
+from bisect import bisect_left
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import av
+from av.stream import Disposition
+
+# Formats whose times may jump, in a recording or where two files were joined, and that have no
+# index: they are sought by the position in the file.
+MPEG_FORMATS = ("mpeg", "mpegts")
+MAX_GAP = 10  # seconds without a frame in these formats; ffmpeg's -dts_delta_threshold
+MAX_STEPS_BACK = 10  # frames by which times for decoding may go back without a jump
+MAX_SKIPPED = 5000  # packets between the place where a seek ends and what was sought
+# Where times are counted: packets from a key frame to the first frame that is wanted, and codecs
+# whose decoders hold back a number of frames that is not known after a seek.
+MARGIN = 20
+DEEP_REORDERING = ("h264", "hevc")
+
+
+class SeekError(Exception):
+    """The packet that was sought was not found."""
+
+
+class Packet(NamedTuple):
+    """What is kept of a packet; times are in ticks of the stream."""
+
+    pts: int | None
+    dts: int | None
+    position: int | None  # in the file
+    size: int  # bytes
+    is_key: bool
+    is_discarded: bool  # to be decoded, but not shown
+
+
+@contextmanager
+def open_film(path, **options):
+    """Yield the container of the video at `path`, and its stream with the film.
+
+    Raises ValueError with what is wrong, and av.error.FFmpegError or OSError.
+    """
+    if os.path.getsize(path) == 0:
+        raise ValueError("empty (0 bytes)")
+    # Without the protocol's name, a path with a colon would be a URL.
+    with av.open(f"file:{path}", metadata_errors="replace",
+                 options={"protocol_whitelist": "file", **options}) as container:
+        stream = _choose_stream(container.streams.video)
+        # To "explode" on what is missing would refuse H.264 that was cut in an open group of
+        # pictures: it refers to pictures that are gone, though none that is shown needs them.
+        # FFmpeg's H.264 decoder marks the frames that damage touches, other decoders do not.
+        if stream.codec_context.name != "h264":
+            stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1  # there is a loader worker for each core
+        yield container, stream
+
+
+def _choose_stream(streams):
+    """Return the stream that ffmpeg shows: no cover, and the default one or the largest."""
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    films = [stream for stream in streams if not stream.disposition & stills]
+    if not films:
+        raise ValueError("only a cover picture in it" if streams else "no video stream in it")
+    films = [stream for stream in films if stream.codec_context is not None]
+    if not films:
+        raise ValueError("unknown codec, or cut off")
+
+    def score(stream):
+        is_default = bool(stream.disposition & Disposition.default)
+        return stream.codec_context.width * stream.codec_context.height + 5_000_000 * is_default
+
+    return max(films, key=score)
+
+
+class PacketIndex:
+    """The packets of a film, in the order of decoding.
+
+    clock: "pts", or "dts" where the file does not store when frames are shown; a frame then has the
+    time of the last packet that the decoder was given for it. step: ticks of a typical frame.
+    first_key: the first packet that can be decoded on its own. path: may be set anew.
+    """
+
+    def __init__(self, path, container, stream):
+        self.path, self.format, self.codec = path, container.format.name, stream.codec_context.name
+        self._palettes = {}
+        rate = stream.average_rate or stream.guessed_rate or 25
+        self.step = max(1, round(1 / (rate * stream.time_base)))
+        packets = self._scanned(container, stream)
+        self.packets = self._without_jumps(packets, MAX_GAP / stream.time_base)
+        self._keys = [number for number, packet in enumerate(self.packets) if packet.is_key]
+        self.first_key = self._keys[0] if self._keys else 0
+        self.first_trailing = next((number for number in range(self.first_key + 1, len(packets))
+                                    if not self.is_leading(number, self.first_key)), len(packets))
+        is_counted = self.format == "avi" and stream.codec_context.has_b_frames
+        later = self.packets[self.first_trailing:]
+        self.clock = "dts" if is_counted or any(packet.pts is None for packet in later) else "pts"
+        self._number_at = {getattr(packet, self.clock): number
+                           for number, packet in enumerate(self.packets)}
+
+    def _scanned(self, container, stream):
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size:
+                if packet.has_sidedata("palette"):
+                    self._palettes[len(packets)] = packet.get_sidedata("palette")
+                is_key = packet.is_keyframe and _is_intra(packet, self.codec)
+                packets.append(Packet(packet.pts, packet.dts, packet.pos, packet.size, is_key,
+                                      packet.is_discard))
+        return packets
+
+    def _without_jumps(self, packets, max_gap):
+        """Let the clock go on where it jumps back, or ahead in MPEG streams, as players do."""
+        if self.format not in MPEG_FORMATS:
+            max_gap = float("inf")
+        offset, previous, result = 0, None, []
+        for packet in packets:
+            if packet.dts is not None:
+                least = None if previous is None else previous - MAX_STEPS_BACK * self.step
+                if least is not None and not least < packet.dts + offset < previous + max_gap:
+                    offset = previous + self.step - packet.dts
+                previous = packet.dts + offset
+            if offset:
+                pts, dts = (None if time is None else time + offset for time in packet[:2])
+                packet = packet._replace(pts=pts, dts=dts)
+            result.append(packet)
+        return result
+
+    def is_leading(self, number: int, start: int) -> bool:
+        """Return whether a packet may need others from before the key frame `start`."""
+        pts, start_pts = self.packets[number].pts, self.packets[start].pts
+        is_shown_before = pts is None or start_pts is None or pts < start_pts
+        return number < self.first_key or (number > start and is_shown_before)
+
+    def times(self) -> list[int]:
+        """Return the times of the packets with pictures to show, ascending."""
+        times = [getattr(packet, self.clock) for packet in self.packets
+                 # A single byte, in DivX and XviD, stands for no picture.
+                 if packet.size > 1 and not packet.is_discarded]
+        return sorted(time for time in times if time is not None)
+
+    def start_for(self, time: int) -> int:
+        """Return the number of the packet from which to decode, for the frame at `time`."""
+        number = self._number_at.get(time, 0)
+        if self.clock == "dts":
+            number = 0 if self.codec in DEEP_REORDERING else number - MARGIN
+        for key in reversed(self._keys[:bisect_left(self._keys, number + 1)]):
+            key_time = getattr(self.packets[key], self.clock)
+            if key_time is not None and key_time <= time:
+                return key if key > self.first_key else 0
+        return 0
+
+    # --- reading again -------------------------------------------------------------------------
+
+    def packets_from(self, start: int, is_sought: bool):
+        """Yield (number, packet), from packet `start` on, with the times of the index.
+
+        The number of the last, which flushes the decoder, is None. is_sought: raise SeekError
+        where seeking does not find the packets; otherwise, the file is demuxed from its beginning.
+        """
+        with open_film(self.path) as (container, stream):
+            if is_sought:
+                self._seek(container, stream, start)
+            number = None if is_sought else 0
+            for count, packet in enumerate(container.demux(stream)):
+                if not packet.size:
+                    if packet.dts is None and packet.pts is None:
+                        break
+                    continue
+                if number is None and self._is_number(packet, start):
+                    number = start
+                if number is None and count > MAX_SKIPPED:
+                    break
+                if number is None:
+                    continue
+                if is_sought and not self._is_number(packet, number):
+                    raise SeekError
+                if number >= start and number < len(self.packets):
+                    yield number, self._prepared(packet, number, number == start)
+                number += 1
+            if number is None:
+                raise SeekError
+            yield None, packet
+
+    def _seek(self, container, stream, start):
+        sought = self.packets[start]
+        try:
+            if self.format in MPEG_FORMATS:
+                container.seek(sought.position, unsupported_byte_offset=True)
+            else:
+                container.seek(getattr(sought, self.clock), stream=stream)
+        except (av.error.FFmpegError, TypeError, OverflowError):
+            raise SeekError from None
+
+    def _is_number(self, packet, number):
+        known = self.packets[number] if number < len(self.packets) else None
+        return known and (packet.size, packet.pos) == (known.size, known.position)
+
+    def _prepared(self, packet, number, is_first):
+        known = self.packets[number]
+        if known.pts is not None and packet.pts != known.pts:
+            packet.pts = known.pts
+        if known.dts is not None and packet.dts != known.dts:
+            packet.dts = known.dts
+        # A demuxer gives a palette once, which seeking drops.
+        palettes = [place for place in self._palettes if place <= number] if is_first else ()
+        if palettes and not packet.has_sidedata("palette"):
+            packet.set_sidedata(self._palettes[max(palettes)])
+        return packet
+
+
+def _is_intra(packet, codec) -> bool:
+    """Return whether a key packet is one: AVI's index also says so of empty MPEG-4 packets."""
+    if codec != "mpeg4":
+        return True
+    data = bytes(packet)
+    start = data.find(b"\0\0\1\xb6")
+    return 0 <= start < len(data) - 4 and data[start + 4] >> 6 == 0
