@@ -1,18 +1,22 @@
-"""Whether a video file has all the data that it promises."""
+"""Whether all of a video file can be read: it may be cut off, or two files may have been joined."""
 
 import os
 
-from clips.video_packets import open_film
+from clips.video_packets import MPEG_FORMATS, open_film
+
+# Formats whose packets are in the order of the file up to its end, and the part that may follow.
+SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf", "ogg")
+MAX_REST = 0.25
 
 
-def check_complete(path, container, stream, num_packets: int) -> None:
-    """Raise ValueError if a video is cut off. The stream's packets were read, `num_packets`.
+def check_complete(path, container, stream, packets) -> None:
+    """Raise ValueError if a video is cut off, or if another one follows that players do not show.
 
-    Headers may count more frames: those that an edit list does not show, and AVI's dropped frames,
-    which are chunks without data.
+    packets: all those of the stream. A header may count more: frames that an edit list leaves out,
+    and frames that AVI dropped, which are chunks without data.
     """
+    name, num_packets = container.format.name, len(packets)
     is_short = stream.frames > num_packets
-    name = container.format.name
     if is_short and "mp4" in name:
         with open_film(path, ignore_editlist="1") as (whole, film):
             num_packets = sum(packet.size > 0 for packet in whole.demux(film))
@@ -21,6 +25,30 @@ def check_complete(path, container, stream, num_packets: int) -> None:
         is_short = len(getattr(stream, "index_entries", ())) > num_packets or _is_cut_riff(path)
     if is_short:
         raise ValueError(f"cut off: {num_packets} of {stream.frames} frames are there")
+    if ("mp4" in name and _num_headers(path) > 1) or \
+            (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST):
+        raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
+
+
+def _rest(path, packet) -> float:
+    """Return how much of the file follows the packet."""
+    return 0 if packet.position is None else 1 - packet.position / os.path.getsize(path)
+
+
+def _num_headers(path) -> int:
+    """Return how many films the boxes of an MP4 file describe. (ISO 14496-12)"""
+    end, place, found = os.path.getsize(path), 0, 0
+    with open(path, "rb") as file:
+        while len(start := file.read(16)) >= 8:
+            size, kind = int.from_bytes(start[:4], "big"), start[4:8]
+            if size == 1:
+                size = int.from_bytes(start[8:], "big")
+            if size < 8 or place + size > end:
+                break
+            found += kind == b"moov"
+            place += size
+            file.seek(place)
+    return found
 
 
 def _is_cut_riff(path) -> bool:

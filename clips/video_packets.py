@@ -82,7 +82,8 @@ class PacketIndex:
 
     clock: "pts", or "dts" where the file does not store when frames are shown; a frame then has the
     time of the last packet that the decoder was given for it. step: ticks of a typical frame.
-    first_key: the first packet that can be decoded on its own. path: may be set anew.
+    first_key: the first packet that can be decoded on its own. starts_clean: the film begins with
+    it, and nothing after it needs anything from before.
     """
 
     def __init__(self, path, container, stream):
@@ -96,16 +97,18 @@ class PacketIndex:
         self.first_key = self._keys[0] if self._keys else 0
         self.first_trailing = next((number for number in range(self.first_key + 1, len(packets))
                                     if not self.is_leading(number, self.first_key)), len(packets))
-        is_counted = self.format == "avi" and stream.codec_context.has_b_frames
-        later = self.packets[self.first_trailing:]
-        self.clock = "dts" if is_counted or any(packet.pts is None for packet in later) else "pts"
+        self.starts_clean &= self.first_trailing <= 1
+        self.clock = "dts" if self._is_counted(stream.codec_context.has_b_frames) else "pts"
         self._number_at = {getattr(packet, self.clock): number
                            for number, packet in enumerate(self.packets)}
 
     def _scanned(self, container, stream):
-        packets = []
+        header = stream.codec_context.extradata or b""
+        packets, self.starts_clean = [], True
         for packet in container.demux(stream):
             if packet.size:
+                if not packets and self.codec == "h264":
+                    self.starts_clean = _has_idr(bytes(packet), header)
                 if packet.has_sidedata("palette"):
                     self._palettes[len(packets)] = packet.get_sidedata("palette")
                 is_key = packet.is_keyframe and _is_intra(packet, self.codec)
@@ -129,6 +132,14 @@ class PacketIndex:
                 packet = packet._replace(pts=pts, dts=dts)
             result.append(packet)
         return result
+
+    def _is_counted(self, has_b_frames) -> bool:
+        """Return whether times are those of decoding, though frames are shown in another order."""
+        if any(packet.pts is None for packet in self.packets[self.first_trailing:]):
+            return True
+        return has_b_frames and (self.format == "avi" or (
+            self.codec not in DEEP_REORDERING
+            and all(packet.pts == packet.dts for packet in self.packets)))
 
     def is_leading(self, number: int, start: int) -> bool:
         """Return whether a packet may need others from before the key frame `start`."""
@@ -211,6 +222,19 @@ class PacketIndex:
         if palettes and not packet.has_sidedata("palette"):
             packet.set_sidedata(self._palettes[max(palettes)])
         return packet
+
+
+def _has_idr(data: bytes, header: bytes) -> bool:
+    """Return whether H.264 data has an IDR slice, before which all can be forgotten."""
+    if not header.startswith(b"\1"):  # start codes (annex B of the standard)
+        return any(part[0] & 31 == 5 for part in data.split(b"\0\0\1")[1:] if part)
+    place, num_bytes = 0, (header[4] & 3) + 1  # lengths (ISO 14496-15)
+    while place + num_bytes < len(data):
+        start = place + num_bytes
+        if data[start] & 31 == 5:
+            return True
+        place = start + int.from_bytes(data[place:start], "big")
+    return False
 
 
 def _is_intra(packet, codec) -> bool:

@@ -41,7 +41,7 @@ class VideoFile:
             self.size = self._size(stream)
             self._index = PacketIndex(path, container, stream)
             self._tick = float(stream.time_base)
-            check_complete(path, container, stream, len(self._index.packets))
+            check_complete(path, container, stream, self._index.packets)
         with _Translated(self):
             self._times = self._shown_times()  # in ticks
         if not self._times:
@@ -54,7 +54,7 @@ class VideoFile:
         seconds *= len(self._times) / (len(self._times) - 1)
         num_frames = seconds * frame_rate
         if num_frames > MAX_REPEATS * len(self._times) + MAX_STILL:
-            raise self._error(f"its clock jumps: {len(self._times)} frames in {seconds:,.0f} s")
+            raise self._error(f"its clock jumps: {len(self._times):,} frames in {seconds:,.0f} s")
         self._num_frames = max(2, round(num_frames))
 
     def __len__(self):
@@ -85,9 +85,8 @@ class VideoFile:
 
     def _time_at(self, position):
         """Return the time of the frame that is shown in the middle of a resampled frame."""
-        middle = (position + 0.5) / self.frame_rate + SAME_TIME
-        return self._times[max(0, bisect_right(self._times, self._times[0] + middle / self._tick)
-                               - 1)]
+        middle = int(((position + 0.5) / self.frame_rate + SAME_TIME) / self._tick)
+        return self._times[bisect_right(self._times, self._times[0] + middle) - 1]
 
     def _num_after(self, time):
         return len(self._times) - bisect_right(self._times, time)
@@ -106,22 +105,30 @@ class VideoFile:
             return []
         if index.clock == "dts":
             return self._counted_times(times)
-        start = index.packets[index.first_key].pts
-        if start is None or (index.first_key == 0 and times[0] == start):
+        if index.starts_clean:
             return times
-        shown = []
+        key_time, shown = index.packets[index.first_key].pts, []
         for time, _frame in self._decoded(0, False):
-            if time >= start:
-                break
             shown.append(time)
-        return shown + [time for time in times if time >= start]
+            if key_time is None or time >= key_time:
+                break
+        return shown + [time for time in times if time > shown[-1]] if shown else []
 
     def _counted_times(self, times):
         """Return the times at which the decoder shows frames: later than their packets."""
         first = next((time for time, _ in self._decoded(0, False)), times[0])
-        delay = bisect_right(times, first) - 1
-        return times[delay:] + [times[-1] + self._index.step * count
-                                for count in range(1, delay + 1)]
+        delay, num_packets = bisect_right(times, first) - 1, len(times)
+        self._index.step = max(1, (times[-1] - times[0]) // max(1, len(times) - 1))
+        for _ in range(delay):
+            times.append(self._next_time(times[-1], len(times) == num_packets))
+        return times[delay:]
+
+    def _next_time(self, last, is_first):
+        """Return the time of a frame that the decoder held back, after that of the one before.
+
+        As ffmpeg: a chunk of AVI lasts one tick.
+        """
+        return last + (1 if is_first and self._index.format == "avi" else self._index.step)
 
     def _frames_from(self, time: int):
         """Yield (time, frame), from the one at `time` on or from an earlier one.
@@ -163,8 +170,8 @@ class VideoFile:
                     if number is None or not index.is_leading(number, key):
                         raise
                     frames = []
-                for frame in frames:
-                    last = self._time_of(frame, last)
+                for place, frame in enumerate(frames):
+                    last = self._time_of(frame, last, place == 0)
                     if frame.is_corrupt:
                         key_time = index.packets[key].pts
                         if index.clock == "pts" and key_time is not None and last < key_time:
@@ -172,12 +179,11 @@ class VideoFile:
                         raise ValueError(f"damaged at {last * self._tick:.2f} s")
                     yield last, frame
 
-    def _time_of(self, frame, last):
+    def _time_of(self, frame, last, is_first):
         """Return the time of a frame, in ticks; last: that of the frame before, or None."""
         time = frame.pts if self._index.clock == "pts" else frame.dts
         if time is None:
-            time = last + self._index.step if last is not None else \
-                self._index.times()[0]
+            time = self._index.times()[0] if last is None else self._next_time(last, is_first)
         return time
 
     def _size(self, stream) -> tuple[int, int]:
