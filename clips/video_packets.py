@@ -21,6 +21,7 @@ MAX_SKIPPED = 5000  # packets between the place where a seek ends and what was s
 # Where times are counted: packets from a key frame to the first frame that is wanted, and codecs
 # whose decoders hold back a number of frames that is not known after a seek.
 MARGIN = 20
+MAX_EMPTY_SIZE = 19  # bytes of an MPEG-4 packet without a picture
 DEEP_REORDERING = ("h264", "hevc")
 
 
@@ -199,17 +200,23 @@ class PacketIndex:
 
     def _seek(self, container, stream, start):
         sought = self.packets[start]
+        if self.clock == "dts":  # the first packet may say how all are packed, as in DivX and XviD
+            next(container.demux(stream)).decode()
         try:
             if self.format in MPEG_FORMATS:
-                container.seek(sought.position, unsupported_byte_offset=True)
+                place = next((packet.position for packet in self.packets[start::-1]
+                              if packet.position is not None), 0)
+                container.seek(place, unsupported_byte_offset=True)
             else:
                 container.seek(getattr(sought, self.clock), stream=stream)
         except (av.error.FFmpegError, TypeError, OverflowError):
             raise SeekError from None
 
     def _is_number(self, packet, number):
+        # In a program stream, the first packet after a seek is the rest of the one before, and the
+        # second one's position is not known.
         known = self.packets[number] if number < len(self.packets) else None
-        return known and (packet.size, packet.pos) == (known.size, known.position)
+        return known and packet.size == known.size and packet.pos in (None, known.position)
 
     def _prepared(self, packet, number, is_first):
         known = self.packets[number]
@@ -243,4 +250,4 @@ def _is_intra(packet, codec) -> bool:
         return True
     data = bytes(packet)
     start = data.find(b"\0\0\1\xb6")
-    return 0 <= start < len(data) - 4 and data[start + 4] >> 6 == 0
+    return len(data) > MAX_EMPTY_SIZE and 0 <= start < len(data) - 4 and data[start + 4] >> 6 == 0

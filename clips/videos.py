@@ -147,7 +147,8 @@ class VideoFile:
                         yield found, frame
                         last = found
                 else:
-                    return
+                    if last is not None or not start:
+                        return
             except SeekError:
                 continue
             except FrameError as problem:
