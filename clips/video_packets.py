@@ -5,6 +5,7 @@ the demuxer says of them after a seek.
 """
 
 import os
+import zlib
 from bisect import bisect_left
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class Packet(NamedTuple):
     dts: int | None
     position: int | None  # in the file
     size: int  # bytes
+    mark: int | None  # tells it from others of its size
     is_key: bool
     is_discarded: bool  # to be decoded, but not shown
 
@@ -113,9 +115,13 @@ class PacketIndex:
                 if packet.has_sidedata("palette"):
                     self._palettes[len(packets)] = packet.get_sidedata("palette")
                 is_key = packet.is_keyframe and _is_intra(packet, self.codec)
-                packets.append(Packet(packet.pts, packet.dts, packet.pos, packet.size, is_key,
-                                      packet.is_discard))
+                packets.append(Packet(packet.pts, packet.dts, packet.pos, packet.size,
+                                      self._mark(packet), is_key, packet.is_discard))
         return packets
+
+    def _mark(self, packet):
+        # The positions of packets of a program stream are not the same after a seek.
+        return zlib.crc32(packet) if self.format in MPEG_FORMATS else packet.pos
 
     def _without_jumps(self, packets, max_gap):
         """Let the clock go on where it jumps back, or ahead in MPEG streams, as players do."""
@@ -213,10 +219,8 @@ class PacketIndex:
             raise SeekError from None
 
     def _is_number(self, packet, number):
-        # In a program stream, the first packet after a seek is the rest of the one before, and the
-        # second one's position is not known.
         known = self.packets[number] if number < len(self.packets) else None
-        return known and packet.size == known.size and packet.pos in (None, known.position)
+        return known and packet.size == known.size and self._mark(packet) == known.mark
 
     def _prepared(self, packet, number, is_first):
         known = self.packets[number]
