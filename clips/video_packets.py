@@ -38,15 +38,17 @@ class Packet(NamedTuple):
     position: int | None  # in the file
     size: int  # bytes
     mark: int | None  # tells it from others of its size
-    is_key: bool
+    is_key: bool  # can be decoded on its own
+    is_clean: bool  # and nothing after it refers to anything from before
     is_discarded: bool  # to be decoded, but not shown
 
 
 @contextmanager
-def open_film(path, **options):
+def open_film(path, is_strict=True, **options):
     """Yield the container of the video at `path`, and its stream with the film.
 
-    Raises ValueError with what is wrong, and av.error.FFmpegError or OSError.
+    is_strict: decoding raises an error for all that is missing. Raises ValueError with what is
+    wrong, and av.error.FFmpegError or OSError.
     """
     if os.path.getsize(path) == 0:
         raise ValueError("empty (0 bytes)")
@@ -54,10 +56,7 @@ def open_film(path, **options):
     with av.open(f"file:{path}", metadata_errors="replace",
                  options={"protocol_whitelist": "file", **options}) as container:
         stream = _choose_stream(container.streams.video)
-        # To "explode" on what is missing would refuse H.264 that was cut in an open group of
-        # pictures: it refers to pictures that are gone, though none that is shown needs them.
-        # FFmpeg's H.264 decoder marks the frames that damage touches, other decoders do not.
-        if stream.codec_context.name != "h264":
+        if is_strict:
             stream.codec_context.options = {"err_detect": "explode"}
         stream.codec_context.thread_count = 1  # there is a loader worker for each core
         yield container, stream
@@ -100,23 +99,24 @@ class PacketIndex:
         self.first_key = self._keys[0] if self._keys else 0
         self.first_trailing = next((number for number in range(self.first_key + 1, len(packets))
                                     if not self.is_leading(number, self.first_key)), len(packets))
-        self.starts_clean &= self.first_trailing <= 1
+        self.starts_clean = self.first_trailing <= 1 and all(
+            packet.is_clean for packet in packets[:1])
         self.clock = "dts" if self._is_counted(stream.codec_context.has_b_frames) else "pts"
         self._number_at = {getattr(packet, self.clock): number
                            for number, packet in enumerate(self.packets)}
 
     def _scanned(self, container, stream):
         header = stream.codec_context.extradata or b""
-        packets, self.starts_clean = [], True
+        packets = []
         for packet in container.demux(stream):
             if packet.size:
-                if not packets and self.codec == "h264":
-                    self.starts_clean = _has_idr(bytes(packet), header)
                 if packet.has_sidedata("palette"):
                     self._palettes[len(packets)] = packet.get_sidedata("palette")
                 is_key = packet.is_keyframe and _is_intra(packet, self.codec)
+                is_clean = is_key and (self.codec != "h264" or _has_idr(bytes(packet), header))
                 packets.append(Packet(packet.pts, packet.dts, packet.pos, packet.size,
-                                      self._mark(packet), is_key, packet.is_discard))
+                                      self._mark(packet), is_key, is_clean,
+                                      packet.is_discard))
         return packets
 
     def _mark(self, packet):
@@ -180,7 +180,10 @@ class PacketIndex:
         The number of the last, which flushes the decoder, is None. is_sought: raise SeekError
         where seeking does not find the packets; otherwise, the file is demuxed from its beginning.
         """
-        with open_film(self.path) as (container, stream):
+        # H.264 may refer to pictures from before that none that is shown needs. Where that is no
+        # error, its decoder marks the frames that damage touches; other decoders do not.
+        is_strict = self.codec != "h264" or self.packets[start or self.first_key].is_clean
+        with open_film(self.path, is_strict) as (container, stream):
             if is_sought:
                 self._seek(container, stream, start)
             number = None if is_sought else 0
