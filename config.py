@@ -131,7 +131,8 @@ class Config(BaseModel):
         "per core, up to 16; 0: load in the training process.",
     )
     max_frame_pixels: PositiveInt = Field(
-        16_000_000, description="Frames with more pixels than this are refused before decoding."
+        2**26,  # 8192 x 8192: films of 8K, and as much of 360 degrees
+        description="Frames with more pixels than this are refused before decoding.",
     )
     on_bad_clip: Literal["stop", "skip"] = Field(
         "stop",

@@ -5,7 +5,7 @@ import os
 from clips.video_packets import MPEG_FORMATS, open_film
 
 # Formats whose packets are in the order of the file up to its end, and the part that may follow.
-SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf", "ogg")
+SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf")
 MAX_REST = 0.25
 
 
@@ -32,7 +32,9 @@ def check_complete(path, container, stream, packets) -> None:
 
 def _rest(path, packet) -> float:
     """Return how much of the file follows the packet."""
-    return 0 if packet.position is None else 1 - packet.position / os.path.getsize(path)
+    if packet.position is None:
+        return 0
+    return 1 - (packet.position + packet.size) / os.path.getsize(path)
 
 
 def _num_headers(path) -> int:

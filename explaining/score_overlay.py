@@ -49,7 +49,7 @@ def overlay_scores(frame: np.ndarray, bars: list[tuple[str, float]]) -> np.ndarr
 
 def save_mp4(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> None:
     """Write pictures of one size, uint8 [H, W, 3], as H.264 video."""
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w") as container:
         stream = None
         for picture in pictures:
             if stream is None:

@@ -70,7 +70,10 @@ def _read(path, config: Config | None, class_names) -> dict:
 def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool) -> Config:
     saved, path = checkpoint.get("config", {}), checkpoint["path"]
     if config is None:
-        return config_of_checkpoint(path, saved)
+        own = config_of_checkpoint(path, saved)
+        # The commands that use a checkpoint alone have no flag for this limit.
+        limit = max(own.max_frame_pixels, Config.model_fields["max_frame_pixels"].default)
+        return own.model_copy(update={"max_frame_pixels": limit})
     if not takes_own_input:
         say_what_changed(config, checkpoint)
         return config
