@@ -59,6 +59,10 @@ class Contents(BaseModel):
         return rows
 
 
+# What DataParallel and DistributedDataParallel, torch.compile, FSDP, checkpointing of activations
+# and Lightning put into the names of the weights.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+            "_forward_module")
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
 PUBLISHED_NAMES = {
     "conv_layer1": "blocks.0",
@@ -186,13 +190,20 @@ def with_averaged_weights(checkpoint: dict) -> dict:
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint, or plain weights, under the names of our networks.
 
-    Names of published checkpoints, with or without DataParallel, are replaced:
-    `module.conv_layer2.3.weight` -> `blocks.1.3.weight`.
+    Names of published checkpoints are replaced, and those of what wrapped a network or a part of it
+    left out: `module._orig_mod.conv_layer2.3.weight` -> `blocks.1.3.weight`. Raises UserError if
+    two weights then have one name.
     """
     weights = {}
     for name, value in checkpoint.get("state_dict", checkpoint).items():
-        layer, separator, rest = name.removeprefix("module.").partition(".")
-        weights[PUBLISHED_NAMES.get(layer, layer) + separator + rest] = value
+        if name == "n_averaged":  # the counter of torch.optim.swa_utils.AveragedModel
+            continue
+        layer, *rest = [part for part in name.split(".") if part not in WRAPPERS] or [name]
+        own_name = ".".join([PUBLISHED_NAMES.get(layer, layer), *rest])
+        if own_name in weights:
+            raise UserError(f"{own_name}: is there twice in the checkpoint, once as {name}; keep "
+                            "the weights of one network")
+        weights[own_name] = value
     return weights
 
 
