@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from system.errors import UserError
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 _JPEG_MAGIC = b"\xff\xd8"
 # Markers of a JPEG. (ITU-T T.81, table B.1)
@@ -33,7 +33,7 @@ _READ_BYTES = 2**16  # nearly every frame in one piece
 # Non-blocking, so that a named pipe called 00001.jpg is an error instead of a hang.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # The formats of FRAME_SUFFIXES; Pillow tries no others.
-_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -358,9 +358,9 @@ def _decode_with_pillow(data, max_pixels):
 
 def _check_single(picture) -> None:
     """Raises FrameError for several pictures in one file, and for values without a known range."""
-    if picture.format in ("GIF", "PNG", "WEBP") and getattr(picture, "is_animated", False):
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
         raise FrameError("an animated picture, which is a clip and no frame; name the file itself "
-                         "as the clip, with the suffix .gif, .webp or .apng")
+                         "as the clip, with the suffix .webp or .apng")
     if picture.format == "TIFF":
         if picture.mode in ("I", "F"):
             raise FrameError(f"values of 32 bits ({picture.mode}), whose range is not known; save "

@@ -8,15 +8,10 @@ import os
 import av
 import numpy as np
 
+from clips.films import is_video as is_video
 from clips.frames import FrameError, check_size
 
 SAME_TIME = 1e-6  # seconds
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpeg", ".wmv")
-
-
-def is_video(path) -> bool:
-    """Return whether the path has the extension of a video file, and is not a folder."""
-    return str(path).lower().endswith(VIDEO_SUFFIXES) and not os.path.isdir(path)
 
 
 class VideoFile:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clips.frames import composed
 from system.errors import UserError, first_few
 
 # int64 is that of the counters of batches.
@@ -50,6 +51,11 @@ class Contents(BaseModel):
     bad_clips: list[
         Annotated[dict[Literal["epoch", "set", "id", "reason"], int | str], Field(min_length=4)]
     ] = []
+
+    @field_validator("classes")
+    @classmethod
+    def _in_nfc(cls, names):
+        return names and list(map(composed, names))
 
     @field_validator("history")
     @classmethod
@@ -253,6 +259,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
     if known is None:
         print(f"{path} has no class names; they are taken to be those of {labels_csv}, in order")
         return
+    known = list(map(composed, known))
     differences = [f"class {index} is {theirs!r} there, {ours!r} in {labels_csv}"
                    for index, (theirs, ours) in enumerate(zip_longest(known, class_names))
                    if theirs != ours]
