@@ -22,7 +22,7 @@ from clips.frames import FRAME_SUFFIXES, FrameError, check_size, read_file
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".3gp", ".3g2", ".3gpp", ".mj2", ".f4v", ".flv",
     ".avi", ".divx", ".xvid", ".mkv", ".mk3d", ".webm", ".ogv", ".ogm", ".ogx", ".nut", ".mxf",
-    ".wmv", ".asf", ".dvr-ms", ".wtv", ".rm", ".rmvb", ".amv", ".dv", ".dif", ".ivf", ".y4m",
+    ".wmv", ".asf", ".dvr-ms", ".wtv", ".rm", ".rmvb", ".dv", ".dif", ".ivf", ".y4m",
     ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".mp2v", ".m2p", ".vob", ".evo", ".mod",
     ".ts", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".mjpg", ".mjpeg", ".insv", ".lrv",
     ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
@@ -137,7 +137,7 @@ class AnimatedPicture:
         if ends[-1] > _LONGEST:
             raise self._error(f"its pictures are to be shown for {ends[-1] / 3.6e6:.0f} hours")
         seconds = float(ends[-1]) / 1000
-        self.native_rate = len(durations) / seconds  # pictures per second
+        self.native_rate = 1000 * len(durations) / float(ends[-1])  # pictures per second
         middles = (np.arange(max(2, round(seconds * frame_rate))) + 0.5) / frame_rate
         numbers = np.searchsorted(ends, middles * 1000, side="right")
         self.numbers = np.minimum(numbers, len(durations) - 1)  # of the picture of each frame
