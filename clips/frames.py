@@ -73,7 +73,7 @@ def natural_key(name: str):
     """Sort key that puts `2.jpg` before `10.jpg`, with or without leading zeros."""
     parts = _DIGITS.split(name.lower())
     parts[1::2] = map(int, parts[1::2])
-    return parts, name
+    return tuple(parts), name
 
 
 def list_frames(folder) -> list[str]:
