@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from clips.films import FILM_SUFFIXES, is_video
 from clips.frames import prepare_decoders
 from clips.reading import open_clip
 from clips.sampling import frames_needed, short_clips_note
-from clips.search import find_clips
-from clips.videos import is_video
+from clips.search import find_clips, no_films
 from explaining.score_overlay import save_with_scores
 from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictors
@@ -70,7 +70,8 @@ def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:
     paths = [Path(os.path.abspath(clip)) for clip in clips]
     root = os.path.commonpath([path.parent for path in paths]) if paths else ""
     names = [path.relative_to(root) for path in paths]
-    stems = [name.with_suffix("") if is_video(name) else name for name in names]
+    stems = [name.with_suffix("") if is_video(clip) else name
+             for clip, name in zip(clips, names, strict=True)]
     if len(set(stems)) == len(stems):
         names = stems
     return {clip: save_path / f"{name}.mp4" for clip, name in zip(clips, names, strict=True)}
@@ -136,7 +137,8 @@ def check_places(options: argparse.Namespace) -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         if options.output.is_dir():
             raise UserError(f"--output {options.output}: is a folder; give a file")
-    if options.save and is_video(options.save) and options.save.suffix.lower() != ".mp4":
+    is_other_film = options.save and options.save.suffix.lower() in FILM_SUFFIXES
+    if is_other_film and options.save.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"--save {options.save}: expected .gif or .mp4, or a folder for several "
                         "clips")
 
@@ -171,15 +173,17 @@ def main(arguments=None) -> int:
 
 def predict_paths(predictors: list[Predictor], options: argparse.Namespace, combine) -> int:
     """Classify the clips of `options`; print and write the results, and return the exit status."""
-    clips, problems = [], []
+    clips, problems, others = [], [], []
     for path in options.paths:
         try:
-            found, wrong = find_clips(path)
+            found, wrong = find_clips(path, others)
             clips += found
             problems += wrong
         except UserError as error:
             problems.append(str(error))
     clips = list({os.path.abspath(clip): clip for clip in reversed(clips)}.values())[::-1]
+    if others:
+        print(f"note: passed over: {no_films(others)}", file=sys.stderr)
     check_overwritten(options, clips)
     count = min(options.top, len(predictors[0].classes))
     found, others = predict(predictors, clips, options.save, combine)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clips.films import is_video
+from clips.frames import composed
 from clips.packs import Pack, PackedClip, clip_path, open_folder
-from clips.videos import is_video
 from system.errors import UserError, first_few
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def read_labels(path) -> list[str]:
 
     Raises UserError for blank lines, duplicates, or fewer than two names.
     """
-    names = [line.strip() for line in _read_text(path, "labels_csv").rstrip().split("\n")]
+    text = composed(_read_text(path, "labels_csv"))
+    names = [line.strip() for line in text.rstrip().split("\n")]
     problems = [f"line {n} is blank" for n, name in enumerate(names, 1) if not name]
     problems += [f"{name!r} is on {c} lines" for name, c in Counter(names).items()
                  if c > 1 and name]
@@ -104,8 +106,9 @@ def groups_of(ids, pattern: str) -> np.ndarray:
     whole id, others in what follows the id's last slash. Raises UserError if the pattern finds
     nothing in an id.
     """
-    names = [str(clip_id) if "/" in pattern else str(clip_id).rpartition("/")[2] for clip_id in ids]
-    found = [re.search(pattern, name) for name in names]
+    ids = [str(clip_id) for clip_id in ids]
+    names = [composed(clip_id if "/" in pattern else clip_id.rpartition("/")[2]) for clip_id in ids]
+    found = [re.search(composed(pattern), name) for name in names]
     names = [match[1] if match else None for match in found]
     without = [clip_id for clip_id, name in zip(ids, names, strict=True) if name is None]
     if without:
@@ -130,7 +133,7 @@ def _read_text(path, key) -> str:
 def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
     """Return the columns `id` and, with_labels, `label` of a clip list, indexed by line number.
 
-    With labels, a column `group` is read, too, if there is one.
+    With labels, a column `group` is read, too, if there is one. Labels and groups are in NFC.
 
     Blank lines are skipped. Raises UserError for lines that do not have these columns.
     """
@@ -158,7 +161,8 @@ def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
     except ValueError as error:  # also if a quoted field contains a line end
         reason = " ".join(str(error).split())
         raise UserError(f"{csv_path}: not a CSV file ({reason}); write it again") from None
-    return rows.apply(lambda column: column.str.strip())
+    rows = rows.apply(lambda column: column.str.strip())
+    return rows.apply(lambda column: column if column.name == "id" else column.map(composed))
 
 
 def _check_lines(csv_path, lines, numbers, _header, with_labels) -> dict[str, int]:
@@ -224,31 +228,36 @@ def _check_clips(csv_path, folder, ids):
         present = clips_beside(folder, ids)
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
-    missing = [clip_id for clip_id in ids if clip_id not in present]
+    missing = [clip_id for clip_id in ids if composed(clip_id) not in present]
     if missing:
         raise UserError(
             f"{csv_path}: {len(missing):,} of {len(ids):,} clips have no folder in {folder}: "
             f"{first_few(missing)}; add the folders or drop the rows"
         )
+    spelled = [clip_id for clip_id in ids if not clip_id.isascii()]
+    paths = Counter(str(clip_path(folder, clip_id)) for clip_id in spelled)
+    if twice := [path for path, count in paths.items() if count > 1]:
+        raise UserError(f"{csv_path}: {len(twice):,} clips are listed more than once, with their "
+                        f"accents composed and apart: {first_few(twice)}; keep one line for each")
 
 
 def clips_beside(folder, ids) -> set[str]:
-    """Return the ids of all videos and folders that are in the same folders as those of `ids`.
+    """Return the ids, in NFC, of all films and folders in the same folders as those of `ids`.
 
     Scans each folder once instead of asking the file system about each of 100,000 ids. Of a pack,
     returns all ids. Raises OSError if `folder` cannot be read, or FrameError for a pack.
     """
     if isinstance(folder, Pack):
-        return set(folder.ids())
+        return set(map(composed, folder.ids()))
     present = set()
     os.stat(folder)
     for parent in {clip_id.rpartition("/")[0] for clip_id in ids}:
-        path = os.path.join(folder, parent) if parent else folder
+        path = clip_path(folder, parent) if parent else folder
         if parent and not os.path.isdir(path):
             continue
         with os.scandir(path) as entries:
-            present |= {f"{parent}/{entry.name}" if parent else entry.name
-                        for entry in entries if is_video(entry.name) or _is_folder(entry)}
+            present |= {composed(f"{parent}/{entry.name}" if parent else entry.name)
+                        for entry in entries if is_video(entry.path) or _is_folder(entry)}
     return present
 
 

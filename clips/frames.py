@@ -6,6 +6,11 @@ A damaged frame is an error, never a grey or truncated picture.
 import io
 import os
 import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
+from itertools import starmap
 
 import cv2
 import numpy as np
@@ -14,16 +19,21 @@ from PIL import Image, ImageOps
 
 from system.errors import UserError
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
-_JPEG_MAGIC = b"\xff\xd8\xff"
-# The EXIF block of a JPEG, with its orientation, is in the first segments.
-_EXIF_SEARCH_BYTES = 4096
+_JPEG_MAGIC = b"\xff\xd8"
+# Markers of a JPEG. (ITU-T T.81, table B.1)
+_SOI, _EOI, _SOS, _DHT, _DQT, _COM = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xFE
+_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_SOF = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SEQUENTIAL = (b"\xc0", b"\xc1")  # with Huffman codes
+_ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a segment
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _READ_BYTES = 2**16  # nearly every frame in one piece
 # Non-blocking, so that a named pipe called 00001.jpg is an error instead of a hang.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # The formats of FRAME_SUFFIXES; Pillow tries no others.
-_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,6 +46,8 @@ _TURNS = {
 _LARGEST_RATIO = 100  # of a frame's longer side to its shorter one
 _DIGITS = re.compile(r"(\d+)")
 _DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
+# The last number of a name, with its decimals: 0.25, t=1.5s, but no part of 1.2.3.
+_DECIMAL = re.compile(r"(.*?)(?<!\d)(?<!\d[.,])(\d+)(?:[.,](\d+))?(\D*)", re.DOTALL)
 
 
 class FrameError(UserError):
@@ -61,7 +73,7 @@ def natural_key(name: str):
     """Sort key that puts `2.jpg` before `10.jpg`, with or without leading zeros."""
     parts = _DIGITS.split(name.lower())
     parts[1::2] = map(int, parts[1::2])
-    return parts, name
+    return tuple(parts), name
 
 
 def list_frames(folder) -> list[str]:
@@ -85,10 +97,36 @@ def list_frames(folder) -> list[str]:
 
 
 def in_natural_order(names) -> list[str]:
-    """Return `names` sorted by `natural_key`."""
+    """Return `names` sorted by `natural_key`, or by their numbers if these have decimals."""
     # Names that differ only in their digits, which is the usual case, need no key.
-    is_alike = len({name.translate(_DIGITS_TO_ZERO) for name in names}) == 1
-    return sorted(names) if is_alike else sorted(names, key=natural_key)
+    if len({name.translate(_DIGITS_TO_ZERO) for name in names}) == 1:
+        return sorted(names)
+    if decimals := decimals_of(names):
+        return sorted(names, key=lambda name: (decimals[name], natural_key(name)))
+    return sorted(names, key=natural_key)
+
+
+def decimals_of(names) -> dict[str, tuple] | None:
+    """Return the sort key of each name if all end in numbers, such as `0`, `0.25`, `t=10.5s`.
+
+    A key ends with the number, a Decimal. None: no number has decimals, or they may be counters,
+    as in `1.9`, `1.10`, since decimals do not end in zeros unless all have as many.
+    """
+    found = {name: _DECIMAL.fullmatch(os.path.splitext(name)[0]) for name in names}
+    if None in found.values():
+        return None
+    fractions = {match[3] for match in found.values()} - {None}
+    may_count = len(set(map(len, fractions))) > 1 and any(each.endswith("0")
+                                                          for each in fractions - {"0"})
+    if not fractions or may_count:
+        return None
+    return {name: (natural_key(match[1]), natural_key(match[4]),
+                   Decimal(f"{match[2]}.{match[3] or 0}")) for name, match in found.items()}
+
+
+def composed(name: str) -> str:
+    """Return a name with its accents in Unicode's composed form (NFC); a Mac stores them apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 class FrameFolder:
@@ -155,42 +193,157 @@ def decode_frame(data: bytes, max_pixels: int) -> np.ndarray:
     if not data.startswith(_JPEG_MAGIC):
         return _decode_with_pillow(data, max_pixels)
     frame = _decode_jpeg(data, max_pixels)
-    if data.find(b"Exif\0\0", 0, _EXIF_SEARCH_BYTES) >= 0:
-        return _turn_upright(frame, data)
-    return frame
+    turn = _TURNS.get(_orientation(data))
+    return frame if turn is None else np.array(Image.fromarray(frame).transpose(turn))
+
+
+# --- JPEG ----------------------------------------------------------------------------------------
 
 
 def _decode_jpeg(data, max_pixels):
-    # simplejpeg is the fastest decoder that treats libjpeg's warnings about damaged data as
-    # errors; Pillow ignores most of them.
     try:
-        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
-        check_size(height, width, max_pixels)
-        if colour_space in ("CMYK", "YCCK"):
-            simplejpeg.decode_jpeg(data, "CMYK", strict=True)
-            return _decode_with_pillow(data, max_pixels)  # handles inverted CMYK
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return _decode_strictly(data, max_pixels)
     except ValueError as error:
         if isinstance(error, FrameError):
             raise
-        raise FrameError(f"damaged JPEG ({error}); extract the frame again") from None
-
-
-def _turn_upright(frame, data):
-    """Rotate a decoded JPEG as its EXIF orientation says. (EXIF 2.3, tag 0x0112)"""
+        problem = error
     try:
-        orientation = Image.open(io.BytesIO(data), formats=["JPEG"]).getexif().get(0x0112)
-    except Exception:  # the picture may be sound although its EXIF block is broken
-        return frame
-    if orientation not in _TURNS:
-        return frame
-    return np.array(Image.fromarray(frame).transpose(_TURNS[orientation]))
+        plain = _with_plain_header(data)
+        if plain and plain != data:
+            return _decode_strictly(plain, max_pixels)
+    except ValueError as error:
+        problem = error
+    raise FrameError(f"damaged JPEG ({problem}); extract the frame again")
+
+
+def _decode_strictly(data, max_pixels):
+    # simplejpeg is the fastest decoder that treats libjpeg's warnings about damaged data as
+    # errors; Pillow ignores most of them.
+    height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+    check_size(height, width, max_pixels)
+    if colour_space in ("CMYK", "YCCK"):
+        simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+        return _decode_with_pillow(data, max_pixels)  # handles inverted CMYK
+    return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
+
+def _segments(data: bytes, start=2) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment of a JPEG's header, from its length on.
+
+    The last is the first scan's header. Other bytes between segments are passed over, as libjpeg
+    does. Ends early where the file does.
+    """
+    marker = place = None
+    while marker != _SOS:
+        place = data.find(b"\xff", start)
+        marker = data[place + 1] if 0 <= place < len(data) - 3 else _EOI
+        if marker == _EOI:
+            return
+        start = place + 2
+        if marker == 0xFF:
+            start -= 1
+        elif marker in _ALONE:
+            yield marker, start, start
+        elif marker:
+            place, start = start, start + max(2, data[start] << 8 | data[start + 1])
+            if start > len(data):
+                return
+            yield marker, place, start
+
+
+def _orientation(data: bytes) -> int | None:
+    """Return a JPEG's EXIF orientation, from any place in its header. (EXIF 2.3, tag 0x0112)"""
+    # Searching takes a hundredth of the time of decoding; most frames need not be walked through.
+    if data.find(b"Exif\0\0") < 0:
+        return None
+    for marker, start, end in _segments(data):
+        if marker == _APP1 and data.startswith(b"Exif\0\0", start + 2):
+            exif = Image.Exif()
+            with suppress(Exception):  # the picture may be sound although its EXIF block is broken
+                exif.load(data[start + 2 : end])
+                if orientation := exif.get(0x0112):
+                    return orientation
+    return None
+
+
+def _with_plain_header(data: bytes) -> bytes | None:
+    """Return a JPEG without what libjpeg warns of in its headers and decodes all the same.
+
+    That is bytes between segments, unusual versions of JFIF and Adobe, and a spectral selection
+    in scans that have none, as phones and cameras write it. The scans' data stay as they are. None
+    if a table may be damaged or lost.
+    """
+    parts, marker, content, end = [b"\xff\xd8"], _SOI, b"", 2
+    tables, used, frame, has_gaps = {}, set(), b"", False
+    while segments := list(_segments(data, end)):
+        frame = next((bytes((marker,)) + data[start:stop] for marker, start, stop in segments
+                      if marker in _SOF), frame)
+        for next_marker, start, stop in segments:
+            if gap := data[end : start - 2].strip(b"\xff"):
+                if used or not _is_extra(gap, marker, content):
+                    return None
+                has_gaps = True
+            marker, content, end = next_marker, bytearray(data[start:stop]), stop
+            if marker == _DHT:
+                tables |= _tables_in(content)
+            elif marker == _SOS:
+                used |= _make_plain_scan(content, frame)
+            elif marker == _APP0 and content[2:7] == b"JFIF\0":
+                content[7:8] = b"\1"
+            elif marker == _APP14 and content[2:7] == b"Adobe" and frame[8:9] == b"\3":
+                content[13:14] = b"\0" if content[13:14] == b"\0" else b"\1"
+            elif _APP0 <= marker < _APP0 + 16 or marker in (_COM, _SOI):
+                continue
+            parts.append(bytes((0xFF, marker)) + content)
+        if marker == _SOS:
+            scan = _END_OF_SCAN.search(data, end)
+            start, end = end, scan.start() if scan else len(data)
+            parts.append(data[start:end])
+    # Of tables that are lost, libjpeg takes the usual ones instead.
+    is_whole = used - {-1} <= set(tables) or not (tables or has_gaps)
+    return b"".join(parts) + data[end:] if is_whole else None
+
+
+def _is_extra(gap: bytes, marker: int, content: bytes) -> bool:
+    """Return whether bytes after a segment are no end of it that others have pushed out."""
+    if marker == _DQT:
+        last = content[-16:]
+        return min(gap) < min(last) / 2 or max(gap) > 2 * max(last)
+    return marker != _DHT or all(starmap(_is_table, _tables_in(content).items()))
+
+
+def _tables_in(content: bytes) -> dict[int, bytes]:
+    """Return the symbols of each Huffman table in a segment, by its class and number."""
+    tables, place = {}, 2
+    while place + 17 <= len(content):
+        size = sum(content[place + 1 : place + 17])
+        tables[content[place]] = content[place + 17 : place + 17 + size]
+        place += 17 + size
+    return tables
+
+
+def _is_table(number: int, symbols: bytes) -> bool:
+    """Return whether each symbol is there once, with a size that there is."""
+    largest = 11 if number < 16 else 10  # bits of a coefficient
+    return len(set(symbols)) == len(symbols) and all(each & 15 <= largest for each in symbols)
+
+
+def _make_plain_scan(content: bytearray, frame: bytes) -> set[int]:
+    """Correct the header of a sequential scan in place; return the Huffman tables it names."""
+    if frame[:1] not in _SEQUENTIAL:
+        return {-1}
+    content[-3:] = 0, 63, 0
+    return {number for each in content[4:-3:2] for number in (each >> 4, 0x10 | each & 15)}
+
+
+# --- other pictures ------------------------------------------------------------------------------
 
 
 def _decode_with_pillow(data, max_pixels):
     try:
         picture = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
         check_size(picture.height, picture.width, max_pixels)
+        _check_single(picture)
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -201,6 +354,20 @@ def _decode_with_pillow(data, max_pixels):
         raise FrameError("not a picture that can be read; extract the frame again") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ...
         raise FrameError(f"damaged picture ({error}); extract the frame again") from None
+
+
+def _check_single(picture) -> None:
+    """Raises FrameError for several pictures in one file, and for values without a known range."""
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
+        raise FrameError("an animated picture, which is a clip and no frame; name the file itself "
+                         "as the clip, with the suffix .webp or .apng")
+    if picture.format == "TIFF":
+        if picture.mode in ("I", "F"):
+            raise FrameError(f"values of 32 bits ({picture.mode}), whose range is not known; save "
+                             "it with 8 or 16 bits per channel")
+        if picture.n_frames > 1:
+            raise FrameError(f"{picture.n_frames} pictures in one file; save each as a frame of "
+                             "its own")
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 
+from clips.films import ANIMATED_SUFFIXES, is_video, num_pictures
 from clips.frames import (
     FRAME_SUFFIXES,
     JPEG_SUFFIXES,
@@ -39,9 +40,9 @@ from clips.packs import (
     comment_of,
     end_records,
 )
+from clips.reading import open_video
 from clips.search import Frames, archive_clips, is_hidden, search_folder
 from clips.transforms import scale_to_height
-from clips.videos import VideoFile, is_video
 from config import Config
 from system.errors import UserError
 
@@ -62,6 +63,7 @@ class Packing:
     bar: object = None  # while packing: a progress bar, updated with the bytes that were read
     hidden: list[str] = field(default_factory=list)  # files that were left out
     others: list[str] = field(default_factory=list)  # files that were left out, being no frames
+    no_films: list[str] = field(default_factory=list)  # the same, beside videos and folders
     unreadable: list[str] = field(default_factory=list)  # what could not be decoded, and why
 
     def progress(self, num_bytes: int) -> None:
@@ -186,6 +188,8 @@ def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], d
         if problems := [text for path, text in found.problems if path not in found.empty]:
             raise UserError(problems[0])
         clips = sorted(found.clips + found.empty, key=lambda clip: natural_key(str(clip)))
+        # Those beside frames are noted when the frames are read.
+        packing.no_films += [str(path) for path in found.others if path.parent not in clips]
     has_videos = any(map(is_video, clips))
     if packing.frame_rate is not None and not has_videos:
         raise UserError(f"--frame_rate: there are no videos in {folder}, and frames are copied as "
@@ -228,7 +232,7 @@ def _decode_video(path: Path, packing) -> Frames:
     """Return a video's frames as JPEGs; none if it is damaged, which is noted."""
     packing.progress(os.path.getsize(path))
     try:
-        video = VideoFile(path, packing.frame_rate, packing.max_frame_pixels)
+        video = open_video(path, packing.frame_rate, packing.max_frame_pixels)
         frames = [_encode(frame, packing) for frame in video.frames_at(range(len(video)))]
     except FrameError as error:
         packing.unreadable.append(str(error))
@@ -246,8 +250,17 @@ def _from_archive(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], 
     def shrink(clip):
         return clip[0], _shrunk(*clip, packing)
 
-    clips = archive_clips(sources, packing.is_frame, packing.progress)
+    clips = _without_films(archive_clips(sources, packing.is_frame, packing.progress))
     return num_bytes, _in_threads(shrink, clips) if packing.height else clips, about
+
+
+def _without_films(clips) -> Iterator[tuple[str, Frames]]:
+    """Yield the clips of an archive; raise UserError for an animated picture among the frames."""
+    for path, frames in clips:
+        for name, data in frames:
+            if name.lower().endswith(ANIMATED_SUFFIXES) and num_pictures(data) > 1:
+                raise UserError(f"{path}/{name}: is a film; unpack the archive and pack its folder")
+        yield path, frames
 
 
 # --- frames ------------------------------------------------------------------------------------

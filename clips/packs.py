@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import struct
+import unicodedata
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clips.frames import FrameError, decode_frame
+from clips.frames import FrameError, composed, decode_frame
 from config import Config
 from system.errors import UserError
 
@@ -128,9 +129,11 @@ class Pack:
 
         Raises FrameError if there is no such clip.
         """
-        opened, key = self._opened, clip_id.encode("utf-8", "surrogateescape")
-        place = int(np.searchsorted(opened.ids, np.array(key, opened.ids.dtype)))
-        if place == len(opened.ids) or opened.ids[place] != key:
+        opened = self._opened
+        place = opened.place(clip_id)
+        if place is None:
+            place = opened.places_in_nfc.get(composed(clip_id))
+        if place is None:
             raise FrameError(f"{self.path}/{clip_id}: no such clip in the pack; drop its CSV row")
         first, count = int(opened.firsts[place]), int(opened.counts[place])
         start = max(0, first - 1)
@@ -257,6 +260,19 @@ class _Opened:
     counts: np.ndarray  # uint32 [num_clips], its number of frames
     ids: np.ndarray  # bytes [num_clips], sorted
 
+    def place(self, clip_id: str) -> int | None:
+        """Return the place of an id; None if there is none."""
+        key = clip_id.encode("utf-8", "surrogateescape")
+        place = int(np.searchsorted(self.ids, np.array(key, self.ids.dtype)))
+        return place if place < len(self.ids) and self.ids[place] == key else None
+
+    @functools.cached_property
+    def places_in_nfc(self) -> dict[str, int]:
+        """The places of ids with accents, by their composed form."""
+        names = ((place, clip_id.decode()) for place, clip_id in enumerate(self.ids.tolist())
+                 if not clip_id.isascii())
+        return {composed(name): place for place, name in names}
+
 
 def _open(path: str) -> _Opened:
     """Open a pack and check that its index and its end are whole."""
@@ -348,7 +364,18 @@ def open_folder(path) -> "str | Pack":
 
 
 def clip_path(folder: "str | Pack", clip_id) -> "str | PackedClip":
-    """Return the place of a clip in a folder or pack."""
+    """Return the place of a clip in a folder or pack, however its accents are spelled there."""
     if isinstance(folder, Pack):
         return folder.clip(str(clip_id))
-    return os.path.join(folder, str(clip_id))
+    path = os.path.join(folder, clip_id := str(clip_id))
+    if clip_id.isascii() or os.path.lexists(path):
+        return path
+    # Its accents may be composed or apart (NFC, NFD), in each part of the path.
+    found = os.fspath(folder)
+    for part in clip_id.split("/"):
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        paths = [os.path.join(found, form) for form in forms]
+        found = next(filter(os.path.lexists, paths), None)
+        if found is None:
+            return path
+    return found

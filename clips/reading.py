@@ -3,10 +3,13 @@
 Shapes: K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
 """
 
+import os
+
 import numpy as np
 
 from clips.annotations import Annotations
-from clips.frames import FrameFolder
+from clips.films import ANIMATED_SUFFIXES, AnimatedPicture, is_video
+from clips.frames import FrameFolder, composed
 from clips.packs import PackedClip, PackedFrames
 from clips.sampling import eval_positions
 from clips.transforms import (
@@ -16,7 +19,7 @@ from clips.transforms import (
     mask_frames,
     optical_flow,
 )
-from clips.videos import VideoFile, is_video
+from clips.videos import VideoFile
 from config import Config
 from system.errors import UserError, first_few
 
@@ -43,7 +46,16 @@ def window_input(source, span, config: Config) -> np.ndarray:
     return clip
 
 
-def open_clip(path, config: Config) -> VideoFile | FrameFolder | PackedFrames:
+def open_video(path, frame_rate: float, max_pixels: int) -> VideoFile | AnimatedPicture:
+    """Open a video file or an animated picture, resampled to `frame_rate` frames per second.
+
+    Raises FrameError if it cannot be read.
+    """
+    is_picture = os.fspath(path).lower().endswith(ANIMATED_SUFFIXES)
+    return (AnimatedPicture if is_picture else VideoFile)(path, frame_rate, max_pixels)
+
+
+def open_clip(path, config: Config) -> VideoFile | AnimatedPicture | FrameFolder | PackedFrames:
     """Open a folder of frames, a video or a PackedClip: an object with a length and `frames_at`.
 
     Raises FrameError if there are no frames, and UserError for a pack that does not suit `config`.
@@ -52,7 +64,7 @@ def open_clip(path, config: Config) -> VideoFile | FrameFolder | PackedFrames:
         path.pack.check(config)
         return PackedFrames(path, config.max_frame_pixels)
     if is_video(path):
-        return VideoFile(path, config.frame_rate, config.max_frame_pixels)
+        return open_video(path, config.frame_rate, config.max_frame_pixels)
     return FrameFolder(path, config.max_frame_pixels)
 
 
@@ -97,6 +109,7 @@ def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
     """Return the mirrored class of each class. Raises UserError for unknown or repeated names."""
     names = annotations.class_names
     pairs = config.flip_labels if isinstance(config.flip_labels, dict) else {}
+    pairs = {composed(one): composed(other) for one, other in pairs.items()}
     unknown = [name for pair in pairs.items() for name in pair if name not in names]
     if unknown:
         raise UserError(

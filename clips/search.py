@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from clips.films import is_video, sort_files
 from clips.frames import FRAME_SUFFIXES, in_natural_order, natural_key
 from clips.packs import SUFFIX, Pack, PackedClip
-from clips.videos import is_video
 from system.errors import UserError, first_few
 
 Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in natural order
 
+_THUMBNAIL = re.compile(r"thumb|cover|poster|preview|folder|screenshot|album", re.IGNORECASE)
 _GZIP, _ZIP = b"\x1f\x8b\x08", b"PK\3\4"
 _ZIP_END = 22 + 20 + 56  # bytes of ZIP's end record and, if there are many files, of ZIP64's two
 _BLOCK = 2**20
@@ -27,12 +28,13 @@ _TAR_BLOCK = 2**15  # tarfile copies the rest of a block with each header and fi
 _LETTERS_TO_DIGITS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "0123456789abcdefghijklmnop")
 
 
-def find_clips(path: str | Path) -> tuple[list[Path | PackedClip], list[str]]:
+def find_clips(path: str | Path, others: list | None = None) -> tuple[list, list[str]]:
     """Return the clips at or below a path, and a message for each folder that is not usable.
 
-    A clip is a video file or a folder of frames; other folders, for example one per class, are
-    searched. The path may also be a pack, or a folder in one. Raises UserError if it does not exist
-    or is another file.
+    A clip is a Path, of a film or a folder of frames, or a PackedClip. Other folders, for example
+    one per class, are searched. The path may also be a pack, or a folder in one. others: a list, to
+    which the files are added that are passed over. Raises UserError if the path does not exist or
+    is another file.
     """
     path = Path(path)
     pack = next((each for each in (path, *path.parents)
@@ -43,6 +45,8 @@ def find_clips(path: str | Path) -> tuple[list[Path | PackedClip], list[str]]:
         raise UserError(f"{path}: no such file or folder; correct the path")
     if path.is_dir():
         found = search_folder(path)
+        if others is not None:
+            others += found.others
         return found.clips, [message for _, message in found.problems]
     if not is_video(path):
         raise UserError(f"{path}: not a video file or a folder; give the clip's folder")
@@ -63,11 +67,18 @@ class Found(NamedTuple):
     clips: list[Path]
     empty: list[Path]  # folders without frames, videos and other folders
     problems: list[tuple[Path, str]]  # folders that are not usable, those of `empty` too
+    others: list[Path]  # files that are passed over
+
+
+def no_films(paths) -> str:
+    """Return how many files are passed over, and the first of them, in words."""
+    kind = "file that is no film" if len(paths) == 1 else "files that are no films"
+    return f"{len(paths):,} {kind}: {first_few(paths, 3)}"
 
 
 def search_folder(folder: Path) -> Found:
     """Return the clips at or below a folder, sorted by name."""
-    found = Found([], [], [])
+    found = Found([], [], [], [])
     _search(folder, found)
     return found
 
@@ -82,27 +93,44 @@ def _search(folder: Path, found: Found) -> None:
     except OSError as error:
         found.problems.append((folder, f"{folder}: cannot be read ({error.strerror})"))
         return
-    inner = [entry for entry in entries if entry[1] or is_video(entry[0])]
-    has_frames = any(name.lower().endswith(FRAME_SUFFIXES)
-                     for name, is_folder, _ in entries if not is_folder)
-    if has_frames and not inner:
+    folders = {name: is_link for name, is_folder, is_link in entries if is_folder}
+    files = sort_files(folder, [name for name, is_folder, _ in entries if not is_folder])
+    inner = sorted([*folders, *files.films])
+    found.others.extend(folder / name for name in files.others)
+    have_frames = are_frames(files.frames, inner)
+    if have_frames and all(name.lower().endswith((".gif", ".apng")) for name in inner):
         found.clips.append(folder)
-    elif has_frames:
-        message = (f"{folder}: has both frames and other clips ({inner[0][0]}); put each clip in "
+        found.others.extend(folder / name for name in inner)  # such as a preview of the frames
+        return
+    if have_frames:
+        message = (f"{folder}: has both frames and other clips ({inner[0]}); put each clip in "
                    "its own folder")
         found.problems.append((folder, message))
-    elif not inner:
+        return
+    found.others.extend(folder / name for name in files.frames)
+    if not inner:
         found.empty.append(folder)
         message = f"{folder}: contains no frames ({', '.join(FRAME_SUFFIXES)}) and no videos"
         found.problems.append((folder, message))
-    for name, is_folder, is_link in inner if not has_frames else ():
+    for name in inner:
         path = folder / name
-        if is_link and is_folder and folder.resolve().is_relative_to(path.resolve()):
-            continue  # a link to a folder above would be searched forever
-        if is_folder:
-            _search(path, found)
-        else:
+        if name not in folders:
             found.clips.append(path)
+        elif not (folders[name] and folder.resolve().is_relative_to(path.resolve())):
+            _search(path, found)  # a link to a folder above would be searched forever
+
+
+def are_frames(pictures: list[str], clips: list[str]) -> bool:
+    """Return whether pictures beside clips are frames of a further clip, rather than thumbnails.
+
+    Frames are numbered and more than the clips are. A thumbnail may have the name of its clip.
+    """
+    if not clips:
+        return bool(pictures)
+    names = {name for clip in clips for name in (clip.lower(), os.path.splitext(clip)[0].lower())}
+    frames = [name for name in pictures if re.search(r"\d", name) and not _THUMBNAIL.match(name)
+              and os.path.splitext(name)[0].lower() not in names]
+    return len(frames) > (len(clips) if len(clips) > 1 else 0)
 
 
 # --- archives ----------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 A damaged video is an error, never a shorter or a grey clip.
 """
 
-import os
 import struct
 from bisect import bisect_right
 
 import av
 import numpy as np
 
+from clips.films import is_video as is_video
 from clips.frames import FrameError, check_size
 from clips.video_checks import check_complete
 from clips.video_packets import PacketIndex, SeekError, open_film
@@ -20,12 +20,6 @@ MAX_EMPTY = 3  # packets at the end without a picture
 MAX_REPEATS = 100
 MAX_STILL = 10_000
 MAX_STRETCH = 4  # of a pixel's longer side to its shorter one; otherwise, the file is wrong
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".webm", ".mkv", ".m4v", ".mpg", ".mpeg", ".wmv")
-
-
-def is_video(path) -> bool:
-    """Return whether the path has the extension of a video file, and is not a folder."""
-    return str(path).lower().endswith(VIDEO_SUFFIXES) and not os.path.isdir(path)
 
 
 class VideoFile:

@@ -25,17 +25,20 @@ from tqdm import tqdm
 
 from clips.annotations import clips_beside, is_clip_id, read_labels, read_rows
 from clips.batches import as_it_is
+from clips.films import is_video
 from clips.frames import (
     FrameError,
     OversizedFrameError,
+    composed,
+    decimals_of,
     decode_frame,
     list_frames,
     natural_key,
     prepare_decoders,
 )
 from clips.packs import Pack, PackedClip, PackedFrames, clip_path, open_folder
+from clips.reading import open_video
 from clips.sampling import frames_needed
-from clips.videos import VideoFile, is_video
 from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
 from system import processes, stopping
@@ -76,8 +79,8 @@ class ClipSet:
     name: str
     folder: str | Pack
     root: str  # the folder's real path: sets with the same root share their folders
-    listed: set | None = None  # all ids of the CSV, with any label; None: it is unreadable
-    present: set = field(default_factory=set)  # names of the folders in `folder`
+    listed: set | None = None  # all ids of the CSV in NFC, any label; None: it is unreadable
+    present: set = field(default_factory=set)  # ids of the clips in `folder`, in NFC
     ids: list = field(default_factory=list)  # clips that training uses and that have a folder
     lengths: Counter = field(default_factory=Counter)  # number of clips by number of frames
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
@@ -106,7 +109,7 @@ def _read_set(name, config, class_names, report) -> ClipSet:
         report.add(name, "unreadable clip list", str(error))
         _find_folders(clip_set, [], config, report)
         return clip_set
-    clip_set.listed = set(rows["id"])
+    clip_set.listed = set(map(composed, rows["id"]))
     unusable = _find_bad_ids(name, rows, report)
     if has_labels and class_names is not None:
         rows = _drop_unknown_labels(name, rows, class_names, report)
@@ -158,7 +161,7 @@ def _find_folders(clip_set, ids, config, report):
         report.add(clip_set.name, "unreadable data folder", detail)
         return
     for clip_id in ids:
-        if clip_id in clip_set.present:
+        if composed(clip_id) in clip_set.present:
             clip_set.ids.append(clip_id)
         else:
             detail = f"no such folder: {os.path.join(clip_set.folder, clip_id)}"
@@ -273,7 +276,7 @@ def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
             packed = PackedFrames(folder, max_pixels)
             names, frames, read = packed.names, packed.names, packed.content
         elif is_video(folder):
-            _check_video(VideoFile(folder, frame_rate, max_pixels), result)
+            _check_video(open_video(folder, frame_rate, max_pixels), result)
             _check_length(result, frames_needed)
             return result
         else:
@@ -309,6 +312,11 @@ def _check_video(video, result):
 
 
 def _check_numbers(frames, result):
+    if decimals := decimals_of(frames):  # times, so there are no gaps
+        doubled = [key[-1] for key, count in Counter(decimals.values()).items() if count > 1]
+        if doubled:
+            result.add("misnumbered frames", f"more than once: {first_few(doubled)}")
+        return
     numbers = [[int(n) for n in re.findall(r"\d+", os.path.splitext(name)[0])] for name in frames]
     if not all(numbers):
         result.add("unnumbered frames", f"no number in {frames[numbers.index([])]!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from clips.frames import natural_key
+from clips.frames import composed, natural_key
 from clips.packs import Pack
 from clips.search import search_folder
 from system.errors import UserError, first_few
@@ -19,11 +19,12 @@ PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "v
 CONTROL_CHARACTERS = {chr(number) for number in range(32)} | {"\x7f"}
 
 
-def find_clips(root: str | Pack) -> tuple[pd.DataFrame, list[str]]:
+def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Return the clips below `root`, in natural order, and the folders without clips.
 
-    The columns are id (the path below `root`), label (the class folder's name; empty for a test
-    clip without) and part (`train`, `validation` or `test`; empty if the folder is not split).
+    The columns are id (the path below `root`), label (the class folder's name in NFC; empty for a
+    test clip without) and part (`train`, `validation` or `test`; empty if the folder is not split).
+    others: a list, to which the files are added that are passed over.
     Hidden files, and links that lead back to a folder above, are ignored.
     Raises UserError if there are no class folders, fewer than two classes, unusable names, or
     clips beside the folders of a split.
@@ -33,9 +34,11 @@ def find_clips(root: str | Pack) -> tuple[pd.DataFrame, list[str]]:
     else:
         found = search_folder(Path(root))
         ids = [path.relative_to(root).as_posix() for path in found.clips]
+        if others is not None:
+            others += [path.relative_to(root).as_posix() for path in found.others]
         empty = [path.relative_to(root).as_posix() for path in found.empty if path != Path(root)]
-        if others := [message for path, message in found.problems if path not in found.empty]:
-            raise UserError(f"--data {first_few(others, 3)}")
+        if problems := [message for path, message in found.problems if path not in found.empty]:
+            raise UserError(f"--data {first_few(problems, 3)}")
     _check_names(root, [*ids, *empty])
     ids = sorted(ids, key=natural_key)
     paths = [clip_id.split("/") for clip_id in ids]
@@ -44,7 +47,8 @@ def find_clips(root: str | Pack) -> tuple[pd.DataFrame, list[str]]:
     places = [1 if part else 0 for part in parts]  # of the class folder's name
     clips = pd.DataFrame({
         "id": ids,
-        "label": ["/".join(path[place:-1][:1]) for path, place in zip(paths, places, strict=True)],
+        "label": [composed("/".join(path[place:-1][:1]))
+                  for path, place in zip(paths, places, strict=True)],
         "part": parts,
     })  # fmt: skip
     labels = sorted(set(clips["label"]) - {""})

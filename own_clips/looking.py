@@ -9,7 +9,6 @@ from tqdm import tqdm
 from clips.frames import FrameError
 from clips.packs import Pack, clip_path
 from clips.reading import open_clip
-from clips.videos import VideoFile
 from config import Config
 from scoring.yardsticks import small_grey_frames
 from system import processes
@@ -74,7 +73,7 @@ def _look(path, config):
     except FrameError as error:
         return str(error)
     moving_share = float(np.mean(changes > LEAST_CHANGE))
-    if isinstance(source, VideoFile):
+    if hasattr(source, "native_rate"):  # a film
         num_frames = round(len(source) / config.frame_rate * source.native_rate)
         return num_frames, source.native_rate, size, moving_share
     return len(source), float("nan"), size, moving_share

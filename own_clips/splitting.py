@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clips.annotations import groups_of
-from clips.frames import FrameError, list_frames
+from clips.frames import FrameError, composed, list_frames
 from clips.packs import Pack
 from scoring.folds import stratified_folds
 from system.errors import UserError, first_few
@@ -62,7 +62,7 @@ def _groups_from_csv(ids, path, column):
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--group {path}: cannot be read as CSV ({error})") from None
-    rows = rows.rename(columns=str.strip).map(str.strip)
+    rows = rows.rename(columns=str.strip).map(str.strip).map(composed)
     missing = {"video_id", column} - set(rows.columns)
     if missing:
         raise UserError(f"--group {path}: has no column {first_few(sorted(missing))}, only "
@@ -72,7 +72,8 @@ def _groups_from_csv(ids, path, column):
         raise UserError(f"--group {path}: has two groups for {first_few(twice, 3)}; correct it, or "
                         "give such a clip's path, as in wave/1.mp4")
     table = dict(rows.itertuples(index=False))
-    groups = [table.get(clip_id) or table.get(clip_id.rpartition("/")[2]) for clip_id in ids]
+    names = list(map(composed, ids))
+    groups = [table.get(clip_id) or table.get(clip_id.rpartition("/")[2]) for clip_id in names]
     without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
     if without:
         raise UserError(f"--group {path}: has no group for {len(without):,} of {len(ids):,} clips: "

@@ -9,6 +9,7 @@ import pandas as pd
 
 from clips.frames import natural_key
 from clips.packs import open_folder
+from clips.search import no_films
 from config import SET_PREFIXES
 from own_clips.class_folders import find_clips
 from own_clips.looking import look_at
@@ -59,10 +60,13 @@ def config_for_folder(options, device_type: str) -> str:
         check_unoccupied(config.run_folder)
 
     root = open_folder(options.data)
-    clips, empty = find_clips(root)
+    others = []
+    clips, empty = find_clips(root, others)
     looks = look_at(root, clips["id"].tolist(), config)
     clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
     _print_found(root, clips, empty, looks.bad)
+    if others:
+        print(f"  passed over: {no_films(others)}")
     rule = options.group
     clips["group"] = groups_of_clips(clips["id"].tolist(), rule) if rule else ""
     _split(root, clips, rule, config.seed)

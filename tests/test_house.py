@@ -32,7 +32,7 @@ FLOORS = (
     TOOLS,
 )
 MOST_AT_THE_TOP = 14
-MOST_IN_A_ROOM = 13  # without __init__.py
+MOST_IN_A_ROOM = 14  # without __init__.py
 MOST_LINES = 400
 LONGER_FILES = {
     "config.py": "each key with its type, default and meaning",

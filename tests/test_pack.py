@@ -18,6 +18,7 @@ import pytest
 import simplejpeg
 from conftest import draw_frames, write_clip
 from movies import write_video
+from PIL import Image
 
 import pack
 from clips.frames import decode_frame
@@ -307,6 +308,13 @@ def write_members(path, *members):
     return path
 
 
+def animated_webp() -> bytes:
+    buffer = io.BytesIO()
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:])
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("members, problem", [
     ([("a/1.jpg", b"1"), ("b/1.jpg", b"2"), ("a/2.jpg", b"3")], "a: the clip is there twice"),
     ([("a/1.jpg", b"1"), ("a/1.jpg", b"2")], "a: two frames have the same name"),
@@ -314,6 +322,8 @@ def write_members(path, *members):
     ([("1.jpg", b"1")], "1.jpg: is in no folder"),
     ([("../a/1.jpg", b"1")], "leads out of the archive"),
     ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
+    ([("a/1.webp", animated_webp())], "a/1.webp: is a film; unpack the archive"),
+    ([("a/1.gif", b"1")], "a/1.gif: is a video; unpack the archive"),
     ([("a/readme.txt", b"1")], "no frames"),
     ([("a/1.jpg", b"1"), ("a/b/1.jpg", b"2")], "a: has both frames and other clips"),
     ([("a/\udcff.jpg", b"1")], "is not valid UTF-8"),

@@ -299,6 +299,21 @@ def test_nothing_that_is_read_is_overwritten(checkpoint, tmp_path, monkeypatch, 
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_is_no_film_is_counted_and_named(checkpoint, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "CLIP.MTS", draw_frames("Left", 9, rng), codec="mpeg2video",
+                pix_fmt="yuv420p")
+    pictures = list(map(Image.fromarray, draw_frames("Left", 9, rng)))
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=80)
+    for name in ("a.txt", "thumb.jpg", "index.ts"):
+        (tmp_path / name).write_text("no film")
+    assert predict.main(["-c", checkpoint, "-g", "cpu", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "CLIP.MTS" in captured.out and "a.webp" in captured.out
+    assert "note: passed over: 3 files that are no films: " in captured.err
+    assert all(name in captured.err for name in ("a.txt", "thumb.jpg", "index.ts"))
+
+
 def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_path, capsys):
     rng = np.random.default_rng(0)
     write_clip(tmp_path / "good", draw_frames("Left", 9, rng))

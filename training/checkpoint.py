@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from clips.frames import composed
 from system.errors import UserError, first_few
 
 # int64 is that of the counters of batches.
@@ -51,6 +52,11 @@ class Contents(BaseModel):
         Annotated[dict[Literal["epoch", "set", "id", "reason"], int | str], Field(min_length=4)]
     ] = []
 
+    @field_validator("classes")
+    @classmethod
+    def _in_nfc(cls, names):
+        return names and list(map(composed, names))
+
     @field_validator("history")
     @classmethod
     def _are_epochs(cls, rows):
@@ -59,6 +65,10 @@ class Contents(BaseModel):
         return rows
 
 
+# What DataParallel and DistributedDataParallel, torch.compile, FSDP, checkpointing of activations
+# and Lightning put into the names of the weights.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+            "_forward_module")
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
 PUBLISHED_NAMES = {
     "conv_layer1": "blocks.0",
@@ -186,13 +196,20 @@ def with_averaged_weights(checkpoint: dict) -> dict:
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint, or plain weights, under the names of our networks.
 
-    Names of published checkpoints, with or without DataParallel, are replaced:
-    `module.conv_layer2.3.weight` -> `blocks.1.3.weight`.
+    Names of published checkpoints are replaced, and those of what wrapped a network or a part of it
+    left out: `module._orig_mod.conv_layer2.3.weight` -> `blocks.1.3.weight`. Raises UserError if
+    two weights then have one name.
     """
     weights = {}
     for name, value in checkpoint.get("state_dict", checkpoint).items():
-        layer, separator, rest = name.removeprefix("module.").partition(".")
-        weights[PUBLISHED_NAMES.get(layer, layer) + separator + rest] = value
+        if name == "n_averaged":  # the counter of torch.optim.swa_utils.AveragedModel
+            continue
+        layer, *rest = [part for part in name.split(".") if part not in WRAPPERS] or [name]
+        own_name = ".".join([PUBLISHED_NAMES.get(layer, layer), *rest])
+        if own_name in weights:
+            raise UserError(f"{own_name}: is there twice in the checkpoint, once as {name}; keep "
+                            "the weights of one network")
+        weights[own_name] = value
     return weights
 
 
@@ -242,6 +259,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
     if known is None:
         print(f"{path} has no class names; they are taken to be those of {labels_csv}, in order")
         return
+    known = list(map(composed, known))
     differences = [f"class {index} is {theirs!r} there, {ours!r} in {labels_csv}"
                    for index, (theirs, ours) in enumerate(zip_longest(known, class_names))
                    if theirs != ours]

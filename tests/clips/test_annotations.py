@@ -1,7 +1,14 @@
+import unicodedata
+
 import numpy as np
 import pytest
+from conftest import draw_frames, make_config, write_clip
+from tqdm import tqdm
 
-from clips.annotations import read_annotations, read_labels
+from clips.annotations import groups_of, read_annotations, read_labels
+from clips.frames import list_frames
+from clips.packing import Packing, pack
+from clips.reading import mirrored_labels, open_clip
 from system.errors import UserError
 
 NAMES = ["Swiping Left", "Swiping Right", "No gesture"]
@@ -100,3 +107,56 @@ def test_a_hundred_thousand_rows_are_two_arrays(tmp_path, folder):
         read_annotations(tmp_path / "set.csv", folder, NAMES)
     annotations = read(tmp_path, folder, JESTER)
     assert annotations.ids.dtype.kind == "U" and annotations.labels.dtype == np.int64
+
+
+# --- names with accents --------------------------------------------------------------------------
+
+
+def apart(name) -> str:
+    return unicodedata.normalize("NFD", name)
+
+
+ID, LABELS = "Zoë/café_1", ["Hände hoch", "Naïf"]
+
+
+@pytest.mark.parametrize("on_disk", [ID, apart(ID), f"{apart('Zoë')}/café_1"])
+@pytest.mark.parametrize("in_csv", [ID, apart(ID)])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_names_are_the_same_with_accents_composed_or_apart(tmp_path, on_disk, in_csv, is_packed):
+    assert apart(ID) != ID
+    folder = tmp_path / "clips"
+    write_clip(folder / on_disk, draw_frames("Left", 3, np.random.default_rng(0)))
+    write_clip(folder / "plain", draw_frames("Left", 3, np.random.default_rng(0)))
+    if is_packed:
+        folder = pack(tmp_path / "clips.zip", [folder], Packing(), tqdm)
+    (tmp_path / "labels.csv").write_text("\n".join(map(apart, LABELS)), encoding="utf-8")
+    names = read_labels(tmp_path / "labels.csv")
+    assert names == LABELS
+    for label in (LABELS[1], apart(LABELS[1])):
+        annotations = read(tmp_path, folder, f"{in_csv};{label}\nplain;{LABELS[0]}\n", names)
+        assert annotations.labels.tolist() == [1, 0] and annotations.ids[0] == in_csv
+        assert len(open_clip(annotations.clip_path(0), make_config())) == 3
+
+
+def test_one_clip_with_accents_composed_and_apart_is_listed_twice(tmp_path):
+    write_clip(tmp_path / "clips" / ID, draw_frames("Left", 3, np.random.default_rng(0)))
+    with pytest.raises(UserError, match=r"1 clips are listed more than once, with their accents"):
+        read(tmp_path, tmp_path / "clips", f"{ID};No gesture\n{apart(ID)};No gesture\n")
+
+
+def test_two_folders_whose_names_look_alike_are_two_clips(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, name in enumerate((ID, apart(ID)), 2):
+        write_clip(tmp_path / "clips" / name, draw_frames("Left", number, rng))
+    found = read(tmp_path, tmp_path / "clips", f"{apart(ID)};No gesture\n{ID};No gesture\n")
+    assert [len(list_frames(found.clip_path(place))) for place in (0, 1)] == [3, 2]
+
+
+def test_groups_and_mirrored_classes_are_found_with_accents_either_way(tmp_path):
+    write_clip(tmp_path / "clips" / "1", draw_frames("Left", 3, np.random.default_rng(0)))
+    text = f"video_id,label,group\n1,{apart(LABELS[0])},{apart('Zoë')}\n"
+    assert read(tmp_path, tmp_path / "clips", text, LABELS).groups.tolist() == ["Zoë"]
+    assert groups_of([apart("zoë_1"), "zoë_2"], apart("^(zoë)_")).tolist() == ["zoë", "zoë"]
+    annotations = read(tmp_path, tmp_path / "clips", text, LABELS)
+    config = make_config(horizontal_flip=0.5, flip_labels={apart(LABELS[0]): LABELS[1]})
+    assert mirrored_labels(annotations, config).tolist() == [1, 0]

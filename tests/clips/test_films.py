@@ -1,312 +1,272 @@
-"""Films as people have them: what a player shows without an error is read, the rest is named."""
+"""Which files are films, animated pictures as clips, and what is passed over beside them."""
 
-import struct
-from fractions import Fraction
-from pathlib import Path
+import itertools
 
 import av
 import numpy as np
 import pytest
-from movies import cut_without_encoding, write_video
+from conftest import draw_frames, make_config
+from movies import write_video
+from PIL import Image
 
-from clips import video_packets
+from clips.films import (
+    ANIMATED_SUFFIXES,
+    VIDEO_SUFFIXES,
+    AnimatedPicture,
+    is_video,
+    num_pictures,
+    sort_files,
+)
 from clips.frames import FrameError
+from clips.reading import open_clip
+from clips.search import find_clips, no_films
 from clips.videos import VideoFile
 
-FRAMES = np.stack([np.full((48, 64, 3), 6 * number, np.uint8) for number in range(36)])
-MPEG = {"pix_fmt": "yuv420p", "b": "3M", "g": "12", "bf": "2"}
-OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
-# A display matrix (a, b, c, d) for each of the eight orientations, and what it does.
-ORIENTATIONS = {
-    (1, 0, 0, 1): lambda frame: frame,
-    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],
-    (1, 0, 0, -1): lambda frame: frame[::-1],
-    (-1, 0, 0, -1): lambda frame: frame[::-1, ::-1],
-    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),
-    (0, -1, 1, 0): lambda frame: np.rot90(frame),
-    (0, 1, 1, 0): lambda frame: frame.transpose(1, 0, 2),
-    (0, -1, -1, 0): lambda frame: frame[::-1, ::-1].transpose(1, 0, 2),
+# How a file with such a suffix is made: the container, and a codec that it takes.
+CONTAINERS = {
+    "mp4": ("libx264", (".mp4", ".m4v", ".mp4v", ".insv", ".lrv", ".f4v", ".mj2")),
+    "mov": ("libx264", (".mov", ".qt")),
+    "3gp": ("h263", (".3gp", ".3gpp")),
+    "3g2": ("libx264", (".3g2",)),
+    "flv": ("flv1", (".flv",)),
+    "avi": ("mpeg4", (".avi", ".divx", ".xvid")),
+    "matroska": ("libx264", (".mkv", ".mk3d")),
+    "webm": ("libvpx", (".webm",)),
+    "ogg": ("libvpx", (".ogv", ".ogm", ".ogx")),
+    "nut": ("mpeg4", (".nut",)),
+    "mxf": ("mpeg2video", (".mxf",)),
+    "asf": ("wmv2", (".wmv", ".asf", ".dvr-ms")),
+    "wtv": ("mpeg2video", (".wtv",)),
+    "rm": ("rv10", (".rm", ".rmvb")),
+    "dv": ("dvvideo", (".dv", ".dif")),
+    "ivf": ("libvpx", (".ivf",)),
+    "yuv4mpegpipe": ("rawvideo", (".y4m",)),
+    "dvd": ("mpeg2video", (".mpg", ".mpeg", ".mpe", ".m2p", ".vob", ".evo", ".mod", ".tod")),
+    "mpeg1video": ("mpeg1video", (".m1v",)),
+    "mpeg2video": ("mpeg2video", (".m2v", ".mpv", ".mp2v")),
+    "mpegts": ("mpeg2video", (".ts", ".mts", ".m2ts", ".m2t", ".tp", ".trp")),
+    "mjpeg": ("mjpeg", (".mjpg", ".mjpeg")),
+    "h264": ("libx264", (".h264", ".264", ".avc")),
+    "hevc": ("libx265", (".h265", ".265", ".hevc")),
 }
 
 
-def numbers(video, positions=None):
-    positions = range(len(video)) if positions is None else positions
-    return [round(frame.mean() / 6) for frame in video.frames_at(positions)]
+def write_film(path, container, codec, num_frames=6):
+    height, width = (576, 720) if codec == "dvvideo" else (144, 176)
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        for number in range(num_frames):
+            picture = np.full((height, width, 3), 30 * number, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
 
 
-def copy_packets(source, path, change=lambda packets: packets, **options):
-    """Copy a film's packets, as `change` returns them, in the order of decoding."""
-    with av.open(str(source)) as original, av.open(str(path), "w", **options) as container:
-        stream = original.streams.video[0]
-        copied = container.add_stream_from_template(stream)
-        for packet in change([packet for packet in original.demux(stream) if packet.size]):
-            packet.stream = copied
-            container.mux(packet)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_each_listed_suffix_can_be_opened(tmp_path, container):
+    codec, suffixes = CONTAINERS[container]
+    for suffix in suffixes:
+        path = tmp_path / f"CLIP{suffix.upper()}"
+        write_film(path, container, codec)
+        assert is_video(path)
+        with av.open(str(path)) as file:
+            assert len(list(file.decode(video=0))) >= 5, suffix
+    assert find_clips(tmp_path)[0] == sorted(tmp_path.iterdir())
+
+
+def test_each_suffix_on_the_list_is_tried():
+    tried = {suffix for _, suffixes in CONTAINERS.values() for suffix in suffixes}
+    assert tried == set(VIDEO_SUFFIXES)
+
+
+def test_typescript_is_no_film_and_a_damaged_stream_is_one(tmp_path):
+    write_film(tmp_path / "film.ts", "mpegts", "mpeg2video")
+    (tmp_path / "index.ts").write_text("export const name = 'é';\n" * 400, encoding="utf-8")
+    (tmp_path / "module.mts").write_text("export {};\n")
+    (tmp_path / "empty.ts").write_bytes(b"")
+    (tmp_path / "noise.mts").write_bytes(np.random.default_rng(0).bytes(5000))
+    others = []
+    clips, problems = find_clips(tmp_path, others)
+    assert [clip.name for clip in clips] == ["empty.ts", "film.ts", "noise.mts"]
+    assert [path.name for path in others] == ["index.ts", "module.mts"] and not problems
+    for name in ("empty.ts", "noise.mts"):
+        with pytest.raises(FrameError, match=name):
+            open_clip(tmp_path / name, make_config())
+
+
+# --- animated pictures ---------------------------------------------------------------------------
+
+FORMATS = {".gif": "GIF", ".webp": "WEBP", ".apng": "PNG"}
+
+
+def animate(path, frames, duration=80, **options):
+    """frames: uint8 RGB [T, H, W, 3]; duration: milliseconds, of all or of each."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    kind = FORMATS[path.suffix]
+    if kind == "WEBP":
+        options = {"lossless": True} | options
+    pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], duration=duration,
+                     **options)
     return path
 
 
-def patched(path, old, new, count=1):
-    data = path.read_bytes()
-    assert data.count(old) >= 1
-    path.write_bytes(data.replace(old, new, count))
-    return path
+@pytest.fixture
+def frames():
+    """uint8 RGB [7, 24, 32, 3], each of few colours, so that a palette keeps it as it is."""
+    return np.stack([np.full((24, 32, 3), (30 * number, 200 - 20 * number, 90), np.uint8)
+                     for number in range(7)])
 
 
-# --- AVI ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", ANIMATED_SUFFIXES)
+def test_an_animated_picture_is_read_frame_by_frame(tmp_path, frames, suffix):
+    path = animate(tmp_path / f"a{suffix}", frames)
+    assert is_video(path) and num_pictures(path) == 2
+    clip = open_clip(path, make_config(frame_rate=12.5))
+    assert isinstance(clip, AnimatedPicture) and (len(clip), clip.native_rate) == (7, 12.5)
+    assert np.array_equal(np.stack(list(clip.frames_at(range(7)))), frames)
+    assert np.array_equal(np.stack(list(clip.frames_at([1, 4, 4, 6]))), frames[[1, 4, 4, 6]])
+    assert list(clip.frames_at([])) == []
 
 
-def packed(packets):
-    """As DivX and XviD write B-frames: with the frame before, an empty packet in their place."""
-    result, datas = [], [bytes(packet) for packet in packets]
-    start = datas[0].index(b"\0\0\1\xb6")
-    datas[0] = datas[0][:start] + b"\0\0\1\xb2DivX503b1393p" + datas[0][start:]
-    kinds = [data[data.index(b"\0\0\1\xb6") + 4] >> 6 for data in datas]
-    for number, data in enumerate(datas):
-        follows = number + 1 < len(datas) and kinds[number + 1] == 2
-        if kinds[number] == 2:  # it is in the packet before
-            data = b"\0\0\1\xb6\x16\xd0\x07"
-        if kinds[number] != 2 and follows:
-            data += datas[number + 1]
-        packet = av.Packet(data)
-        packet.pts = packet.dts = number
-        packet.time_base, packet.is_keyframe = packets[0].time_base, number == 0
-        result.append(packet)
-    return result
+@pytest.mark.parametrize("suffix", ANIMATED_SUFFIXES)
+def test_pictures_are_shown_as_long_as_they_say(tmp_path, frames, suffix):
+    path = animate(tmp_path / f"a{suffix}", frames[:3], duration=[100, 300, 200])
+    clip = AnimatedPicture(path, 10, 10**6)
+    shown = np.stack(list(clip.frames_at(range(len(clip)))))
+    assert np.array_equal(shown, frames[[0, 1, 1, 1, 2, 2]])
+    assert len(AnimatedPicture(path, 5, 10**6)) == 3
 
 
-def test_packed_b_frames_of_divx(tmp_path):
-    plain = write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4", **MPEG | {"bf": "1", "g": "36"})
-    path = copy_packets(plain, tmp_path / "b.avi", packed)
-    video = VideoFile(path, 12, 10**6)
-    found = numbers(video)
-    assert found[:34] == list(range(34)) and len(found) in (35, 36)
-    assert numbers(video, [30, 31]) == [30, 31]
+@pytest.mark.parametrize("suffix", ANIMATED_SUFFIXES)
+def test_pictures_without_a_duration_are_shown_for_a_tenth_of_a_second(tmp_path, frames, suffix):
+    clip = AnimatedPicture(animate(tmp_path / f"a{suffix}", frames, duration=0), 10, 10**6)
+    assert (len(clip), clip.native_rate) == (7, 10)
 
 
-def test_a_dropped_frame_of_avi_keeps_the_one_before(tmp_path):
-    plain = write_video(tmp_path / "a.avi", FRAMES, codec="mjpeg", pix_fmt="yuvj420p")
-
-    def without_some(packets):
-        return [packet for number, packet in enumerate(packets) if number not in (5, 6, 20)]
-
-    video = VideoFile(copy_packets(plain, tmp_path / "b.avi", without_some), 12, 10**6)
-    expected = [4 if number in (5, 6) else 19 if number == 20 else number for number in range(36)]
-    assert numbers(video) == expected
-    assert [numbers(video, [number]) for number in (6, 20, 35)] == [[4], [19], [35]]
+def test_a_gif_is_as_the_video_decoder_shows_it(tmp_path):
+    path = animate(tmp_path / "a.gif", draw_frames("Left", 9, np.random.default_rng(0)))
+    with av.open(str(path)) as file:
+        expected = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    clip = AnimatedPicture(path, 12.5, 10**6)
+    assert np.array_equal(np.stack(list(clip.frames_at(range(9)))), np.stack(expected))
 
 
-@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4"])
-def test_an_avi_that_is_cut_off_says_so(tmp_path, codec):
-    path = tmp_path / "a.avi"
-    write_video(path, FRAMES, codec=codec, pix_fmt={"mjpeg": "yuvj420p"}.get(codec, "yuv420p"))
-    data = path.read_bytes()
-    path.write_bytes(data[: data.index(b"idx1") * 2 // 3])
-    with pytest.raises(FrameError, match=r"cut off: \d+ of 36 frames are there"):
-        VideoFile(path, 12, 10**6)
+def test_transparent_places_are_white_in_each_picture(tmp_path):
+    pictures = [Image.new("RGBA", (20, 20)) for _ in range(3)]
+    for number, picture in enumerate(pictures):
+        picture.paste((250, 0, 0, 255), (number, 0, number + 4, 4))
+    for suffix, kind in FORMATS.items():
+        pictures[0].save(tmp_path / f"a{suffix}", kind, save_all=True, disposal=2,
+                         append_images=pictures[1:], duration=100)
+        clip = AnimatedPicture(tmp_path / f"a{suffix}", 10, 10**6)
+        for number, frame in enumerate(clip.frames_at(range(3))):
+            assert (frame[10:] == 255).all() and (frame[0, number, 1:] < 10).all(), suffix
 
 
-def test_the_palette_of_an_avi_is_kept_after_seeking(tmp_path):
-    path = tmp_path / "a.avi"
-    colours = np.random.default_rng(0).integers(0, 256, (16, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("rawvideo", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
-        stream.pix_fmt = "pal8"
-        for number in range(16):
-            palette = np.zeros((256, 4), np.uint8)
-            palette[:, 0] = 255
-            palette[:16, 1:] = colours
-            frame = av.VideoFrame.from_ndarray((np.full((48, 64), number, np.uint8), palette),
-                                               format="pal8")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    video = VideoFile(path, 12, 10**6)
-    for positions in (range(16), [9], [15]):
-        found = [frame[0, 0].tolist() for frame in video.frames_at(positions)]
-        assert found == [colours[number].tolist() for number in positions]
+def test_the_default_image_of_an_apng_is_not_shown(tmp_path, frames):
+    path = animate(tmp_path / "a.apng", frames, default_image=True)
+    clip = AnimatedPicture(path, 12.5, 10**6)
+    assert np.array_equal(np.stack(list(clip.frames_at(range(len(clip))))), frames[1:])
 
 
-# --- MP4 and Matroska --------------------------------------------------------------------------
-
-
-def test_tags_may_be_in_any_encoding(tmp_path):
-    path = tmp_path / "a.mp4"
-    write_video(path, FRAMES)
-    patched(path, b"VideoHandler", "Видео".encode("cp1251").ljust(12, b"\xc2"))
-    assert numbers(VideoFile(path, 12, 10**6)) == list(range(36))
-
-
-@pytest.mark.parametrize("matrix", ORIENTATIONS)
-def test_frames_are_turned_and_mirrored_as_the_display_matrix_says(tmp_path, matrix):
+@pytest.mark.parametrize("suffix", ANIMATED_SUFFIXES)
+def test_a_cut_anywhere_is_an_error(tmp_path, frames, suffix):
     rng = np.random.default_rng(0)
-    frames = np.kron(rng.integers(0, 256, (4, 6, 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-    path = tmp_path / "a.mp4"
-    write_video(path, frames)
-    sound = np.stack(list(VideoFile(path, 12, 10**6).frames_at(range(4))))
-    data, (a, b, c, d) = path.read_bytes(), (65536 * number for number in matrix)
-    place = data.index(b"tkhd") + 4 + 40
-    new = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data[:place] + new + data[place + 36:])
-    found = np.stack(list(VideoFile(path, 12, 10**6).frames_at(range(4))))
-    assert np.array_equal(found, [ORIENTATIONS[matrix](frame) for frame in sound])
+    noisy = np.repeat(rng.integers(0, 255, (7, 6, 8, 3), np.uint8).repeat(4, 1), 4, 2)
+    whole = animate(tmp_path / f"a{suffix}", noisy).read_bytes()
+    path = tmp_path / f"cut{suffix}"
+    for size in rng.integers(0, len(whole) - 1, 80).tolist():
+        path.write_bytes(whole[:size])
+        with pytest.raises(FrameError, match=r"cut\.\w+: .*make or convert the file again"):
+            clip = AnimatedPicture(path, 12.5, 10**6)
+            list(clip.frames_at(range(len(clip))))
 
 
-@pytest.mark.parametrize("start, duration", [(0, 1.5), (0.5, 1), (0.5, 5)])
-def test_an_edit_list_trims_either_end(tmp_path, start, duration):
-    path = tmp_path / "a.mp4"
-    write_video(path, FRAMES, **{"x264-params": "bframes=2:keyint=12"})
-    data = bytearray(path.read_bytes())
-    scale = int.from_bytes(data[data.index(b"mvhd") + 16:][:4], "big")
-    place = data.index(b"elst") + 12
-    ticks = int.from_bytes(data[data.index(b"mdhd") + 16:][:4], "big")
-    first = int.from_bytes(data[place + 4:place + 8], "big")
-    data[place:place + 8] = struct.pack(">Ii", int(duration * scale), first + int(start * ticks))
-    path.write_bytes(data)
-    video = VideoFile(path, 12, 10**6)
-    shown = list(range(round(12 * start), min(36, round(12 * (start + duration)))))
-    assert numbers(video) == shown
-    assert numbers(video, [len(shown) - 1]) == shown[-1:]
+def test_animations_that_cannot_be_used_say_why(tmp_path, frames):
+    still = animate(tmp_path / "still.gif", frames[:1])
+    assert not is_video(still) and num_pictures(still) == 1
+    with pytest.raises(FrameError, match=r"still.gif: a single picture: no movement"):
+        AnimatedPicture(still, 10, 10**6)
+    large = animate(tmp_path / "large.webp", frames)
+    with pytest.raises(FrameError, match=r"large.webp: 32 x 24 pixels are more than max_frame_pi"):
+        AnimatedPicture(large, 10, 100)
+    long = animate(tmp_path / "long.webp", frames, duration=4 * 10**6)
+    with pytest.raises(FrameError, match=r"long.webp: its pictures are to be shown for 8 hours"):
+        AnimatedPicture(long, 10, 10**6)
+    data = bytearray(animate(tmp_path / "bomb.gif", frames).read_bytes())
+    place = data.index(b"\x2c\0\0\0\0\x20\0\x18\0")
+    data[place + 5 : place + 9] = b"\xff\xff\xff\xff"
+    (tmp_path / "bomb.gif").write_bytes(data)
+    with pytest.raises(FrameError, match=r"bomb.gif: damaged: a picture is larger than the film"):
+        AnimatedPicture(tmp_path / "bomb.gif", 10, 10**6)
+    (tmp_path / "text.gif").write_text("no picture")
+    assert is_video(tmp_path / "text.gif")
+    with pytest.raises(FrameError, match=r"text.gif: neither GIF nor WebP nor APNG"):
+        AnimatedPicture(tmp_path / "text.gif", 10, 10**6)
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".flv"])
-def test_a_cut_in_an_open_group_of_pictures_is_no_damage(tmp_path, suffix):
-    write_video(tmp_path / "a.mp4", FRAMES, **OPEN_GROUPS, pix_fmt="yuv420p")
-    path = cut_without_encoding(tmp_path / "a.mp4", tmp_path / f"b{suffix}", 1)
-    video = VideoFile(path, 12, 10**6)
-    assert numbers(video)[-20:] == list(range(16, 36))
-    assert numbers(video, [len(video) - 4]) == [32]
+# --- what is beside them -------------------------------------------------------------------------
 
 
-def noise_film(path, **options):
-    noise = np.random.default_rng(0).integers(0, 255, (36, 48, 64, 3), np.uint8)
-    return write_video(path, noise, pix_fmt="yuv420p", **options)
+def test_animated_webp_files_in_a_folder_are_films_and_still_ones_frames(tmp_path, frames):
+    for folder in ("films", "stills", "both"):
+        (tmp_path / folder).mkdir()
+    for number, folder in itertools.product(range(3), ("films", "both")):
+        animate(tmp_path / folder / f"{number}.webp", frames)
+    for number in range(3):
+        Image.fromarray(frames[number]).save(tmp_path / "stills" / f"{number}.webp")
+    Image.fromarray(frames[0]).save(tmp_path / "both" / "thumb.webp")
+    (tmp_path / "both" / "cut.webp").write_bytes((tmp_path / "films" / "0.webp").read_bytes()[:99])
+    others = []
+    clips, problems = find_clips(tmp_path, others)
+    assert [str(clip.relative_to(tmp_path)) for clip in clips] == [
+        "both/0.webp", "both/1.webp", "both/2.webp", "both/cut.webp",
+        "films/0.webp", "films/1.webp", "films/2.webp", "stills"]
+    assert not problems and others == [tmp_path / "both" / "thumb.webp"]
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.mp4", {}), ("a.mkv", OPEN_GROUPS), ("a.ts", {}),
-    ("a.mpg", {"codec": "mpeg2video", "rate": 24}), ("a.avi", {"codec": "mpeg4", "bf": "2"}),
+@pytest.mark.parametrize("films, pictures", [
+    (["1.mp4"], ["thumb.jpg"]),
+    (["1.mp4"], ["1.jpg"]),
+    (["1.mp4"], ["1.mp4.png", "cover1.png", "cover2.png"]),
+    (["1.mp4", "2.gif"], ["IMG_0007.JPG"]),
+    (["a.mp4", "b.mp4", "c.mp4"], ["a.jpg", "b.jpg", "c.jpg", "folder.jpg"]),
 ])  # fmt: skip
-def test_damage_in_the_middle_is_named(tmp_path, name, options):
-    path = tmp_path / name
-    noise_film(path, **options)
-    data = bytearray(path.read_bytes())
-    for place in range(len(data) // 4, len(data) * 3 // 4, len(data) // 16):
-        data[place:place + 300] = bytes(reversed(data[place:place + 300]))
-    path.write_bytes(data)
-    with pytest.raises(FrameError, match=r"damaged|cannot be decoded|cut off"):
-        list(VideoFile(path, 12, 10**6).frames_at(range(30)))
+def test_thumbnails_beside_films_are_passed_over(tmp_path, frames, films, pictures):
+    for name in films:
+        path = tmp_path / "wave" / name
+        path.parent.mkdir(exist_ok=True)
+        animate(path, frames) if name.endswith(".gif") else path.touch()
+    for name in (*pictures, "Thumbs.db", "notes.txt"):
+        (tmp_path / "wave" / name).touch()
+    others = []
+    clips, problems = find_clips(tmp_path, others)
+    assert [clip.name for clip in clips] == films and not problems
+    assert sorted(path.name for path in others) == sorted([*pictures, "Thumbs.db", "notes.txt"])
+    assert no_films(others).startswith(f"{len(others)} files that are no films: ")
+    assert no_films(others[:1]).startswith("1 file that is no film: ")
 
 
-def test_a_cover_picture_is_not_the_film(tmp_path):
-    cover, film = tmp_path / "cover.mp4", tmp_path / "film.mp4"
-    write_video(cover, FRAMES[:1], codec="mjpeg", pix_fmt="yuvj420p")
-    write_video(film, FRAMES)
-    path = tmp_path / "both.mp4"
-    with av.open(str(cover)) as one, av.open(str(film)) as other, av.open(str(path), "w") as both:
-        sources = one.streams.video[0], other.streams.video[0]
-        copies = [both.add_stream_from_template(source) for source in sources]
-        copies[0].disposition = av.stream.Disposition.attached_pic
-        for container, source, copy in zip((one, other), sources, copies, strict=True):
-            for packet in container.demux(source):
-                if packet.size:
-                    packet.stream = copy
-                    both.mux(packet)
-    assert numbers(VideoFile(path, 12, 10**6)) == list(range(36))
+def test_frames_beside_a_film_are_still_refused(tmp_path):
+    for name in ("00001.jpg", "00002.jpg", "00003.jpg", "a.mp4"):
+        (tmp_path / name).touch()
+    clips, problems = find_clips(tmp_path)
+    assert not clips and "has both frames and other clips (a.mp4)" in problems[0]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_memory_does_not_depend_on_a_clock_that_jumps(tmp_path, suffix):
-    def late(packets):
-        for packet in packets[1:]:
-            packet.pts = packet.dts = packet.pts + int(100_000 / packet.time_base)
-        return packets
-
-    plain = write_video(tmp_path / "a.mp4", FRAMES, codec="mpeg4", pix_fmt="yuv420p")
-    path = copy_packets(plain, tmp_path / f"b{suffix}", late)
-    with pytest.raises(FrameError, match="its clock jumps: 36 frames in 10"):
-        VideoFile(path, 12, 10**6)
+def test_a_preview_of_frames_is_passed_over(tmp_path, frames):
+    for name in ("00001.jpg", "00002.jpg"):
+        (tmp_path / name).touch()
+    animate(tmp_path / "preview.gif", frames)
+    others = []
+    assert find_clips(tmp_path, others) == ([tmp_path], [])
+    assert others == [tmp_path / "preview.gif"]
 
 
-def test_frames_without_times_are_named_with_the_remedy(tmp_path):
-    path = write_video(tmp_path / "a.h264", FRAMES)
-    with pytest.raises(FrameError, match=r"no times.*ffmpeg -framerate 25 -i RAW -c copy NEW.mp4"):
-        VideoFile(path, 12, 10**6)
-
-
-def test_a_second_film_in_the_file_is_not_lost_in_silence(tmp_path):
-    path = tmp_path / "a.mp4"
-    write_video(path, FRAMES)
-    path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(FrameError, match="another film follows"):
-        VideoFile(path, 12, 10**6)
-
-
-@pytest.mark.parametrize("name", ["12:30:05.mp4", "2024-05-01T12:30/a.mp4", "http:/a.mp4"])
-def test_a_path_with_a_colon_is_a_path(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(Path(write_video(tmp_path / "b.mp4", FRAMES)).read_bytes())
-    for path in (name, tmp_path / name):
-        assert numbers(VideoFile(path, 12, 10**6), [3]) == [3]
-
-
-@pytest.mark.parametrize("aspect, size", [("2/1", (48, 128)), ("1/2", (48, 32)),
-                                          ("1000/1", (48, 64)), ("1/1", (48, 64))])  # fmt: skip
-def test_pixels_that_are_not_square_are_applied(tmp_path, aspect, size):
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
-        for frame in FRAMES[:4]:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    assert next(VideoFile(path, 12, 10**6).frames_at([1])).shape[:2] == size
-
-
-# --- MPEG program and transport streams --------------------------------------------------------
-
-STREAMS = [("a.mpg", {"codec": "mpeg2video", "rate": 24}), ("a.ts", {"codec": "mpeg2video"}),
-           ("a.ts", OPEN_GROUPS), ("a.ts", {"x264-params": "keyint=12"})]  # fmt: skip
-
-
-@pytest.mark.parametrize("name, options", STREAMS)
-def test_a_window_of_a_stream_needs_only_the_packets_near_it(tmp_path, monkeypatch, name, options):
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 60, (480, 48, 64, 1)) + np.arange(480)[:, None, None, None] % 16 * 12
-    options = MPEG | options
-    path = write_video(tmp_path / name, np.repeat(noise, 3, 3).astype(np.uint8), **options)
-    video = VideoFile(path, options.get("rate", 12), 10**6)
-    whole, count = list(video.frames_at(range(len(video)))), 0
-
-    def counted(self, packet):
-        nonlocal count
-        count += 1
-        return mark(self, packet)
-
-    mark = video_packets.PacketIndex._mark
-    monkeypatch.setattr(video_packets.PacketIndex, "_mark", counted)
-    for start in (100, 250, 300, 400):
-        found = list(video.frames_at(range(start, start + 4)))
-        assert np.array_equal(found, whole[start:start + 4])
-    assert 16 < count < 480
-
-
-@pytest.mark.parametrize("name, options", STREAMS)
-def test_two_films_joined_by_cat_are_one(tmp_path, name, options):
-    path, options = tmp_path / name, MPEG | options
-    write_video(path, FRAMES, **options)
-    path.write_bytes(path.read_bytes() * 2)
-    video = VideoFile(path, options.get("rate", 12), 10**6)
-    assert numbers(video) == [*range(36), *range(36)]
-    assert numbers(video, [3, 30, 40, 70]) == [3, 30, 4, 34]
-
-
-def test_a_recording_that_begins_between_key_frames(tmp_path):
-    path = tmp_path / "a.ts"
-    write_video(path, FRAMES, **MPEG | {"codec": "mpeg2video"})
-    data = path.read_bytes()
-    path.write_bytes(data[len(data) // 4 // 188 * 188:])
-    video = VideoFile(path, 12, 10**6)
-    found = numbers(video)
-    assert 12 <= found[0] <= 14 and found == list(range(found[0], 36))
+def test_sorting_keeps_each_file_once(tmp_path, frames):
+    animate(tmp_path / "a.gif", frames)
+    write_video(tmp_path / "b.mp4", draw_frames("Left", 3, np.random.default_rng(0)))
+    names = ["b.mp4", "a.gif", "c.jpg", "d.txt", "e.webp"]
+    assert sort_files(tmp_path, names) == (["b.mp4", "a.gif", "e.webp"], ["c.jpg"], ["d.txt"])
+    assert isinstance(open_clip(tmp_path / "b.mp4", make_config()), VideoFile)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import CLASSES, make_config, write_clip, write_data_set
 from movies import cut_without_encoding, write_sound, write_video
+from PIL import Image
 
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
@@ -159,6 +160,28 @@ def test_the_doctor_examines_videos(tmp_path):
     assert [kind for kind, *_ in examine_clip(path, 37, 10**6, 12.0).findings] == ["short clip"]
     bad = examine_clip(damaged(tmp_path, "cut off"), 36, 10**6, 12.0)
     assert [kind for kind, *_ in bad.findings] == ["unreadable clip"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_the_doctor_examines_animated_pictures(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    pictures = list(map(Image.fromarray, FRAMES[:12]))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
+    result = examine_clip(path, 12, 10**6, 20.0)
+    assert (result.num_frames, result.findings, dict(result.sizes)) == (12, [], {(64, 48): 12})
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [kind for kind, *_ in examine_clip(path, 12, 10**6, 20.0).findings] == [
+        "unreadable clip"]
+
+
+def test_the_doctor_knows_frames_named_by_decimals(tmp_path):
+    names = ["0.jpg", "0.25.jpg", "0.5.jpg", "2.jpg"]
+    for name, frame in zip(names, FRAMES, strict=False):
+        Image.fromarray(frame).save(tmp_path / name)
+    assert examine_clip(tmp_path, 4, 10**6, 12.0).findings == []
+    Image.fromarray(FRAMES[9]).save(tmp_path / "0.5.png")
+    assert [detail for _, detail, _ in examine_clip(tmp_path, 4, 10**6, 12.0).findings] == [
+        "more than once: 0.5"]
 
 
 def test_a_forked_worker_reads_videos_as_the_main_process_did_before(tmp_path):

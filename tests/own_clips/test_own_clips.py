@@ -1,8 +1,11 @@
 """`train.py --data FOLDER`: what is found, how it is split, what is chosen, and whole runs."""
 
+import itertools
 import json
 import os
 import shutil
+import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from conftest import CLASSES, draw_frames, make_config, write_clip
 from movies import write_video
 from own_folders import do_train, write_class_folders
+from PIL import Image
 
 import pack
 import train
@@ -266,6 +270,39 @@ def test_names_may_have_anything_in_them(tmp_path):
     assert do_train(root, tmp_path, "--eval_only", "--checkpoint", "best") == 0
     predictions = (folder / "predictions.csv").read_text().replace('""', '"')
     assert all(name in predictions for name in names)
+
+
+def test_animated_pictures_are_films_and_what_is_no_film_is_counted(tmp_path, capfd):
+    rng, root = np.random.default_rng(0), tmp_path / "clips"
+    for label, number in itertools.product(CLASSES[:2], range(6)):
+        path = root / label / f"{number}.{'gif' if number % 2 else 'webp'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures = list(map(Image.fromarray, draw_frames(label, 9, rng)))
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
+    for name in ("a.txt", "thumb.jpg", "Thumbs.db"):
+        (root / CLASSES[0] / name).write_bytes(b"")
+    (root / "notes.txt").write_text("")
+    assert do_train(root, tmp_path) == 0
+    printed = capfd.readouterr().out
+    assert f"{root}: 12 clips of 2 classes: {CLASSES[0]} 6, {CLASSES[1]} 6\n" in printed
+    assert "passed over: 4 files that are no films: " in printed and "frame_rate 20.0" in printed
+    assert do_train(root, tmp_path, "--check_data") == 0
+    assert "12 clips examined" not in capfd.readouterr().err
+    packed = str(tmp_path / "packed.zip")
+    assert pack.main([packed, str(root), "--frame_rate", "20"]) == 0
+    printed = capfd.readouterr().out
+    assert "12 clips, 108 frames" in printed
+    assert "left out: 4 files that are no films: " in printed
+
+
+def test_class_folders_with_accents_composed_and_apart_are_one_class(tmp_path):
+    names = [f"{part}/{unicodedata.normalize(form, name)}/1.mp4" for name in ("Hände", "naïf")
+             for part, form in (("train", "NFC"), ("val", "NFD"))]
+    for name in names:
+        empty_video(tmp_path / name)
+    clips, _ = find_clips(tmp_path)
+    assert sorted(clips["id"]) == sorted(names)
+    assert Counter(clips["label"]) == {"Hände": 2, "naïf": 2}
 
 
 def test_few_unreadable_videos_are_left_out_and_many_refused(tmp_path, capfd):

@@ -3,12 +3,19 @@ import pickle
 
 import pytest
 import torch
+from conftest import make_config
 from published import PublishedNetwork
 from torch import nn
 
-from model import ConvColumn
+from model import NETWORKS, ConvColumn, build_model
 from system.errors import UserError
-from training.checkpoint import check_classes, load_checkpoint, load_weights, save_checkpoint
+from training.checkpoint import (
+    WRAPPERS,
+    check_classes,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 NAMES = [f"class {number}" for number in range(27)]
 
@@ -41,6 +48,50 @@ def test_published_checkpoints_give_the_same_logits(published, tmp_path, paralle
     clips = torch.randn(2, 3, 18, 84, 84)
     with torch.no_grad():
         assert (model(clips) - published(clips)).abs().max() < 1e-5
+
+
+def compiled_and_wrapped(network):
+    """The names of each way to compile and to wrap, by the ways' own names."""
+    names = list(network.state_dict())
+    deep = [name.replace("conv_layer2.", "conv_layer2._orig_mod.")
+            .replace("fc5.", "fc5._fsdp_wrapped_module.") for name in names]
+    prefixes = ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.",
+                "_orig_mod._orig_mod.module.", "_fsdp_wrapped_module._orig_mod.")
+    return [(prefix, deep if is_deep else names) for prefix in ("", *prefixes)
+            for is_deep in (False, True)]
+
+
+def test_what_wrapped_a_network_is_no_part_of_its_names(published):
+    expected = our_network()
+    load_weights(expected, {"state_dict": published.state_dict()}, "x.tar")
+    for prefix, names in compiled_and_wrapped(published):
+        weights = {prefix + name: value
+                   for name, value in zip(names, published.state_dict().values(), strict=True)}
+        model = our_network()
+        load_weights(model, {"state_dict": weights | {"n_averaged": torch.tensor(3)}}, "x.tar")
+        assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+
+
+def test_weights_of_compiled_and_averaged_modules_load():
+    model, other = our_network(), our_network()
+    wrapped = torch.optim.swa_utils.AveragedModel(torch.compile(model))
+    assert all("_orig_mod" in name for name in wrapped.module.state_dict())
+    load_weights(other, {"state_dict": wrapped.state_dict()}, "x.tar")
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+
+
+def test_two_networks_in_one_checkpoint_are_not_mixed(published):
+    weights = published.state_dict()
+    both = weights | {f"_orig_mod.{name}": value + 1 for name, value in weights.items()}
+    with pytest.raises(UserError, match=r"blocks.0.0.weight: is there twice .*_orig_mod"):
+        load_weights(our_network(), {"state_dict": both}, "x.tar")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_network_has_names_of_wrappers(name):
+    with torch.device("meta"):
+        model = build_model(make_config(model=name, clip_size=16, crop_size=224), 27)
+    assert not {part for key in model.state_dict() for part in key.split(".")} & set(WRAPPERS)
 
 
 def test_checkpoints_from_before_batch_counters_load(published):
