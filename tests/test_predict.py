@@ -144,7 +144,7 @@ def test_several_networks_are_averaged(trained, tmp_path):
     assert alone[0] != alone[1]
 
 
-def test_a_long_video_is_looked_at_in_pieces(checkpoint):
+def test_the_scores_of_a_long_video_over_time_are_those_of_parts(checkpoint):
     predictor = load_predictor(checkpoint, CPU)  # a window is 7 frames
     assert predictor.spans(14) == [(0, 14)]
     spans = predictor.spans(40)
@@ -153,7 +153,7 @@ def test_a_long_video_is_looked_at_in_pieces(checkpoint):
 
     rng = np.random.default_rng(0)
     frames = np.concatenate([draw_frames("Left", 30, rng), draw_frames("Still", 30, rng)])
-    scores = averaged([predictor.scores(FramesInMemory(list(frames)))])
+    scores = averaged([predictor.scores(FramesInMemory(list(frames)), over_time=True)])
     assert scores.frames.shape == (60, 3)
     np.testing.assert_allclose(scores.frames.sum(1), 1, atol=1e-6)
     assert scores.whole.sum() == pytest.approx(1, abs=1e-6)
