@@ -68,12 +68,18 @@ def _read(path, config: Config | None, class_names) -> dict:
 
 
 def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool) -> Config:
-    saved, path = checkpoint.get("config", {}), checkpoint["path"]
-    if config is None:
-        return config_of_checkpoint(path, saved)
-    if not takes_own_input:
+    """Return the config by which the checkpoint's network is built and gets its clips.
+
+    Keys that an older version did not save have their defaults, alone and in an ensemble alike.
+    """
+    if config is not None and not takes_own_input:
         say_what_changed(config, checkpoint)
         return config
-    own = {key: saved[key] for key in INPUT_AND_NETWORK_KEYS if key in saved}
+    if not checkpoint.get("config"):  # a published one, in an ensemble
+        return config
+    own = config_of_checkpoint(checkpoint["path"], checkpoint["config"])
+    if config is None:
+        return own
     # Speeds are for training only, and do not go with the sampling of each checkpoint.
-    return config_of_checkpoint(path, config.model_dump() | {"step_jitter": 0} | own)
+    keys = {key: getattr(own, key) for key in INPUT_AND_NETWORK_KEYS}
+    return config.model_copy(update={"step_jitter": 0.0} | keys)
