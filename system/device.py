@@ -240,7 +240,11 @@ def to_network_input(clips, device, config: Config) -> torch.Tensor:
     return clips
 
 
-@functools.cache
 def _channels(values: tuple, device) -> torch.Tensor:
-    """Per-channel constants, cached on the device; a copy in each step would wait for it."""
-    return torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+    """Return per-channel constants, float32 [1, C, 1, 1, 1].
+
+    They are filled in on the device: a copy in each step would wait for it. They are not cached:
+    what is made while a network is exported or compiled has no values.
+    """
+    constants = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(constants).view(1, -1, 1, 1, 1)
