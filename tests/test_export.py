@@ -58,8 +58,7 @@ def test_it_gives_what_predict_gives(trained, exported):
 
 def test_predictions_in_the_process_of_an_export_are_right(trained, tmp_path):
     """Whichever comes first: nothing that an export makes without values is used again."""
-    settings, checkpoint = trained
-    predictor = load_predictor(checkpoint, CPU)
+    predictor = load_predictor(trained[1], CPU)
     mean = [0.3, 0.2, 0.1]  # which no other test uses
     predictor.config = predictor.config.model_copy(update={"mean": mean})
     windows = np.random.default_rng(0).integers(0, 255, (2, 4, 20, 20, 3), np.uint8)
