@@ -13,6 +13,7 @@ from conftest import CLASSES, draw_frames, write_clip
 from movies import write_video
 from runs import make_settings, run_folder, write_config
 
+import export
 import predict
 import train
 from clips.frames import FramesInMemory
@@ -114,6 +115,16 @@ def test_an_older_checkpoint_has_one_score_alone_and_in_an_ensemble(
     capsys.readouterr()
     evaluated(changed, tmp_path, "--checkpoint", older)  # as the config says, which is told
     assert f"changed since the checkpoint: {key}: {default} -> {value}" in capsys.readouterr().out
+
+
+def test_without_tf32_a_checkpoint_computes_in_fp32(project, tmp_path, capsys):
+    settings, checkpoints = project
+    checkpoint = with_keys(checkpoints[0], tmp_path / "net.tar", eval_precision="tf32")
+    expected = evaluated(settings, tmp_path, "--checkpoint", str(checkpoints[0]))
+    capsys.readouterr()
+    check_same(predicted(settings, tmp_path, expected, [checkpoint]), expected)
+    assert "is evaluated in tf32 (eval_precision), which this device" in capsys.readouterr().err
+    assert export.main(["-c", checkpoint, "-o", str(tmp_path / "net.onnx")]) == 0
 
 
 @pytest.mark.parametrize("sampling", ["window", "segments"])
