@@ -127,7 +127,7 @@ def _still_clips(looks: Looks) -> int:
     is_still = looks.moving_shares < STILL
     if looks.labels is None:
         return int(is_still.sum())
-    classes = set(looks.labels[is_still])
+    classes = set(looks.labels[is_still]) - {""}  # of test clips
     of_each = [int((is_still & (looks.labels == name)).sum()) for name in classes]
     return sum(of_each) - max(of_each, default=0)
 

@@ -3,7 +3,6 @@ predict.py, the camera and explain.py.
 """
 
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from clips.reading import open_clip
 from config import Config
 from explain import films_of_clip
 from scoring import camera
-from scoring.predictor import load_predictor, load_predictors
+from scoring.predictor import Predictor, load_predictor, load_predictors
 from training.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -194,4 +193,22 @@ def test_long_films_are_noted(project, tmp_path, capsys):
         assert error.count("note: long clips (over 3 s of which no frame is looked at): 1 of 2; "
                            f"like --eval_only, this takes each for one gesture and looks at "
                            f"{4 * nclips} of its frames; cut it") == count
-    shutil.rmtree(tmp_path / "shown", ignore_errors=True)
+
+
+def test_no_window_is_computed_twice(project, tmp_path, monkeypatch):
+    settings, checkpoints = project
+    predictor = load_predictor(with_keys(checkpoints[0], tmp_path / "net.tar", nclips=3), CPU)
+    seen, probabilities = [], Predictor.probabilities
+
+    def watched(predictor, windows, num_clips):
+        seen.extend(window.tobytes() for window in windows)
+        return probabilities(predictor, windows, num_clips)
+
+    monkeypatch.setattr(Predictor, "probabilities", watched)
+    source = open_clip(f"{settings['val_data_folder']}/40", predictor.config)
+    predictor.scores(source, over_time=True)
+    assert len(seen) == 3 + len(predictor.spans(40)) > 10
+    assert len(set(seen)) >= len(seen) - 3  # those of the whole clip are also among the parts
+    seen.clear()
+    predictor.scores(source)
+    assert len(set(seen)) == len(seen) == 3

@@ -191,6 +191,8 @@ def test_the_background_is_kept_where_clips_would_be_alike_without_it():
     assert not chosen(moving=some, labels=two)["subtract_background"]
     nothing = np.array(["nothing" if share == 0 else "a" for share in some])
     assert chosen(moving=some, labels=nothing)["subtract_background"]  # a class of its own
+    nothing[6] = ""  # a test clip without a class may be of that one
+    assert chosen(moving=some, labels=nothing)["subtract_background"]
     assert chosen(moving=0.02)["subtract_background"]
 
 
