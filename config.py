@@ -38,10 +38,10 @@ MODEL_OPTIONS = {
     "width": ("mobilenet3d", "csn"),
     "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "csn", "s3d"),
 }
-# Keys that define a network and its input.
+# Keys that define a network and its input in evaluation.
 INPUT_AND_NETWORK_KEYS = (
-    "clip_size", "step_size", "frame_rate", "sampling", "frame_height", "crop_size", "mean", "std",
-    "subtract_background", "model", *MODEL_OPTIONS,
+    "clip_size", "step_size", "nclips", "ncrops", "frame_rate", "sampling", "frame_height",
+    "crop_size", "mean", "std", "subtract_background", "model", *MODEL_OPTIONS,
 )  # fmt: skip
 BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small",
              "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip

@@ -24,8 +24,15 @@ from clips.batches import (
 )
 from clips.frames import FrameError, prepare_decoders
 from clips.packs import Pack
-from clips.reading import augment, eval_transforms, mirrored_labels, open_clip, read_windows
-from clips.sampling import eval_positions, frames_needed, train_positions
+from clips.reading import (
+    augment,
+    eval_shape,
+    mirrored_labels,
+    open_clip,
+    read_eval_clip,
+    read_windows,
+)
+from clips.sampling import frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
 from config import Config
 from system import processes
@@ -49,8 +56,8 @@ class VideoFolder(Dataset):
     @property
     def clip_shape(self) -> tuple[int, ...]:
         """(K, T, H, W, C) of a clip; K is 1 in training."""
-        config, num_windows = self.config, 1 if self.training else self.config.windows_per_video
-        return num_windows, config.clip_size, *config.crop, config.num_channels
+        shape = eval_shape(self.config)
+        return (1, *shape[1:]) if self.training else shape
 
     def __getitem__(self, key: int | ClipKey) -> tuple[torch.Tensor, int]:
         """One clip, uint8 [K, T, H, W, C], and its label. key: a position in the CSV, or a ClipKey.
@@ -92,7 +99,7 @@ class VideoFolder(Dataset):
         config, label = self.config, int(self.annotations.labels[key.index])
         source = open_clip(self.annotations.clip_path(key.index), config)
         if not self.training:
-            read_windows(source, eval_positions(len(source), config), eval_transforms(config), clip)
+            read_eval_clip(source, config, clip)
             return label, len(source)
         rng = np.random.default_rng([config.seed, *key])
         positions = train_positions(len(source), config, rng)

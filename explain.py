@@ -99,12 +99,15 @@ def films_of_clip(predictor: Predictor, source, stage_name: str | None = None):
     """Return the predicted class as text, the stage that Grad-CAM used, and two films by name.
 
     `grad_cam` is for the predicted class; `activations` shows each stage. A film has one picture
-    per input frame of the network. source: from `clips.reading.open_clip`.
+    per input frame of the network, of the middle window where several are averaged. source: from
+    `clips.reading.open_clip`.
     """
-    clip = window_input(source, (0, len(source)), predictor.config)[:1]  # [1, T, H, W, C]
-    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
-    scores = logits[0].softmax(0)
+    windows = window_input(source, None, predictor.config)  # those of the centre crop come first
+    scores = predictor.probabilities(windows, 1)[0]
     predicted = int(scores.argmax())
+    middle = predictor.config.nclips // 2
+    clip = windows[middle : middle + 1]  # [1, T, H, W, C]
+    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
     values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
     title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
     frames = clip[0, ..., :3]

@@ -17,12 +17,15 @@ from tqdm import tqdm
 from clips.films import FILM_SUFFIXES, is_video
 from clips.frames import prepare_decoders
 from clips.reading import open_clip
-from clips.sampling import frames_needed, short_clips_note
+from clips.sampling import frames_needed, short_clips_note, unseen_seconds
 from clips.search import find_clips, no_films
+from config import Config
 from explaining.score_overlay import save_with_scores
 from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictors
 from system.device import choose_device, prepare
+
+LONGEST_UNSEEN = 3.0  # seconds, in which a whole gesture could be missed
 
 # --- clips from files --------------------------------------------------------------------------
 
@@ -34,13 +37,13 @@ def predict(
 
     combine: makes one score of those of all networks, as `load_predictors` returns it.
     """
-    found, problems, num_short = {}, [], [0] * len(predictors)
+    found, problems, lengths = {}, [], [[] for _ in predictors]
     places = places_for(save_path, clips) if save_path else {}
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
             sources = [open_clip(clip, predictor.config) for predictor in predictors]
             found[clip] = combine([
-                predictor.scores(source)
+                predictor.scores(source, over_time=bool(places))
                 for predictor, source in zip(predictors, sources, strict=True)
             ])
             if places:
@@ -50,13 +53,31 @@ def predict(
             found.pop(clip, None)
             problems.append(str(error))
             continue
-        for number, (predictor, source) in enumerate(zip(predictors, sources, strict=True)):
-            num_short[number] += len(source) < frames_needed(predictor.config)
-    notes = [short_clips_note(number, len(found), predictor.config)
-             for number, predictor in zip(num_short, predictors, strict=True) if number]
-    for note in dict.fromkeys(notes):  # networks of one clip length have the same note
+        for own, source in zip(lengths, sources, strict=True):
+            own.append(len(source))
+    notes = [note for predictor, own in zip(predictors, lengths, strict=True)
+             for note in notes_on_lengths(own, predictor.config)]
+    for note in dict.fromkeys(notes):  # networks of one clip length have the same notes
         print(f"note: {note}", file=sys.stderr)
     return found, problems
+
+
+def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
+    """Return notes on clips that a network gets padded, or with long parts that it does not see.
+
+    lengths: frames of each clip.
+    """
+    notes = []
+    if num_short := sum(length < frames_needed(config) for length in lengths):
+        notes.append(short_clips_note(num_short, len(lengths), config))
+    if num_long := sum(unseen_seconds(length, config) > LONGEST_UNSEEN for length in lengths):
+        notes.append(
+            f"long clips (over {LONGEST_UNSEEN:g} s of which no frame is looked at): {num_long:,} "
+            f"of {len(lengths):,}; like --eval_only, this takes each for one gesture and looks at "
+            f"{config.nclips * config.clip_size:,} of its frames; cut it into one clip per "
+            "gesture, or see its scores over time with --save"
+        )
+    return notes
 
 
 def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:

@@ -22,11 +22,10 @@ from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
 from networks.recompute import recompute_activations
 from networks.stages import describe
-from reporting.confusion_matrix import save_confusion_matrix
-from reporting.page import add_report
+from reporting.page import add_report, write_evaluation
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
 from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
-from scoring.results import write_results
+from scoring.results import Origin, is_scored, print_results
 from scoring.yardsticks import yardsticks_of_run
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -52,7 +51,9 @@ from training.optimization import (
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, save_run, start_run
 from training.run_folder import (
+    LAST_CHECKPOINT,
     PROFILE_FOLDER,
+    check_unoccupied,
     is_own,
     is_recorded,
     make_run_folder,
@@ -241,6 +242,9 @@ def run_training(config: Config, options, device) -> None:
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
+    goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
+    if not (goes_on or options.overwrite):  # before the work, which takes minutes
+        processes.broadcast_from_main(check_unoccupied, config.run_folder)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     run.yardsticks = yardsticks_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
@@ -261,13 +265,12 @@ def run_training(config: Config, options, device) -> None:
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 
-    goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
     devices = devices_in_words(device, config, is_trained=True)
     processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
     callbacks = build_callbacks(run)
     try:
         is_over = training_is_over(config, run.epoch, run.validation_losses)
-        if not is_over or not is_recorded(config, run.history):
+        if not is_over or not is_recorded(config, run.history) or not is_scored(config):
             for callback in callbacks:
                 callback.on_start(run, train_loader)
             if is_over:  # it died after its last checkpoint
@@ -281,6 +284,11 @@ def run_training(config: Config, options, device) -> None:
         for callback in callbacks:
             callback.on_end(run)
     if processes.is_main():
+        if run.evaluated:
+            last = {"path": str(config.run_folder / LAST_CHECKPOINT), "epoch": run.epoch,
+                    "history": run.history}
+            write_evaluation(config.run_folder, validation_set, run.evaluated[0], class_names,
+                             Origin.of(config, [last]))
         add_report(config.run_folder)
 
 
@@ -296,11 +304,11 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     stopping.over()
     if not processes.is_main():
         return
-    write_results(folder, annotations, logits, class_names, origin)
+    write_evaluation(folder, annotations, logits, class_names, origin)
+    print_results(annotations, logits, class_names)
     print(f"{'scored' if annotations.has_labels else 'predicted by'}: {weights}")
     print(f"written to {folder}")
     if annotations.has_labels:
-        save_confusion_matrix(folder, annotations, logits, class_names)
         add_report(folder)
 
 

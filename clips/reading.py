@@ -33,16 +33,31 @@ def eval_transforms(config: Config) -> list:
     return [eval_transform(place, **size) for place in CROP_PLACES[config.ncrops]]
 
 
+def eval_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of a clip's evaluation input, (K, T, H, W, C)."""
+    return config.windows_per_video, config.clip_size, *config.crop, config.num_channels
+
+
+def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:
+    """Fill `clip`, uint8 [K, T, H, W, C], with the evaluation input for a whole video.
+
+    Every command that gives a network a clip reads it here: training's validation, `--eval_only`,
+    ensembles, predict, the camera and explain.
+    span: first frame and last (excluded); None: the whole video. Raises FrameError with the path
+    of a bad frame.
+    """
+    start, stop = span or (0, len(source))
+    positions = start + eval_positions(stop - start, config)
+    read_windows(source, positions, eval_transforms(config), clip)
+
+
 def window_input(source, span, config: Config) -> np.ndarray:
-    """Return the evaluation input for the frames from span[0] to span[1] - 1.
+    """Return the evaluation input for the frames from span[0] to span[1] - 1; None: for all.
 
     uint8 [K, T, H, W, C]. Raises FrameError with the path of a bad frame.
     """
-    start, stop = span
-    positions = start + eval_positions(stop - start, config)
-    shape = (config.windows_per_video, config.clip_size, *config.crop, config.num_channels)
-    clip = np.empty(shape, np.uint8)
-    read_windows(source, positions, eval_transforms(config), clip)
+    clip = np.empty(eval_shape(config), np.uint8)
+    read_eval_clip(source, config, clip, span)
     return clip
 
 

@@ -21,6 +21,13 @@ def short_clips_note(num_short, num_clips, config: Config) -> str:
            f"{num_short:,} of {num_clips:,}"
 
 
+def unseen_seconds(num_frames, config: Config) -> float:
+    """Return the longest time of a video from which evaluation looks at no frame."""
+    seen = np.unique(eval_positions(num_frames, config))
+    gaps = np.diff([-1, *seen, num_frames]) - 1
+    return float(gaps.max()) / config.frame_rate
+
+
 def frames_apart(num_frames, config: Config) -> float:
     """Return the distance between two frames of the network's clip, in frames of the video."""
     if config.sampling == "segments":

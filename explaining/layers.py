@@ -44,6 +44,9 @@ def stage_outputs(
     inputs: float [1, C, T, H, W]
     """
     outputs, hooks = {}, []
+    # cuDNN's LSTM has a backward pass in training mode only; without dropout, as here, both modes
+    # compute the same.
+    recurrent = [module for module in network.modules() if isinstance(module, nn.RNNBase)]
     channels_last = type(network).__name__ == "SwinTransformer3d"
 
     def keep(name, output):
@@ -58,8 +61,12 @@ def stage_outputs(
             lambda _module, _inputs, output, name=name: keep(name, output)
         ))
     try:
+        for module in recurrent:
+            module.train()
         logits = network(inputs)
     finally:
+        for module in recurrent:
+            module.eval()
         for hook in hooks:
             hook.remove()
     return outputs, logits

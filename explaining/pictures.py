@@ -1,13 +1,16 @@
 """Drawing: text, colour maps and GIF files. A picture is uint8 [H, W, 3]."""
 
+import math
 from collections.abc import Iterable
 from functools import cache
+from itertools import islice, pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+MAX_GIF_RATE = 50  # pictures per second; browsers slow down faster ones
 BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
 
 
@@ -48,6 +51,13 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def save_gif(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> None:
-    """Write pictures of one size as a looping GIF. frame_rate: pictures per second."""
-    first, *others = [Image.fromarray(picture) for picture in pictures]
-    first.save(path, save_all=True, append_images=others, duration=round(1000 / frame_rate), loop=0)
+    """Write pictures of one size as a looping GIF. frame_rate: pictures per second.
+
+    The times of pictures are rounded to the format's hundredths of a second, their durations not
+    apart from that. Of more than MAX_GIF_RATE pictures per second, only some are shown.
+    """
+    every = math.ceil(frame_rate / MAX_GIF_RATE)
+    first, *others = [Image.fromarray(picture) for picture in islice(pictures, 0, None, every)]
+    times = [round(100 * number * every / frame_rate) for number in range(len(others) + 2)]
+    durations = [10 * (end - start) for start, end in pairwise(times)]  # milliseconds
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)

@@ -1,6 +1,7 @@
 """GIF and MP4 files of a clip with its top scores over time."""
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ from scoring.predictor import Scores
 from system.errors import UserError
 
 WIDTH, BAR_HEIGHT, NUM_BARS = 320, 22, 3  # pixels
+MAX_DENOMINATOR = 10**6  # of a frame rate; 30000/1001 is kept
 
 
 def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> None:
@@ -53,7 +55,8 @@ def save_mp4(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> N
         stream = None
         for picture in pictures:
             if stream is None:
-                stream = container.add_stream("libx264", rate=round(frame_rate))
+                rate = Fraction(frame_rate).limit_denominator(MAX_DENOMINATOR)
+                stream = container.add_stream("libx264", rate=rate)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = "yuv420p"
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

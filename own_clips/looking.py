@@ -28,6 +28,7 @@ class Looks:
     sizes: np.ndarray  # [N, 2], height and width in pixels, upright
     moving_shares: np.ndarray  # of the picture that changes in the clip, 0..1
     bad: dict[str, str]  # id -> reason
+    labels: np.ndarray | None = None  # the class of each, if known
 
     @property
     def seconds(self) -> np.ndarray:
@@ -35,15 +36,17 @@ class Looks:
         return self.num_frames / self.native_rates
 
 
-def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
+def look_at(root: str | Pack, ids: list[str], config: Config, labels=None) -> Looks:
     """Open each clip, or an even sample of 2,000, and decode a few of its frames.
 
+    labels: the class of each clip, if known.
     Raises UserError if more than a tenth of the clips cannot be read.
     """
     own_rate = root.about.get("frame_rate") if isinstance(root, Pack) else None
     keys = {"frame_rate": own_rate or config.frame_rate, "frame_height": None}
     config = config.model_copy(update=keys)  # nothing is chosen yet
-    chosen = [ids[int(place)] for place in np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids)))]
+    places = np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids))).astype(int)
+    chosen = [ids[place] for place in places]
     good, bad = [], {}
     with ThreadPoolExecutor(processes.available_cores()) as pool:
         found = pool.map(lambda clip_id: _look(clip_path(root, clip_id), config), chosen)
@@ -61,7 +64,9 @@ def look_at(root: str | Pack, ids: list[str], config: Config) -> Looks:
     num_frames, rates, sizes, moving = map(np.array, zip(*good, strict=True))
     if own_rate:
         rates = np.full(len(good), own_rate)
-    return Looks(num_frames, rates, sizes, moving, bad)
+    if labels is not None:
+        labels = np.array([labels[place] for place in places if ids[place] not in bad])
+    return Looks(num_frames, rates, sizes, moving, bad, labels)
 
 
 def _look(path, config):

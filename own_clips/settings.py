@@ -7,10 +7,16 @@ import numpy as np
 
 from own_clips.looking import Looks
 
-CLIP_SIZE = 12  # frames
+CLIP_SIZE = 12  # frames, at most
 WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start can vary
+# A window is not longer than this percentile of the clips, since what it lacks is padded; but where
+# clips differ much, it is as long as this share of the median clip. (On words of 2 to 63 frames, 11
+# in the middle, windows of 6 frames scored some 10 points less than those of 8 to 12.)
+SHORT_PERCENTILE, SHORT_SHARE = 10, 0.8
 LONGEST_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
 FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets that this recipe was chosen on
+STILL = 0.01  # of the picture; where less changes, nothing moves
+MOST_STILL_CLIPS = 0.05  # that may look alike without their background
 FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
 SIDE = 40  # pixels of the shorter side; with 96, the recipe scored 6 points less on actions
 CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # over a training, which is affordable then
@@ -40,27 +46,42 @@ def choose_settings(looks: Looks, num_clips: int, device_type: str, given=()) ->
 def _time(looks: Looks, given: dict) -> list[Choice]:
     """Choose the frames of a window: evenly spaced in time, since a rhythm tells movements apart.
 
-    One frame from each part of a clip would span the whole clip, but at a rhythm of its own.
+    One frame from each part of a clip (segments) would span the whole clip, but at a rhythm of its
+    own.
     """
     rates = looks.native_rates[~np.isnan(looks.native_rates)]
     rate = round(float(np.median(rates)), 3) if len(rates) else FRAME_RATE_OF_FOLDERS
     rate = given.get("frame_rate", rate)
     num_frames = np.where(np.isnan(looks.native_rates), looks.num_frames, looks.seconds * rate)
-    frames, clip_size = float(np.median(num_frames)), given.get("clip_size", CLIP_SIZE)
-    step = round(WINDOW_SHARE * frames / clip_size)
-    step = given.get("step_size", max(1, min(step, round(LONGEST_GAP * rate))))
-    low, high = np.percentile(num_frames, [5, 95])
-    span = (clip_size - 1) * step + 1
+    low, frames, high = np.percentile(num_frames, [5, 50, 95])
+    is_segments = given.get("sampling") == "segments"
+    clip_size, step = _window(num_frames, rate, is_segments, given)
     choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
-    if given.get("sampling") == "segments":
+    choices.append(Choice("clip_size", clip_size, f"the clips have {low:.0f} to {high:.0f} frames, "
+                          f"{frames:.0f} in the middle"))
+    if is_segments:
         choices.append(Choice("step_jitter", 0.0, "sampling segments has no step"))
-    return [*choices,
-            Choice("clip_size", clip_size, f"the clips have {low:.0f} to {high:.0f} frames, "
-                   f"{frames:.0f} in the middle"),
-            Choice("step_size", step, f"so a window spans {span} frames, {span / rate:.1f} s at "
-                   f"{rate:g} frames per second"),
-            Choice("nclips", _num_windows(frames / span), "windows from the whole clip are "
-                   "averaged in evaluation")]
+        # As many as have frames of their own.
+        num_windows = min(_num_windows(frames / clip_size), frames // clip_size)
+    else:
+        span = (clip_size - 1) * step + 1
+        choices.append(Choice("step_size", step, f"so a window spans {span} frames, "
+                              f"{span / rate:.1f} s at {rate:g} frames per second"))
+        num_windows = min(_num_windows(frames / span), frames - span + 1)
+    return [*choices, Choice("nclips", max(1, int(num_windows)), "windows from the whole clip are "
+                             "averaged in evaluation")]
+
+
+def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict) -> tuple[int, int]:
+    """Return the number of frames of a window, and the step between them, for clips so long."""
+    middle = float(np.median(num_frames))
+    least = 2 if given.get("model") == "two_stream" else 1
+    longest = int(max(np.percentile(num_frames, SHORT_PERCENTILE), SHORT_SHARE * middle, least))
+    step = 1 if is_segments else given.get("step_size", 1)
+    clip_size = given.get("clip_size", min(CLIP_SIZE, 1 + (longest - 1) // step))
+    step = min(round(WINDOW_SHARE * middle / clip_size), round(LONGEST_GAP * rate),
+               (longest - 1) // max(1, clip_size - 1))
+    return clip_size, given.get("step_size", max(1, step))
 
 
 def _num_windows(windows_per_clip: float) -> int:
@@ -88,9 +109,27 @@ def _size(looks: Looks, given: dict) -> list[Choice]:
 def _background(looks: Looks) -> Choice:
     share = float(np.median(looks.moving_shares))
     reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
-    if share < FEW_MOVING_PIXELS:
+    is_fixed, num_alike = share < FEW_MOVING_PIXELS, _still_clips(looks)
+    if num_alike > MOST_STILL_CLIPS * len(looks.moving_shares):
+        is_fixed = False
+        reason = f"nothing moves in {num_alike:,} of the {len(looks.moving_shares):,} clips that " \
+                 "were looked at: without their background, they would be alike"
+    elif is_fixed:
         reason += ": something small moves before a fixed camera"
-    return Choice("subtract_background", share < FEW_MOVING_PIXELS, reason)
+    return Choice("subtract_background", is_fixed, reason)
+
+
+def _still_clips(looks: Looks) -> int:
+    """Return the number of clips in which nothing moves, without those of the class with most.
+
+    One class may be that nothing moves.
+    """
+    is_still = looks.moving_shares < STILL
+    if looks.labels is None:
+        return int(is_still.sum())
+    classes = set(looks.labels[is_still]) - {""}  # of test clips
+    of_each = [int((is_still & (looks.labels == name)).sum()) for name in classes]
+    return sum(of_each) - max(of_each, default=0)
 
 
 def training_length(num_clips: int, device_type: str) -> list[Choice]:

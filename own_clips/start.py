@@ -47,7 +47,9 @@ def config_for_folder(options, device_type: str) -> str:
         raise UserError(f"--data {options.data}: no such folder; correct the path")
     place = Path(options.data).resolve()
     name = (place.name if place.is_dir() else place.stem) or "clips"
-    overrides = [f"model_name={json.dumps(name)}", *options.overrides]
+    given = dict(map(parse_override, options.overrides))
+    suited = ["step_jitter=0"] if given.get("sampling") == "segments" else []  # has no step
+    overrides = [f"model_name={json.dumps(name)}", *suited, *options.overrides]
     config = load_config(RECIPE, overrides)
     path = config.run_folder / CONFIG_FILE
     is_run = path.exists() and has_run(config.run_folder)
@@ -62,19 +64,20 @@ def config_for_folder(options, device_type: str) -> str:
     root = open_folder(options.data)
     others = []
     clips, empty = find_clips(root, others)
-    looks = look_at(root, clips["id"].tolist(), config)
+    looks = look_at(root, clips["id"].tolist(), config, clips["label"].tolist())
     clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
     _print_found(root, clips, empty, looks.bad)
     if others:
         print(f"  passed over: {no_films(others)}")
-    rule = options.group
-    clips["group"] = groups_of_clips(clips["id"].tolist(), rule) if rule else ""
+    rule, is_grouped = options.group, clips["part"] != "test"
+    clips["group"] = ""
+    if rule:
+        clips.loc[is_grouped, "group"] = groups_of_clips(clips["id"][is_grouped].tolist(), rule)
     _split(root, clips, rule, config.seed)
 
     values = config.model_dump(mode="json", exclude_unset=True)
     values |= _write_lists(root, clips, make_run_folder(config))
     values["group"] = group_pattern(rule) if rule else None
-    given = {parse_override(override)[0] for override in options.overrides}
     given = {key: value for key, value in values.items() if key in given}
     num_clips = int((clips["part"] == "train").sum())
     for choice in choose_settings(looks, num_clips, device_type, given):
@@ -153,7 +156,8 @@ def _print_split(clips, rule, is_open, seed):
         if both := own["train"] & own["validation"]:
             print(f"  warning: on both sides: {first_few(sorted(both), 5)}")
     elif is_open:
-        likely = likely_rule(clips["id"].tolist(), clips["label"].tolist())
+        own = clips[clips["part"] != "test"]
+        likely = likely_rule(own["id"].tolist(), own["label"].tolist())
         hint = f"the names suggest --group '{likely}'" if likely else "--group names them"
         print("  warning: no groups are given, so a person or recording may be on both sides, "
               f"which makes the validation score too high; {hint}")

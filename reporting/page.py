@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from config import Config
+from reporting.confusion_matrix import save_confusion_matrix
 from reporting.line_chart import LineChart, line_chart
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
@@ -46,6 +47,16 @@ def write_report(folder: str | Path) -> Path:
     # Paths in a command line may contain bytes that are not valid UTF-8.
     write_whole(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
     return path
+
+
+def write_evaluation(folder: Path, annotations, logits, class_names, origin) -> None:
+    """Write the files about a set of clips, which the report shows if it has labels.
+
+    logits: [N, classes]; origin: as for `results.write_logits`, whose file is written last.
+    """
+    if annotations.has_labels:
+        save_confusion_matrix(folder, annotations, logits, class_names)
+    results.write_results(folder, annotations, logits, class_names, origin)
 
 
 def add_report(folder: str | Path) -> None:
@@ -183,8 +194,12 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)
+        is_unread = run.saved.logits[:, 0].isnan()
+        num_clips = f"{int((~is_unread).sum()):,} clips"
+        if is_unread.any():
+            num_clips += f" ({int(is_unread.sum()):,} could not be read)"
         found.append(("evaluated top-1", f"{scores['top1']:.2f} %",
-                      f"{len(run.saved.labels):,} clips; 95 % interval {intervals['top1']}"))
+                      f"{num_clips}; 95 % interval {intervals['top1']}"))
     if run.history:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"

@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 
 from clips.frames import FramesInMemory
-from scoring.predictor import Predictor, averaged
+from scoring.predictor import LIVE_SECONDS, Predictor, averaged
 from system.errors import UserError
 
-LIVE_SECONDS = 3.0  # the least that a live prediction looks back
 ROUNDING = 1e-6  # of times, in seconds
 
 
@@ -101,7 +100,7 @@ def shown_at(times: np.ndarray, frame_rate: float, most: int) -> np.ndarray:
 def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> None:
     """Print the top classes of what the camera shows, until Ctrl-C or a UserError of the camera.
 
-    combine: as `load_predictors` returns it.
+    Its last seconds are one clip. combine: as `load_predictors` returns it.
     """
     rates = [predictor.config.frame_rate for predictor in predictors]
     most = [max(round(LIVE_SECONDS * rate), predictor.gesture_length)

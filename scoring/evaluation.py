@@ -40,18 +40,28 @@ def compute_logits(model, num_classes, loader, device, title, note_bad_clips) ->
         processes.stop_together()
         note_bad_clips(batch)
         if len(batch.indices):
-            windows = to_network_input(batch.clips.flatten(0, 1), device, config)
-            with evaluating(device, config):
-                outputs = model(windows).float()  # [N * K, classes]
-            if config.windows_per_video > 1:
-                outputs = outputs.view(len(batch.indices), config.windows_per_video, -1)
-                outputs = log_mean_probability(outputs, dim=1)
-            logits[batch.indices.to(device)] = outputs
+            logits[batch.indices.to(device)] = clip_logits(
+                model, batch.clips.flatten(0, 1), len(batch.indices), device, config
+            )
         bad += [clip.index for clip in batch.bad]
     logits = logits.cpu()
     _check_logits(logits, data_set.annotations)
     logits[bad] = torch.nan
     return processes.all_sum(logits)
+
+
+def clip_logits(network, windows, num_clips, device, config) -> torch.Tensor:
+    """Return the logits of clips, float32 [N, classes].
+
+    windows: uint8 [N * K, T, H, W, C]; the K windows of a clip follow each other, and its logits
+    are the logarithm of their mean probabilities.
+    """
+    inputs = to_network_input(windows, device, config)
+    with evaluating(device, config):
+        logits = network(inputs).float()  # [N * K, classes]
+    if len(logits) > num_clips:
+        logits = log_mean_probability(logits.view(num_clips, -1, logits.shape[1]), dim=1)
+    return logits
 
 
 def log_mean_probability(logits, dim) -> torch.Tensor:

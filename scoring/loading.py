@@ -2,6 +2,7 @@
 explain and export alike.
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from networks.convolution_check import replace_wrong_convolutions
 from networks.inference import for_inference
 from system import processes
 from system.config_file import config_of_checkpoint
-from system.device import check_precision, to_device
+from system.device import check_precision, has_tf32, to_device
 from system.errors import UserError
 from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
 from training.resuming import load_for
@@ -42,7 +43,7 @@ def load_network(path, device: torch.device, config: Config | None = None, class
     """
     checkpoint = processes.broadcast_from_main(_read, path, config, class_names)
     checkpoint = with_averaged_weights(checkpoint)
-    own_config = _config_for(checkpoint, config, takes_own_input)
+    own_config = _config_for(checkpoint, config, takes_own_input, device)
     classes = class_names or checkpoint["classes"]
     check_precision(own_config.eval_precision, device)
     model = build_model(own_config, len(classes))
@@ -67,16 +68,26 @@ def _read(path, config: Config | None, class_names) -> dict:
     return checkpoint | {"path": str(path)}
 
 
-def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool) -> Config:
-    saved, path = checkpoint.get("config", {}), checkpoint["path"]
+def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, device) -> Config:
+    """Return the config by which the checkpoint's network is built and gets its clips.
+
+    Keys that an older version did not save have their defaults, alone and in an ensemble alike.
+    Used alone, a network of tf32 computes in fp32 on a device without.
+    """
+    if config is not None and not takes_own_input:
+        say_what_changed(config, checkpoint)
+        return config
+    if not checkpoint.get("config"):  # a published one, in an ensemble
+        return config
+    own = config_of_checkpoint(checkpoint["path"], checkpoint["config"])
+    if config is None and own.eval_precision == "tf32" and not has_tf32(device):
+        print(f"note: {checkpoint['path']}: is evaluated in tf32 (eval_precision), which this "
+              "device does not have; computing in fp32", file=sys.stderr)
+        own = own.model_copy(update={"eval_precision": "fp32"})
     if config is None:
-        own = config_of_checkpoint(path, saved)
         # The commands that use a checkpoint alone have no flag for this limit.
         limit = max(own.max_frame_pixels, Config.model_fields["max_frame_pixels"].default)
         return own.model_copy(update={"max_frame_pixels": limit})
-    if not takes_own_input:
-        say_what_changed(config, checkpoint)
-        return config
-    own = {key: saved[key] for key in INPUT_AND_NETWORK_KEYS if key in saved}
     # Speeds are for training only, and do not go with the sampling of each checkpoint.
-    return config_of_checkpoint(path, config.model_dump() | {"step_jitter": 0} | own)
+    keys = {key: getattr(own, key) for key in INPUT_AND_NETWORK_KEYS}
+    return config.model_copy(update={"step_jitter": 0.0} | keys)

@@ -1,6 +1,6 @@
 """Trained networks as predictors: the scores that they give to a clip.
 
-Shapes: W windows of a video, K crops and windows of each, T frames, H, W pixels, C colours.
+Shapes: N clips, K crops and windows of each, T frames, H, W pixels, C colours.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,16 @@ from torch import nn
 from clips.reading import window_input
 from clips.sampling import frames_needed
 from config import Config
+from scoring.evaluation import clip_logits
 from scoring.loading import CLIPS_AT_ONCE, load_network
 from scoring.stack import LEAST_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
-from system.device import evaluating, to_network_input
+from system.device import to_network_input
 from system.errors import UserError
 
-# A video of up to this many windows' length is one gesture; a longer one is looked at in pieces.
+# Scores over time: of a video of up to this many windows' length they are those of the whole; of a
+# longer one, of overlapping parts.
 LONGEST_GESTURE = 2
+LIVE_SECONDS = 3.0  # the least that a live prediction looks back, and a part of sampling segments
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Scores:
 
     classes: list[str]
     whole: np.ndarray  # float [classes], probabilities
-    frames: np.ndarray  # float [T, classes], of the windows around each frame
+    frames: np.ndarray | None = None  # float [T, classes], of the parts around each frame
 
     def top(self, count) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, the likeliest first."""
@@ -51,43 +54,58 @@ class Predictor:
         """uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
         return to_network_input(torch.from_numpy(windows), self.device, self.config)
 
-    def scores(self, source) -> Scores:
-        """source: what `data_loader.open_clip` gives. Raises FrameError if it cannot be read."""
+    def scores(self, source, over_time=False) -> Scores:
+        """Return what `--eval_only` computes for a clip of any length.
+
+        source: from `clips.reading.open_clip`; over_time: also compute the scores of each frame.
+        Raises FrameError if it cannot be read.
+        """
+        whole = self.probabilities(window_input(source, None, self.config), 1)[0]
+        frames = self._frame_scores(source, whole) if over_time else None
+        return Scores(self.classes, whole, frames)
+
+    def _frame_scores(self, source, whole) -> np.ndarray:
+        """Return the mean scores of the parts that each frame is in, [T, classes]."""
         spans = self.spans(len(source))
-        batches = [spans[i : i + CLIPS_AT_ONCE] for i in range(0, len(spans), CLIPS_AT_ONCE)]
-        probabilities = np.concatenate([self._of_spans(source, batch) for batch in batches])
+        if len(spans) == 1:
+            return np.tile(whole, (len(source), 1))
         frames, counts = np.zeros((len(source), len(self.classes))), np.zeros((len(source), 1))
-        for (start, stop), row in zip(spans, probabilities, strict=True):
-            frames[start:stop] += row
-            counts[start:stop] += 1
-        return Scores(self.classes, probabilities.mean(0), frames / counts)
+        for batch in (spans[i : i + CLIPS_AT_ONCE] for i in range(0, len(spans), CLIPS_AT_ONCE)):
+            for (start, stop), row in zip(batch, self._of_spans(source, batch), strict=True):
+                frames[start:stop] += row
+                counts[start:stop] += 1
+        return frames / counts
 
     @property
     def gesture_length(self) -> int:
-        """Frames, at the config's frame rate, that the network looks at as one gesture."""
+        """Frames, at the config's frame rate, that a live prediction needs at least."""
         length = frames_needed(self.config)
         return length * self.config.step_size if self.config.sampling == "segments" else length
 
     def spans(self, num_frames) -> list[tuple[int, int]]:
-        """First and last frame (excluded) of the pieces that are looked at, half overlapping."""
+        """Return first and last frame (excluded) of half overlapping parts, for scores over time.
+        """
         length = self.gesture_length
+        if self.config.sampling == "segments":  # which have no length of their own
+            length = max(length, round(LIVE_SECONDS * self.config.frame_rate))
         if num_frames <= LONGEST_GESTURE * length:
             return [(0, num_frames)]
         starts = [*range(0, num_frames - length, max(1, length // 2)), num_frames - length]
         return [(start, start + length) for start in starts]
 
     def _of_spans(self, source, spans) -> np.ndarray:
-        clips = [window_input(source, span, self.config) for span in spans]
+        config = self.config.model_copy(update={"nclips": 1})  # a part is about a window long
+        clips = [window_input(source, span, config) for span in spans]
         return self.probabilities(np.concatenate(clips), len(spans))
 
     def probabilities(self, windows, num_clips) -> np.ndarray:
-        """[clips, classes], as `--eval_only` computes them; windows: uint8 [clips * K, T, H, W, C].
+        """Return [N, classes], as `--eval_only` computes them; windows: uint8 [N * K, T, H, W, C].
 
         The K windows of a clip follow each other and are averaged.
         """
-        with evaluating(self.device, self.config):
-            logits = self.network(self.inputs(windows)).float()
-        return logits.softmax(1).view(num_clips, -1, len(self.classes)).mean(1).cpu().numpy()
+        windows = torch.from_numpy(windows)
+        logits = clip_logits(self.network, windows, num_clips, self.device, self.config)
+        return logits.softmax(1).cpu().numpy()
 
 
 def load_predictor(path, device) -> Predictor:
@@ -117,21 +135,28 @@ def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scor
 
 def averaged(scores: list[Scores]) -> Scores:
     """The mean of what several networks say of one video."""
+    frames = _frames(scores)
     return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
-                  np.mean(_frames(scores), axis=0))
+                  None if frames is None else frames.mean(0))
 
 
 def stacked(stack: Stack, scores: list[Scores]) -> Scores:
     """What a stack makes of what its networks say of one video."""
-    whole = np.stack([one.whole for one in scores])[:, None]
-    rows = np.concatenate([whole, _frames(scores)], axis=1)  # [M, 1 + T, classes]
+    rows, frames = np.stack([one.whole for one in scores])[:, None], _frames(scores)
+    if frames is not None:
+        rows = np.concatenate([rows, frames], axis=1)  # [M, 1 + T, classes]
     logits = stack.logits(torch.from_numpy(np.log(np.maximum(rows, LEAST_PROBABILITY))))
     combined = logits.softmax(1).numpy()
-    return Scores(stack.classes, combined[0], combined[1:])
+    return Scores(stack.classes, combined[0], None if frames is None else combined[1:])
 
 
-def _frames(scores: list[Scores]) -> np.ndarray:
-    """The scores at each frame of the first network, [M, T, classes]: frame rates may differ."""
+def _frames(scores: list[Scores]) -> np.ndarray | None:
+    """Return the scores at each frame of the first network, [M, T, classes]; None: not computed.
+
+    Frame rates may differ.
+    """
+    if scores[0].frames is None:
+        return None
     num_frames = len(scores[0].frames)
     return np.stack([one.frames[np.arange(num_frames) * len(one.frames) // num_frames]
                      for one in scores])

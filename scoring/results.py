@@ -1,8 +1,10 @@
 """Files and reports about the scores of a set. Shapes: N clips."""
 
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from config import Config
 from scoring.evaluation import confusion_matrix, format_with_intervals
 from scoring.intervals import wilson
 from system.errors import UserError
+from training.run_folder import LAST_CHECKPOINT
 
 LOGITS_FILE = "logits.npz"
 
@@ -44,21 +47,27 @@ def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
 
 
 def write_results(folder, annotations, logits, class_names, origin=None) -> None:
-    """Write all files about a set of clips; if it has labels, print the report and the scores.
+    """Write the files about a set of clips; the logits of labelled ones last.
 
     origin: as for `write_logits`.
     """
     contents = (annotations, logits, class_names)
-    if not annotations.has_labels:
+    if annotations.has_labels:
+        write_predictions(folder / "predictions.csv", *contents)
+        write_logits(folder / LOGITS_FILE, *contents, origin)
+    else:
         write_predictions(folder / "test_predictions.csv", *contents)
         write_submission(folder / "test_submission.csv", *contents)
-        print(f"{len(annotations):,} clips predicted; no labels, so no accuracy")
+
+
+def print_results(annotations, logits, class_names) -> None:
+    """Print the report and the scores, of clips that could be read; how many, if without labels."""
+    if not annotations.has_labels:
+        num_clips = int((~logits[:, 0].isnan()).sum())
+        print(f"{num_clips:,} clips predicted; no labels, so no accuracy")
         return
     labels = torch.from_numpy(annotations.labels)
-    matrix = confusion_matrix(logits, labels)
-    write_predictions(folder / "predictions.csv", *contents)
-    write_logits(folder / LOGITS_FILE, *contents, origin)
-    print_report(matrix, class_names)
+    print_report(confusion_matrix(logits, labels), class_names)
     print("\n" + format_with_intervals(logits, labels, annotations.groups))
 
 
@@ -149,14 +158,26 @@ class SavedLogits:
 
 
 def write_logits(path, annotations, logits, class_names, origin: Origin | None = None) -> None:
-    """Write ids, logits, labels, classes, and the groups and origin if they are known.
+    """Write ids, logits, labels, classes, and the groups and origin if they are known, atomically.
 
     `numpy.load` reads them without pickle.
     """
     arrays = {"origin": np.array(origin.model_dump_json())} if origin else {}
     arrays |= {} if annotations.groups is None else {"groups": annotations.groups}
-    np.savez_compressed(path, ids=annotations.ids, logits=logits.numpy(),
-                        labels=annotations.labels, classes=np.array(class_names), **arrays)
+    arrays |= {"ids": annotations.ids, "logits": logits.numpy(), "labels": annotations.labels,
+               "classes": np.array(class_names)}
+    partial = Path(f"{path}.partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+
+
+def is_scored(config: Config) -> bool:
+    """Return whether the run folder has the results of an evaluation since its last checkpoint."""
+    results, last = (config.run_folder / name for name in (LOGITS_FILE, LAST_CHECKPOINT))
+    return results.exists() and not (
+        last.exists() and last.stat().st_mtime > results.stat().st_mtime
+    )
 
 
 def read_logits(path) -> SavedLogits:

@@ -115,14 +115,18 @@ FIRST_GPU_WITH_TF32 = (8, 0)  # CUDA's compute capability of the Ampere generati
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise UserError if `precision` is tf32 and `device` does not support it."""
-    has_tf32 = device.type == "cuda" and (
-        torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_TF32
-    )
-    if precision == "tf32" and not has_tf32:
+    if precision == "tf32" and not has_tf32(device):
         raise UserError(
             "precision, eval_precision: found tf32, which NVIDIA GPUs have from the Ampere "
             "generation on; use fp32"
         )
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return whether the device has TF32."""
+    return device.type == "cuda" and (
+        torch.cuda.get_device_capability(device) >= FIRST_GPU_WITH_TF32
+    )
 
 
 def allow_tf32(is_allowed: bool) -> None:
@@ -240,7 +244,11 @@ def to_network_input(clips, device, config: Config) -> torch.Tensor:
     return clips
 
 
-@functools.cache
 def _channels(values: tuple, device) -> torch.Tensor:
-    """Per-channel constants, cached on the device; a copy in each step would wait for it."""
-    return torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+    """Return per-channel constants, float32 [1, C, 1, 1, 1].
+
+    They are filled in on the device: a copy in each step would wait for it. They are not cached:
+    what is made while a network is exported or compiled has no values.
+    """
+    constants = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(constants).view(1, -1, 1, 1, 1)

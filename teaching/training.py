@@ -83,7 +83,8 @@ class Training:
 
         Unless `anew`, only the paths change: the folder may have been copied or renamed.
         """
-        folder, sets = self.data_set.folder, [row[1] for row in self.data_set.clips.values()]
+        folder, (labels, sets) = self.data_set.folder, zip(*self.data_set.clips.values(),
+                                                           strict=True)
         recipe = load_config(RECIPE)
         values = recipe.model_dump(exclude_unset=True) if anew else {}
         if self.config_path.exists():
@@ -94,7 +95,7 @@ class Training:
             values[f"{prefix}_data_folder"] = str(folder / "clips")
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
         if anew:
-            looks = look_at(folder / "clips", list(self.data_set.clips), recipe)
+            looks = look_at(folder / "clips", list(self.data_set.clips), recipe, labels)
             for choice in choose_settings(looks, sets.count("train"), self.device_type):
                 values[choice.key] = choice.value
         write_whole(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

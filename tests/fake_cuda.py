@@ -36,7 +36,7 @@ import train
 from clips.batches import Batch
 from model import build_model
 from networks import recompute
-from system.device import number_format, to_network_input
+from system.device import number_format
 from training import run
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
@@ -264,7 +264,6 @@ def problems_of_step(keys) -> dict:
     def with_fault(clips, labels, *rest):
         return mix_batch(*fault(clips, labels), *rest)
 
-    to_network_input(clips[:, 0], CUDA, config)  # what the first step copies for all others
     watch = Watch(number_format(expected, CUDA))
     with mock.patch.object(train, "mix_batch", with_fault), watch:
         train.train_step(own_run, Batch(clips, labels, indices, []), ids, [BATCH_SIZE])

@@ -151,6 +151,39 @@ def test_every_kind_of_network_can_be_looked_into(keys, stage, last):
         assert len(layer_films.draw_kernels(films.numpy())) == films.shape[1]
 
 
+class LikeCudnn(torch.autograd.Function):
+    """Passes an LSTM's output on; its backward pass fails where cuDNN's does."""
+
+    @staticmethod
+    def forward(ctx, output, has_backward):
+        ctx.has_backward = has_backward
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if not ctx.has_backward:
+            raise RuntimeError("cudnn RNN backward can only be called in training mode")
+        return gradient, None
+
+
+def test_an_lstm_can_be_looked_into_where_cudnn_computes_it(monkeypatch):
+    network = for_inference(build_model(make_config(model="cnn_lstm", clip_size=3), 3))
+    clip, forward = torch.rand(1, 3, 3, 32, 32), nn.LSTM.forward
+    expected = network(clip)
+
+    def like_cudnn(lstm, inputs):
+        output, states = forward(lstm, inputs)
+        has_backward = lstm.training or not torch.backends.cudnn.enabled
+        return LikeCudnn.apply(output, has_backward), states
+
+    monkeypatch.setattr(nn.LSTM, "forward", like_cudnn)
+    outputs, logits = stage_outputs(network, clip)
+    assert torch.equal(logits, expected)
+    values, _ = grad_cam.grad_cam(outputs, logits, 0, (3, 32, 32), "backbone.layer2")
+    assert values.max() > 0
+    assert not network.lstm.training
+
+
 def test_the_share_of_change_tells_films_from_stills():
     still = torch.rand(2, 1, 3, 3, 3).expand(2, 4, 3, 3, 3)
     assert share_of_change(still) == pytest.approx(0, abs=1e-5)

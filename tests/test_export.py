@@ -12,6 +12,7 @@ import export
 import train
 from clips.reading import open_clip, window_input
 from scoring.predictor import load_predictor
+from system.device import to_network_input
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,23 @@ def test_it_gives_what_predict_gives(trained, exported):
         (found,) = session.run(None, {"clips": clips})
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
         np.testing.assert_allclose(program(torch.from_numpy(clips))[0].numpy(), expected, atol=1e-5)
+
+
+def test_predictions_in_the_process_of_an_export_are_right(trained, tmp_path):
+    """Whichever comes first: nothing that an export makes without values is used again."""
+    predictor = load_predictor(trained[1], CPU)
+    mean = [0.3, 0.2, 0.1]  # which no other test uses
+    predictor.config = predictor.config.model_copy(update={"mean": mean})
+    windows = np.random.default_rng(0).integers(0, 255, (2, 4, 20, 20, 3), np.uint8)
+    network = export.FromBytes(predictor).eval()
+    clips = torch.from_numpy(windows)
+    for strict in (False, True):
+        program = torch.export.export(network, (clips,), strict=strict).module()
+        expected = predictor.probabilities(windows, 2)
+        np.testing.assert_allclose(program(clips).detach().numpy(), expected, atol=1e-5)
+        pixel = to_network_input(clips, CPU, predictor.config)[0, :, 0, 0, 0]
+        assert pixel.tolist() == pytest.approx(
+            (windows[0, 0, 0, 0] / 255 - mean) / predictor.config.std, abs=1e-5)
 
 
 def test_the_example_works_without_this_code(trained, tmp_path, capsys):

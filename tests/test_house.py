@@ -121,6 +121,24 @@ def wrong_sizes(root) -> list[str]:
     return problems
 
 
+def cached_tensors(root) -> list[str]:
+    """The cached functions that return tensors: what an export computes first has no values."""
+    found = []
+    for name, path in python_files(root).items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "Tensor" in ast.unparse(node.returns or node):
+                found += [f"{name}.{node.name}" for each in node.decorator_list
+                          if "cache" in ast.unparse(each)]
+    return found
+
+
+def test_no_tensor_is_cached(tmp_path):
+    assert cached_tensors(PROJECT) == []
+    (tmp_path / "new.py").write_text("@functools.cache\ndef f() -> torch.Tensor:\n    return 1\n"
+                                     "@lru_cache(2)\ndef g():\n    return torch.Tensor(1)\n")
+    assert cached_tensors(tmp_path) == ["new.f", "new.g"]
+
+
 def test_imports_point_down_and_make_no_circle():
     assert len(imports(python_files(PROJECT))["train"]) > 5  # there is something to check
     assert wrong_arrows(PROJECT) == []

@@ -25,6 +25,8 @@ import predict
 import train
 from clips.frames import FramesInMemory
 from clips.search import find_clips
+from explaining.pictures import save_gif
+from explaining.score_overlay import save_mp4
 from scoring import camera as camera_module
 from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictor
@@ -144,7 +146,7 @@ def test_several_networks_are_averaged(trained, tmp_path):
     assert alone[0] != alone[1]
 
 
-def test_a_long_video_is_looked_at_in_pieces(checkpoint):
+def test_the_scores_of_a_long_video_over_time_are_those_of_parts(checkpoint):
     predictor = load_predictor(checkpoint, CPU)  # a window is 7 frames
     assert predictor.spans(14) == [(0, 14)]
     spans = predictor.spans(40)
@@ -153,7 +155,7 @@ def test_a_long_video_is_looked_at_in_pieces(checkpoint):
 
     rng = np.random.default_rng(0)
     frames = np.concatenate([draw_frames("Left", 30, rng), draw_frames("Still", 30, rng)])
-    scores = averaged([predictor.scores(FramesInMemory(list(frames)))])
+    scores = averaged([predictor.scores(FramesInMemory(list(frames)), over_time=True)])
     assert scores.frames.shape == (60, 3)
     np.testing.assert_allclose(scores.frames.sum(1), 1, atol=1e-6)
     assert scores.whole.sum() == pytest.approx(1, abs=1e-6)
@@ -252,6 +254,25 @@ def test_the_clip_with_its_scores_can_be_opened(checkpoint, tmp_path, suffix):
     with av.open(str(path)) as container:
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(pictures) == 9 and pictures[0].shape == (240 + 3 * 22, 320, 3)
+
+
+@pytest.mark.parametrize("rate", [0.4, 1.5, 12.0, 23.976, 29.97, 30000 / 1001, 120.0])
+def test_a_saved_film_plays_at_the_clips_rate(tmp_path, rate):
+    """At which it is neither faster nor slower than the clip."""
+    pictures = [np.full((32, 32, 3), 20 * number, np.uint8) for number in range(12)]
+    save_mp4(tmp_path / "a.mp4", pictures, rate)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        times = [float(frame.time) for frame in container.decode(video=0)]
+        stream = container.streams.video[0]
+        assert float(stream.average_rate) == pytest.approx(rate, rel=1e-5)
+    np.testing.assert_allclose(times, np.arange(12) / rate, atol=1e-3)
+    save_gif(tmp_path / "a.gif", pictures, rate)
+    with Image.open(tmp_path / "a.gif") as gif:
+        durations = []
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            durations.append(gif.info["duration"])
+    assert min(durations) >= 20 and sum(durations) == pytest.approx(12 / rate * 1000, abs=10)
 
 
 def test_scores_of_networks_of_two_frame_rates_are_aligned_in_time():

@@ -146,6 +146,37 @@ def test_evaluation_files(trained, capsys):
     assert (folder / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_training_ends_with_the_evaluation_of_its_last_epoch(trained, capsys):
+    config, folder = trained
+    names = ("predictions.csv", "confusion_matrix.png")
+    before = {name: (folder / name).read_bytes() for name in names}
+    first = results.read_logits(folder / "logits.npz")
+    assert train.main(["-e", "--checkpoint", "last", "--config", config]) == 0
+    second = results.read_logits(folder / "logits.npz")
+    assert first.origin == second.origin and torch.equal(first.logits, second.logits)
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    # One that died before it had written it goes on, and another does nothing anew.
+    (folder / "logits.npz").unlink()
+    for is_new in (True, False):
+        times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert train.main(["--resume", "--config", config]) == 0
+        third = results.read_logits(folder / "logits.npz")
+        assert torch.equal(first.logits, third.logits) and first.origin == third.origin
+        assert ((folder / "logits.npz").stat().st_mtime_ns != times.get("logits.npz")) == is_new
+    # After another epoch they are of that.
+    assert train.main(["--resume", "--config", config, "--set", "num_epochs=2"]) == 0
+    (network,) = results.read_logits(folder / "logits.npz").origin.networks
+    assert network.epoch == 2
+
+
+def test_a_run_folder_in_use_is_refused_before_the_work(trained, monkeypatch, capsys):
+    config, folder = trained
+    for name in ("start_run", "yardsticks_of_run"):
+        monkeypatch.setattr(train, name, lambda *_: pytest.fail("it has begun"))
+    assert train.main(["--config", config]) == 2
+    assert f"{folder}: holds a run already" in capsys.readouterr().err
+
+
 def test_evaluation_needs_the_weights_alone(write_config, settings, capsys):
     """Of a checkpoint within an epoch, whatever the config says of training by now."""
     config = write_config(checkpoint_minutes=0, ema_decay=0.5)

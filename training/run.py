@@ -196,6 +196,9 @@ def restore(run: Run, checkpoint: dict) -> None:
 def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
     """Print and return the keys whose values have changed since the checkpoint was saved."""
     saved = checkpoint.get("config", {})
+    if saved:  # keys that an older version did not have were at their defaults
+        saved = {key: field.default for key, field in Config.model_fields.items()
+                 if not field.is_required()} | saved
     changed = [key for key, value in config.model_dump().items()
                if key in saved and saved[key] != value and key != "checkpoint"]
     for key in changed:

@@ -18,6 +18,7 @@ from PIL import Image
 import pack
 import train
 from clips.annotations import read_annotations, read_labels
+from clips.sampling import sample_window
 from own_clips.class_folders import find_clips
 from own_clips.looking import Looks, look_at
 from own_clips.settings import choose_settings
@@ -120,9 +121,11 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, capfd, name):
 # --- what is chosen ----------------------------------------------------------------------------
 
 
-def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5, **given):
-    looks = Looks(np.full(9, frames), np.full(9, rate), np.tile(size, (9, 1)),
-                  np.full(9, moving), {})
+def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5,
+           labels=None, **given):
+    """frames, moving: of each of 9 clips, or of all."""
+    looks = Looks(np.broadcast_to(frames, 9), np.full(9, rate), np.tile(size, (9, 1)),
+                  np.broadcast_to(moving, 9), {}, labels)
     choices = choose_settings(looks, num_clips, device, given)
     return {choice.key: choice.value for choice in choices}
 
@@ -135,6 +138,31 @@ def test_windows_span_most_of_short_clips_and_are_repeated_in_long_ones():
     assert long["step_size"] <= 0.2 * 25 and long["nclips"] == 10 > video["nclips"]
     folders = chosen(frames=36, rate=np.nan)
     assert folders["step_size"] == 2 and "frame_rate" not in folders
+
+
+ALIKE = [8, 8, 8, 9, 9, 9, 10, 10, 10]
+SPREAD = [2, 4, 6, 8, 11, 11, 14, 21, 63]  # as words are
+
+
+@pytest.mark.parametrize("frames, longest", [
+    (ALIKE, 8), (1, 1), (2, 2), (7, 7), ([12, 12, 13, 13, 14, 15, 16, 17, 18], 12), (SPREAD, 8),
+])
+@pytest.mark.parametrize("given", [
+    {}, {"step_size": 2}, {"step_size": 5}, {"sampling": "segments"}, {"frame_rate": 12.5},
+], ids=str)  # fmt: skip
+def test_no_window_is_longer_than_short_clips(frames, longest, given):
+    choices = {"step_size": 1} | given | chosen(frames=frames, **given)
+    if "frame_rate" in given:
+        frames, longest = np.array(frames) / 2, max(1, longest // 2)
+    clip_size, step = choices["clip_size"], choices["step_size"]
+    if given.get("sampling") == "segments":
+        assert clip_size == longest and "step_size" not in chosen(frames=frames, **given)
+        assert choices["nclips"] <= max(1, np.median(frames) // clip_size)
+        return
+    assert (clip_size - 1) * step < longest
+    assert clip_size == 1 + (longest - 1) // step  # and not much shorter
+    windows = sample_window(int(np.median(frames)), clip_size, step, None, choices["nclips"])
+    assert len({tuple(window) for window in windows.tolist()}) == choices["nclips"]
 
 
 def test_what_is_given_is_kept_and_the_rest_suits_it():
@@ -156,6 +184,35 @@ def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
     still, shaking = (look_at(tmp_path, [name], make_config()).moving_shares[0]
                       for name in ("still", "shaking"))
     assert 0.1 < still < 0.25 and shaking > 0.9
+
+
+def test_the_background_is_kept_where_clips_would_be_alike_without_it():
+    two = np.array(["a"] * 5 + ["b"] * 4)
+    assert not chosen(moving=0.0)["subtract_background"]  # one frame each, or a still scene
+    assert not chosen(moving=0.0, labels=two)["subtract_background"]
+    some = [0.1, 0, 0.1, 0.1, 0.1, 0.1, 0, 0.1, 0.1]
+    assert not chosen(moving=some)["subtract_background"]
+    assert not chosen(moving=some, labels=two)["subtract_background"]
+    nothing = np.array(["nothing" if share == 0 else "a" for share in some])
+    assert chosen(moving=some, labels=nothing)["subtract_background"]  # a class of its own
+    nothing[6] = ""  # a test clip without a class may be of that one
+    assert chosen(moving=some, labels=nothing)["subtract_background"]
+    assert chosen(moving=0.02)["subtract_background"]
+
+
+@pytest.mark.parametrize("num_frames", [1, 8])
+def test_pictures_and_still_scenes_keep_their_background(tmp_path, capfd, num_frames):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for number in range(6):
+            picture = rng.integers(0, 255, (1, 32, 32, 3), np.uint8)
+            write_clip(tmp_path / "clips" / name / str(number), picture.repeat(num_frames, 0))
+    flags = ["--data", str(tmp_path / "clips"), "-g", "cpu", "--check_data", "--set",
+             f"output_dir={tmp_path / 'runs'}"]
+    assert train.main(flags) in (0, 1)
+    config = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert not config["subtract_background"] and config["clip_size"] == num_frames
+    assert "subtract_background false: nothing moves in " in capfd.readouterr().out
 
 
 def test_a_step_is_affordable():
@@ -224,6 +281,42 @@ def test_a_check_without_a_run_looks_anew(tmp_path, capfd):
     capfd.readouterr()
     assert train.main([*flags, "--group", "^([a-z]+)_"]) in (0, 1)
     assert "17 clips of 3 classes" in (output := capfd.readouterr().out) and "groups (" in output
+
+
+def test_sampling_can_be_set(tmp_path, capfd):
+    """No key of the recipe, which the user has not set, stands in the way."""
+    root = write_class_folders(tmp_path / "clips")
+    assert do_train(root, tmp_path, "--set", "sampling=segments") == 0
+    config = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert config["sampling"] == "segments" and config["step_jitter"] == 0
+    assert "step_jitter 0.0: sampling segments has no step" in capfd.readouterr().out
+    assert do_train(root, tmp_path, "--set", "sampling=segments", "--set", "step_jitter=0.2",
+                    "--overwrite") == 2
+    assert "step_jitter: found 0.2; it needs sampling window" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rule", ["^([a-z]+)_", "folder", "csv"])
+def test_test_clips_need_no_group(tmp_path, capfd, rule):
+    root, rng = tmp_path / "clips", np.random.default_rng(0)
+    rows = []
+    for part, people in (("train", ("anna", "bo")), ("val", ("cy", "dee"))):
+        for label in CLASSES:
+            for person in people:
+                clip_id = f"{part}/{label}/{person}/{person}_1"
+                write_clip(root / clip_id, draw_frames(label, 8, rng))
+                rows.append(f"{clip_id},{person}")
+    for name in ("17", "18"):
+        write_clip(root / "test" / name, draw_frames("Left", 8, rng))
+    if rule == "csv":
+        (tmp_path / "people.csv").write_text("\n".join(["video_id,person", *rows]))
+        rule = f"{tmp_path / 'people.csv'}:person"
+    assert do_train(root, tmp_path, "--group", rule) == 0
+    assert f"groups ({rule}): 2 for training, 2 for validation" in capfd.readouterr().out
+    assert do_train(root, tmp_path, "--test_only", "--checkpoint", "last") == 0
+    shutil.rmtree(tmp_path / "runs")
+    write_clip(root / "train" / "Left" / "17", draw_frames("Left", 8, rng))
+    if rule != "folder":  # a clip for training does need one
+        assert do_train(root, tmp_path, "--group", rule) == 2
 
 
 def test_a_test_set_without_classes_is_predicted(tmp_path):

@@ -110,10 +110,13 @@ def trained(tmp_path_factory):
     assert train.main(["-c", write_config(root / "config.json", settings), "-g", "cpu"]) == 0
     folder = run_folder(settings)
     after_training = page_of(folder)
-    (command,) = after_training.commands
+    (folder / "logits.npz").unlink()
+    write_report(folder)
+    without = page_of(folder)
+    (command,) = without.commands
     assert train.main([*command[2:], "-g", "cpu"]) == 0  # as the page tells its reader
     return SimpleNamespace(folder=folder, settings=settings, after_training=after_training,
-                           page=page_of(folder))
+                           without=without, page=page_of(folder))
 
 
 @pytest.fixture
@@ -144,7 +147,21 @@ def set_logits(folder, likes, config=None, number=1, **changes):
 
 
 def test_after_training(trained):
+    """The last epoch is shown as by --eval_only, without what could not be read."""
     page = trained.after_training
+    assert page.headings == trained.page.headings and "What is missing" not in page.headings
+    text = page.section("Evaluation")
+    assert f"the weights of epoch 2 ({trained.folder / 'checkpoint.pth.tar'})" in text
+    assert "1 of 7 clips could not be read and are not counted: 25" in text
+    last = read_csv(trained.folder / "history.csv")[-1]
+    assert f"top-1 {float(last['val_top1']):.2f} %" in text
+    for each in (page, trained.page):
+        figures = " ".join(text for _, text in each.texts)
+        assert "6 clips (1 could not be read); 95 % interval" in figures
+
+
+def test_without_an_evaluation(trained):
+    page = trained.without
     assert page.headings == ["What is missing", "Curves", "Speed", "Settings"]
     assert page.title == "tiny"
     assert "has not been evaluated" in page.section("What is missing")

@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
     """A stack of two small networks with different input, and what was printed about it."""
     root = tmp_path_factory.mktemp("stack")
     sets = {"train": 12, "validation": 12, "test": 5}
-    data = write_data_set(root / "data", sets, num_frames=(6, 10))  # predict.py cuts longer ones
+    data = write_data_set(root / "data", sets, num_frames=(6, 40))
     files = []
     for number, changes in enumerate([{}, {"frame_height": 22, "sampling": "segments"}]):
         own = make_settings(root / str(number)) | data | changes | {

@@ -374,12 +374,13 @@ def test_a_start_that_failed_before_it_saved_is_no_run(settings, whole_run, tmp_
         assert "0 bytes" in capsys.readouterr().err
         assert not list(run_folder(own).glob("*.tar"))
     (run_folder(own) / "versions.json").write_text("half of it")
+    (run_folder(own) / "notes.txt").write_text("of mine")
     (run_folder(own) / "predictions.csv").write_text("of another network")
     assert train.main(["-c", config, "-g", "cpu", "--resume"]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
     assert train.main(["-c", config, "-g", "cpu"]) == 0
-    assert (run_folder(own) / "predictions.csv").read_text() == "of another network"
-    (run_folder(own) / "predictions.csv").unlink()
+    assert (run_folder(own) / "notes.txt").read_text() == "of mine"
+    (run_folder(own) / "notes.txt").unlink()
     assert len(json.loads((run_folder(own) / "versions.json").read_text())) == 1
     assert differences(whole_run(), run_folder(own)) == []
 
