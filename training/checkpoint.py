@@ -35,7 +35,7 @@ NUMPY_SCALARS = [
 ]  # fmt: skip
 # No program saves these with its weights: they are what makes a pickle run something.
 DANGEROUS = re.compile(
-    r"(os|posix|nt|sys|subprocess|shutil|socket|pty|runpy|importlib|pickle|marshal|ctypes|code)\.|"
+    r"(os|posix|nt|sys|subprocess|commands|shutil|socket|pty|runpy|importlib|pickle|marshal|ctypes|code)\.|"
     r"(builtins|__builtin__)\.(eval|exec|compile|open|getattr|setattr|__import__|print|globals)$"
 )
 
@@ -172,7 +172,7 @@ def _refused_types(path, error) -> list[str]:
 
     Of a checkpoint from before PyTorch 1.6, the first one only.
     """
-    first = re.search(r"Unsupported (?:global|class)\S*:? (?:GLOBAL )?([\w.]+)", str(error))
+    first = re.search(r"GLOBAL ([\w.]+)", str(error))
     if not first:
         return []
     # It can read neither earlier nor damaged ones.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clips.annotations import read_annotations, read_labels
+from clips.annotations import groups_of, read_annotations, read_labels
 from system.errors import UserError
 
 NAMES = ["Swiping Left", "Swiping Right", "No gesture"]
@@ -100,3 +100,31 @@ def test_a_hundred_thousand_rows_are_two_arrays(tmp_path, folder):
         read_annotations(tmp_path / "set.csv", folder, NAMES)
     annotations = read(tmp_path, folder, JESTER)
     assert annotations.ids.dtype.kind == "U" and annotations.labels.dtype == np.int64
+
+
+# --- groups ------------------------------------------------------------------------------------
+
+WITH_GROUPS = "video_id,label,group\n10,Swiping Right,anna\n2,Swiping Left,{}\n33,No gesture,{}\n"
+
+
+@pytest.mark.parametrize(("groups", "lines"), [
+    (("", "bo"), "1 lines: 3"), ((" ", ""), "2 lines: 3, 4"), (('""', "bo"), "1 lines: 3")])
+def test_clips_without_a_group_are_not_one_group(tmp_path, folder, groups, lines):
+    with pytest.raises(UserError, match=f"no group in {lines}; fill in the column `group`"):
+        read(tmp_path, folder, WITH_GROUPS.format(*groups))
+
+
+def test_a_group_is_needed_only_where_it_is_used(tmp_path, folder):
+    text = WITH_GROUPS.format("", "bo")
+    assert read(tmp_path, folder, text, class_names=None).groups is None  # a test set
+    found = read_annotations(tmp_path / "set.csv", folder, NAMES, with_groups=False)
+    assert found.groups is None and len(found) == 3
+    # A row that is left out needs none.
+    found = read(tmp_path, folder, text.replace("Swiping Left", "Drumming"))
+    assert found.groups.tolist() == ["anna", "bo"]
+
+
+def test_a_pattern_that_finds_an_empty_name_finds_no_group():
+    assert groups_of(["a_1", "b_2"], "^([a-z]*)_").tolist() == ["a", "b"]
+    with pytest.raises(UserError, match="finds no group in 1 of 2 clips: _2"):
+        groups_of(["a_1", "_2"], "^([a-z]*)_")

@@ -26,7 +26,7 @@ with FolderLock() as lock:
 def trained(tmp_path_factory):
     """The settings of a finished run that has been evaluated, stacked, explained and tested."""
     root = tmp_path_factory.mktemp("replaced")
-    settings = make_settings(root, num_epochs=1, batch_size=4)
+    settings = make_settings(root, num_epochs=1, batch_size=4, checkpoint_minutes=10)
     shutil.copy(root / "data" / "validation.csv", root / "data" / "test.csv")
     settings["test_data_csv"] = str(root / "data" / "test.csv")
     config, folder = write_config(root / "config.json", settings), run_folder(settings)
