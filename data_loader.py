@@ -169,7 +169,9 @@ def read_set(config: Config, set_name, class_names) -> Annotations:
 def warn_if_shared(train: Annotations, validation: Annotations) -> None:
     """Print a warning for clips or groups that are in both sets."""
     inflated = "in training and validation, which makes the validation score too high"
-    if both := sorted(train.clip_paths() & validation.clip_paths(), key=natural_key):
+    known = set(train.clip_paths())
+    paths = zip(validation.ids.tolist(), validation.clip_paths(), strict=True)
+    if both := sorted((clip_id for clip_id, path in paths if path in known), key=natural_key):
         print(f"warning: {len(both):,} clips are both {inflated}: {first_few(both, 3)}; remove "
               "them from one of the two CSVs")
     if train.groups is None or validation.groups is None:

@@ -48,10 +48,10 @@ class Annotations:
         clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
         return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
 
-    def clip_paths(self) -> set[str]:
+    def clip_paths(self) -> list[str]:
         """Return the absolute path of each clip, links in that of the data folder resolved."""
         root = os.path.realpath(str(self.folder))
-        return {f"{root}/{clip_id}" for clip_id in self.ids.tolist()}
+        return [f"{root}/{clip_id}" for clip_id in self.ids.tolist()]
 
     def clip_path(self, index) -> str | PackedClip:
         return clip_path(self.folder, self.ids[index])
