@@ -40,7 +40,7 @@ from system.device import (
     prepare,
     to_network_input,
 )
-from system.locks import FolderLock
+from system.locks import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mix_batch
@@ -354,7 +354,8 @@ def run_command(options, arguments, lock: FolderLock) -> int:
     processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
-            processes.broadcast_from_main(lock.take, config.run_folder)
+            patience = SECONDS_TO_NOTICE if options.resume else 0  # a cluster resumes by itself
+            processes.broadcast_from_main(lock.take, config.run_folder, patience)
             run_training(config, options, device)
         elif options.command == "stack":
             run_stacking(config, options, device)

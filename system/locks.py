@@ -13,6 +13,7 @@ from pathlib import Path
 from system.errors import UserError
 
 LOCK_FILE = "run.lock"
+SECONDS_TO_NOTICE = 120  # that a host has died; NFS takes 90
 MAX_HOLDER_BYTES = 4096
 
 
@@ -60,20 +61,18 @@ class FolderLock:
     def __init__(self):
         self.folder, self.descriptor, self.new_folders = None, None, []
 
-    def take(self, folder: Path) -> None:
+    def take(self, folder: Path, patience: float = 0) -> None:
         """Make the folder and lock it; do nothing if this process has locked it already.
 
+        patience: seconds to wait if the holder is on another host, since the file server of one
+        that has died takes a while to notice.
         Raises UserError that names the holder if another process has the lock.
         """
         if self.folder == folder.resolve():
             return
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOCK_FILE
-        descriptor = open_locked(path, with_children=False)
-        if descriptor is None:
-            raise UserError(f"{folder}: is being written by {_holder(path)}; wait until it has "
-                            "ended, or choose another model_name or output_dir")
+        descriptor = _wait_for_lock(folder, patience)
         self.folder, self.descriptor, self.new_folders = folder.resolve(), descriptor, missing
         holder = {"host": socket.gethostname(), "process": os.getpid(),
                   "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
@@ -97,11 +96,27 @@ class FolderLock:
                 folder.rmdir()
 
 
-def _holder(path) -> str:
-    """Return who has locked a file, as `take` has written it."""
+def _wait_for_lock(folder: Path, patience: float) -> int:
+    path, start, is_told = folder / LOCK_FILE, time.monotonic(), False
+    while (descriptor := open_locked(path, with_children=False)) is None:
+        host, holder = _holder(path)
+        if host == socket.gethostname() or time.monotonic() > start + patience:
+            raise UserError(f"{folder}: is being written by {holder}; wait until it has ended, or "
+                            "choose another model_name or output_dir")
+        if not is_told:
+            print(f"{folder}: is being written by {holder}; waiting up to {patience:.0f} s, in "
+                  "case it has died", flush=True)
+            is_told = True
+        time.sleep(min(1, patience))
+    return descriptor
+
+
+def _holder(path) -> tuple[str | None, str]:
+    """Return the host of who has locked a file, and in words what `take` has written of it."""
     try:
         with open(path, "rb") as file:
             holder = json.loads(file.read(MAX_HOLDER_BYTES))
-        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+        host = str(holder["host"])
+        return host, f"process {holder['process']} on {host} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has only just been locked
-        return "another process"
+        return None, "another process"

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_the_second_is_told_who_writes_and_may_when_that_one_is_killed(tmp_path)
             lock.take(folder)
             lock.take(folder)
     assert not folder.parent.exists() or not list(folder.iterdir())
+
+
+def test_a_host_that_may_have_died_is_waited_for(tmp_path, capsys):
+    with held(tmp_path) as holder:
+        (tmp_path / LOCK_FILE).write_text('{"host": "another", "process": 7, "since": "today"}')
+        with FolderLock() as lock:
+            with pytest.raises(UserError, match="by process 7 on another since today; wait"):
+                lock.take(tmp_path)
+            with pytest.raises(UserError):
+                lock.take(tmp_path, patience=0.1)
+            assert "waiting up to 0 s, in case it has died" in capsys.readouterr().out
+            threading.Timer(0.3, holder.kill).start()
+            lock.take(tmp_path, patience=60)
+    # A dead process of this host has no lock.
+    with held(tmp_path), FolderLock() as lock, pytest.raises(UserError):
+        lock.take(tmp_path, patience=60)
+    assert capsys.readouterr().out.count("waiting up to 60 s") == 1
 
 
 def test_folders_that_stay_empty_are_deleted(tmp_path):
