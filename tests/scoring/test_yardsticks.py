@@ -171,6 +171,7 @@ def test_without_yardsticks_no_clip_at_all_is_noticed_early(tmp_path, capfd, num
     settings = make_settings(tmp_path, yardstick_clips=0)
     damage(settings, numbers)
     assert f"clips/{numbers[0]}/" in error_of(settings, tmp_path, capfd)
+    assert not run_folder(settings).exists()  # it was before the first step
 
 
 def test_a_class_that_vanishes_in_an_epoch_is_named(tmp_path, capfd):
