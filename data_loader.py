@@ -22,7 +22,7 @@ from clips.batches import (
     as_it_is,
     empty_clips,
 )
-from clips.frames import FrameError, prepare_decoders
+from clips.frames import FrameError, natural_key, prepare_decoders
 from clips.packs import Pack
 from clips.reading import (
     augment,
@@ -36,7 +36,7 @@ from clips.sampling import frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
 from config import Config
 from system import processes
-from system.errors import UserError
+from system.errors import UserError, first_few
 
 
 class VideoFolder(Dataset):
@@ -161,7 +161,8 @@ def read_class_names(config: Config) -> list[str]:
 def read_set(config: Config, set_name, class_names) -> Annotations:
     """Annotations of `train`, `validation` or `test`; what was left out is printed."""
     folder, csv_path = config.set_paths(set_name)
-    annotations = read_annotations(csv_path, folder, None if set_name == "test" else class_names)
+    names = None if set_name == "test" else class_names
+    annotations = read_annotations(csv_path, folder, names, with_groups=not config.group)
     if config.group and set_name != "test":
         groups = groups_of(annotations.ids, config.group)
         annotations = replace(annotations, groups=groups)
@@ -172,11 +173,31 @@ def read_set(config: Config, set_name, class_names) -> Annotations:
     return annotations
 
 
+def warn_if_shared(train: Annotations, validation: Annotations) -> None:
+    """Print a warning for clips or groups that are in both sets."""
+    inflated = "in training and validation, which makes the validation score too high"
+    known = set(train.clip_paths())
+    paths = zip(validation.ids.tolist(), validation.clip_paths(), strict=True)
+    if both := sorted((clip_id for clip_id, path in paths if path in known), key=natural_key):
+        print(f"warning: {len(both):,} clips are both {inflated}: {first_few(both, 3)}; remove "
+              "them from one of the two CSVs")
+    if train.groups is None or validation.groups is None:
+        return
+    is_shared = np.isin(validation.groups, train.groups)
+    if names := sorted(set(validation.groups[is_shared].tolist()), key=natural_key):
+        print(f"warning: {len(names):,} groups are both {inflated} for others: "
+              f"{first_few(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
+              "clips; keep each group in one set")
+
+
 def read_data(config: Config, set_names: list[str]) -> tuple[list[str], list[Annotations]]:
     """Class names and annotations; read by the main process, for all."""
 
     def read():
         class_names = read_class_names(config)
-        return class_names, [read_set(config, name, class_names) for name in set_names]
+        sets = [read_set(config, name, class_names) for name in set_names]
+        if set_names == ["train", "validation"]:
+            warn_if_shared(*sets)
+        return class_names, sets
 
     return processes.broadcast_from_main(read)

@@ -39,6 +39,7 @@ from system.device import (
     prepare,
     to_network_input,
 )
+from system.locks import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.mixing import mix_batch
@@ -322,20 +323,25 @@ def run_stacking(config: Config, options, device) -> None:
 # --- the command line --------------------------------------------------------------------------
 
 
-def config_path(options, device_type: str) -> str:
-    """The config file that the flags name, or one made for the folder of clips that they name."""
+def config_path(options, device_type: str, lock: FolderLock) -> str:
+    """The config file that the flags name, or one made for the folder of clips that they name.
+
+    lock: of the run folder, which is taken before anything is written there.
+    """
     if options.config:
         return options.config
     from own_clips.start import config_for_folder  # here, since pandas takes time to import
 
-    return config_for_folder(options, device_type)
+    return config_for_folder(options, device_type, lock)
 
 
-def run_command(options, arguments) -> int:
+def run_command(options, arguments, lock: FolderLock) -> int:
     if options.check_data:
         if processes.launched():
             raise UserError("--check_data: one process does it; start it without torchrun")
-        return check_data(load_config(config_path(options, "cpu"), options.overrides))
+        with lock:
+            path = config_path(options, "cpu", lock)
+        return check_data(load_config(path, options.overrides))
     prepare_decoders()
     device = choose_device(options.gpus, options.use_gpu)
     if device.type == "cuda" and "," in (options.gpus or ""):
@@ -346,7 +352,7 @@ def run_command(options, arguments) -> int:
     set_names = {"train": ["train", "validation"], "test": ["test"]}.get(
         options.command, ["validation"]
     )
-    path = processes.broadcast_from_main(config_path, options, device.type)
+    path = processes.broadcast_from_main(config_path, options, device.type, lock)
     config = processes.broadcast_from_main(load_config, path, options.overrides, set_names)
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
@@ -356,6 +362,8 @@ def run_command(options, arguments) -> int:
     processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
+            patience = SECONDS_TO_NOTICE if options.resume else 0  # a cluster resumes by itself
+            processes.broadcast_from_main(lock.take, config.run_folder, patience)
             run_training(config, options, device)
         elif options.command == "stack":
             run_stacking(config, options, device)
@@ -374,7 +382,8 @@ def main(arguments=None) -> int:
     def command():
         stopping.ready()
         processes.meet()
-        status = run_command(parse_arguments(arguments), arguments)
+        with FolderLock() as lock:
+            status = run_command(parse_arguments(arguments), arguments, lock)
         # After a failure the others may be waiting for this process, and NCCL for them.
         processes.leave()
         return status

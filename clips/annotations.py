@@ -49,6 +49,11 @@ class Annotations:
         clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
         return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
 
+    def clip_paths(self) -> list[str]:
+        """Return the absolute path of each clip, links in that of the data folder resolved."""
+        root = os.path.realpath(str(self.folder))
+        return [f"{root}/{clip_id}" for clip_id in self.ids.tolist()]
+
     def clip_path(self, index) -> str | PackedClip:
         return clip_path(self.folder, self.ids[index])
 
@@ -73,12 +78,13 @@ def read_labels(path) -> list[str]:
     return names
 
 
-def read_annotations(csv_path, folder, class_names=None) -> Annotations:
+def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> Annotations:
     """Return the clips that `csv_path` lists, after checking that they exist in `folder`, or pack.
 
     class_names: names from the labels file; rows with another label are left out and counted. None
-        reads a test set, whose labels, if any, are ignored.
-    Raises UserError for rows that cannot be read, duplicate ids, missing folders, or no clips left.
+        reads a test set, whose labels, if any, are ignored. with_groups: read the column `group`.
+    Raises UserError for rows that cannot be read, duplicate ids, empty groups, missing folders, or
+    no clips left.
     """
     rows = read_rows(csv_path, with_labels=class_names is not None)
     _check_ids(csv_path, rows["id"])
@@ -94,9 +100,23 @@ def read_annotations(csv_path, folder, class_names=None) -> Annotations:
         raise UserError(_nothing_left(csv_path, rows))
     ids, folder = rows["id"][is_kept].to_numpy(dtype=str), open_folder(folder)
     _check_clips(csv_path, folder, ids.tolist())
-    groups = rows["group"][is_kept].to_numpy(dtype=str) if "group" in rows else None
+    groups = None
+    if with_groups and "group" in rows:
+        if lines := lines_without_group(rows[is_kept]):
+            raise UserError(f"{csv_path}: no group in {len(lines):,} lines: {first_few(lines)}; "
+                            "fill in the column `group`, with an own name, such as the id, where "
+                            "nothing is known of a clip; or delete the column")
+        groups = rows["group"][is_kept].to_numpy(dtype=str)
     return Annotations(ids, labels[is_kept], folder, int((~is_kept).sum()),
                        tuple(class_names or ()), groups)
+
+
+def lines_without_group(rows: "pd.DataFrame") -> list[int]:
+    """Return the numbers of the lines whose cell in the column `group` is empty.
+
+    Taken as a name, it would be one group of clips that have nothing in common.
+    """
+    return rows.index[rows["group"] == ""].tolist()
 
 
 def groups_of(ids, pattern: str) -> np.ndarray:
@@ -110,7 +130,7 @@ def groups_of(ids, pattern: str) -> np.ndarray:
     names = [composed(clip_id if "/" in pattern else clip_id.rpartition("/")[2]) for clip_id in ids]
     found = [re.search(composed(pattern), name) for name in names]
     names = [match[1] if match else None for match in found]
-    without = [clip_id for clip_id, name in zip(ids, names, strict=True) if name is None]
+    without = [clip_id for clip_id, name in zip(ids, names, strict=True) if not name]
     if without:
         raise UserError(
             f"group: {pattern!r} finds no group in {len(without):,} of {len(names):,} clips: "

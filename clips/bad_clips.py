@@ -5,6 +5,8 @@ Clips that are too short are counted.
 
 from pathlib import Path
 
+import numpy as np
+
 from clips.batches import Batch
 from clips.frames import FrameError
 from clips.sampling import short_clips_note
@@ -13,6 +15,56 @@ from system import processes
 from system.errors import first_few
 
 COLUMNS = ("epoch", "set", "id", "reason")
+
+
+def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config: Config) -> None:
+    """Raise FrameError if a run cannot do without the clips of a set that cannot be read.
+
+    That is, if they are all clips of the set or of a class, if `on_bad_clip` is "stop", or if they
+    are too many. reasons: id -> why the clip cannot be read.
+    """
+    if not reasons:
+        return
+    folder, num_clips = annotations.folder, len(annotations)
+    few = first_few(reasons.values(), 3)
+    if len(reasons) == num_clips:
+        raise FrameError(f"{folder}: none of the {num_clips:,} {set_name} clips can be read: {few};"
+                         " correct the data folder in the config, or repair them; --check_data "
+                         "finds them all")
+    check_classes(reasons, annotations, set_name)
+    if config.on_bad_clip == "stop":
+        first, *others = reasons
+        more = (f"; nor can {len(others):,} more of the {num_clips:,} {set_name} clips be read: "
+                f"{first_few(others)}; --check_data finds them all")
+        raise FrameError(reasons[first] + (more if others else ""))
+    _check_share(reasons, annotations, set_name, config)
+
+
+def _check_share(ids, annotations, set_name: str, config: Config) -> None:
+    """Raise FrameError if `ids` are too large a share of the set."""
+    if len(ids) > config.max_bad_share * len(annotations):
+        raise FrameError(
+            f"{annotations.folder}: {len(ids)} of the {len(annotations):,} {set_name} clips cannot "
+            f"be read, more than max_bad_share ({config.max_bad_share:g}) allows: "
+            f"{first_few(sorted(ids))}; --check_data finds them all"
+        )
+
+
+def check_classes(reasons: dict[str, str], annotations, set_name: str) -> None:
+    """Raise FrameError if no clip of some class can be read. reasons: as of `check_bad_clips`."""
+    if not (reasons and annotations.class_names):  # a test set has no classes
+        return
+    num_classes, is_bad = len(annotations.class_names), np.isin(annotations.ids, list(reasons))
+    counts = np.bincount(annotations.labels, minlength=num_classes)
+    num_bad = np.bincount(annotations.labels[is_bad], minlength=num_classes)
+    lost = [index for index in range(num_classes) if 0 < counts[index] == num_bad[index]]
+    if lost:
+        names = [f"{annotations.class_names[index]!r} ({counts[index]:,})" for index in lost]
+        few = [reasons[clip_id] for clip_id in annotations.ids[np.isin(annotations.labels, lost)]]
+        raise FrameError(
+            f"{annotations.folder}: no {set_name} clip of {first_few(names)} can be read: "
+            f"{first_few(few, 3)}; repair the clips, or drop the class from labels_csv"
+        )
 
 
 class BadClips:
@@ -42,7 +94,7 @@ class BadClips:
             self.unshared.append(dict(zip(COLUMNS, values, strict=True)))
             self._ids_in(set_name, epoch).add(values[2])
         if batch.bad:
-            self._check_share(annotations, set_name, epoch)
+            _check_share(self._ids_in(set_name, epoch), annotations, set_name, self.config)
 
     def _ids_in(self, set_name, epoch) -> set[str]:
         """The skipped clips that this process knows of; the rows are searched once per epoch."""
@@ -51,15 +103,6 @@ class BadClips:
             self.ids = {key: {row["id"] for row in self.rows + self.unshared
                               if (row["set"], row["epoch"]) == key}}
         return self.ids[key]
-
-    def _check_share(self, annotations, set_name, epoch):
-        ids = self._ids_in(set_name, epoch)
-        if len(ids) > self.config.max_bad_share * len(annotations):
-            raise FrameError(
-                f"{annotations.folder}: {len(ids)} of the {len(annotations):,} {set_name} clips "
-                f"cannot be read, more than max_bad_share ({self.config.max_bad_share:g}) allows: "
-                f"{first_few(sorted(ids))}; --check_data finds them all"
-            )
 
     def share(self) -> list[dict]:
         """Return the rows of all processes, sorted; every process must call this."""
@@ -74,11 +117,12 @@ class BadClips:
         self.rows = [row for row in rows
                      if row["set"] == "train" or row["epoch"] <= epochs_done]
 
-    def report(self, annotations, set_name: str, epoch: int) -> None:
+    def report(self, annotations, set_name: str, epoch: int, training=True) -> None:
         """Print which clips of a set were skipped in an epoch; every process must call this.
 
         The first call also prints how many clips are short. Raises FrameError if the share of bad
-        clips over all processes exceeds `max_bad_share`.
+        clips over all processes exceeds `max_bad_share`, or if they are all clips of a class, of
+        which an evaluation that does not belong to a training only warns.
         """
         self.share()
         if set_name not in self.told:
@@ -87,11 +131,18 @@ class BadClips:
             num_short, num_read = map(sum, zip(*counts, strict=True))
             if num_short:
                 print(f"{set_name}: {short_clips_note(num_short, num_read, self.config)}")
-        ids = [row["id"] for row in self.rows if (row["set"], row["epoch"]) == (set_name, epoch)]
-        if ids:
-            print(f"{set_name}: {len(ids)} clips skipped because they cannot be read: "
-                  f"{first_few(ids)}")
-            self._check_share(annotations, set_name, epoch)
+        reasons = {row["id"]: row["reason"] for row in self.rows
+                   if (row["set"], row["epoch"]) == (set_name, epoch)}
+        if reasons:
+            print(f"{set_name}: {len(reasons)} clips skipped because they cannot be read: "
+                  f"{first_few(reasons)}")
+            _check_share(reasons, annotations, set_name, self.config)
+            try:
+                check_classes(reasons, annotations, set_name)
+            except FrameError as error:
+                if training:
+                    raise
+                print(f"warning: {error}")
 
     def write(self, path: Path) -> None:
         """Write `bad_clips.csv`, if there are bad clips."""

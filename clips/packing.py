@@ -1,6 +1,5 @@
 """Making packs: from folders of frames and videos, and from archives, which are not unpacked."""
 
-import fcntl
 import math
 import os
 import shutil
@@ -45,6 +44,7 @@ from clips.search import Frames, archive_clips, is_hidden, search_folder
 from clips.transforms import scale_to_height
 from config import Config
 from system.errors import UserError
+from system.locks import open_locked
 
 MAX_FRAME_PIXELS = Config.model_fields["max_frame_pixels"].default
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -159,19 +159,10 @@ def _written_whole(target: Path, num_bytes: int):
 
 def _locked(part: Path) -> int:
     """Open a file, which must be locked by no other process, and lock it."""
-    while True:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"{part}: another process is writing this pack; wait for it") from None
-        except OSError:
-            pass  # a file system without locks
-        # The one that had the lock may just have renamed the file.
-        if part.exists() and os.path.samestat(os.fstat(descriptor), part.stat()):
-            return descriptor
-        os.close(descriptor)
+    descriptor = open_locked(part)
+    if descriptor is None:
+        raise UserError(f"{part}: another process is writing this pack; wait for it")
+    return descriptor
 
 
 # --- sources -----------------------------------------------------------------------------------

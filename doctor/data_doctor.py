@@ -23,7 +23,14 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from clips.annotations import clips_beside, is_clip_id, read_labels, read_rows
+from clips.annotations import (
+    clips_beside,
+    groups_of,
+    is_clip_id,
+    lines_without_group,
+    read_labels,
+    read_rows,
+)
 from clips.batches import as_it_is
 from clips.films import is_video
 from clips.frames import (
@@ -57,6 +64,7 @@ def check_data(config: Config, report_path="data_report.csv") -> int:
         names = [name for name in SET_PREFIXES if config.set_paths(name)[1] is not None]
         clip_sets = [_read_set(name, config, class_names, report) for name in names]
         _find_unlisted_folders(clip_sets, report)
+        _find_shared_groups(clip_sets, report)
         _examine_clips(clip_sets, config, report)
         for clip_set in clip_sets:
             if len(clip_set.sizes) > 1:
@@ -81,6 +89,7 @@ class ClipSet:
     root: str  # the folder's real path: sets with the same root share their folders
     listed: set | None = None  # all ids of the CSV in NFC, any label; None: it is unreadable
     present: set = field(default_factory=set)  # ids of the clips in `folder`, in NFC
+    groups: Counter = field(default_factory=Counter)  # number of clips by group
     ids: list = field(default_factory=list)  # clips that training uses and that have a folder
     lengths: Counter = field(default_factory=Counter)  # number of clips by number of frames
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
@@ -113,6 +122,7 @@ def _read_set(name, config, class_names, report) -> ClipSet:
     unusable = _find_bad_ids(name, rows, report)
     if has_labels and class_names is not None:
         rows = _drop_unknown_labels(name, rows, class_names, report)
+    clip_set.groups = _read_groups(name, rows, config, report)
     ids = [clip_id for clip_id in rows["id"].unique() if clip_id not in unusable]
     if len(ids) < (needed := 2 if name == "train" else 1):
         detail = f"{csv_path}: {len(ids)} usable, at least {needed} needed"
@@ -147,6 +157,31 @@ def _drop_unknown_labels(set_name, rows, class_names, report):
             if label not in used:
                 report.add(set_name, "class without clips", repr(label))
     return rows[is_known]
+
+
+def _read_groups(set_name, rows, config, report) -> Counter:
+    """Count the clips by group; report those without."""
+    if config.group and set_name != "test":
+        try:
+            return Counter(groups_of(rows["id"], config.group).tolist())
+        except UserError as error:
+            report.add(set_name, "clip without group", str(error))
+    elif "group" in rows:
+        if lines := lines_without_group(rows):
+            detail = f"{plural(len(lines), 'clip')}, on line {first_few(lines)}"
+            report.add(set_name, "clip without group", detail)
+        return Counter(rows["group"][rows["group"] != ""])
+    return Counter()
+
+
+def _find_shared_groups(clip_sets, report):
+    """Report the groups, such as people, that are in an earlier set, too."""
+    for number, clip_set in enumerate(clip_sets):
+        for earlier in clip_sets[:number]:
+            for group in sorted(clip_set.groups & earlier.groups, key=natural_key):
+                detail = (f"{group!r}: {plural(clip_set.groups[group], 'clip')}, and "
+                          f"{earlier.groups[group]:,} of {earlier.name}")
+                report.add(clip_set.name, "group in two sets", detail)
 
 
 def _find_folders(clip_set, ids, config, report):

@@ -25,7 +25,10 @@ KINDS = {
     "misnumbered frames": ("error", "extract the clip again, or renumber its frames"),
     "mixed frame sizes": ("error", "extract the clip again; frames of two videos may be mixed"),
     "clip in two sets": ("error", "drop it from one of them; it would inflate the score"),
+    "clip without group": ("error", "fill in the column `group`, or delete it"),
     "content in two sets": ("error", "drop it from one of them; it would inflate the score"),
+    "group in two sets": ("note", "keep it in one set; a score on known groups is too high for "
+                          "others"),
     "unknown label": ("note", "these rows are left out; to keep them, add the label to labels_csv"),
     "short clip": ("note", "padded with its last frame; a lower clip_size or step_size avoids it"),
     "late first number": ("note", "check whether the first frames were lost"),

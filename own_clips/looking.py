@@ -57,8 +57,12 @@ def look_at(root: str | Pack, ids: list[str], config: Config, labels=None) -> Lo
             else:
                 good.append(look)
     if len(bad) > LARGEST_BAD_SHARE * len(chosen):
+        folders = {clip_id: clip_id.rpartition("/")[0] for clip_id in chosen}
+        sound = {folder for clip_id, folder in folders.items() if clip_id not in bad}
+        lost = sorted(set(folders.values()) - sound)
         raise UserError(
-            f"--data {root}: {len(bad):,} of {len(chosen):,} clips cannot be read, such as "
+            f"--data {root}: {len(bad):,} of {len(chosen):,} clips cannot be read"
+            f"{f', all those in {first_few(lost, 5)}' if lost else ''}, such as "
             f"{first_few(bad.values(), 2)}; repair or remove them"
         )
     num_frames, rates, sizes, moving = map(np.array, zip(*good, strict=True))

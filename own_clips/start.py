@@ -24,6 +24,7 @@ from own_clips.splitting import (
 )
 from system.config_file import load_config, parse_override
 from system.errors import UserError, first_few
+from system.locks import FolderLock
 from training.run_folder import (
     CONFIG_FILE,
     check_unoccupied,
@@ -35,11 +36,11 @@ from training.run_folder import (
 RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
 
 
-def config_for_folder(options, device_type: str) -> str:
+def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     """Return the path of a config that trains on the folder `options.data`; print each choice.
 
-    The config and its CSVs are written to the run's folder. A run that is resumed, evaluated or
-    checked keeps those that it has.
+    The config and its CSVs are written to the run's folder, which `lock` locks first. A run that is
+    resumed, evaluated or checked keeps those that it has.
     Raises UserError for a folder that cannot be trained on, or a run folder with another run, or
     with one of another folder or groups.
     """
@@ -58,6 +59,9 @@ def config_for_folder(options, device_type: str) -> str:
         return str(path)
     if options.command != "train":
         raise UserError(f"--data {options.data}: {config.run_folder} has no run of it; train first")
+    lock.take(config.run_folder)
+    if is_run:
+        _check_folder(options, path)
     if not options.overwrite:
         check_unoccupied(config.run_folder)
 
@@ -65,6 +69,7 @@ def config_for_folder(options, device_type: str) -> str:
     others = []
     clips, empty = find_clips(root, others)
     looks = look_at(root, clips["id"].tolist(), config, clips["label"].tolist())
+    _check_classes(root, clips, empty, looks.bad)
     clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
     _print_found(root, clips, empty, looks.bad)
     if others:
@@ -88,16 +93,48 @@ def config_for_folder(options, device_type: str) -> str:
     return str(path)
 
 
+def _check_folder(options, path: Path) -> None:
+    """Raise UserError if the config is of another folder than `--data`, perhaps of its name."""
+    try:
+        folder = json.loads(path.read_text(encoding="utf-8"))["train_data_folder"]
+        is_other = Path(folder).resolve() != Path(options.data).resolve()
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return  # damaged: `load_config` says so where it is needed
+    if is_other:
+        raise UserError(f"--data {options.data}: {path} is of {folder}; choose another name by "
+                        "--set model_name=NAME")
+
+
 def _check_same(options, path: Path) -> None:
     """Raise UserError if the config is of another folder than `--data`, or other groups."""
+    _check_folder(options, path)
     config = load_config(path)
-    if Path(config.train_data_folder).resolve() != Path(options.data).resolve():
-        raise UserError(f"--data {options.data}: {path} is of {config.train_data_folder}; choose "
-                        "another name by --set model_name=NAME")
     pattern = group_pattern(options.group) if options.group else config.group
     if pattern != config.group:
         raise UserError(f"--group {options.group}: the run in {path.parent} was not split by it; "
                         "leave it out, or train anew with --overwrite True")
+
+
+def _check_classes(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
+    """Raise UserError for class folders that have clips of which none can be read.
+
+    An empty class folder is only left out.
+    """
+    depth = 2 if clips["part"].any() else 1  # of class folders
+
+    def class_folder(path):
+        return "/".join(path.split("/")[:depth])
+
+    is_class = (clips["part"] != "test") & (clips["label"] != "")
+    found = {path: class_folder(path) for path in clips["id"][is_class]}
+    reasons = {path: bad[path] for path in found if path in bad}
+    sound = {folder for path, folder in found.items() if path not in bad}
+    reasons |= {path: f"{root}/{path}: has no frames and no videos" for path in empty
+                if path.count("/") >= depth and path.partition("/")[0].lower() != "test"}
+    few = {path: reason for path, reason in reasons.items() if class_folder(path) not in sound}
+    if lost := sorted(set(map(class_folder, few)), key=natural_key):
+        raise UserError(f"--data {root}: none of the clips in {first_few(lost)} can be read: "
+                        f"{first_few(few.values(), 3)}; repair them, or remove the class")
 
 
 def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
@@ -153,8 +190,6 @@ def _print_split(clips, rule, is_open, seed):
     if rule:
         print(f"  groups ({rule}): {len(own['train'])} for training, {len(own['validation'])} for "
               f"validation ({first_few(sorted(own['validation']), 5)})")
-        if both := own["train"] & own["validation"]:
-            print(f"  warning: on both sides: {first_few(sorted(both), 5)}")
     elif is_open:
         own = clips[clips["part"] != "test"]
         likely = likely_rule(own["id"].tolist(), own["label"].tolist())

@@ -107,7 +107,7 @@ def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torc
     note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
     num_classes = len(loaded.classes)
     logits = compute_logits(loaded.network, num_classes, loader, device, set_name, note)
-    bad_clips.report(annotations, set_name, epoch=1)
+    bad_clips.report(annotations, set_name, epoch=1, training=False)
     return logits
 
 

@@ -9,62 +9,114 @@ import cv2
 import numpy as np
 
 from clips.annotations import Annotations
+from clips.bad_clips import check_bad_clips
+from clips.batches import ClipKey
 from clips.frames import FrameError
 from clips.reading import open_clip
 from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
+from data_loader import VideoFolder
 from system import processes
+from system.errors import first_few
 from training.run import Run
 
 NAMES = {"most_frequent_top1": "the most frequent class", "linear_top1": "a linear model"}
 NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
 PENALTIES = np.logspace(-2, 5, 15)
+FEW_CLIPS = 8  # of a run without yardsticks, to find out whether any can be read
 MOST_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
 
 
 def yardsticks_of_run(run: Run, train: Annotations, validation: Annotations) -> dict[str, float]:
-    """Return the yardsticks of a run, computed by the main process unless its history has them."""
+    """Return the yardsticks of a run, computed by the main process unless its history has them.
+
+    Raises FrameError if one of the clips that are read on the way cannot be read, and would stop
+    the run, at the latest when the epoch is over.
+    """
+    config = run.config
+
+    def check(annotations, unreadable):
+        _check_as_read(annotations, unreadable, config, run.epoch, annotations is train)
+
     def known_or_new():
         last_row = run.history[-1] if run.history else {}
         known = {name: last_row[f"val_{name}"] for name in NAMES if f"val_{name}" in last_row}
-        return known or yardsticks(train, validation, run.config)
+        if known or config.yardstick_clips:
+            return known or yardsticks(train, validation, config, check)
+        for annotations in (train, validation):
+            few = np.linspace(0, len(annotations) - 1, min(FEW_CLIPS, len(annotations))).astype(int)
+            _, unreadable = grey_pixels(annotations, config, few)
+            if len(unreadable) == len(few):
+                check(annotations, unreadable)
+        return {}
 
-    return processes.broadcast_from_main(known_or_new) if run.config.yardstick_clips else {}
+    return processes.broadcast_from_main(known_or_new)
 
 
-def yardsticks(train: Annotations, validation: Annotations, config: Config) -> dict[str, float]:
+def _check_as_read(annotations, unreadable, config: Config, epoch: int, training: bool) -> None:
+    """Raise FrameError as `check_bad_clips` for clips that the epoch cannot read either.
+
+    It may not need their damaged frames.
+    """
+    clips = VideoFolder(annotations, config, training)
+    batches = (clips.__getitems__([ClipKey(epoch if training else 0, int(index))])
+               for index in unreadable)
+    reasons = {str(annotations.ids[bad.index]): bad.reason for batch in batches
+               for bad in batch.bad}
+    num_clips = len(annotations)
+    if training and len(reasons) == num_clips - 1:
+        raise FrameError(
+            f"train_data_csv: no step of epoch {epoch + 1} can be done, since only one of "
+            f"{num_clips:,} clips in {annotations.folder} can be read: "
+            f"{first_few(reasons.values(), 3)}; --check_data finds them all"
+        )
+    check_bad_clips(reasons, annotations, "train" if training else "validation", config)
+
+
+def yardsticks(train: Annotations, validation: Annotations, config: Config,
+               check=lambda annotations, unreadable: None) -> dict[str, float]:
     """Return the validation top-1 of the most frequent class and of a linear model, in percent.
 
     The linear model is a ridge regression on 8 frames of 16 x 16 grey pixels, whose penalty is
     chosen by leave-one-out validation on the training clips. It reads at most `yardstick_clips`
-    training clips, drawn with the config's seed; unreadable ones are left out.
+    training clips, drawn with the config's seed; unreadable ones are left out. Without clips of two
+    classes, or validation clips, there is none.
+    check: called with the positions of the unreadable clips of each set; may raise.
     """
     from sklearn.linear_model import RidgeClassifierCV  # here, since it takes a second to import
 
     counts = np.bincount(train.labels, minlength=len(train.class_names))
     scores = {"most_frequent_top1": 100 * float(np.mean(validation.labels == counts.argmax()))}
-    rng = np.random.default_rng(config.seed)
-    pixels, labels = grey_pixels(train, config, config.yardstick_clips, rng)
-    unseen_pixels, unseen_labels = grey_pixels(validation, config, MOST_VALIDATION_CLIPS, rng)
+    rng, sets = np.random.default_rng(config.seed), []
+    for annotations, most in ((train, config.yardstick_clips), (validation, MOST_VALIDATION_CLIPS)):
+        indices = np.arange(len(annotations))
+        if len(indices) > most:
+            indices = np.sort(rng.choice(indices, most, replace=False))
+        pixels, unreadable = grey_pixels(annotations, config, indices)
+        check(annotations, unreadable)
+        sets.append((pixels, annotations.labels[np.setdiff1d(indices, unreadable)]))
+    (pixels, labels), (unseen_pixels, unseen_labels) = sets
     if len(set(labels.tolist())) > 1 and len(unseen_labels):
         model = RidgeClassifierCV(alphas=PENALTIES).fit(pixels, labels)
         scores["linear_top1"] = 100 * float(model.score(unseen_pixels, unseen_labels))
     return scores
 
 
-def grey_pixels(annotations: Annotations, config: Config, most_clips: int, rng):
-    """Return float32 [N, 8 x 16 x 16], values in 0..1, and the labels, int64 [N]."""
-    indices = np.arange(len(annotations))
-    if len(indices) > most_clips:
-        indices = np.sort(rng.choice(indices, most_clips, replace=False))
+def grey_pixels(annotations: Annotations, config: Config, indices):
+    """Read the clips at ascending `indices`, which may fail.
+
+    Return float32 [N, 8 x 16 x 16], values in 0..1, of those that can be read, and the positions of
+    the others.
+    """
     # Decoders work without Python's lock.
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        rows = pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config), indices)
-        readable = [(row, index) for row, index in zip(rows, indices, strict=True)
-                    if row is not None]
-    pixels = np.array([row for row, _ in readable], np.float32).reshape(len(readable), -1)
-    return pixels, annotations.labels[[index for _, index in readable]]
+        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config),
+                             indices))
+    readable = [row for row in rows if row is not None]
+    pixels = np.array(readable, np.float32).reshape(len(readable), NUM_FRAMES * SIDE * SIDE)
+    unreadable = [int(index) for index, row in zip(indices, rows, strict=True) if row is None]
+    return pixels, unreadable
 
 
 def _clip_pixels(path, config: Config) -> np.ndarray | None:

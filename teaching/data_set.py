@@ -21,6 +21,7 @@ from clips.reading import open_clip
 from config import Config
 from own_clips.splitting import split
 from system.errors import UserError, first_few
+from system.locks import try_lock
 from training.run_folder import write_whole
 
 MOST_CLIPS, MOST_FRAMES, MOST_PIXELS = 2000, 120, 640 * 480
@@ -45,7 +46,7 @@ class DataSet:
         self._check_content()
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(folder, os.O_RDONLY)  # has the lock while this process lives
-        if not take_lock(self.descriptor):
+        if not try_lock(self.descriptor):
             raise UserError(f"--data {folder}: is open in another teach.py; close that one")
         shutil.rmtree(folder / "clips" / UNFINISHED, ignore_errors=True)
         # id -> (class, set), in the order of recording as far as the files tell
@@ -186,14 +187,3 @@ def decode_jpeg(picture: bytes) -> np.ndarray:
     if not picture.startswith(JPEG_MAGIC):
         raise UserError("only JPEG pictures are accepted")
     return decode_frame(picture, MOST_PIXELS)
-
-
-def take_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; return False if another process has the lock."""
-    import fcntl  # not at the top: there is none on Windows, which the commands refuse
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

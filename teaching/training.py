@@ -16,7 +16,8 @@ from own_clips.looking import look_at
 from own_clips.settings import choose_settings
 from system.config_file import load_config
 from system.errors import UserError, first_few
-from teaching.data_set import DataSet, take_lock
+from system.locks import try_lock
+from teaching.data_set import DataSet
 from training.run_folder import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -55,7 +56,7 @@ class Training:
         The process outlives neither `close` nor its end; its messages go to the log.
         """
         with self.lock, open(self.log, "ab") as log:
-            if not take_lock(log.fileno()):
+            if not try_lock(log.fileno()):
                 raise UserError("a training is running already")
             if not goes_on:
                 self._check_clips()
@@ -121,7 +122,7 @@ class Training:
         if not self.log.exists():
             return False
         with open(self.log, "ab") as log:
-            return not take_lock(log.fileno())
+            return not try_lock(log.fileno())
 
     def _messages(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""

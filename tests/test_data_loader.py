@@ -7,7 +7,7 @@ from clips.annotations import read_annotations
 from clips.batches import ClipKey, EvalBatches, TrainBatches, batches_of
 from clips.sampling import sample_segments, sample_window, short_clips_note
 from config import Config
-from data_loader import VideoFolder, build_loader, read_class_names, read_set
+from data_loader import VideoFolder, build_loader, read_class_names, read_data, read_set
 from system import processes
 
 CPU = torch.device("cpu")
@@ -197,3 +197,51 @@ def test_a_data_set_gives_its_clips_one_by_one(settings):
     with pytest.raises(IndexError, match="clip 14 of 14"):
         data[14]
     assert len(list(data)) == 14
+
+
+# --- what is in two sets -----------------------------------------------------------------------
+
+
+def read_both(tmp_path, capsys, train, validation, **keys) -> str:
+    """Read two CSVs with a header; return what is printed about them."""
+    for name, rows in (("train", train), ("validation", validation)):
+        (tmp_path / f"{name}.csv").write_text("video_id,label,group\n" + "\n".join(rows))
+        for row in rows:
+            (tmp_path / "clips" / row.split(",")[0]).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "labels.csv").write_text("Left\nRight\n")
+    paths = {f"{prefix}_data_{kind}": str(tmp_path / name) for prefix, own in (
+        ("train", "train"), ("val", "validation"))
+        for kind, name in (("folder", "clips"), ("csv", f"{own}.csv"))}  # fmt: skip
+    config = Config(model_name="a run", labels_csv=str(tmp_path / "labels.csv"), **paths | keys)
+    read_data(config, ["train", "validation"])
+    return "".join(line for line in capsys.readouterr().out.splitlines(True) if "warn" in line)
+
+
+def test_clips_and_groups_in_both_sets_are_reported(tmp_path, capsys):
+    train = ["1,Left,anna", "2,Left,bo", "3,Right,bo", "10,Right,cy", "9,Left,cy"]
+    assert read_both(tmp_path, capsys, train, ["4,Left,dee", "5,Right,eve"]) == ""
+    said = read_both(tmp_path, capsys, train, ["4,Left,dee", "10,Right,fay", "9,Left,gil"])
+    assert said.startswith("warning: 2 clips are both in training and validation, which makes the "
+                           "validation score too high: 9, 10; remove them from one") and \
+        said.count("warning") == 1  # fmt: skip
+    said = read_both(tmp_path, capsys, train, ["4,Left,bo", "5,Right,cy", "6,Right,dee"])
+    assert "warning: 2 groups are both in training and validation" in said
+    assert ": bo, cy, 2 of 3 validation clips; keep each group in one set" in said
+    said = read_both(tmp_path, capsys, train, ["4,Left,bo", "5,Right,cy"], group="^(.)")
+    assert said == ""  # of the pattern, which counts more than the column
+    said = read_both(tmp_path, capsys, ["11,Left,", "12,Right,"], ["13,Left,"], group="^(.)")
+    assert "warning: 1 groups are both in training" in said
+
+
+def test_the_same_id_in_another_folder_is_another_clip(tmp_path, capsys):
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    rows = ["1,Left,anna"], ["1,Left,bo"]
+    folder = {"val_data_folder": str(tmp_path / "other")}
+    assert read_both(tmp_path, capsys, *rows, **folder) == ""
+    (tmp_path / "link").symlink_to(tmp_path / "clips")
+    folder = {"val_data_folder": str(tmp_path / "link")}
+    assert "warning: 1 clips are both" in read_both(tmp_path, capsys, *rows, **folder)
+    # Below another folder, it has another id.
+    (tmp_path / "clips" / "below" / "2").mkdir(parents=True)
+    rows, folder = (["below/2,Left,anna"], ["2,Left,bo"]), str(tmp_path / "clips" / "below")
+    assert "1 clips are both" in read_both(tmp_path, capsys, *rows, val_data_folder=folder)

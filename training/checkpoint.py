@@ -5,6 +5,8 @@ A checkpoint is a dict with at least `state_dict`; `Contents` lists the keys of 
 
 import os
 import pickle
+import re
+import shlex
 import warnings
 import zipfile
 from contextlib import suppress
@@ -12,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,7 +24,21 @@ from system.errors import UserError, first_few
 # int64 is that of the counters of batches.
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 Count = Annotated[int, Field(ge=0)]
+MAX_DEPTH = 4  # of our checkpoints; others may be endless
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+# Numbers and text of NumPy, which many programs save as scores; they hold no other objects.
+NUMPY_SCALARS = [
+    np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSU"),
+    *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar")
+      for core in ("core", "_core")),
+]  # fmt: skip
+# No program saves these with its weights: they are what makes a pickle run something.
+DANGEROUS = re.compile(
+    r"(os|posix|nt|sys|subprocess|commands|shutil|socket|pty|runpy|importlib|pickle|marshal|ctypes|code)\.|"
+    r"(builtins|__builtin__)\.(eval|exec|compile|open|getattr|setattr|__import__|print|globals)$"
+)
 
 
 class DamagedCheckpointError(UserError):
@@ -142,18 +159,47 @@ def _load_plain_data(path):
         if zipfile.is_zipfile(path):  # checkpoints from before PyTorch 1.6 are none
             _check_entries(path)
             is_whole = True
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
             warnings.simplefilter("ignore")  # about kinds of tensor that are refused later
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for a file that is not its own
         # A file whose checksums are right was written as it is: nothing else may replace it.
         is_refused = is_whole and isinstance(error, pickle.UnpicklingError)
         kind = UserError if is_refused else DamagedCheckpointError
+        found = _refused_types(path, error)
+        if found and not any(DANGEROUS.match(name) for name in found):
+            raise kind(_conversion_message(path, found)) from None
+        reason = f"it has {first_few(found, 3)}" if found else \
+            f"{type(error).__name__}: {_first_line(error)}"
         raise kind(
             f"{path}: damaged checkpoint, or one with more than plain data, which is not loaded "
-            f"because it could run code ({type(error).__name__}: {_first_line(error)}); take an "
-            "earlier one"
+            f"because it could run code ({reason}); take an earlier one"
         ) from None
+
+
+def _refused_types(path, error) -> list[str]:
+    """Return the names of functions and classes in a checkpoint that made `torch.load` refuse it.
+
+    Of a checkpoint from before PyTorch 1.6, the first one only.
+    """
+    first = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if not first:
+        return []
+    # It can read neither earlier nor damaged ones.
+    with suppress(Exception), torch.serialization.safe_globals(NUMPY_SCALARS):
+        if found := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            return sorted(found)
+    return [first[1]]
+
+
+def _conversion_message(path, found: list[str]) -> str:
+    weights = f"{Path(path).name.partition('.')[0]}_weights.pth.tar"
+    code = (f"import torch; saved = torch.load({str(path)!r}, 'cpu', weights_only=False); "
+            f"torch.save({{'state_dict': saved['state_dict']}}, {weights!r})")
+    is_plain = not set('"$`\\!') & set(code)
+    return (f"{path}: has more than plain data: {first_few(found, 5)}; it is not loaded, since it "
+            f"could run code; if you trust who made it, copy its weights to {weights} by python -c "
+            + (f'"{code}"' if is_plain else shlex.quote(code)))
 
 
 def _check_entries(path) -> None:
@@ -167,11 +213,13 @@ def _check_entries(path) -> None:
 
 
 def _checked_contents(checkpoint, path) -> dict:
+    checkpoint = {name: value if str(name).startswith("state_dict") else _plain(value)
+                  for name, value in checkpoint.items()}
     best = checkpoint.get("best_prec1")
     if isinstance(best, torch.Tensor) and best.numel() == 1:  # as in published checkpoints
         checkpoint["best_prec1"] = best.item()
     try:
-        contents = Contents.model_validate(dict(checkpoint))
+        contents = Contents.model_validate(checkpoint)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
                     for problem in error.errors()]
@@ -179,6 +227,17 @@ def _checked_contents(checkpoint, path) -> dict:
             f"{path}: damaged checkpoint: {first_few(problems, 3)}; take an earlier one"
         ) from None
     return {name: getattr(contents, name) for name in contents.model_fields_set}
+
+
+def _plain(value, depth=0):
+    """Return a value with Python's numbers and text in place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if depth < MAX_DEPTH and type(value) in (dict, list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        plain = {key: _plain(item, depth + 1) for key, item in items}
+        return plain if isinstance(value, dict) else list(plain.values())
+    return value
 
 
 def _first_line(error) -> str:

@@ -3,10 +3,10 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,19 @@ PROFILE_FOLDER = "profile"
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 # What a start replaces in a folder without a run: an earlier start failed before it saved.
 STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
+# What else is written about a run: --overwrite deletes it, but no file of another name.
+RESULTS = (
+    REPORT_FILE, "logits.npz", "predictions.csv", "confusion_matrix.png", "stack.json",
+    "test_predictions.csv", "test_submission.csv",
+)  # fmt: skip
+RESULTS_BELOW = {  # folder -> patterns of files
+    f"{LOG_FOLDER}/train": ("events.*",),
+    f"{LOG_FOLDER}/validation": ("events.*",),
+    LOG_FOLDER: (),
+    PROFILE_FOLDER: ("process_*.pt.trace.json",),
+    "explained": ("time_probe.csv", "time_probe.png", "kernels_*.gif", "grad_cam_*.gif",
+                  "activations_*.gif", "events.*"),
+}  # fmt: skip
 
 
 def is_own(path, config: Config) -> bool:
@@ -48,12 +61,27 @@ def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: 
         check_unoccupied(folder)
     make_run_folder(config)
     if not goes_on:
-        for name in (*STARTED, *RECORDS, REPORT_FILE) if overwrite else STARTED:
+        if overwrite:
+            _delete_run(folder)
+        for name in STARTED:
             (folder / name).unlink(missing_ok=True)
-        for name in (LOG_FOLDER, PROFILE_FOLDER) if overwrite else ():
-            shutil.rmtree(folder / name, ignore_errors=True)
     _append_versions(folder / VERSIONS_FILE, devices)
     write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+
+
+def _delete_run(folder: Path) -> None:
+    """Delete what a run and the commands about it wrote, and the folders that are then empty.
+
+    Checkpoints and history go last: if it is interrupted, the folder still has a run.
+    """
+    for name, patterns in RESULTS_BELOW.items():
+        for path in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
+            path.unlink()
+        with suppress(OSError):  # others have put files there, or it does not exist
+            (folder / name).rmdir()
+    for name in (*RESULTS, *STARTED, *RECORDS):
+        (folder / name).unlink(missing_ok=True)
+        (folder / f"{name}.partial").unlink(missing_ok=True)
 
 
 def _records(folder) -> list[str]:

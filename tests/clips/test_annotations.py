@@ -160,3 +160,31 @@ def test_groups_and_mirrored_classes_are_found_with_accents_either_way(tmp_path)
     annotations = read(tmp_path, tmp_path / "clips", text, LABELS)
     config = make_config(horizontal_flip=0.5, flip_labels={apart(LABELS[0]): LABELS[1]})
     assert mirrored_labels(annotations, config).tolist() == [1, 0]
+
+
+# --- groups ------------------------------------------------------------------------------------
+
+WITH_GROUPS = "video_id,label,group\n10,Swiping Right,anna\n2,Swiping Left,{}\n33,No gesture,{}\n"
+
+
+@pytest.mark.parametrize(("groups", "lines"), [
+    (("", "bo"), "1 lines: 3"), ((" ", ""), "2 lines: 3, 4"), (('""', "bo"), "1 lines: 3")])
+def test_clips_without_a_group_are_not_one_group(tmp_path, folder, groups, lines):
+    with pytest.raises(UserError, match=f"no group in {lines}; fill in the column `group`"):
+        read(tmp_path, folder, WITH_GROUPS.format(*groups))
+
+
+def test_a_group_is_needed_only_where_it_is_used(tmp_path, folder):
+    text = WITH_GROUPS.format("", "bo")
+    assert read(tmp_path, folder, text, class_names=None).groups is None  # a test set
+    found = read_annotations(tmp_path / "set.csv", folder, NAMES, with_groups=False)
+    assert found.groups is None and len(found) == 3
+    # A row that is left out needs none.
+    found = read(tmp_path, folder, text.replace("Swiping Left", "Drumming"))
+    assert found.groups.tolist() == ["anna", "bo"]
+
+
+def test_a_pattern_that_finds_an_empty_name_finds_no_group():
+    assert groups_of(["a_1", "b_2"], "^([a-z]*)_").tolist() == ["a", "b"]
+    with pytest.raises(UserError, match="finds no group in 1 of 2 clips: _2"):
+        groups_of(["a_1", "_2"], "^([a-z]*)_")

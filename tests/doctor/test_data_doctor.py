@@ -175,6 +175,12 @@ def add(name, *lines):
     return lambda data: [add_line(data, name, line) for line in lines]
 
 
+def give_groups(data):
+    (data / "train.csv").write_text(
+        "video_id,label,group\n1,Left,anna\n2,Right,bo\n3,Left,bo\n4,Right,dee\n")
+    (data / "validation.csv").write_text("video_id,label,group\n5,Left,bo\n6,Right,cy\n")
+
+
 def give_strange_name(data):
     path = data / "clips/2/00002.jpg"
     path.unlink()
@@ -255,6 +261,12 @@ CASES = {
         ("error", "validation", "1", "", "clip in two sets"), "'1' of train"),
     "content in two sets": (
         copy_clip, ("error", "validation", "6", "", "content in two sets"), "'1' of train"),
+    "clip without group": (
+        write("train.csv", b"video_id,label,group\n1,Left,anna\n2,Right,\n3,Left,bo\n4,Right, \n"),
+        ("error", "train", "", "", "clip without group"), "2 clips, on line 3, 5"),
+    "group in two sets": (
+        give_groups,
+        ("note", "validation", "", "", "group in two sets"), "'bo': 1 clip, and 2 of train"),
     "unknown label": (
         add("train", "8;Up", "9;Up"), ("note", "train", "", "", "unknown label"), "'Up' (2 rows)"),
     "short clip": (
@@ -407,6 +419,15 @@ def test_a_mistake_in_a_clip_list_ends_the_check_as_it_ends_training(data):
 def test_a_set_that_is_not_in_the_config_is_passed_over(data):
     remove_clip(data, "7")
     assert examine(data, test_data_csv=None, test_data_folder=None) == (0, [])
+
+
+def test_groups_of_a_pattern_are_compared_too(data, capsys):
+    status, findings = examine(data, group="([0-9])")
+    assert (status, findings) == (0, [])
+    _, findings = examine(data, group="^([1-46])|.")
+    assert [row[1:] for row in findings] == [
+        ["validation", "", "", "clip without group", findings[0][-1]]]
+    assert "finds no group in 1 of 2 clips: 5" in findings[0][-1]
 
 
 def test_the_same_names_below_two_roots_are_two_clips(data):

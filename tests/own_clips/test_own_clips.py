@@ -4,8 +4,11 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -415,3 +418,87 @@ def test_few_unreadable_videos_are_left_out_and_many_refused(tmp_path, capfd):
         (root / "Right" / f"{number}.mp4").write_bytes(b"")
     assert do_train(root, tmp_path, "--overwrite") == 2
     assert "4 of 12 clips cannot be read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_a_class_that_cannot_be_read_is_named(tmp_path, capfd, part):
+    root, above = tmp_path / "clips", tmp_path / "clips" / part
+    write_class_folders(above, num_clips=12)
+    for name in CLASSES if part else ():
+        (root / "val" / name).mkdir(parents=True)
+        (above / name / "anna_0").rename(root / "val" / name / "anna_0")
+    for number in range(2):  # few of all clips, but all of a class
+        write_clip(above / "Wave" / f"cy_{number}", np.zeros((3, 24, 32, 3), np.uint8))
+    for frame in (above / "Wave").glob("*/*"):
+        frame.write_bytes(b"")
+    wave = f"{part}/Wave" if part else "Wave"
+    assert do_train(root, tmp_path) == 2
+    error = capfd.readouterr().err
+    assert f"none of the clips in {wave} can be read: {root}/{wave}/cy_0/" in error
+    assert "remove the class" in error and not (tmp_path / "runs").exists()
+    for frame in (above / "Wave").glob("*/*"):
+        frame.unlink()
+    assert do_train(root, tmp_path) == 2
+    assert f"{wave}/cy_0: has no frames and no videos" in capfd.readouterr().err
+    shutil.rmtree(above / "Wave")
+    (above / "Wave").mkdir()  # prepared for clips to come
+    assert do_train(root, tmp_path) == 0
+    assert f"left out, since there are no clips in them: {wave}" in capfd.readouterr().out
+
+
+def test_many_unreadable_clips_are_counted_and_their_class_is_named(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    for frame in (root / "Left").glob("*/*"):
+        frame.write_bytes(b"")
+    assert do_train(root, tmp_path) == 2
+    assert "6 of 18 clips cannot be read, all those in Left, such as " in capfd.readouterr().err
+    for frame in root.glob("*/*/*"):
+        frame.write_bytes(b"")
+    assert do_train(root, tmp_path) == 2
+    error = capfd.readouterr().err
+    assert "18 of 18 clips cannot be read, all those in Left, Right, Still, such as " in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume", "auto"]])
+def test_a_folder_of_the_same_name_does_not_take_over_a_run(tmp_path, capfd, flags):
+    root = write_class_folders(tmp_path / "clips")
+    assert do_train(root, tmp_path) == 0
+    folder = tmp_path / "runs" / "clips"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = write_class_folders(tmp_path / "other" / "clips")
+    assert do_train(other, tmp_path, *flags) == 2
+    assert f"config.json is of {root}; choose another name" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert do_train(other, tmp_path, *flags, "--set", "model_name=other") == 0
+
+
+def test_two_folders_of_one_name_at_once(tmp_path, capfd, monkeypatch):
+    """The second comes while the first looks at its clips, before it has written anything."""
+    root = write_class_folders(tmp_path / "clips")
+    folder = tmp_path / "runs" / "clips"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\n"
+         "from system.locks import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
+         "print('locked', flush=True)\ntime.sleep(60)", str(folder)],
+        cwd=Path(train.__file__).parent, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        holder.stdout.readline()
+        for flags in ([], ["--overwrite"], ["--check_data"]):
+            assert do_train(root, tmp_path, *flags) == 2
+            error = capfd.readouterr().err
+            assert f"{folder}: is being written by process {holder.pid} on " in error
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+    finally:
+        holder.kill()
+        holder.wait()
+    assert do_train(root, tmp_path) == 0
+
+
+def test_groups_on_both_sides_of_folders_that_are_split_are_said_once(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips", names=[f"train/{name}" for name in CLASSES])
+    for name in CLASSES:
+        (root / "val" / name).mkdir(parents=True)
+        (root / "train" / name / "bo_4").rename(root / "val" / name / "bo_4")
+    assert do_train(root, tmp_path, "--group", "^([a-z]+)_") == 0
+    assert capfd.readouterr().out.count("warning: 1 groups are both in training and val") == 1

@@ -1,5 +1,7 @@
 """What the most frequent class and a linear model score, and how a run shows it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import CLASSES, draw_frames, make_config, write_clip
@@ -87,3 +89,103 @@ def test_a_warning_names_the_yardstick_that_was_not_reached(tmp_path, capfd):
     config = write_config(tmp_path / "config.json", settings)
     assert train.main(["-c", config, "-g", "cpu"]) == 0
     assert "is below the 100.0 % of a linear model: train longer" in capfd.readouterr().out
+
+
+# --- clips that cannot be read -----------------------------------------------------------------
+
+SKIP = {"on_bad_clip": "skip", "max_bad_share": 0.99}
+CONTENTS = {"zero bytes": b"", "text": b"404 not found", "cut": None, "a folder": "folder"}
+
+
+def damage(settings, numbers, content=b"", only_last=False):
+    """Replace the frames of clips; 1 to 22 are for training, 23 to 29 for validation."""
+    for number in numbers:
+        frames = sorted(Path(settings["train_data_folder"], str(number)).iterdir())
+        for frame in frames[-1:] if only_last else frames:
+            data = frame.read_bytes()
+            frame.unlink()
+            if content == "folder":
+                frame.mkdir()
+            else:
+                frame.write_bytes(data[: len(data) // 2] if content is None else content)
+
+
+def error_of(settings, tmp_path, capfd, *flags) -> str:
+    """The one message of a training that ends before anything is written."""
+    config = write_config(tmp_path / "config.json", settings)
+    assert train.main(["-c", config, "-g", "cpu", *flags]) == 2
+    output = capfd.readouterr()
+    assert output.err.count("\n") == 1 and output.err.startswith("error: ")
+    assert "Traceback" not in output.err and "epoch   1" not in output.out
+    return output.err
+
+
+@pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize(("name", "numbers"), [
+    ("train", range(1, 23)), ("validation", range(23, 30)), ("train", range(1, 30))])
+def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, skip):
+    settings = make_settings(tmp_path, yardstick_clips=100, **skip)
+    damage(settings, numbers, content)
+    error = error_of(settings, tmp_path, capfd)
+    num_clips = {"train": 22, "validation": 7}[name]
+    assert f"clips: none of the {num_clips} {name} clips can be read: " in error
+    assert f"clips/{numbers[0]}/" in error and f"and {num_clips - 3} more" in error
+    assert "correct the data folder" in error and not run_folder(settings).exists()
+
+
+@pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
+@pytest.mark.parametrize(("numbers", "message"), [
+    (range(2, 30), "no step of epoch 1 can be done, since only one of 22 clips in"),
+    (range(3, 30), "no train clip of 'Still' (7) can be read: "),  # one of each other class is left
+    ([number for number in range(1, 23) if number % 3 != 1],
+     "no train clip of 'Right' (7), 'Still' (7) can be read: "),
+    ([24, 27], "no validation clip of 'Right' (2) can be read: "),
+    ([29], "no validation clip of 'Still'"),
+])  # fmt: skip
+def test_a_class_that_cannot_be_read_is_named(tmp_path, capfd, numbers, message, skip):
+    settings = make_settings(tmp_path, yardstick_clips=100, **skip)
+    if numbers == [29]:
+        numbers = [number for number in range(23, 30) if (number - 23) % 3 == 2]
+    damage(settings, numbers)
+    assert message in error_of(settings, tmp_path, capfd)
+
+
+def test_a_clip_that_would_stop_the_run_stops_it_before_the_first_step(tmp_path, capfd):
+    settings = make_settings(tmp_path, yardstick_clips=100)
+    damage(settings, [23, 29])
+    error = error_of(settings, tmp_path, capfd)
+    assert "clips/23/" in error and "nor can 1 more of the 7 validation clips be read: 29" in error
+
+
+def test_damage_that_the_epoch_does_not_read_stops_nothing(tmp_path, capfd):
+    """The window in the middle of a long clip does not have its last frame."""
+    settings = make_settings(tmp_path, yardstick_clips=100, num_epochs=1, step_size=1)
+    damage(settings, [23], only_last=True)
+    assert train.main(["-c", write_config(tmp_path / "c.json", settings), "-g", "cpu"]) == 0
+    assert "yardsticks, validation" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("numbers", [range(1, 23), range(23, 30)])
+def test_without_yardsticks_no_clip_at_all_is_noticed_early(tmp_path, capfd, numbers):
+    settings = make_settings(tmp_path, yardstick_clips=0)
+    damage(settings, numbers)
+    assert f"clips/{numbers[0]}/" in error_of(settings, tmp_path, capfd)
+    assert not run_folder(settings).exists()  # it was before the first step
+
+
+def test_a_class_that_vanishes_in_an_epoch_is_named(tmp_path, capfd):
+    settings = make_settings(tmp_path, yardstick_clips=0, **SKIP)
+    damage(settings, [24, 27])
+    config = write_config(tmp_path / "config.json", settings)
+    assert train.main(["-c", config, "-g", "cpu"]) == 2
+    assert "no validation clip of 'Right' (2) can be read" in capfd.readouterr().err
+
+
+def test_yardsticks_without_readable_clips_have_no_linear_model(tmp_path):
+    training = bright_and_dark(tmp_path / "train", (5, 5))
+    broken = bright_and_dark(tmp_path / "broken", (2, 3))
+    for path in (tmp_path / "broken" / "clips").glob("*/*"):
+        path.write_bytes(b"")
+    assert yardsticks(training, broken, make_config()) == {"most_frequent_top1": 60.0}
+    assert yardsticks(broken, training, make_config()) == {"most_frequent_top1": 50.0}

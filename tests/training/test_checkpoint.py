@@ -1,6 +1,14 @@
+import argparse
 import copy
+import datetime
+import os
 import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_config
@@ -163,3 +171,61 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
     with pytest.raises(Exception, match=r"pickle|local object"):
         save_checkpoint({"state_dict": {}, "epoch": lambda: 2}, path)
     assert path.read_bytes() == before and load_checkpoint(path)["epoch"] == 1
+
+
+# --- checkpoints of other programs -------------------------------------------------------------
+
+
+def saved(tmp_path, zip_format=True, **extra) -> Path:
+    path = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {"weight": torch.ones(2)}} | extra, path,
+               _use_new_zipfile_serialization=zip_format)
+    return path
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_numbers_of_numpy_are_read_as_numbers(tmp_path, zip_format):
+    path = saved(tmp_path, zip_format, best_prec1=np.float32(85.5), epoch=np.int64(7),
+                 arch=np.str_("net"), acc={"top1": [np.float64(1), np.float16(2), np.bool_(True)]},
+                 history=[{"epoch": np.int32(7), "val_loss": np.float64(0.5)}])  # fmt: skip
+    found = load_checkpoint(path)
+    values = {name: found[name] for name in ("best_prec1", "epoch", "arch", "history")}
+    assert values == {"best_prec1": 85.5, "epoch": 7, "arch": "net",
+                      "history": [{"epoch": 7, "val_loss": 0.5}]}  # fmt: skip
+    assert [type(value) for value in values.values()] == [float, int, str, list]
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+@pytest.mark.parametrize(("value", "name"), [
+    (argparse.Namespace(lr=np.float64(0.1)), "argparse.Namespace"),
+    (datetime.timedelta(1), "datetime.timedelta"),
+    (Path("clips"), "pathlib"),
+    (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    (np.zeros(3), "numpy._core.multiarray._reconstruct"),
+])  # fmt: skip
+def test_what_is_not_plain_data_is_named_and_the_command_converts_it(
+    tmp_path, monkeypatch, zip_format, value, name
+):
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path, zip_format, args=value)
+    with pytest.raises(UserError) as refusal:
+        load_checkpoint(path)
+    message = str(refusal.value)
+    assert f"{path}: has more than plain data: {name}" in message and "\n" not in message
+    assert "if you trust who made it" in message and "earlier" not in message
+    words = shlex.split(message[message.index("python -c"):])
+    subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
+    assert load_checkpoint("foreign_weights.pth.tar")["state_dict"]["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("function", [os.system, eval, subprocess.getoutput])
+def test_no_command_is_given_for_what_only_runs_code(tmp_path, function):
+    class Trap:
+        def __reduce__(self):
+            return function, ("0",)
+
+    with pytest.raises(UserError) as refusal:
+        load_checkpoint(saved(tmp_path, args=Trap()))
+    message = str(refusal.value)
+    assert f".{function.__name__})" in message and "take an earlier one" in message
+    assert "python -c" not in message
