@@ -366,16 +366,15 @@ def main(arguments=None) -> int:
     def command():
         stopping.ready()
         processes.meet()
-        status = run_command(parse_arguments(arguments), arguments)
-        # After a failure the others may be waiting for this process, and NCCL for them.
-        processes.leave()
-        return status
+        return run_command(parse_arguments(arguments), arguments)
 
     with stopping.watched_output(), processes.only_main_prints():
         try:
-            return exit_status(command, processes.is_first_to_report)
+            status = exit_status(command, processes.is_first_to_report)
         finally:
             stopping.over()
+        processes.leave(has_failed=status != 0)
+        return status
 
 
 if __name__ == "__main__":
