@@ -268,11 +268,11 @@ def run_training(config: Config, options, device) -> None:
     try:
         is_over = training_is_over(config, run.epoch, run.validation_losses)
         if not is_over or not is_recorded(config, run.history):
-            for callback in callbacks:
-                callback.on_start(run, train_loader)
             if is_over:  # it died after its last checkpoint
                 labels = torch.from_numpy(validation_set.labels)
                 run.evaluated = validate(run, validation_loader), labels
+            for callback in callbacks:
+                callback.on_start(run, train_loader)
         train(run, train_loader, validation_loader, callbacks)
     except OSError as error:
         error.filename = error.filename or str(config.run_folder)  # a full disk does not name it
