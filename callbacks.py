@@ -219,6 +219,8 @@ class TensorBoard(Callback):
             self.writers["train"].add_image("input", strip, 0, dataformats="HWC")
         for row in run.history:
             self.add_row(row)
+        self.add_matrix(run)
+        self.flush()
 
     def add_row(self, row):
         """Adds one row of the history to the curves.
@@ -240,19 +242,29 @@ class TensorBoard(Callback):
             if name != "epoch":
                 writer.add_scalar(name.removeprefix("val_"), value, row["epoch"])
 
-    def on_epoch(self, run, logits, labels, is_best):
-        self.add_row(run.history[-1])
-        for writer in self.writers.values():
-            writer.flush()
-
-    def on_end(self, run):
-        """Adds the confusion matrix after the last epoch."""
+    def add_matrix(self, run):
+        """Add the confusion matrix of the last epoch, if this process has validated it."""
         if self.writers and run.evaluated is not None:
-            matrix = confusion_matrix(*run.evaluated)
-            picture = draw_confusion_matrix(matrix, run.class_names)
+            picture = draw_confusion_matrix(confusion_matrix(*run.evaluated), run.class_names)
             self.writers["validation"].add_image(
                 "confusion_matrix", picture, run.epoch, dataformats="HWC"
             )
+
+    def flush(self):
+        """Write what was added: once history.csv has an epoch, a resumed run adds no more of it."""
+        for writer in self.writers.values():
+            writer.flush()
+
+    def on_epoch(self, run, logits, labels, is_best):
+        self.add_row(run.history[-1])
+        if training_is_over(run.config, run.epoch, run.validation_losses):
+            self.add_matrix(run)
+        self.flush()
+
+    def on_end(self, run):
+        """Close the log, with the confusion matrix if the run was stopped before its last epoch."""
+        if not training_is_over(run.config, run.epoch, run.validation_losses):
+            self.add_matrix(run)
         for writer in self.writers.values():
             writer.close()
 
@@ -370,7 +382,10 @@ class BadClipList(Callback):
 
 
 def build_callbacks(run: Run) -> list[Callback]:
-    """What watches and records a run, in the order in which it is called."""
+    """What watches and records a run, in the order in which it is called.
+
+    History comes after all else that is written: a run whose history.csv is whole is recorded.
+    """
     return [
         BadClipList(),
         StopOnBadLoss(),

@@ -272,11 +272,11 @@ def run_training(config: Config, options, device) -> None:
     try:
         is_over = training_is_over(config, run.epoch, run.validation_losses)
         if not is_over or not is_recorded(config, run.history) or not is_scored(config):
-            for callback in callbacks:
-                callback.on_start(run, train_loader)
             if is_over:  # it died after its last checkpoint
                 labels = torch.from_numpy(validation_set.labels)
                 run.evaluated = validate(run, validation_loader), labels
+            for callback in callbacks:
+                callback.on_start(run, train_loader)
         train(run, train_loader, validation_loader, callbacks)
     except OSError as error:
         error.filename = error.filename or str(config.run_folder)  # a full disk does not name it
@@ -383,16 +383,15 @@ def main(arguments=None) -> int:
         stopping.ready()
         processes.meet()
         with FolderLock() as lock:
-            status = run_command(parse_arguments(arguments), arguments, lock)
-        # After a failure the others may be waiting for this process, and NCCL for them.
-        processes.leave()
-        return status
+            return run_command(parse_arguments(arguments), arguments, lock)
 
     with stopping.watched_output(), processes.only_main_prints():
         try:
-            return exit_status(command, processes.is_first_to_report)
+            status = exit_status(command, processes.is_first_to_report)
         finally:
             stopping.over()
+        processes.leave(has_failed=status != 0)
+        return status
 
 
 if __name__ == "__main__":

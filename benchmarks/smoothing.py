@@ -58,7 +58,7 @@ def train_network(folder: Path, epochs: int):
                 data_set.add(name, [simplejpeg.encode_jpeg(frame, 92)
                                     for frame in frames[start : start + 36]])  # fmt: skip
     training = Training(data_set, "cpu", "cpu")
-    training.write_config()
+    training.write_config(anew=True)
     assert train.main(["-c", str(training.config_path), "-g", "cpu", "--set",
                        f"num_epochs={epochs}", "--set", "num_workers=0"]) == 0  # fmt: skip
     data_set.close()

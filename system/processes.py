@@ -4,6 +4,7 @@ In a single process, each function is valid and costs nothing.
 """
 
 import argparse
+import gc
 import hashlib
 import os
 import sys
@@ -118,6 +119,10 @@ class Meeting:
         """Initialize the process group of the processes that have met."""
         if not launched():
             return
+        # Its functions keep, as a default argument, the group that exists when it is imported, and
+        # DDP imports it: the group's threads would live as long as the process. See `leave`.
+        from torch.distributed.nn import functional  # noqa: F401
+
         # Flags and metrics travel between CPUs, gradients between the devices.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         count = int(os.environ["WORLD_SIZE"])
@@ -167,10 +172,17 @@ def wait_for_all() -> None:
     all_max(done=1)
 
 
-def leave() -> None:
-    """Destroy the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave(has_failed: bool = False) -> None:
+    """Destroy the process group, if there is one, and join its threads.
+
+    gloo's threads release tensors, which needs the GIL. If Python is exiting at that moment, it
+    ends such a thread in the middle of a destructor, and C++ aborts the process.
+    has_failed: the others may still wait for this process, and NCCL for them.
+    """
+    if not dist.is_initialized() or (has_failed and "nccl" in dist.get_backend_config()):
+        return
+    dist.destroy_process_group()
+    gc.collect()  # DDP, which is in reference cycles, keeps the group
 
 
 def rank() -> int:

@@ -182,7 +182,7 @@ class Command:
 
     def has_left_processes(self) -> bool:
         """Whether anything of its process group is still there a moment after its end."""
-        for _ in range(50):
+        for _ in range(600):
             try:
                 os.killpg(self.process.pid, 0)
             except ProcessLookupError:

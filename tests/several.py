@@ -185,9 +185,15 @@ def run_command(flags, watch=False, **fault) -> dict:
             status = train.main(flags)
         except PowerCut:
             status = "power cut"
+    threads = names_of_threads()
     processes.leave()  # which a command that failed did not do, as its process would end
     return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue(),
-            "written": list(WRITTEN), "ended": time.time(), "watched": watched}
+            "written": list(WRITTEN), "ended": time.time(), "watched": watched, "threads": threads}
+
+
+def names_of_threads() -> list[str]:
+    """Of this process, those of C++ included."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 WRITTEN = []  # what the running command creates, opens for writing, renames or removes

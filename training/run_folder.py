@@ -129,7 +129,7 @@ def _append_versions(path, devices) -> None:
 
 
 def is_recorded(config: Config, history: list[dict]) -> bool:
-    """Whether history.csv has all rows of the history."""
+    """Whether history.csv, which is written last, has all rows of the history."""
     path = config.run_folder / HISTORY_FILE
     return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > len(history)
 
