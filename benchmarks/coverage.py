@@ -127,8 +127,8 @@ def coverage_of_difference(shares, num_clips, repeats, seed=0) -> tuple[float, f
 
 def tables(repeats: int) -> str:
     return "\n\n".join([
-        f"Coverage of the 95 % interval in percent, and its mean width in points; {repeats:,} "
-        "repetitions of each case.",
+        f"`python benchmarks/coverage.py --repeats {repeats}`",
+        "Coverage of the 95 % interval in percent, and (in brackets) its mean width in points.",
         "One training, by groups (10 clips of each, where not said):\n\n" + by_groups(repeats),
         "Several trainings, by the standard deviation of their true scores (the interval of one "
         "training is of its own true score only):\n\n" + by_seeds(repeats),
