@@ -12,7 +12,6 @@ on 20 training clips per class. `--opposites` adds how often the direction of a 
 """
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -33,12 +32,12 @@ from benchmarks import machine
 from benchmarks.finished import is_evaluated, is_finished
 from benchmarks.folds import PROJECT, Fold, make_folds, make_smaller_sets
 from benchmarks.memory_a_clip import kept_for_backward
+from benchmarks.tables import Tested, add_intervals, markdown, packed, report
 from clips.annotations import read_labels
 from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
 from scoring.evaluation import right_clips
-from scoring.intervals import accuracy_interval, compare_on_same_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import load_config
@@ -48,8 +47,6 @@ from training.run_folder import HISTORY_FILE
 
 DATA_KEYS = ("train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv",
              "output_dir", "group")  # fmt: skip
-# More variants are compared with the first one only.
-MOST_IN_ALL_PAIRS = 6
 
 
 def main(arguments=None) -> int:
@@ -60,12 +57,9 @@ def main(arguments=None) -> int:
 def run(options, arguments) -> None:
     about = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     command = shlex.join(["python", "benchmarks/compare.py", *arguments])
-    text = f"`{command}`\n\n{about['machine']}, {about['versions']}, {about['date']}\n\n"
-    text += f"{options.note}\n\n" if options.note else ""
     config = load_config(PROJECT / options.config)
     folds, words = folds_of(options)
-    text += f"Cross-validation: {words}.\n\n" if words else ""
-    rows, pairs, tested, beside = [], [], {}, {}
+    rows, clip_sets, beside = [], [], {}
     for name, *changes in variants_of(options):
         own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
         runs, all_tested = [], []
@@ -76,19 +70,19 @@ def run(options, arguments) -> None:
                 beside = beside or own_yardsticks
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
-        tested[name] = replace(all_tested[0], right=np.concatenate([
+        tested = replace(all_tested[0], right=np.concatenate([
             each.right for each in all_tested]))  # [S, N]
-        rows.append(summary(options, name, changes, runs, tested[name]))
+        rows.append(summary(options, name, changes, runs) | packed(tested, clip_sets))
         if options.clips_per_class:
             rows[-1]["yardsticks"] = own_yardsticks
+        contents = about | {"command": command, "note": options.note, "rows": rows, "folds": words,
+                            "yardsticks": beside, "clip_sets": clip_sets,
+                            "config": config.model_dump(mode="json", exclude_defaults=True)}
+        add_intervals(contents)
         print(markdown([rows[-1]]).split("\n")[2], flush=True)
-        pairs = compared_pairs(tested)
         if options.save:  # after each variant, since the next may take hours
-            contents = about | {"command": command, "note": options.note, "rows": rows,
-                                "pairs": pairs, "folds": words, "yardsticks": beside,
-                                "config": config.model_dump(mode="json", exclude_defaults=True)}
-            machine.save(options.save, contents, text + tables(rows, pairs, beside) + "\n")
-    print("\n" + text + tables(rows, pairs, beside))
+            machine.save(options.save, contents, report(contents))
+    print("\n" + report(contents))
 
 
 def yardsticks_of(trained: list["Trained"]) -> dict[str, float]:
@@ -97,12 +91,6 @@ def yardsticks_of(trained: list["Trained"]) -> dict[str, float]:
     return {words: float(np.average([each.last[f"val_{name}"] for each in trained], weights=counts))
             for name, words in YARDSTICKS.items()
             if all(f"val_{name}" in each.last for each in trained)}
-
-
-def tables(rows, pairs, beside: dict[str, float]) -> str:
-    values = ", ".join(f"{name} {value:.1f} %" for name, value in beside.items())
-    line = f"Yardsticks, validation top-1: {values}.\n\n" if beside else ""
-    return line + markdown(rows) + pairs_table(pairs)
 
 
 def variants_of(options) -> list[list[str]]:
@@ -199,15 +187,6 @@ def run_train(config, keys, *flags) -> None:
         raise SystemExit(f"{shlex.join(command)}\n{finished.stderr}")
 
 
-@dataclass
-class Tested:
-    """The validation clips of all folds, sorted by id, and which of them are right."""
-
-    ids: np.ndarray  # str [N]
-    groups: np.ndarray | None  # str [N]
-    right: np.ndarray  # float [S, N]; NaN for clips that could not be read
-
-
 def together(all_saved: list[SavedLogits]) -> Tested:
     """Join the validation clips of one seed's runs."""
     ids = np.concatenate([saved.ids for saved in all_saved])
@@ -275,12 +254,11 @@ def network_of(options, changes):
     return config, build_model(config, num_classes)
 
 
-# --- the tables --------------------------------------------------------------------------------
+def summary(options, name, changes, runs) -> dict:
+    """Return the row of a variant, without intervals.
 
-
-def summary(options, name, changes, runs, tested: Tested) -> dict:
-    """Return the row of a variant. runs: as `scores_of_seed` returns them, one per seed."""
-    interval = accuracy_interval(tested.right, tested.groups)
+    runs: as `scores_of_seed` returns them, one per seed.
+    """
     csvs = [PROJECT / folder / "predictions.csv" for each in runs for folder in each["folders"]]
     opposites = opposites_told_apart(csvs, options.opposites) if options.opposites else {}
     return {
@@ -289,72 +267,12 @@ def summary(options, name, changes, runs, tested: Tested) -> dict:
         "runs": runs,
         "top1": statistics.mean(each["top1"] for each in runs),
         "top1_range": [min(each["top1"] for each in runs), max(each["top1"] for each in runs)],
-        "top1_interval": [interval.low, interval.high],
-        "interval_method": interval.method,
         "loss": statistics.mean(each["loss"] for each in runs),
         "train_top1": statistics.mean(each["train_top1"] for each in runs),
         "clips_per_second": statistics.median(each["clips_per_second"] for each in runs),
         **size(options, changes),
         **opposites,
     }
-
-
-def markdown(rows) -> str:
-    """Return a table of the scores after the last epoch: means over the seeds, with intervals."""
-    columns = {
-        "variant": lambda row: row["variant"],
-        "seeds": lambda row: str(len(row["runs"])),
-        "validation top-1, %": lambda row: f"{row['top1']:.1f}",
-        "95 % interval": lambda row: "{:.1f} to {:.1f}".format(*row["top1_interval"]),
-        "lowest to highest seed": lambda row: "{:.1f} to {:.1f}".format(*row["top1_range"]),
-        "validation loss": lambda row: f"{row['loss']:.3f}",
-        "training top-1, %": lambda row: f"{row['train_top1']:.1f}",
-        "parameters": lambda row: f"{row['parameters']:,}",
-        "GFLOP per clip": lambda row: f"{row['gflop']:.2f}",
-        "MiB per clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
-        "training clips/s": lambda row: f"{row['clips_per_second']:.1f}",
-    }
-    linear = YARDSTICKS["linear_top1"]
-    if linear in rows[0].get("yardsticks", {}):
-        columns[f"{linear}, %"] = lambda row: f"{row['yardsticks'][linear]:.1f}"
-    if "pair" in rows[0]:
-        columns["right pair, %"] = lambda row: f"{row['pair']:.1f}"
-        columns["direction right, % of these"] = lambda row: f"{row['direction']:.1f}"
-    methods = "; ".join(dict.fromkeys(row["interval_method"] for row in rows))
-    return f"{table(columns, rows)}\n\nLast epoch of each training. 95 % intervals: {methods}."
-
-
-def compared_pairs(tested: dict[str, Tested]) -> list[dict]:
-    """Compare the variants that were validated on the same clips, two by two."""
-    pairs = itertools.combinations(tested, 2)
-    if len(tested) > MOST_IN_ALL_PAIRS:
-        first, *others = tested
-        pairs = [(first, other) for other in others]
-    return [
-        {"second": second, "first": first} | compare_on_same_clips(
-            tested[second].right, tested[first].right, tested[first].groups)._asdict()
-        for first, second in pairs
-        if np.array_equal(tested[first].ids, tested[second].ids)
-    ]  # fmt: skip
-
-
-def pairs_table(pairs) -> str:
-    """Return a table of the pairs, after an empty line; an empty string if there are none."""
-    columns = {
-        "on the same clips": lambda row: f"{row['second']} against {row['first']}",
-        "difference, points": lambda row: f"{row['difference']:+.1f}",
-        "95 % interval (paired bootstrap)": lambda row: f"{row['low']:+.1f} to {row['high']:+.1f}",
-        "clips that only the first has right": lambda row: f"{row['only_first']:.1f}",
-        "only the second": lambda row: f"{row['only_second']:.1f}",
-        "McNemar's exact p": lambda row: "" if row["p"] is None else f"{row['p']:.3g}",
-    }
-    return f"\n\n{table(columns, pairs)}" if pairs else ""
-
-
-def table(columns, rows) -> str:
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[cell(row) for cell in columns.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,12 @@ def describe(device: torch.device) -> dict[str, str]:
 def save(name: str, contents: dict, text: str) -> None:
     """Writes results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
-    write_whole(RESULTS / f"{name}.json", json.dumps(contents, indent=2) + "\n")
+    write_whole(RESULTS / f"{name}.json", as_json(contents))
     write_whole(RESULTS / f"{name}.md", text)
+
+
+def as_json(contents: dict) -> str:
+    return json.dumps(contents, indent=2) + "\n"
 
 
 def _cpu_name() -> str:

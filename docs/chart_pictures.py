@@ -205,7 +205,7 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Top-1 of each variant and its interval, best first, beside the yardsticks.
+    """Top-1 of each variant and its interval, if known, best first, beside the yardsticks.
 
     results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps.
     """
@@ -217,7 +217,7 @@ def draw_remedies(results) -> str:
     for place, row in enumerate(rows):
         axes.plot(row["train_top1"], place, "o", color=LIGHT["orange"], markersize=7,
                   fillstyle="none", markeredgewidth=1.6)  # fmt: skip
-        _draw_range(axes, row | {"top1_range": row["top1_interval"]}, place, LIGHT["blue"])
+        _draw_score(axes, row, place, LIGHT["blue"])
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row is baseline else "normal")
@@ -229,7 +229,7 @@ def draw_remedies(results) -> str:
     axes.spines[["left", "bottom"]].set_visible(False)
     _draw_yardsticks(axes, results.get("yardsticks", {}), len(rows) + 0.1)
     axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
-    for x, text, colour in ((0, "● validation, and its 95 % interval", "blue"),
+    for x, text, colour in ((0, _legend(rows), "blue"),
                             (330, "○ training, on augmented clips", "orange")):  # fmt: skip
         shown = axes.annotate(text, (0, 0), (x, -44), xycoords="axes fraction", color=LIGHT[colour],
                               textcoords="offset points", fontweight="bold")  # fmt: skip
@@ -248,13 +248,18 @@ def _draw_yardsticks(axes, yardsticks, top) -> None:
                   bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
-def _draw_range(axes, row, place, colour) -> None:
-    """The mean of a variant's runs as a dot and a number, their range as a line."""
-    axes.plot(row["top1_range"], [place, place], color=colour, linewidth=5, alpha=0.35,
-              solid_capstyle="round")  # fmt: skip
+def _draw_score(axes, row, place, colour) -> None:
+    """The mean of a variant's runs as a dot and a number, its interval, if known, as a line."""
+    if row["top1_interval"]:
+        axes.plot(row["top1_interval"], [place, place], color=colour, linewidth=5, alpha=0.35,
+                  solid_capstyle="round")  # fmt: skip
     axes.plot(row["top1"], place, "o", color=colour, markersize=9)
     axes.annotate(f"{row['top1']:.1f}", (1, place), (46, 0), xycoords=axes.get_yaxis_transform(),
                   textcoords="offset points", ha="right", va="center", color=colour)  # fmt: skip
+
+
+def _legend(rows) -> str:
+    return "● validation" + ", and its 95 % interval" * any(row["top1_interval"] for row in rows)
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -272,7 +277,7 @@ def draw_approaches(results) -> str:
     right.set_title("GFLOP per clip")
     for place, row in enumerate(rows):
         colour = LIGHT["muted" if row["variant"] == "one frame" else "blue"]
-        _draw_range(axes, row | {"top1_range": row["top1_interval"]}, place, colour)
+        _draw_score(axes, row, place, colour)
         right.barh(place, row["gflop"], color=colour, height=0.5)
         right.annotate(f"{row['gflop']:.2f}", (row["gflop"], place), (6, 0), va="center",
                        textcoords="offset points", color=colour)  # fmt: skip
@@ -287,7 +292,7 @@ def draw_approaches(results) -> str:
         panel.set_ylim(-0.6, len(rows) + 0.4)
         panel.tick_params(length=0)
         panel.spines[["left", "bottom"]].set_visible(False)
-    axes.annotate("● validation, and its 95 % interval", (0, 0), (0, -44),
+    axes.annotate(_legend(rows), (0, 0), (0, -44),
                   xycoords="axes fraction", textcoords="offset points", color=LIGHT["blue"],
                   fontweight="bold")  # fmt: skip
     return to_svg(figure, "Validation top-1 of networks, and the operations that a clip takes")

@@ -17,7 +17,6 @@ from reporting.confusion_matrix import save_confusion_matrix
 from reporting.line_chart import LineChart, line_chart
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
-from scoring.intervals import wilson
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import parse_override
@@ -301,6 +300,7 @@ def evaluated(run: RunFolder) -> dict:
     pairs = [(saved.classes[true], saved.classes[predicted], count)
              for true, predicted, count in results.most_confused(matrix, NUM_PAIRS)]
     scores = evaluation.format_with_intervals(saved.logits, saved.labels, saved.groups)
+    intervals = evaluation.class_intervals(saved.logits, saved.labels, saved.groups)
     clips, clips_note = wrong_clips(run)
     return {
         "origin": origin(run),
@@ -309,7 +309,8 @@ def evaluated(run: RunFolder) -> dict:
         "num_clips": len(saved.ids),
         "skipped": [saved.ids[index] for index in saved.logits[:, 0].isnan().nonzero()[:, 0]],
         "num_wrong": int(matrix.sum() - np.diag(matrix).sum()),
-        "classes": class_bars(matrix, saved.classes),
+        "classes": class_bars(matrix, saved.classes, intervals),
+        "class_intervals": evaluation.method_of_classes(saved.groups),
         "calibration": evaluation.calibration(saved.logits, saved.labels),
         "pairs": pairs,
         "matrix": matrix_rows(matrix, saved.classes),
@@ -352,14 +353,16 @@ def _in_words(network: results.Weights) -> str:
     return f"{epoch}{steps} ({network.path})"
 
 
-def class_bars(matrix, classes) -> list[tuple[str, int, int, str]]:
-    """Return (class, correctly classified clips, all its clips, interval), worst class first."""
+def class_bars(matrix, classes, intervals) -> list[tuple[str, int, int, str]]:
+    """Return (class, correctly classified clips, all its clips, interval), worst class first.
+
+    intervals: one per class, as `evaluation.class_intervals` returns them.
+    """
     totals = matrix.sum(1)
     shares = np.diag(matrix) / np.maximum(totals, 1)
     order = np.argsort(np.where(totals > 0, shares, 2), kind="stable")  # those without clips last
     return [(classes[index], int(matrix[index, index]), int(totals[index]),
-             "{:.1f} to {:.1f}".format(*wilson(100 * shares[index], int(totals[index]))))
-            for index in order]
+             str(intervals[index] or "")) for index in order]
 
 
 def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:

@@ -151,6 +151,25 @@ def score_intervals(logits, labels, groups=None) -> dict[str, Interval]:
             for k in accuracy_ranks(logits.shape[1])}
 
 
+def class_intervals(logits, labels, groups=None) -> list[Interval | None]:
+    """Return the 95 % interval of each class's accuracy; None for a class without clips."""
+    right, labels = right_clips(logits, labels), labels.numpy()
+    found = []
+    for label in range(logits.shape[1]):
+        is_own = (labels == label) & ~np.isnan(right)
+        own_groups = None if groups is None else groups[is_own]
+        found.append(accuracy_interval(right[is_own], own_groups) if is_own.any() else None)
+    return found
+
+
+def method_of_classes(groups) -> str:
+    """Return in words how `class_intervals` computes its intervals."""
+    if groups is None:
+        return "Wilson"
+    return ("Clopper-Pearson at the effective number of clips, from the groups of each class; "
+            "Wilson for a class of one group")
+
+
 def format_scores(scores: dict[str, float], intervals: dict[str, Interval] | None = None) -> str:
     """Return `loss 0.1230   top-1 95.00 %   top-5 100.00 %`, with intervals in brackets."""
     words = [f"loss {scores['loss']:.4f}"]

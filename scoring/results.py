@@ -12,24 +12,34 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from config import Config
-from scoring.evaluation import confusion_matrix, format_with_intervals
-from scoring.intervals import wilson
+from scoring.evaluation import (
+    class_intervals,
+    confusion_matrix,
+    format_with_intervals,
+    method_of_classes,
+)
 from system.errors import UserError
 from training.run_folder import LAST_CHECKPOINT
 
 LOGITS_FILE = "logits.npz"
 
 
-def print_report(matrix, class_names, num_pairs=10) -> None:
-    """Print the accuracy of each class, and the pairs of classes that are most often confused."""
+def print_report(logits, labels, class_names, groups=None, num_pairs=10) -> None:
+    """Print the accuracy of each class, and the pairs of classes that are most often confused.
+
+    groups: str [N]; None: unknown.
+    """
+    matrix = confusion_matrix(logits, labels)
+    intervals = class_intervals(logits, labels, groups)
     width = max(map(len, class_names))
-    print("\nper-class accuracy, with Wilson's 95 % interval")
-    for name, row, right in zip(class_names, matrix, np.diag(matrix), strict=True):
+    print(f"\nper-class accuracy, with 95 % intervals ({method_of_classes(groups)})")
+    for name, row, right, interval in zip(class_names, matrix, np.diag(matrix), intervals,
+                                          strict=True):
         text = "     - %"
-        if num_clips := int(row.sum()):
-            share = 100 * right / num_clips
-            text = f"{share:6.2f} % ({{:5.1f}} to {{:5.1f}})".format(*wilson(share, num_clips))
-        print(f"  {name:<{width}}  {text}   {right} of {num_clips}")
+        if interval:
+            text = (f"{100 * right / row.sum():6.2f} % ({interval.low:5.1f} to "
+                    f"{interval.high:5.1f})")
+        print(f"  {name:<{width}}  {text}   {right} of {row.sum()}")
     pairs = most_confused(matrix, num_pairs)
     print("\nmost confused" if pairs else "\nevery clip is classified correctly")
     for true, predicted, count in pairs:
@@ -67,7 +77,7 @@ def print_results(annotations, logits, class_names) -> None:
         print(f"{num_clips:,} clips predicted; no labels, so no accuracy")
         return
     labels = torch.from_numpy(annotations.labels)
-    print_report(confusion_matrix(logits, labels), class_names)
+    print_report(logits, labels, class_names, annotations.groups)
     print("\n" + format_with_intervals(logits, labels, annotations.groups))
 
 

@@ -12,8 +12,8 @@ from system import stopping
 # Modules that a command imports, by the file that has their packages.
 MODULES = {
     "requirements.txt": ("torch", "torchvision", "numpy", "pandas", "simplejpeg", "PIL", "cv2",
-                         "av", "pydantic", "tqdm", "sklearn", "matplotlib", "jinja2",
-                         "tensorboardX"),
+                         "av", "pydantic", "tqdm", "scipy", "sklearn", "matplotlib",
+                         "jinja2", "tensorboardX"),
     "requirements-export.txt": ("onnx", "onnxscript", "onnxruntime"),
 }  # fmt: skip
 

@@ -242,6 +242,9 @@ def test_remedies_are_shown_beside_yardsticks():
     assert "linear model: 43.8" in words and "most frequent class: 17.9" in words
     assert picture == charts.draw_remedies(results)  # the same results, the same bytes
     assert "linear model" not in check(charts.draw_remedies({"rows": results["rows"]}))
+    unknown = [row | {"top1_interval": None} for row in results["rows"]]
+    words = check(charts.draw_remedies({"rows": unknown}))
+    assert "validation" in words and "interval" not in words
 
 
 def test_approaches_are_shown_beside_yardsticks():

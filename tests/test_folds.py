@@ -12,9 +12,9 @@ from conftest import make_config
 from runs import make_settings, read_csv, write_config
 
 import train
-from benchmarks import compare, machine
+from benchmarks import compare, machine, tables
 from benchmarks.folds import make_folds
-from scoring.intervals import compare_on_same_clips
+from scoring.intervals import accuracy_interval, compare_on_same_clips
 from scoring.results import read_logits
 from system.errors import UserError
 
@@ -172,17 +172,85 @@ def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
         logits = [read_logits(folder / "logits.npz") for folder in own]
         right.append(np.concatenate([each.logits.argmax(1) == each.labels for each in logits]))
         assert row["top1"] == pytest.approx(100 * right[-1].mean()) and len(right[-1]) == 18
-        assert row["interval_method"] == "bootstrap over 3 groups"
+        assert row["interval_method"] == (
+            "Clopper-Pearson at the effective number of clips, from 3 groups")
         assert row["runs"][0]["folds"] == pytest.approx([
             float(read_csv(folder / "history.csv")[-1]["val_top1"]) for folder in own])
-    found = compare_on_same_clips(right[1], right[0], np.repeat(PEOPLE, 6))
+    groups = np.repeat(PEOPLE, 6)
+    found = compare_on_same_clips(right[1], right[0], groups)
     (pair,) = saved["pairs"]
     assert (pair["first"], pair["second"], pair["p"]) == ("plain", "faster", None)
     assert pair["difference"] == pytest.approx(found.difference)
+    assert (pair["low"], pair["method"]) == (None, "3 groups are too few")
+    for row, own in zip(saved["rows"], right, strict=True):
+        assert row["top1_interval"] == list(accuracy_interval(own, groups)[:2])
     text = (tmp_path / "results" / "test.md").read_text()
     assert "Cross-validation: one of 3 groups left out (ann, bob, eve) of 18 clips." in text
     assert "| faster against plain | " in text and "| 95 % interval |" in text
+    assert "95 % intervals: 3 groups are too few." in text
     assert text in capsys.readouterr().out
+
+
+# --- saved results -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Results of two variants with three seeds each, of 40 clips of 8 people; without intervals."""
+    groups = np.repeat([f"person {number}" for number in range(8)], 5)
+    clips = tables.Tested(np.array([f"clip {number}" for number in range(40)]), groups,
+                          np.random.default_rng(0).choice([0, 1, np.nan], (3, 40)))
+    rows, clip_sets = [], []
+    for name in ("first", "second"):
+        rows.append({"variant": name, "runs": [1, 2, 3], "top1": 50.0, "top1_range": [40.0, 60.0],
+                     "loss": 1.0, "train_top1": 70.0, "parameters": 1000, "gflop": 0.1,
+                     "kept_mib_a_clip": 1.0, "clips_per_second": 100.0})
+        rows[-1] |= tables.packed(clips, clip_sets)
+        clips.right = 1 - clips.right
+    assert len(clip_sets) == 1
+    contents = {"machine": "a machine", "versions": "python 3", "date": "today", "command": "c",
+                "note": "", "folds": "", "yardsticks": {}, "rows": rows, "clip_sets": clip_sets}
+    path = tmp_path / "saved.json"
+    path.write_text(json.dumps(contents))
+    return path, clips
+
+
+def test_tables_are_printed_anew_from_saved_results(saved, capsys):
+    path, clips = saved
+    assert tables.main([str(path)]) == 0
+    rows, (pair,) = (json.loads(path.read_text())[key] for key in ("rows", "pairs"))
+    expected = [accuracy_interval(one, clips.groups) for one in (clips.right, 1 - clips.right)]
+    assert [row["top1_interval"] for row in rows] == [list(each[:2]) for each in expected]
+    found = compare_on_same_clips(1 - clips.right, clips.right, clips.groups)._asdict()
+    assert pair == {"second": "second", "first": "first"} | found
+    text = path.with_suffix(".md").read_text()
+    assert text in capsys.readouterr().out
+    assert f"| 50.0 | {expected[0]} |" in text and f"95 % intervals: {found['method']}." in text
+    assert tables.main([str(path)]) == 0 and path.with_suffix(".md").read_text() == text
+
+
+def test_a_file_without_the_clips_results_keeps_its_intervals(saved, capsys):
+    path, _ = saved
+    contents = json.loads(path.read_text()) | {"pairs": []}
+    for row, interval in zip(contents["rows"], (None, [45.0, 55.0]), strict=True):
+        del row["right"]
+        row |= {"top1_interval": interval, "interval_method": "none where clips lack"}
+    path.write_text(json.dumps(contents))
+    assert tables.main([str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "| 50.0 | none |" in text and "| 50.0 | 45.0 to 55.0 |" in text
+    assert "95 % intervals: none where clips lack." in text
+    assert json.loads(path.read_text()) == contents
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{}]}'])
+def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
+    path = tmp_path / "other.json"
+    assert tables.main([str(path)]) == 2 and "cannot be read" in capsys.readouterr().err
+    path.write_text(text)
+    assert tables.main([str(path)]) == 2
+    assert f"{path}: not a file that compare.py --save wrote" in capsys.readouterr().err
+    assert path.read_text() == text
 
 
 def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
