@@ -30,9 +30,9 @@ import pandas as pd
 import torch
 
 from benchmarks import machine
+from benchmarks.activations import kept_for_backward
 from benchmarks.finished import is_evaluated, is_finished
 from benchmarks.folds import PROJECT, Fold, make_folds, make_smaller_sets
-from benchmarks.memory_a_clip import kept_for_backward
 from clips.annotations import read_labels
 from model import build_model
 from networks.recompute import recompute_activations
