@@ -37,9 +37,10 @@ def check(device, options, _folder):
 
 def measure(device, options, _folder):
     """Yield the times of each convolution, the smallest first, in the first precision and fp32."""
-    for precision in dict.fromkeys([options.precisions[0], "fp32"]):
-        config = step.config_for(options, precision)
-        yield from measure_in(precision_name(config.precision, device), config, device)
+    configs = [step.config_for(options, name) for name in (options.precisions[0], "fp32")]
+    for precision, config in {precision_name(config.precision, device): config
+                              for config in configs}.items():
+        yield from measure_in(precision, config, device)
 
 
 def measure_in(precision, config, device):

@@ -25,7 +25,7 @@ WIDTH = 176
 def measure(device, options, folder) -> list[dict]:
     """Return µs per frame, the plain way and ours; the limit is reading and decoding alone."""
     prepare_decoders()
-    config = write_clips(Path(folder) / "loader")
+    config = write_clips(Path(folder) / "loader", NUM_CLIPS)
     names = Path(config.labels_csv).read_text().split("\n")[:-1]
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, names)
     clips = [(str(clip_id), 0) for clip_id in annotations.ids]
@@ -65,7 +65,7 @@ def read_all(paths, max_pixels) -> None:
         read_frame(path, max_pixels)
 
 
-def write_clips(folder: Path, num_clips=NUM_CLIPS) -> Config:
+def write_clips(folder: Path, num_clips: int) -> Config:
     """Write clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as in Jester."""
     lines = []
     for number in range(num_clips):
