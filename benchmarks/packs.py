@@ -178,7 +178,7 @@ def write_many(path) -> None:
     with open(path, "wb", buffering=2**20) as file, tempfile.TemporaryFile() as central:
         writer = PackWriter(file, central)
         for number in range(CLIPS_OF_JESTER):
-            if number == 1000:
+            if number == 100:
                 file.seek(HOLE, os.SEEK_CUR)
                 writer.position += HOLE
             writer.add_clip(str(number), clip)
@@ -208,8 +208,8 @@ def read_many(packed, num_clips, queue) -> None:
         return list(PackedFrames(packed.clip(str(number)), MAX_PIXELS).read(range(0, 36, 2)))
 
     draw = random.Random(0)
-    read(draw.randrange(2000, num_clips))  # the first one imports and allocates
+    read(draw.randrange(num_clips // 2, num_clips))  # the first one imports and allocates
     before = unshared_megabytes(kind="Private_Dirty")
     for _ in range(READS):
-        read(draw.randrange(2000, num_clips))
+        read(draw.randrange(num_clips // 2, num_clips))
     queue.put(unshared_megabytes(kind="Private_Dirty") - before)
