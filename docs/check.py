@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import jupytext
 
 from config import SCHEMA_FILE, json_schema
-from docs.draw_pictures import MOST_BYTES, PICTURES, RESULTS, Sources
+from docs.draw_pictures import MAX_BYTES, PICTURES, RESULTS, Sources
 from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
 from system.errors import UserError
 
@@ -85,7 +85,7 @@ def check_length(page: Path) -> list[str]:
 def check_picture(path: Path) -> list[str]:
     """Return what is wrong with a picture's size, and with the colours and text of an SVG."""
     problems = []
-    if not MIN_BYTES < path.stat().st_size < MOST_BYTES:
+    if not MIN_BYTES < path.stat().st_size < MAX_BYTES:
         problems.append(f"{path.name}: {path.stat().st_size} bytes")
     if path.name not in PICTURES and path.name not in MADE_BY_HAND:
         problems.append(f"{path.name}: docs/draw_pictures.py does not draw it")

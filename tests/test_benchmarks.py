@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from conftest import make_config
 from torch import nn
 
+import train
 from benchmarks import (
     activations,
     benchmark,
@@ -67,7 +69,7 @@ def measure(results, monkeypatch):
     monkeypatch.setattr(loader, "NUM_CLIPS", 2)
     monkeypatch.setattr(epoch, "DRAWN_CLIPS", 2)
     monkeypatch.setattr(memory, "seconds_to_import_torch", lambda: 1.0)
-    monkeypatch.setattr(subprocess, "run", run_module_in_this_process)
+    monkeypatch.setattr(subprocess, "run", run_in_this_process)
     for name, value in {"DRAWN_CLIPS": 3, "CLIPS_OF_JESTER": 300, "HOLE": 2**33, "READS": 20,
                         "DROP_CACHES": results / "none"}.items():
         monkeypatch.setattr(packs, name, value)
@@ -81,11 +83,13 @@ def measure(results, monkeypatch):
     return measure
 
 
-def run_module_in_this_process(command, **options):
-    """Stands in for `subprocess.run`."""
-    if "benchmarks.memory" not in command:
-        return RUN(command, **options)
-    return memory.main(*command[command.index("benchmarks.memory") + 1 :])
+def run_in_this_process(command, **options):
+    """Stands in for `subprocess.run` where the command is one of ours."""
+    if command[1:3] == ["-m", "benchmarks.memory"]:
+        return memory.main(*command[3:])
+    if command[1] == "train.py":
+        return SimpleNamespace(returncode=train.main([*command[2:], "-g", "cpu"]), stderr="")
+    return RUN(command, **options)
 
 
 RUN = subprocess.run
@@ -180,6 +184,8 @@ path = Path(report + ".json")
 contents = json.loads(path.read_text())
 results = contents["sections"][name]["results"]
 results.append({"what": name, "figure": 1})
+with open("CALLS", "a") as calls:
+    print(json.dumps(sys.argv[1:]), file=calls)
 if name == "epoch":
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     results.append({"what": "sleeper", "figure": sleeper.pid})
@@ -195,7 +201,7 @@ if name == "epoch":
 def run(results, monkeypatch):
     """Runs the command, with a stand-in for its sections; returns its status and the sections."""
     path = results / "stand_in.py"
-    path.write_text(STAND_IN)
+    path.write_text(STAND_IN.replace("CALLS", str(results / "calls")))
     monkeypatch.setattr(benchmark, "COMMAND", [sys.executable, str(path)])
     short = benchmark.SECTIONS["epoch"]._replace(seconds=3)
     monkeypatch.setitem(benchmark.SECTIONS, "epoch", short)
@@ -221,12 +227,16 @@ def test_a_section_that_fails_or_hangs_leaves_the_others(run, results, capsys):
     assert "| epoch | 1 |" in text and text in capsys.readouterr().out
 
 
-def test_what_is_done_is_not_repeated(run):
-    assert run("--sections", "loader", "tests")[0] == 0
+def test_what_is_done_is_not_repeated(run, results):
+    assert run("--sections", "loader", "tests", "--set", "precision=fp32")[0] == 0
     status, saved = run("--sections", "loader", "checks", "--minutes", "0")
     assert status == 1 and saved["checks"]["status"].startswith("left out: no time is left")
     status, saved = run("--sections", "loader", "checks")
     assert status == 0 and len(saved["loader"]["results"]) == 1 == len(saved["checks"]["results"])
+    calls = map(json.loads, (results / "calls").read_text().splitlines())
+    first, second = map(benchmark.parse_arguments, calls)  # as a section's process does
+    assert (first.section, second.section) == ("loader", "checks")
+    assert first.overrides == ["precision=fp32"] and first.report == str(results / "test")
 
 
 def is_running(pid) -> bool:
@@ -314,9 +324,9 @@ def test_opposites_are_told_apart_by_the_direction(tmp_path):
     assert found == {"pair": 80.0, "direction": 50.0}
 
 
-@pytest.mark.slow
 def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
         results, tmp_path, write_config, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", run_in_this_process)
     common = ["-c", write_config(num_epochs=1), "--output", str(tmp_path / "runs"), "--seeds", "0",
               "1", "--opposites", "Left=Right", "--note", "a note", "--save", "test",
               "--variant", "plain"]  # fmt: skip

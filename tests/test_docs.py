@@ -305,7 +305,7 @@ def test_old_and_foreign_and_large_pictures_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(docs_check, "PICTURES", shapes)
     assert docs_check.check_picture(tmp_path / "shapes.svg") == []
     assert len(docs_check.check_drawn(tmp_path)) == 1 and docs_check.check_drawn(DOCS) == []
-    (tmp_path / "other.webp").write_bytes(bytes(draw_pictures.MOST_BYTES))
+    (tmp_path / "other.webp").write_bytes(bytes(draw_pictures.MAX_BYTES))
     found = " ".join(docs_check.check_picture(tmp_path / "other.webp"))
     assert "1000000 bytes" in found and "does not draw it" in found
     assert "not 830 wide" in check_svg((DOCS / "shapes.svg").read_text().replace("830", "900"))
