@@ -74,16 +74,16 @@ def run_gpu_tests(device, options, folder):
 
 SECTIONS = {
     "loader": Section(loader.measure, 120, "The loader"),
-    "step": Section(step.measure, 180, "A training step"),
+    "step": Section(step.measure, 200, "A training step"),
     "evaluation": Section(step.measure_evaluation, 120, "Evaluation"),
-    "epoch": Section(epoch.measure, 180, "An epoch through the loader"),
+    "epoch": Section(epoch.measure, 200, "An epoch through the loader"),
     "memory": Section(memory.measure, 180, "A loader worker's memory, and the start"),
     "tests": Section(run_gpu_tests, 120, "Tests that need a GPU", True),
     "checks": Section(convolutions.check, 60, "Convolutions against fp32"),
     "compiled": Section(step.measure_compiled, 180, "A compiled training step", True),
     "convolutions": Section(convolutions.measure, 60, "Time of each convolution", True),
     "packs": Section(packs.measure, 300, "Packs beside folders"),
-    "activations": Section(activations.measure, 120, "Memory kept for the backward pass"),
+    "activations": Section(activations.measure, 240, "Memory kept for the backward pass"),
 }
 
 
