@@ -33,8 +33,8 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def save(name: str, contents: dict, text: str) -> None:
-    """Write results/NAME.json and results/NAME.md."""
-    (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
+    """Writes results/NAME.json and results/NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
     write_whole(RESULTS / f"{name}.json", json.dumps(contents, indent=2) + "\n")
     write_whole(RESULTS / f"{name}.md", text)
 
