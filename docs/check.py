@@ -151,14 +151,18 @@ def check_figures(page: Path) -> list[str]:
         named = re.search(r"`(\w+)\.md`", line) if line.startswith("|") else None
         if named and (RESULTS / f"{named[1]}.json").exists():
             rows = json.loads((RESULTS / f"{named[1]}.json").read_text())["rows"]
-            known = {f"{row['top1']:.1f}": " ({:.1f} to {:.1f})".format(*row["top1_interval"])
-                     for row in rows}
+            known = {f"{row['top1']:.1f}": interval_of(row) for row in rows}
             shown = re.findall(r"(\d+\.\d)( \([\d.]+ to [\d.]+\))?", line)
             shown = [(score, interval) for score, interval in shown if score in known]
             if not shown or any(interval not in ("", known[score]) for score, interval in shown):
                 problems.append(f"{page.name}: {named[1]}.json has "
                                 f"{', '.join(map(''.join, known.items()))}")
     return problems
+
+
+def interval_of(row) -> str:
+    low_and_high = row["top1_interval"]
+    return "" if None in low_and_high else " ({:.1f} to {:.1f})".format(*low_and_high)
 
 
 def check_charts(page: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What the README, its pages and the Makefile tell people to type, run at a small size."""
 
+import importlib
 import itertools
 import json
 import os
@@ -30,7 +31,6 @@ import predict
 import report
 import teach
 import train
-from benchmarks import benchmark, compare, smoothing
 from config import Config
 from docs.check import PAGES, PROJECT, text_of
 from model import build_model
@@ -173,18 +173,14 @@ def check_development(_, *words):
 
 
 def check_benchmark(_, script, *words):
-    """The flags; a small run of each script is in test_benchmarks.py or test_folds.py."""
-    if script.endswith("benchmark.py"):
-        options = benchmark.parse_arguments(list(words))
-        load_config(PROJECT / "configs/config.json", options.overrides)
-    elif script.endswith("compare.py"):
-        options = compare.parse_arguments(list(words))
-        if options.config == "trainings/my_clips/config.json":
-            assert train.main(["--data", "my_clips/", "--check_data"]) == 0
-        for _, *changes in options.variant:
-            load_config(options.config, options.overrides + changes)
-    else:
-        smoothing.parse_arguments(list(words))
+    """The flags; small runs of these scripts are in test_benchmarks.py and test_folds.py."""
+    script = importlib.import_module(f"benchmarks.{Path(script).stem}")
+    options = script.parse_arguments(list(words))
+    path = getattr(options, "config", PROJECT / "configs/config.json")
+    if path == "trainings/my_clips/config.json":
+        assert train.main(["--data", "my_clips/", "--check_data"]) == 0
+    for _, *changes in getattr(options, "variant", [("unchanged",)]):
+        load_config(path, getattr(options, "overrides", []) + changes)
 
 
 def check_pack(_, script, *words):
