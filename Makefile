@@ -1,11 +1,12 @@
 # `make demo`: install, draw the built-in data set, train, evaluate.
 # `make test`: install, also what tests need, and test.
+# `make docs`: check the pages, their pictures and figures.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test install clean
+.PHONY: demo test docs install clean
 
 install: $(VENV)/installed
 
@@ -32,6 +33,9 @@ demo: install
 test: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n auto --dist loadfile
+
+docs: $(VENV)/installed-for-tests
+	$(RUN) docs/check.py
 
 clean:
 	rm -rf $(VENV) data/demo trainings/quickstart

@@ -1,94 +1,272 @@
-"""Loader, training step, evaluation and memory, beside the plain way, in one run.
+"""All measurements of speed and memory, most of them beside the plain way and a limit.
 
-    python benchmarks/benchmark.py                 on the CPU, or on the GPU if there is one
-    python benchmarks/benchmark.py --parts loader  one part of it
-    python benchmarks/benchmark.py --parts epoch --epoch_clips 400
+    python benchmarks/benchmark.py                      on the CPU, or on the GPU if there is one
+    python benchmarks/benchmark.py --sections loader    one section of it
+    python benchmarks/benchmark.py --save NAME          write results/NAME.json and .md
 
-Both ways are timed in turn, round by round, and a ratio is the median over the rounds, so that
-other work on the machine affects both. The table names the machine and the versions; each row is
-printed, and saved, as soon as it is known. The limit is what no implementation could beat on this
-machine (for steps see limit.py).
+Each section runs in a separate process with a time limit; if it fails or is stopped, the others
+still run. Each result is printed, and saved, as soon as it is known. With the same NAME again, the
+command runs the sections that are not done yet. Ways are timed in turn, round by round, and a ratio
+is the median over the rounds, so that other work on the machine affects all of them. The limit is
+what no implementation could beat on this machine (for steps see limit.py).
 """
 
 import argparse
+import gc
+import json
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import epoch, loader, machine, memory, step
+import torch
 
-PARTS = {"loader": loader.measure, "step": step.measure, "evaluation": step.measure_evaluation,
-         "memory": memory.measure, "epoch": epoch.measure}
+from benchmarks import activations, convolutions, epoch, loader, machine, memory, packs, step
+from benchmarks.memory import PROJECT
+
+PRECISIONS = ["bf16", "fp16", "tf32", "fp32"]  # the default first
+TINY = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
+SECONDS_TO_END = 10  # from SIGTERM to SIGKILL
+NEEDS_GPU = "left out: needs a GPU"
+COMMAND = [sys.executable, __file__]
+
+
+class Section(NamedTuple):
+    """A part of the command, which runs in a separate process."""
+
+    measure: callable  # (device, options, folder) -> results: {"what": ..., figure: value}
+    seconds: float  # time limit
+    title: str
+    needs_gpu: bool = False
+
+
+def run_gpu_tests(device, options, folder):
+    """Yield the outcome of each test that needs a GPU; raise RuntimeError if one failed."""
+    # Other files are not collected, since they need packages that these do not.
+    paths = [path for path in sorted((PROJECT / "tests").rglob("test_*.py"))
+             if "mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short"]
+    # Within the process, it would be set too late.
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    failed = []
+    for path in paths:
+        report = folder / f"{path.stem}.xml"
+        ended = subprocess.run([*command, path, f"--junit-xml={report}"], cwd=PROJECT,
+                               env=environment)
+        failed += [path.name] if ended.returncode else []
+        for test in ElementTree.parse(report).iter("testcase"):
+            outcomes = [child.tag for child in test if child.tag in ("failure", "error", "skipped")]
+            yield {"what": f"{path.name}: {test.get('name')}",
+                   "outcome": outcomes[0] if outcomes else "passed",
+                   "seconds": float(test.get("time"))}
+    if failed:
+        raise RuntimeError(f"pytest: failures in {', '.join(failed)}")
+
+
+SECTIONS = {
+    "loader": Section(loader.measure, 120, "The loader"),
+    "step": Section(step.measure, 200, "A training step"),
+    "evaluation": Section(step.measure_evaluation, 120, "Evaluation"),
+    "epoch": Section(epoch.measure, 200, "An epoch through the loader"),
+    "memory": Section(memory.measure, 180, "A loader worker's memory, and the start"),
+    "tests": Section(run_gpu_tests, 120, "Tests that need a GPU", True),
+    "checks": Section(convolutions.check, 60, "Convolutions against fp32"),
+    "compiled": Section(step.measure_compiled, 180, "A compiled training step", True),
+    "convolutions": Section(convolutions.measure, 60, "Time of each convolution", True),
+    "packs": Section(packs.measure, 300, "Packs beside folders"),
+    "activations": Section(activations.measure, 240, "Memory kept for the backward pass"),
+}
+
+
+# --- the command ---------------------------------------------------------------------------------
 
 
 def main(arguments=None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse_arguments(arguments)
+    if options.section:
+        return measure_section(options)
     device = machine.device_of(options.device)
-    about = machine.describe(device)
-    title = f"{about['machine']}, {about['versions']}"
-    print(f"{title}\n\n{HEADER}", flush=True)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in options.parts:
-            for row in PARTS[part](device, options, folder):
-                rows.append(row)
-                print(table_row(row), flush=True)
-                if options.save:
-                    text = f"{title}, {about['date']}\n\n{markdown(rows)}\n"
-                    machine.save(options.save, about | {"rows": rows}, text)
-    return 0
+        report = Report(options.save or f"{folder}/results", machine.describe(device))
+        command = [*COMMAND, *arguments, "--report", report.name, "--section"]
+        deadline = time.monotonic() + 60 * options.minutes
+        for name in options.sections:
+            if report.is_done(name) and not options.again:
+                print(f"{name}: done before; --again repeats it")
+                continue
+            seconds = min(SECTIONS[name].seconds, deadline - time.monotonic())
+            report.start(name)
+            if SECTIONS[name].needs_gpu and device.type == "cpu":
+                report.finish(name, NEEDS_GPU)
+            elif seconds < 1:
+                report.finish(name, "left out: no time is left; raise --minutes")
+            else:
+                report.finish(name, **run_section([*command, name], seconds))
+            print(f"{name}: {report.sections[name]['status']}\n", flush=True)
+        print(report.markdown())
+        statuses = {report.sections[name]["status"] for name in options.sections}
+        return 0 if statuses <= {"done", NEEDS_GPU} else 1
 
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    cores = len(os.sched_getaffinity(0))
     parser.add_argument("--device", help="(default: a GPU if there is one)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS,
-                        help="(default: all; on a CPU all but epoch)")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--batch_size", type=int, help="(default: 8; on a GPU 100, as for Jester)")
-    parser.add_argument("--clips", type=int, default=20_000,
-                        help="rows for the memory part (%(default)s; Jester has 118562)")
-    parser.add_argument("--epoch_clips", type=int, default=epoch.CLIPS_OF_JESTER)
-    parser.add_argument("--epoch_seconds", type=float, metavar="SECONDS",
-                        help="stop the epoch after this time (default: do all of it)")
-    parser.add_argument("--num_workers", type=int, default=cores, help="in the epoch (%(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
-                        help="change keys of the tutorial's config for step, evaluation, epoch")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--minutes", type=float, default=9, help="in total (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="repeat what is done already")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
+    parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
+    parser.add_argument("--rounds", type=int, help="(default: 3)")
+    parser.add_argument("--batch_size", type=int, help="(default: 8; on a GPU 100, as for Jester)")
+    parser.add_argument("--precisions", nargs="+", choices=[*PRECISIONS, "auto"],
+                        help="(default: the config's; on a GPU all)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
+                        help="change keys of the tutorial's config for steps, evaluation, epoch")
+    parser.add_argument("--clips", type=int, help="of a loader worker whose memory is measured "
+                        "(default: 20000; Jester has 118562)")
+    parser.add_argument("--epoch_clips", type=int, help="(default: 64; on a GPU 30000)")
+    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)),
+                        help="of an epoch (%(default)s)")
+    for name in ("section", "report"):  # what the command tells the processes that it starts
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     has_gpu = machine.device_of(options.device).type == "cuda"
-    if not options.parts:
-        options.parts = [part for part in PARTS if part != "epoch" or has_gpu]
-    if options.batch_size is None:
-        options.batch_size = 100 if has_gpu else 8
+    defaults = {"rounds": 3, "batch_size": 100 if has_gpu else 8, "clips": 20_000,
+                "epoch_clips": 30_000 if has_gpu else 64,
+                "precisions": PRECISIONS if has_gpu else [None]}  # fmt: skip
+    if options.small:
+        defaults = {"rounds": 1, "batch_size": 4, "clips": 100, "epoch_clips": 12,
+                    "precisions": [None]}
+        options.overrides = [*TINY, *options.overrides]
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     return options
 
 
-HEADER = "| what | plain way | ours | ratio | limit |\n|---|---|---|---|---|"
+def run_section(command, seconds) -> dict[str, str]:
+    """Run a section in a separate process; return its status, and its traceback if it failed."""
+    print(*command, flush=True)
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
+            command, cwd=PROJECT, stderr=errors, start_new_session=True) as process:  # fmt: skip
+        try:
+            status = "done" if process.wait(seconds) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = f"cut off after {seconds:.0f} s"
+        finally:
+            end_group(process)
+        errors.seek(0)
+        text = "" if status == "done" else "".join(errors.readlines()[-40:])
+    print(text, end="")
+    return {"status": status, "error": text}
 
 
-def markdown(rows) -> str:
-    """A table: what | plain way | ours | ratio | limit."""
-    return "\n".join([HEADER, *map(table_row, rows)])
+def end_group(process) -> None:
+    """End the process and those that it started. torchrun needs a moment to end its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def table_row(row) -> str:
-    plain, ours, limit = (format_figure(row.get(key)) for key in ("plain", "ours", "limit"))
-    ratio = f"{row['ratio']:.2f}" if row.get("ratio") else ""
-    return f"| {row['what']} | {plain} | {ours} | {ratio} | {limit} |"
+def measure_section(options) -> int:
+    """Measure one section in this process, and put each result into the report."""
+    device = machine.device_of(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinning memory would use GPU 0
+    report = Report(options.report, {})
+    with tempfile.TemporaryDirectory() as folder:
+        measure = SECTIONS[options.section].measure
+        for result in measure(device, options, Path(folder)):
+            report.add(options.section, result)
+            print(result["what"], *(f"  {key}: {format_figure(value)}" for key, value in
+                                    result.items() if key != "what"), flush=True)  # fmt: skip
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return 0
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+class Report:
+    """The results so far, in results/NAME.json and results/NAME.md."""
+
+    def __init__(self, name, about):
+        self.name, self.about, self.starts = name, about, {}
+
+    @property
+    def sections(self) -> dict:
+        path = machine.RESULTS / f"{self.name}.json"
+        return json.loads(path.read_text()).get("sections", {}) if path.exists() else {}
+
+    def is_done(self, name) -> bool:
+        return self.sections.get(name, {}).get("status") == "done"
+
+    def start(self, name) -> None:
+        self.starts[name] = time.monotonic()
+        self._put(name, {"status": "running", "seconds": 0, "results": [], "error": "",
+                         "about": self.about})  # fmt: skip
+
+    def add(self, name, result) -> None:
+        section = self.sections[name]
+        self._put(name, section | {"results": [*section["results"], result]})
+
+    def finish(self, name, status, error="") -> None:
+        seconds = round(time.monotonic() - self.starts[name], 1)
+        self._put(name, self.sections[name] | {
+            "status": status, "error": error, "seconds": seconds})  # fmt: skip
+
+    def _put(self, name, section) -> None:
+        sections = self.sections | {name: section}
+        machine.save(self.name, {"sections": sections}, markdown(sections))
+
+    def markdown(self) -> str:
+        return markdown(self.sections)
+
+
+def markdown(sections) -> str:
+    """Return a table for each section."""
+    text = ["`python benchmarks/benchmark.py`"]
+    for name, section in sections.items():
+        about = ", ".join(map(str, section["about"].values()))
+        title = SECTIONS[name].title if name in SECTIONS else name
+        text.append(f"## {title}\n\n`{name}`: {section['status']}, {section['seconds']:.0f} s; "
+                    f"{about}")
+        text += [table(section["results"])] if section["results"] else []
+        text += [f"```\n{section['error']}```"] if section["error"] else []
+    return "\n\n".join(text) + "\n"
+
+
+def table(results) -> str:
+    """Return the results as a Markdown table; a result may lack some of the figures."""
+    columns = list(dict.fromkeys(["what", *(key for result in results for key in result)]))
+    rows = [columns, ["---"] * len(columns)]
+    rows += [[format_figure(result.get(column)) for column in columns] for result in results]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def format_figure(value) -> str:
+    """Return the figure in three digits, of a list its median."""
     if value is None:
         return ""
     if isinstance(value, list):
         value = statistics.median(value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
 
 
 if __name__ == "__main__":

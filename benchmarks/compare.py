@@ -29,9 +29,9 @@ import pandas as pd
 import torch
 
 from benchmarks import machine
+from benchmarks.activations import kept_for_backward
 from benchmarks.finished import is_evaluated, is_finished
 from benchmarks.folds import PROJECT, Fold, make_folds, make_smaller_sets
-from benchmarks.memory_a_clip import kept_for_backward
 from benchmarks.tables import Tested, add_intervals, markdown, packed, report
 from clips.annotations import read_labels
 from model import build_model

@@ -1,4 +1,4 @@
-"""Time of each convolution of the tutorial's network, and of its gradients.
+"""The convolutions of the tutorial's network: are they right, and how long do they take.
 
 Libraries have slow kernels for some of them: see `networks/convolutions.py`.
 """
@@ -10,16 +10,41 @@ import torch
 from benchmarks import step
 from benchmarks.machine import seconds_of, synchronise
 from model import build_model
-from networks.convolution_check import convolution_cases
-from system.device import number_format, prepare
+from networks.convolution_check import convolution_cases, find_faults
+from system.device import number_format, precision_name, prepare, to_device
 
 SLOW = 1.0  # seconds; what takes longer is timed once
 PARTS = {"forward, ms": None, "input gradient, ms": (True, False, False),
          "weight gradient, ms": (False, True, False)}  # fmt: skip
 
 
-def measure(device, config, precision):
-    """Yield a row for each convolution in `precision`, the smallest first.
+def check(device, options, _folder):
+    """Yield, for each precision, which distinct convolutions differ from those in fp32."""
+    for precision in options.precisions:
+        config = step.config_for(options, precision)
+        precision = precision_name(config.precision, device)
+        if precision == "fp32":  # what the others are compared with
+            continue
+        prepare(device, precision, deterministic=False)
+        model = to_device(build_model(config, step.NUM_CLASSES), device)
+        clip_shape = (config.clip_size, *config.crop)
+        cases = convolution_cases(model, clip_shape, config.batch_size)
+        faults = find_faults(model, clip_shape, config.batch_size, device, precision, training=True)
+        yield {"what": precision, "convolutions": len(cases),
+               "found": "; ".join(f"{each.part} of {', '.join(each.layers)} off by "
+                                  f"{each.error:.0%}" for each in faults) or "all are right"}
+
+
+def measure(device, options, _folder):
+    """Yield the times of each convolution, the smallest first, in the first precision and fp32."""
+    configs = [step.config_for(options, name) for name in (options.precisions[0], "fp32")]
+    for precision, config in {precision_name(config.precision, device): config
+                              for config in configs}.items():
+        yield from measure_in(precision, config, device)
+
+
+def measure_in(precision, config, device):
+    """Yield a row for each convolution in `precision`.
 
     In fp32, the weight gradient is also computed without cuDNN, as the program does it.
     """

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.machine import apart, seconds_of
+from benchmarks.machine import seconds_of
 from model import build_model
 from networks.inference import for_inference
 from system.device import number_format, prepare, to_network_input
@@ -83,7 +83,7 @@ def multiplications(inputs, weight, stride, padding, dilation, _is_transposed, _
 
 
 def count(config, num_clips, num_classes, is_training, number_type) -> Work:
-    """The work of one training step, or of one batch of evaluation, starting from uint8 clips."""
+    """Return the work of one training step, or batch of evaluation, starting from uint8 clips."""
     with META:
         model = build_model(config, num_classes).to(number_type)
     model = model.train() if is_training else for_inference(model)
@@ -109,23 +109,8 @@ class Speed(NamedTuple):
     cache: int  # bytes
 
 
-_speeds = {}  # (device, precision) -> the best of all measurements
-
-
-def speed_of(device, precision) -> Speed:
-    """The best of all measurements so far, one of which is made now, in a separate process.
-
-    The process is separate since `prepare` changes settings of PyTorch. Other work on the machine
-    may slow a measurement down, so call this after each row of a table.
-    """
-    speeds = [apart(measure_speed, device, precision)]
-    if before := _speeds.get((device, precision)):
-        speeds.append(before)
-    _speeds[device, precision] = best = Speed(*map(max, zip(*speeds, strict=True)))
-    return best
-
-
 def measure_speed(device, precision) -> Speed:
+    """Measure in a process of this precision, since `prepare` changes settings of PyTorch."""
     prepare(device, precision, deterministic=False)
     number_type = number_format(precision, device)
     ways = (speed_of_products, speed_of_convolution)
@@ -146,7 +131,7 @@ def speed_of_products(device, number_type) -> float:
 
 
 def speed_of_convolution(device, number_type) -> float:
-    """Operations per second of an unpadded 3D convolution that fits the caches of a core."""
+    """Return operations per second of an unpadded 3D convolution that fits a core's caches."""
     num_clips, side = (64, 58) if device.type == "cuda" else (2, 30)
     clips = torch.randn(num_clips, 64, 18, side, side, device=device, dtype=number_type)
     weight = torch.randn(64, 64, 3, 3, 3, device=device, dtype=number_type)
@@ -156,7 +141,7 @@ def speed_of_convolution(device, number_type) -> float:
 
 
 def bandwidth(device) -> float:
-    """Bytes per second of the fastest copy, fill or sum of a tensor of 1 GiB."""
+    """Return the bytes per second of the fastest copy, fill or sum of a tensor of 1 GiB."""
     source = torch.zeros(2**28, device=device)
     target = torch.empty_like(source)
     ways = {lambda: target.copy_(source): 2, target.zero_: 1, source.sum: 1}
@@ -174,7 +159,7 @@ def least_seconds(function, device) -> float:
 
 
 def clips_per_second(work: Work, num_clips, speed: Speed) -> tuple[float, str]:
-    """The most clips/s that the device allows, and the reason in words."""
+    """Return the most clips/s that the device allows, and the reason in words."""
     num_bytes = sum(max(0, access - speed.cache) for access in work.accesses)
     seconds = {
         f"{num_bytes / num_clips / 1e6:.0f} MB per clip at {speed.bandwidth / 1e9:,.0f} GB/s":

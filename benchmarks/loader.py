@@ -9,7 +9,7 @@ import simplejpeg
 import torch
 
 import demo_data
-from benchmarks.machine import in_turn
+from benchmarks.machine import alternate
 from benchmarks.plain import PlainVideoFolder
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
@@ -23,9 +23,9 @@ WIDTH = 176
 
 
 def measure(device, options, folder) -> list[dict]:
-    """Microseconds per frame, the plain way and ours; the limit is reading and decoding alone."""
+    """Return µs per frame, the plain way and ours; the limit is reading and decoding alone."""
     prepare_decoders()
-    config = write_clips(Path(folder) / "loader")
+    config = write_clips(Path(folder) / "loader", NUM_CLIPS)
     names = Path(config.labels_csv).read_text().split("\n")[:-1]
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, names)
     clips = [(str(clip_id), 0) for clip_id in annotations.ids]
@@ -40,7 +40,7 @@ def measure(device, options, folder) -> list[dict]:
     torch.set_num_threads(1)
     flow_config = config.model_copy(update={"model": "two_stream"})
     flow = VideoFolder(annotations, flow_config, training=True)
-    seconds = in_turn(
+    seconds = alternate(
         {
             "flow": lambda: flow.__getitems__(keys),
             "plain": lambda: torch.stack([plain[index][0] for index in range(len(clips))]),
@@ -57,7 +57,7 @@ def measure(device, options, folder) -> list[dict]:
     what = "loader, one worker: µs per frame (limit: read and decode alone)"
     with_flow = "loader with optical flow (two_stream): µs per frame"
     flow_row = {"what": with_flow, "ours": row.pop("flow")}
-    return [row | {"what": what, "ratio": ratio, "share_of_limit": share}, flow_row]
+    return [row | {"what": what, "ratio": ratio, "share of limit": share}, flow_row]
 
 
 def read_all(paths, max_pixels) -> None:
@@ -65,8 +65,8 @@ def read_all(paths, max_pixels) -> None:
         read_frame(path, max_pixels)
 
 
-def write_clips(folder: Path, num_clips=NUM_CLIPS) -> Config:
-    """Writes clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as in Jester."""
+def write_clips(folder: Path, num_clips: int) -> Config:
+    """Write clips of 40 frames of 176 x 100 pixels and about 4.9 KB, as in Jester."""
     lines = []
     for number in range(num_clips):
         rng = np.random.default_rng(number)
@@ -86,7 +86,7 @@ def write_clips(folder: Path, num_clips=NUM_CLIPS) -> Config:
 
 
 def _encode(frame) -> bytes:
-    """The frame as JPEG, with the quality that comes closest to Jester's file size."""
+    """Return the frame as JPEG, with the quality that comes closest to Jester's file size."""
     for quality in range(98, 40, -3):
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, "RGB", "420")
         if len(data) <= FRAME_BYTES:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from system.memory import reset_peak
 from training.run_folder import versions, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device called `name`, a GPU with its index; None: a GPU if there is one."""
+    """Return the device called `name`, a GPU with its index; None: a GPU if there is one."""
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -24,7 +25,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Machine, versions and date in words."""
+    """Return machine, versions and date, in words."""
     cores = f"{torch.get_num_threads()} threads of {_cpu_name()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     numbers = ", ".join(f"{package} {number}" for package, number in versions().items())
@@ -52,13 +53,13 @@ def _cpu_name() -> str:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has finished its work."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(function, device: torch.device, calls: int = 1) -> float:
-    """Mean wall-clock time of a call, including the device's work."""
+    """Return the mean wall-clock seconds of a call, including the device's work."""
     synchronise(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -67,58 +68,18 @@ def seconds_of(function, device: torch.device, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def calls_between(device: torch.device) -> int:
-    """Calls to time together: several on a GPU, which is not waited for between them."""
-    return 10 if device.type == "cuda" else 1
-
-
-def apart(function, *arguments):
-    """Calls the function in a separate process; returns, or raises, what it does."""
-    with _one_process() as process:
+def in_subprocess(function, *arguments):
+    """Call the function in a separate process; return, or raise, what it does."""
+    with start_process() as process:
         return process.submit(function, *arguments).result()
 
 
-def in_turn_apart(makers: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """As `in_turn`, with each function made and called in a separate process.
-
-    makers: {name: (function, arguments)}, where the function returns the one to time. Settings that
-    one way changes for its whole process, as ours does, do not affect the other.
-    """
-    with ExitStack() as stack:
-        processes = {name: stack.enter_context(_one_process()) for name in makers}
-        for name, maker in makers.items():
-            processes[name].submit(_make, device, *maker).result()
-        seconds = {name: [] for name in makers}
-        for _ in range(rounds):
-            for name, process in processes.items():
-                seconds[name].append(process.submit(_call, device).result())
-    return seconds
-
-
-def _one_process() -> ProcessPoolExecutor:
+def start_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
-_made = None  # in a process of `in_turn_apart`: the function that is timed
-
-
-def _make(device, maker, arguments) -> None:
-    """Makes the function and calls it, since first calls choose algorithms and set things up."""
-    global _made
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinning memory would use GPU 0
-    _made = maker(*arguments)
-    for _ in range(2 if device.type == "cuda" else 1):
-        _made()
-    synchronise(device)
-
-
-def _call(device) -> float:
-    return seconds_of(_made, device, calls_between(device))
-
-
-def in_turn(functions: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each function in each round, after one call of each that is not timed."""
+def alternate(functions: dict, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Return the seconds of each function in each round, after one call that is not timed."""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}
@@ -126,3 +87,58 @@ def in_turn(functions: dict, rounds: int, device: torch.device) -> dict[str, lis
         for name, function in functions.items():
             seconds[name].append(seconds_of(function, device))
     return seconds
+
+
+class Subprocesses:
+    """Functions to time, each made and called in a separate process.
+
+    Settings that one way changes for its whole process, as ours does, do not affect the others.
+    """
+
+    def __init__(self, makers: dict, device: torch.device):
+        """makers: {name: (function, arguments)}, where the function returns the one to time."""
+        self.makers, self.device = makers, device
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            self._processes = {name: stack.enter_context(start_process()) for name in self.makers}
+            started = {name: process.submit(_make, name, self.device, *self.makers[name])
+                       for name, process in self._processes.items()}
+            self.seconds_to_make = {name: future.result() for name, future in started.items()}
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def alternate(self, rounds: int) -> dict[str, list[float]]:
+        """Return the seconds of each function in each round."""
+        seconds = {name: [] for name in self.makers}
+        for _ in range(rounds):
+            for name in self.makers:
+                seconds[name].append(self.call(name, _time, name, self.device))
+        return seconds
+
+    def call(self, name: str, function, *arguments):
+        """Return what `function` returns in the process of `name`."""
+        return self._processes[name].submit(function, *arguments).result()
+
+
+_made = {}  # in a subprocess: the function that is timed there
+
+
+def _make(name, device, maker, arguments) -> float:
+    """Make the function and call it, since first calls choose algorithms and set things up."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinning memory would use GPU 0
+    _made[name] = maker(*arguments)
+    seconds = seconds_of(_made[name], device)
+    if device.type == "cuda":
+        _made[name]()
+        synchronise(device)
+        reset_peak(device)
+    return seconds
+
+
+def _time(name, device) -> float:
+    return seconds_of(_made[name], device, calls=10 if device.type == "cuda" else 1)

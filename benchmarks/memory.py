@@ -1,7 +1,7 @@
 """Start-up time, and unshared memory of a loader worker, with as many clips as Jester has.
 
 Each case runs in a separate process (`python -m benchmarks.memory ...`), which reads a whole epoch
-of one-frame clips with one worker and then looks up the worker's unshared memory.
+of one-frame clips with one worker, looks up the worker's unshared memory and writes a JSON file.
 """
 
 import json
@@ -21,7 +21,7 @@ FEW_CLIPS = 10
 
 
 def measure(_device, options, folder) -> list[dict]:
-    """MB more per worker than with ten clips; seconds from start to the first batch request."""
+    """Return MB more per worker than with ten clips, and seconds to the first batch request."""
     large, small = (write_clips(Path(folder) / str(n), n) for n in (options.clips, FEW_CLIPS))
     figures = {(way, config): run_child(way, config)
                for way in ("plain", "ours") for config in (large, small)}
@@ -38,7 +38,7 @@ def measure(_device, options, folder) -> list[dict]:
 
 
 def write_clips(folder: Path, num_clips: int) -> str:
-    """Writes links to one clip of one frame, and a config; returns the path of the config."""
+    """Write links to one clip of one frame, and a config; returns the path of the config."""
     frame = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     (folder / "one").mkdir(parents=True)
     (folder / "clips").mkdir()
@@ -58,9 +58,11 @@ def write_clips(folder: Path, num_clips: int) -> str:
 
 
 def run_child(way: str, config_path: str) -> dict[str, float]:
+    """Return the figures of one way, by their names in `main`."""
+    result = Path(config_path).with_name(f"{way}.json")
     command = [sys.executable, "-m", "benchmarks.memory", way, config_path, str(time.monotonic())]
-    output = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    return json.loads(output.stdout.splitlines()[-1])
+    subprocess.run([*command, str(result)], cwd=PROJECT, check=True)
+    return json.loads(result.read_text())
 
 
 def seconds_to_import_torch() -> float:
@@ -98,12 +100,13 @@ def our_loader(config_path) -> DataLoader:
     return build_loader(annotations, config, True, torch.device("cpu"))
 
 
-def unshared_megabytes(pid: int) -> float:
+def unshared_megabytes(pid: int | str = "self", kind: str = "Private_") -> float:
+    """Return the MiB of a process that it shares with no other; Private_Dirty: those written."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 
 
-def main(way: str, config_path: str, started: str) -> None:
+def main(way: str, config_path: str, started: str, result: str) -> None:
     loader = {"plain": plain_loader, "ours": our_loader}[way](config_path)
     seconds = time.monotonic() - float(started)
     iterator = iter(loader)
@@ -111,7 +114,7 @@ def main(way: str, config_path: str, started: str) -> None:
         pass
     (worker,) = iterator._workers
     megabytes = unshared_megabytes(worker.pid)
-    print(json.dumps({"seconds": seconds, "megabytes": megabytes}))
+    Path(result).write_text(json.dumps({"seconds": seconds, "megabytes": megabytes}))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 import functools
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from benchmarks import limit
-from benchmarks.machine import apart, in_turn_apart, synchronise
+from benchmarks.machine import Subprocesses
 from benchmarks.plain import plain_evaluation, plain_step
 from clips.batches import Batch
 from config import Config
@@ -22,7 +23,7 @@ from system.device import (
     to_device,
     to_network_input,
 )
-from system.memory import MIB
+from system.memory import MIB, peak_bytes
 from train import train_step
 from training.run import start_run
 
@@ -30,35 +31,60 @@ NUM_CLASSES = 27
 
 
 def measure(device, options, _folder):
-    """Clips per second of a training step; on a GPU also its memory per clip."""
-    config = make_config(options)
-    makers = {name: (maker, (device, config)) for name, maker in MAKERS.items()}
-    sizes = dict.fromkeys(makers, options.batch_size)
-    row = clips_per_second(in_turn_apart(makers, options.rounds, device), sizes)
-    what = f"training step, batch {options.batch_size}: clips/s"
-    yield against_the_limit(row, what, device, config, options.batch_size, is_training=True)
-    if device.type == "cuda":
-        per_clip = {name: apart(peak_memory, maker, device, config) / options.batch_size / MIB
-                    for name, maker in MAKERS.items()}
-        what = f"training step, batch {options.batch_size}: peak memory per clip, MiB"
-        yield per_clip | {"what": what, "ratio": per_clip["plain"] / per_clip["ours"]}
+    """Yield clips/s of a training step in each precision; on a GPU also its memory per clip."""
+    yield from measure_steps(device, {precision: config_for(options, precision)
+                                      for precision in options.precisions}, options.rounds)
+
+
+def measure_compiled(device, options, _folder):
+    """Yield the same of a compiled step, and the seconds of its first call."""
+    yield from measure_steps(device, {precision: config_for(options, precision, "compile=true")
+                                      for precision in options.precisions}, options.rounds)
+
+
+def measure_steps(device, configs: dict, rounds):
+    any_config = next(iter(configs.values()))
+    makers = {"plain": (plain_trainer, (device, any_config))}
+    makers |= {name: (our_trainer, (device, config)) for name, config in configs.items()}
+    with Subprocesses(makers, device) as processes:
+        seconds = processes.alternate(rounds)
+        peaks = {name: processes.call(name, peak_bytes, device) for name in makers}
+        for name, config in configs.items():
+            num_clips = config.batch_size
+            speed = processes.call(name, limit.measure_speed, device, config.precision)
+            row = clips_per_second(seconds["plain"], seconds[name], num_clips, num_clips)
+            what = f"training step, batch {num_clips}, {precision_name(config.precision, device)}"
+            yield against_the_limit(row, f"{what}: clips/s", device, config, speed, True)
+            if device.type == "cuda":
+                plain, ours = (peaks[key] / num_clips / MIB for key in ("plain", name))
+                yield {"what": f"{what}: peak memory per clip, MiB", "plain": plain, "ours": ours,
+                       "ratio": plain / ours}
+            if config.compile:
+                yield {"what": f"{what}: s of the first step",
+                       "ours": processes.seconds_to_make[name]}
 
 
 def measure_evaluation(device, options, _folder):
-    """Clips per second of evaluation, each way with its default batch size."""
-    config = make_config(options)
-    sizes = {"plain": config.batch_size, "ours": config.videos_per_eval_batch}
-    makers = {name: (maker, (device, config)) for name, maker in EVALUATORS.items()}
-    row = clips_per_second(in_turn_apart(makers, options.rounds, device), sizes)
-    what = f"evaluation, batch {sizes['ours']}: clips/s"
-    yield against_the_limit(row, what, device, config, sizes["ours"], is_training=False)
+    """Yield clips/s of evaluation in each precision, each way with its default batch size."""
+    configs = {precision: config_for(options, precision) for precision in options.precisions}
+    plain = next(iter(configs.values()))
+    makers = {"plain": (plain_evaluator, (device, plain))}
+    makers |= {name: (our_evaluator, (device, config)) for name, config in configs.items()}
+    with Subprocesses(makers, device) as processes:
+        seconds = processes.alternate(options.rounds)
+        for name, config in configs.items():
+            precision, num_clips = config.eval_precision, config.videos_per_eval_batch
+            speed = processes.call(name, limit.measure_speed, device, precision)
+            row = clips_per_second(seconds["plain"], seconds[name], plain.batch_size, num_clips)
+            what = f"evaluation, batch {num_clips}, {precision_name(precision, device)}: clips/s"
+            yield against_the_limit(row, what, device, config, speed, False)
 
 
 # --- a training step ---------------------------------------------------------------------------
 
 
 def plain_trainer(device, config):
-    """A function that does one plain training step, with clips as the plain loader returns them."""
+    """Return a function that does one plain training step; clips are those of its loader."""
     model, optimizer = plain_model(config, device)
     batch = make_batch(config, config.batch_size)
     clips, labels = plain_clips(batch, config), batch.labels
@@ -74,20 +100,6 @@ def our_trainer(device, config):
     batch = make_batch(config, config.batch_size)
     ids = np.arange(config.batch_size).astype(str)
     return functools.partial(train_step, run, batch, ids, [config.batch_size])
-
-
-MAKERS = {"plain": plain_trainer, "ours": our_trainer}
-
-
-def peak_memory(maker, device, config) -> int:
-    """Peak bytes of tensors in a training step, after a first one."""
-    torch.cuda.set_device(device)
-    step = maker(device, config)
-    step()
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    synchronise(device)
-    return torch.cuda.max_memory_allocated(device)
 
 
 # --- evaluation --------------------------------------------------------------------------------
@@ -113,14 +125,19 @@ def our_evaluator(device, config):
     return evaluate
 
 
-EVALUATORS = {"plain": plain_evaluator, "ours": our_evaluator}
-
-
 # --- what both need ----------------------------------------------------------------------------
 
 
+def config_for(options, precision=None, *overrides) -> Config:
+    """Return the tutorial's config with the changes of `--set`; precision: of both, if given."""
+    if precision:
+        overrides = (f"precision={precision}", f"eval_precision={precision}", *overrides)
+    return make_config(SimpleNamespace(batch_size=options.batch_size,
+                                       overrides=[*options.overrides, *overrides]))
+
+
 def make_config(options) -> Config:
-    """The tutorial's config with the changes of `--set`."""
+    """Return the tutorial's config with the changes of `--set`."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
     keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
             "batch_size": options.batch_size}  # fmt: skip
@@ -128,7 +145,7 @@ def make_config(options) -> Config:
 
 
 def make_batch(config, num_clips) -> Batch:
-    """A batch of noise, as a loader returns it."""
+    """Return a batch of noise, as a loader returns it."""
     generator = torch.Generator().manual_seed(0)
     shape = (num_clips, 1, config.clip_size, *config.crop, 3)
     clips = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -145,31 +162,25 @@ def plain_model(config, device):
 
 
 def plain_clips(batch, config) -> torch.Tensor:
-    """The same clips as the plain loader returns them: normalised floats [N, C, T, H, W]."""
+    """Return the same clips as the plain loader returns them: normalised floats [N, C, T, H, W]."""
     clips = to_network_input(batch.clips[:, 0], torch.device("cpu"), config)
     return clips.contiguous()
 
 
-def clips_per_second(seconds, num_clips) -> dict:
-    """Clips/s in each round, and the median ratio; num_clips: per call, for each way."""
-    row = {name: [num_clips[name] / s for s in values] for name, values in seconds.items()}
+def clips_per_second(plain_seconds, our_seconds, plain_clips, our_clips) -> dict:
+    """Return clips/s in each round, and the median ratio; seconds: per call of so many clips."""
+    row = {"plain": [plain_clips / s for s in plain_seconds],
+           "ours": [our_clips / s for s in our_seconds]}
     ratio = statistics.median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
     return row | {"ratio": ratio}
 
 
-def against_the_limit(row, what, device, config, num_clips, is_training) -> dict:
-    """Adds the highest clips/s that the device allows, and the share of it that ours reaches.
-
-    num_clips: in one of our batches.
-    """
+def against_the_limit(row, what, device, config, speed, is_training) -> dict:
+    """Return the row with the highest clips/s that the device allows, and our share of it."""
     precision = config.precision if is_training else config.eval_precision
+    num_clips = config.batch_size if is_training else config.videos_per_eval_batch
     number_type = number_format(precision, device)
     work = limit.count(config, num_clips, NUM_CLASSES, is_training, number_type)
-    speed = limit.speed_of(device, precision)
     highest, reason = limit.clips_per_second(work, num_clips, speed)
-    return row | {
-        "what": f"{what} (limit: {reason})",
-        "limit": highest,
-        "share_of_limit": statistics.median(row["ours"]) / highest,
-        "precision": precision_name(precision, device),
-    }
+    return {"what": f"{what} (limit: {reason})"} | row | {
+        "limit": highest, "share of limit": statistics.median(row["ours"]) / highest}

@@ -15,7 +15,7 @@ from docs.svg import Steps, Svg
 
 SEED = 10972  # of the hand in the opening picture
 HAND_ROW = 44  # of its middle, in pixels
-LEAST_CELL_WITH_DIGITS = 24  # pixels
+MIN_CELL_WITH_DIGITS = 24  # pixels
 RESULT_LEFT = 520  # of the frames that come out of the 3D kernel, in pixels
 BAR_WIDTH, BAR_START = 2, 1  # cells
 
@@ -85,7 +85,7 @@ def draw_frame(picture, x, y, frame, cell) -> None:
         grey = round(28 + 212 * value / 9)
         left, top = x + column * cell, y + row * cell
         picture.rect(left, top, cell - 1, cell - 1, f"rgb({grey},{grey},{grey})")
-        if cell >= LEAST_CELL_WITH_DIGITS:
+        if cell >= MIN_CELL_WITH_DIGITS:
             colour = "#ffffff" if grey < 128 else "#1f2328"
             picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, value, 13, colour,
                          anchor="middle", extra=' opacity=".85"')  # fmt: skip
@@ -103,7 +103,7 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> No
         share = abs(value) / strongest
         colour = "blue" if value > 0 else "orange"
         picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.9 * share**1.2)
-        if cell >= LEAST_CELL_WITH_DIGITS:
+        if cell >= MIN_CELL_WITH_DIGITS:
             picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, signed(value), 12,
                          "card" if share > 0.7 else "ink", anchor="middle")  # fmt: skip
         picture.close_group()

@@ -35,7 +35,7 @@ from system.errors import UserError, exit_status
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 
 
 class Sources:
@@ -116,7 +116,7 @@ def draw_pictures(options) -> None:
     for name in options.only or PICTURES:
         picture = PICTURES[name](sources)
         content = picture.encode() if isinstance(picture, str) else picture
-        assert len(content) < MOST_BYTES, name
+        assert len(content) < MAX_BYTES, name
         (options.output / name).write_bytes(content)
         print(f"{options.output / name}: {len(content) / 1000:.0f} kB")
 

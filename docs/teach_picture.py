@@ -24,7 +24,7 @@ from teach_page import served
 import demo_data
 
 GESTURE, OPPOSITE, HANDS = "Moving Right", "Moving Left", (0, 1)
-SIZE, QUALITY, MOST_BYTES = (1100, 1000), 80, 300_000
+SIZE, QUALITY, MAX_BYTES = (1100, 1000), 80, 300_000
 
 
 def draw(data: Path, output: Path) -> None:
@@ -46,7 +46,7 @@ def draw(data: Path, output: Path) -> None:
             page.screenshot(picture, *SIZE)
         content = io.BytesIO()
         Image.open(picture).convert("RGB").save(content, "WEBP", quality=QUALITY, method=6)
-    assert len(content.getvalue()) < MOST_BYTES
+    assert len(content.getvalue()) < MAX_BYTES
     output.write_bytes(content.getvalue())
     print(f"{output}: {len(content.getvalue()) / 1000:.0f} kB")
 

@@ -1,10 +1,14 @@
-"""The benchmark runs, at a small size, and its table holds what it should."""
+"""Each section of the benchmark runs in a small size, and its report holds what it should."""
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +16,22 @@ import torch
 from conftest import make_config
 from torch import nn
 
-from benchmarks import benchmark, compare, epoch, limit, machine, smoothing
+import train
+from benchmarks import (
+    activations,
+    benchmark,
+    compare,
+    epoch,
+    limit,
+    loader,
+    machine,
+    memory,
+    packs,
+    smoothing,
+)
+from networks import convolution_check
 
 CPU = torch.device("cpu")
-SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4]", "head_widths=[8]"]
 
 
 @pytest.fixture
@@ -24,75 +40,217 @@ def results(monkeypatch, tmp_path):
     return tmp_path
 
 
-def run(*arguments):
-    return benchmark.main(["--device", "cpu", "--rounds", "1", *arguments])
+# --- the sections ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_loader_step_and_evaluation(results, capsys, monkeypatch):
-    monkeypatch.setattr(limit, "apart", lambda function, *arguments: function(*arguments))
-    monkeypatch.setitem(limit.SIDES, "cpu", (512,))
-    parts = ["loader", "step", "evaluation"]
-    assert run("--parts", *parts, "--batch_size", "4", "--save", "test", "--set", *SMALL) == 0
-    table = (results / "test.md").read_text()
-    assert table.split("\n\n")[1] in capsys.readouterr().out
-    saved = json.loads((results / "test.json").read_text())
-    assert {"machine", "versions", "date", "rows"} == set(saved)
-    assert [row["what"].split(",")[0] for row in saved["rows"]] == [
-        "loader", "loader with optical flow (two_stream): µs per frame", "training step",
-        "evaluation"]  # fmt: skip
-    (with_flow,) = [saved["rows"].pop(1)]
-    assert with_flow["ours"][0] > saved["rows"][0]["ours"][0]
-    for row in saved["rows"]:
-        assert row["what"] in table
-        assert row["plain"][0] > 0 and row["ours"][0] > 0 and row["ratio"] > 0
-    loader, training, evaluation = saved["rows"]
-    assert loader["share_of_limit"] > 0
-    assert "batch 4:" in training["what"] and "batch 8:" in evaluation["what"]
-    for row in (training, evaluation):
-        assert "GFLOP per clip at" in row["what"] and 0 < row["share_of_limit"] < 1
+class InThisProcess:
+    """Stands in for a pool of one process."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
 
 
-def test_each_row_is_printed_and_saved_as_soon_as_it_is_known(results, monkeypatch, capsys):
-    def rows(_device, _options, _folder):
-        yield {"what": "first", "ours": 1.0}
-        assert "| first |  | 1 |  |  |" in capsys.readouterr().out
-        assert "| first |" in (results / "test.md").read_text()
-        raise KeyError("the second")
+@pytest.fixture
+def measure(results, monkeypatch):
+    """Measures a section in this process and in a small size; returns its results."""
+    monkeypatch.setattr(machine, "start_process", InThisProcess)
+    monkeypatch.setattr(machine, "_made", {})
+    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setitem(limit.SIDES, "cpu", (256,))
+    monkeypatch.setattr(activations, "CASES", (("conv3d", (4, 20, 20)),))
+    monkeypatch.setattr(loader, "NUM_CLIPS", 2)
+    monkeypatch.setattr(epoch, "DRAWN_CLIPS", 2)
+    monkeypatch.setattr(memory, "seconds_to_import_torch", lambda: 1.0)
+    monkeypatch.setattr(subprocess, "run", run_in_this_process)
+    for name, value in {"DRAWN_CLIPS": 3, "CLIPS_OF_JESTER": 300, "HOLE": 2**33, "READS": 20,
+                        "DROP_CACHES": results / "none"}.items():
+        monkeypatch.setattr(packs, name, value)
 
-    monkeypatch.setitem(benchmark.PARTS, "memory", rows)
-    with pytest.raises(KeyError, match="the second"):
-        run("--parts", "memory", "--save", "test")
-    assert [row["what"] for row in json.loads((results / "test.json").read_text())["rows"]] == [
-        "first"]  # fmt: skip
+    def measure(name, *arguments):
+        benchmark.Report("test", {"machine": "this one"}).start(name)
+        flags = ["--section", name, "--report", "test", "--device", "cpu", "--small"]
+        assert benchmark.main([*flags, "--num_workers", "0", *arguments]) == 0
+        return json.loads((results / "test.json").read_text())["sections"][name]["results"]
 
-
-@pytest.mark.slow
-def test_memory_of_a_worker_and_a_whole_epoch(results):
-    assert run("--parts", "memory", "epoch", "--clips", "1000", "--epoch_clips", "12",
-               "--batch_size", "4", "--num_workers", "1", "--save", "test",
-               "--set", *SMALL) == 0  # fmt: skip
-    saved = json.loads((results / "test.json").read_text())
-    assert [row["what"].split(",")[0].split(" of ")[0] for row in saved["rows"]] == [
-        "loader worker", "start to first batch request", "epoch", "Jester's 118", "epoch",
-        "epoch"]  # fmt: skip
-    assert all(row["ours"] >= 0 for row in saved["rows"])
-
-
-@pytest.mark.slow
-def test_an_epoch_can_be_cut_short(results):
-    assert run("--parts", "epoch", "--epoch_clips", "20000", "--batch_size", "4", "--num_workers",
-               "1", "--epoch_seconds", "1", "--save", "test", "--set", *SMALL) == 0  # fmt: skip
-    rows = json.loads((results / "test.json").read_text())["rows"]
-    assert len(rows) == 3 and all(row["ours"] >= 0 for row in rows)
-    assert "of 5,000 steps" in rows[0]["what"] and rows[0]["ours"] > 1
+    return measure
 
 
-def test_an_epoch_reads_its_metrics_rarely(tmp_path):
-    options = SimpleNamespace(epoch_clips=400, batch_size=4, num_workers=0, overrides=["seed=3"])
-    with mock.patch.object(epoch, "DRAWN_CLIPS", 1):
-        keys = json.loads(Path(epoch.write_config(tmp_path, CPU, options)).read_text())
-    assert keys["print_freq"] == epoch.STEPS_BETWEEN_LINES and keys["seed"] == 3
+def run_in_this_process(command, **options):
+    """Stands in for `subprocess.run` where the command is one of ours."""
+    if command[1:3] == ["-m", "benchmarks.memory"]:
+        return memory.main(*command[3:])
+    if command[1] == "train.py":
+        return SimpleNamespace(returncode=train.main([*command[2:], "-g", "cpu"]), stderr="")
+    return RUN(command, **options)
+
+
+RUN = subprocess.run
+
+
+def names_of(rows) -> list[str]:
+    return [row["what"].split(":")[0] for row in rows]
+
+
+def test_loader(measure):
+    ours, with_flow = measure("loader")
+    assert ours["plain"][0] > 0 and ours["ratio"] > 0 and ours["share of limit"] > 0
+    assert with_flow["ours"][0] > ours["ours"][0]
+
+
+@pytest.mark.parametrize("section, what", [
+    ("step", "training step, batch 4, fp32"),
+    ("evaluation", "evaluation, batch 8, fp32"),
+    ("compiled", "training step, batch 4, fp32"),
+])  # fmt: skip
+def test_steps(measure, section, what, results):
+    row, *others = measure(section, "--set", "precision=fp32")
+    assert row["what"].startswith(f"{what}: clips/s (limit: ")
+    assert row["plain"][0] > 0 and row["ratio"] == row["ours"][0] / row["plain"][0]
+    assert 0 < row["share of limit"] == row["ours"][0] / row["limit"] < 1
+    assert names_of(others) == ([f"{what}"] if section == "compiled" else [])
+    assert f"| {row['what']} | " in (results / "test.md").read_text()
+
+
+def test_each_precision_has_a_row(measure):
+    rows = measure("step", "--precisions", "fp32", "bf16")
+    assert [row["what"].split(":")[0][-4:] for row in rows] == ["fp32", "bf16"]
+
+
+def test_an_epoch(measure):
+    rows = measure("epoch", "--set", "precision=fp32")
+    assert set(names_of(rows)) == {
+        "epoch of 12 clips, 0 workers", "Jester's 118,562 clips at that speed"}
+    speed, _, waiting, peak = (row["ours"] for row in rows)
+    assert speed > 0 and 0 < waiting < 100 and peak > 50
+
+
+def test_memory_of_a_worker(measure):
+    growth, start = measure("memory")
+    assert growth["plain"] >= 0 and growth["ours"] >= 0 and start["ratio"] > 0
+
+
+def test_convolutions(measure, monkeypatch):
+    monkeypatch.setattr(convolution_check, "FLOP_ON_CPU", 1e8)
+    checked = measure("checks", "--precisions", "bf16", "fp32")
+    assert [row["what"] for row in checked] == ["bf16"] and checked[0]["convolutions"] == 5
+    times = measure("convolutions", "--set", "precision=fp32")
+    assert len(times) == 5 and all(row["weight gradient, ms"] > 0 for row in times)
+
+
+def test_packs(measure):
+    rows = measure("packs")
+    assert names_of(rows) == [
+        "loader, one worker, warm", "reading alone, warm", "copying and deleting, warm",
+        "packing a folder, warm", "packing a tar.gz file, warm", "opening 10,800 frames, warm",
+        "opening 10,800 frames", "a forked worker that reads 20 of its clips"]  # fmt: skip
+    assert rows[1]["ratio"] > 0 and rows[5]["pack"] > 0
+
+
+def test_memory_for_the_backward_pass(measure):
+    (row,) = measure("activations")
+    assert row["what"] == "conv3d, 4 x 20 x 20"
+    assert 0 < row["with checkpoint_activations"] < row["MiB per clip"]
+
+
+def test_outcomes_of_gpu_tests(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "PROJECT", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_one.py").write_text(
+        "import pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_right(): pass\ndef test_wrong(): assert 0\n")
+    (tmp_path / "tests" / "test_none.py").write_text("raise ImportError")
+    outcomes = {}
+    with pytest.raises(RuntimeError, match=r"failures in test_one\.py"):
+        for row in benchmark.run_gpu_tests(CPU, None, tmp_path):
+            outcomes[row["what"]] = row["outcome"]
+    assert outcomes == {"test_one.py: test_right": "passed", "test_one.py: test_wrong": "failure"}
+
+
+# --- the command -------------------------------------------------------------------------------
+
+STAND_IN = """
+import json, subprocess, sys, time
+from pathlib import Path
+name, report = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--section", "--report"))
+path = Path(report + ".json")
+contents = json.loads(path.read_text())
+results = contents["sections"][name]["results"]
+results.append({"what": name, "figure": 1})
+with open("CALLS", "a") as calls:
+    print(json.dumps(sys.argv[1:]), file=calls)
+if name == "epoch":
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    results.append({"what": "sleeper", "figure": sleeper.pid})
+path.write_text(json.dumps(contents))
+if name == "step":
+    raise SystemError("the driver is gone")
+if name == "epoch":
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def run(results, monkeypatch):
+    """Runs the command, with a stand-in for its sections; returns its status and the sections."""
+    path = results / "stand_in.py"
+    path.write_text(STAND_IN.replace("CALLS", str(results / "calls")))
+    monkeypatch.setattr(benchmark, "COMMAND", [sys.executable, str(path)])
+    short = benchmark.SECTIONS["epoch"]._replace(seconds=3)
+    monkeypatch.setitem(benchmark.SECTIONS, "epoch", short)
+
+    def run(*arguments):
+        name = str(results / "test")
+        status = benchmark.main(["--device", "cpu", "--save", name, *arguments])
+        return status, json.loads((results / "test.json").read_text())["sections"]
+
+    return run
+
+
+def test_a_section_that_fails_or_hangs_leaves_the_others(run, results, capsys):
+    status, saved = run("--sections", "checks", "step", "epoch", "tests", "loader")
+    assert status == 1 and {name: section["status"] for name, section in saved.items()} == {
+        "checks": "done", "step": "failed", "epoch": "cut off after 3 s",
+        "tests": benchmark.NEEDS_GPU, "loader": "done"}  # fmt: skip
+    assert "SystemError: the driver is gone" in saved["step"]["error"]
+    assert [len(section["results"]) for section in saved.values()] == [1, 1, 2, 0, 1]
+    assert not is_running(saved["epoch"]["results"][1]["figure"])
+    text = (results / "test.md").read_text()
+    assert "## A training step\n\n`step`: failed, " in text and "the driver is gone" in text
+    assert "| epoch | 1 |" in text and text in capsys.readouterr().out
+
+
+def test_what_is_done_is_not_repeated(run, results):
+    assert run("--sections", "loader", "tests", "--set", "precision=fp32")[0] == 0
+    status, saved = run("--sections", "loader", "checks", "--minutes", "0")
+    assert status == 1 and saved["checks"]["status"].startswith("left out: no time is left")
+    status, saved = run("--sections", "loader", "checks")
+    assert status == 0 and len(saved["loader"]["results"]) == 1 == len(saved["checks"]["results"])
+    calls = map(json.loads, (results / "calls").read_text().splitlines())
+    first, second = map(benchmark.parse_arguments, calls)  # as a section's process does
+    assert (first.section, second.section) == ("loader", "checks")
+    assert first.overrides == ["precision=fp32"] and first.report == str(results / "test")
+
+
+def is_running(pid) -> bool:
+    for _ in range(50):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_figures_have_three_digits():
+    assert list(map(benchmark.format_figure, [None, 3, [1.0, 2.0, 9.0], 0.01234, 2381.4])) == [
+        "", "3", "2", "0.0123", "2,381"]  # fmt: skip
 
 
 def test_a_gpu_has_a_number(monkeypatch):
@@ -100,9 +258,11 @@ def test_a_gpu_has_a_number(monkeypatch):
     assert machine.device_of("cuda") == torch.device("cuda", 2)
 
 
-def test_what_a_process_raises_is_told():
-    with pytest.raises(ValueError, match="invalid literal"):
-        machine.in_turn_apart({"ours": (int, ("x",))}, 1, CPU)
+def test_a_process_tells_what_it_raises_and_shares_no_settings():
+    with pytest.raises(ValueError, match="invalid literal"), \
+            machine.Subprocesses({"ours": (int, ("x",))}, CPU):  # fmt: skip
+        pass
+    assert machine.in_subprocess(os.getpid) != os.getpid()
 
 
 # --- the limit -----------------------------------------------------------------------------------
@@ -151,12 +311,7 @@ def test_the_limit_is_the_slower_of_memory_and_products():
     assert 2.4 < highest < 2.7 and "GFLOP per clip at 0.06" in reason
 
 
-def test_the_limit_is_the_best_of_all_measurements(monkeypatch):
-    measured = iter([limit.Speed(2.0, 5.0, 1), limit.Speed(3.0, 4.0, 1)])
-    monkeypatch.setattr(limit, "apart", lambda *_: next(measured))
-    monkeypatch.setattr(limit, "_speeds", {})
-    assert limit.speed_of(CPU, "fp32") == limit.Speed(2.0, 5.0, 1)
-    assert limit.speed_of(CPU, "fp32") == limit.Speed(3.0, 5.0, 1)
+# --- comparisons -------------------------------------------------------------------------------
 
 
 def test_opposites_are_told_apart_by_the_direction(tmp_path):
@@ -169,9 +324,9 @@ def test_opposites_are_told_apart_by_the_direction(tmp_path):
     assert found == {"pair": 80.0, "direction": 50.0}
 
 
-@pytest.mark.slow
 def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
         results, tmp_path, write_config, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", run_in_this_process)
     common = ["-c", write_config(num_epochs=1), "--output", str(tmp_path / "runs"), "--seeds", "0",
               "1", "--opposites", "Left=Right", "--note", "a note", "--save", "test",
               "--variant", "plain"]  # fmt: skip

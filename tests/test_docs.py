@@ -1,25 +1,29 @@
 """The pictures of the README: what draws them, and the files themselves."""
 
 import io
+import json
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, TINY_NETWORK, make_config, write_clip
+from jupytext.cli import jupytext as jupytext_command
 from PIL import Image
 
+import config
 import demo_data
 from clips.annotations import read_annotations
 from docs import chart_pictures as charts
+from docs import check as docs_check
 from docs import convolution_pictures as convolutions
 from docs import draw_pictures
 from docs import time_pictures as times
+from docs.check import DOCS, PROJECT, check_svg
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
-from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
+from docs.palette import DARK, LIGHT, WIDTH
 from docs.shape_picture import draw_shapes, network_stages
 from explaining.time_probe import TimeProbe
 from model import build_model
@@ -27,24 +31,14 @@ from networks.inference import for_inference
 from scoring.predictor import Predictor
 from system.config_file import load_config
 
-PROJECT = Path(__file__).parent.parent
-DOCS = PROJECT / "docs"
-
 
 def texts(picture) -> str:
     return " ".join(ElementTree.fromstring(picture).itertext())
 
 
 def check(picture):
-    """The picture is whole, fits into a README, and has a colour for each theme."""
-    root = ElementTree.fromstring(picture)
-    assert float(root.get("width")) == WIDTH and 150 < float(root.get("height")) < 900
-    used, known = set(re.findall(r"var\(--(\w+)\)", picture)), set(LIGHT)
-    assert {"card", "ink"} <= used <= known == set(DARK)
-    assert "prefers-color-scheme:dark" in picture
-    sizes = re.findall(r"font(?:-size)?: ?(?:\d{3} )?([\d.]+)px", picture)
-    assert sizes and min(map(float, sizes)) >= SMALLEST_TEXT
-    assert len(picture) < draw_pictures.MOST_BYTES
+    """Checks an SVG, and returns its words."""
+    assert check_svg(picture) == []
     return texts(picture)
 
 
@@ -135,12 +129,6 @@ def test_shapes_are_those_of_the_network():
     assert total.startswith(f"{sum(each.numel() for each in model.parameters()):,} parameters")
     words = check(draw_shapes(config))
     assert "4 frames" in words and "20 × 20" in words and "block 2" in words
-
-
-def test_the_picture_of_shapes_is_that_of_the_shipped_config():
-    config = load_config(PROJECT / "configs/config.json")
-    assert (DOCS / "shapes.svg").read_text() == draw_shapes(config), (
-        "run docs/draw_pictures.py --only shapes.svg")  # fmt: skip
 
 
 # --- the opening picture -----------------------------------------------------------------------
@@ -276,12 +264,90 @@ def test_missing_results_are_named(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_picture_is_drawn_by_the_script_and_small():
-    files = [path for path in DOCS.iterdir() if path.suffix in (".svg", ".webp", ".png", ".gif")]
-    made_by_hand = {"teach.webp"}  # a film of the page in a browser
-    names = {path.name for path in files} - made_by_hand
-    assert names == set(draw_pictures.PICTURES)
-    for path in files:
-        assert 4_000 < path.stat().st_size < 1_000_000, path
-        if path.suffix == ".svg":
-            check(path.read_text())
+# --- `make docs` finds what is wrong ----------------------------------------------------------
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Writes a page; returns its path."""
+
+    def write(text):
+        (tmp_path / "page.md").write_text(text)
+        return tmp_path / "page.md"
+
+    return write
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("[a](none.md)", "none.md"),
+    ("# A title\n[a](#a-title) [b](page.md#other)", "page.md#other"),
+    ('<source srcset="none.webp">', "none.webp"),
+    ("`train.py`, `history.csv` and `docs/none.py`", "docs/none.py"),
+    ("<!-- [a](none.md) --> [a](https://example.org) [b](page.md)", None),
+])  # fmt: skip
+def test_links_that_lead_nowhere_are_found(page, text, problem):
+    found = docs_check.check_links(page(text))
+    assert [each.split(": ")[1] for each in found] == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize("text", ['<img src="a" width="9" alt="A bar.">', '<img src="a" width="9">',
+                                  f'<img src="a" alt="{"long " * 20}">'])
+def test_pictures_without_words_are_found(page, text):
+    assert len(docs_check.check_alt_texts(page(text))) == 1
+    assert docs_check.check_alt_texts(page(f'<img width="9" alt="{"long " * 20}">')) == []
+
+
+def test_a_long_page_is_found(page):
+    assert docs_check.check_length(page("word " * 2000 + "```\nmore\n```")) == []
+    assert docs_check.check_length(page("word " * 2001)) != []
+
+
+def test_old_and_foreign_and_large_pictures_are_found(tmp_path, monkeypatch):
+    (tmp_path / "shapes.svg").write_text((DOCS / "shapes.svg").read_text().replace("18", "19"))
+    shapes = {"shapes.svg": draw_pictures.PICTURES["shapes.svg"]}
+    monkeypatch.setattr(docs_check, "PICTURES", shapes)
+    assert docs_check.check_picture(tmp_path / "shapes.svg") == []
+    assert len(docs_check.check_drawn(tmp_path)) == 1 and docs_check.check_drawn(DOCS) == []
+    (tmp_path / "other.webp").write_bytes(bytes(draw_pictures.MAX_BYTES))
+    found = " ".join(docs_check.check_picture(tmp_path / "other.webp"))
+    assert "1000000 bytes" in found and "does not draw it" in found
+    assert "not 830 wide" in check_svg((DOCS / "shapes.svg").read_text().replace("830", "900"))
+
+
+def test_an_old_schema_is_found(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "schema.json"
+    path.write_text("{}")
+    assert "run `python config.py`" in docs_check.check_schema(path)[0]
+    monkeypatch.setattr(config, "SCHEMA_FILE", path)
+    assert config.main() == 0 and docs_check.check_schema(path) == []
+
+
+def test_an_old_notebook_is_found(tmp_path):
+    """The command that the check names writes it anew."""
+    script = tmp_path / "walkthrough.py"
+    for suffix in (".py", ".ipynb"):
+        text = (PROJECT / "walkthrough").with_suffix(suffix).read_text()
+        script.with_suffix(suffix).write_text(text)
+    assert docs_check.check_notebook(script) == []
+    script.write_text(script.read_text().replace("Moving Right", "Moving Up"))
+    (problem,) = docs_check.check_notebook(script)
+    command = re.search(r"`(jupytext .*)`", problem)[1].split()
+    assert jupytext_command([*command[1:-1], str(script)]) == 0
+    assert docs_check.check_notebook(script) == []
+
+
+def test_figures_that_are_not_those_of_the_results_are_found(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_check, "RESULTS", tmp_path)
+    contents = json.dumps({"yardsticks": {"linear": 17.5}, "rows": [
+        {"top1": 62.14, "top1_interval": [52.9, 70.58]},
+        {"top1": 40.0, "top1_interval": [30.0, 50.0]}]})  # fmt: skip
+    for name in ("mine", "approaches_lips8", "few_clips_parts"):
+        (tmp_path / f"{name}.json").write_text(contents)
+    for shown, is_right in (("62.1 (52.9 to 70.6)", True), ("62.1 and 40.0", True),
+                            ("62.1 (50.0 to 70.6)", False), ("61.2", False)):
+        found = docs_check.check_figures(page(f"| words | `mine.md` | 17.9 | {shown} |"))
+        assert bool(found) != is_right, shown
+    tags = '<img src="approaches.svg" width="9" alt="conv3d {}, linear 17.5"> ' \
+           '<img src="remedies.svg" width="9" alt="40.0">'
+    assert docs_check.check_charts(page(tags.format("62.1"))) == []
+    assert len(docs_check.check_charts(page(tags.format("62.2")))) == 1

@@ -6,19 +6,13 @@ import json
 import re
 from pathlib import Path
 
-import jupytext
 import pytest
 from PIL import Image
 
+from docs.check import cells
+
 SCRIPT = Path(__file__).parent.parent / "walkthrough.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
-TEXT = SCRIPT.read_text()
-WORDS_PER_MINUTE = 200
-
-
-def cells(notebook) -> list[tuple[str, str]]:
-    """(type, source) of each cell."""
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
 
 
 def code_cells() -> list[str]:
@@ -34,27 +28,6 @@ def walk(bodies) -> str:
         for body in bodies:
             exec(compile(body, NOTEBOOK, "exec"), names)
     return printed.getvalue()
-
-
-def test_the_notebook_is_what_jupytext_makes_of_the_script():
-    """To write it: `jupytext --to ipynb --update walkthrough.py`."""
-    notebook = json.loads(NOTEBOOK.read_text())
-    assert cells(notebook) == cells(jupytext.reads(TEXT, "py:percent"))
-    assert all(cell.get("outputs", []) == [] for cell in notebook["cells"])
-
-
-def test_each_step_has_something_to_see_to_think_about_and_to_check():
-    _, *sections = re.split(r"^# ## (?=\d)", TEXT, flags=re.MULTILINE)
-    assert [int(section[0]) for section in sections] == [*range(1, 7)]
-    for section in sections:
-        assert "print(" in section and "assert " in section
-        assert "# **Think:**" in section or section is sections[-1]
-
-
-def test_the_reading_time_is_honest():
-    words = {"Six": 6, "Seven": 7, "Eight": 8}
-    minutes = re.search(r"# (\w+) minutes to read, code included", TEXT)[1]
-    assert abs(words[minutes] - len(TEXT.split()) / WORDS_PER_MINUTE) < 0.75
 
 
 @pytest.mark.slow

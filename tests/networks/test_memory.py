@@ -12,8 +12,8 @@ from runs import differences, make_settings, read_csv, run_folder, train_until, 
 from torch import nn
 
 import train
-from benchmarks import compare, machine, memory_a_clip
-from benchmarks.memory_a_clip import kept_for_backward
+from benchmarks import compare
+from benchmarks.activations import kept_for_backward
 from config import MODEL_OPTIONS
 from model import build_model
 from networks.convolution_check import replace_wrong_convolutions
@@ -190,15 +190,6 @@ def test_the_peak_of_the_process_can_be_reset():
 
 
 # --- benchmarks ----------------------------------------------------------------------------------
-
-
-def test_the_table_of_memory_a_clip(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(machine, "RESULTS", tmp_path)
-    monkeypatch.setattr(memory_a_clip, "CASES", (("conv3d", (4, 20, 20)),))
-    assert memory_a_clip.main(["--save", "test"]) == 0
-    table = (tmp_path / "test.md").read_text()
-    assert table in capsys.readouterr().out and "| conv3d | 4 x 20 x 20 |" in table
-    assert (tmp_path / "test.json").exists()
 
 
 def test_comparisons_count_it_for_each_variant(write_config):
