@@ -162,10 +162,13 @@ class Profile(Callback):
         self.profile.batch_arrived()
 
     def on_step(self, run, num_clips):
-        self.profile.step_done()
         self.profile.wait()
 
     def on_steps_end(self, run):
+        if self.profile.is_recording:
+            self.profile.close()
+
+    def on_end(self, run):
         self.profile.close()
 
 
