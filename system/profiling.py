@@ -84,14 +84,10 @@ class StepProfile:
             self.profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write)
             self.profiler.start()
 
-    @property
-    def is_recording(self) -> bool:
-        return bool(self.profiler) and self.profiler.step_num > self.WARM_UP_STEPS
-
     @contextmanager
     def section(self, name: str):
         """Name and time the code inside, if the step is recorded."""
-        if not self.is_recording:
+        if not self._is_recording():
             yield
             return
         self.sections[name] = None  # in the order of a step
@@ -112,11 +108,14 @@ class StepProfile:
                 self.close()
 
     def close(self):
-        """End the profile; write the steps recorded so far, if there are any."""
+        """End the epoch; write the steps recorded in it, if there are any, once."""
         self.waiting.close()
-        if self.profiler:
+        if self._is_recording():
             self.profiler.stop()
             self.profiler = None
+
+    def _is_recording(self) -> bool:
+        return self.profiler is not None and self.profiler.step_num > self.WARM_UP_STEPS
 
     def _write(self, profiler):
         """Write the trace, and print milliseconds per step by section."""

@@ -19,11 +19,12 @@ from docs import draw_pictures
 from docs import time_pictures as times
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
-from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
 from docs.shape_picture import draw_shapes, network_stages
+from docs.svg import SMALLEST_TEXT, WIDTH
 from explaining.time_probe import TimeProbe
 from model import build_model
 from networks.inference import for_inference
+from reporting.palette import DARK, LIGHT
 from scoring.predictor import Predictor
 from system.config_file import load_config
 

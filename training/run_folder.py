@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,7 @@ PROFILE_FOLDER = "profile"
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 # What a start replaces in a folder without a run: an earlier start failed before it saved.
 STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
+TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def is_own(path, config: Config) -> bool:
@@ -89,15 +91,36 @@ def make_run_folder(config: Config) -> Path:
 
 def _append_versions(path, devices) -> None:
     """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
+    starts = _read_starts(path)
+    if starts is None:
+        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
+    started = time.strftime(TIME)
+    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
+
+
+def _read_starts(path) -> list | None:
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     except (ValueError, RecursionError):
-        starts = None
-    if not isinstance(starts, list):
-        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
-    write_whole(path, json.dumps(starts, indent=2) + "\n")
+        return None
+    return starts if isinstance(starts, list) else None
+
+
+def record_last_epoch(folder) -> None:
+    """Add the time to the last start of the run, in place of that of an earlier epoch."""
+    if starts := _read_starts(folder / VERSIONS_FILE):  # someone may have deleted it
+        starts[-1]["last_epoch"] = time.strftime(TIME)
+        write_whole(folder / VERSIONS_FILE, json.dumps(starts, indent=2) + "\n")
+
+
+def run_seconds(start: dict) -> float | None:
+    """Return the seconds from a start of the run to the last epoch that it finished."""
+    try:
+        end, begin = (datetime.fromisoformat(start[key]) for key in ("last_epoch", "started"))
+    except (KeyError, TypeError, ValueError):  # an earlier version wrote it, or there was no epoch
+        return None
+    return (end - begin).total_seconds()
 
 
 def is_recorded(config: Config, history: list[dict]) -> bool:
