@@ -20,7 +20,7 @@ from system import memory, processes, stopping
 from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.optimization import training_is_over
 from training.run import Run, save_run
-from training.run_folder import HISTORY_FILE, LOG_FOLDER, write_whole
+from training.run_folder import HISTORY_FILE, LOG_FOLDER, record_last_epoch, write_whole
 
 
 class Callback:
@@ -162,7 +162,6 @@ class Profile(Callback):
         self.profile.batch_arrived()
 
     def on_step(self, run, num_clips):
-        self.profile.step_done()
         self.profile.wait()
 
     def on_steps_end(self, run):
@@ -192,6 +191,8 @@ class History(Callback):
 
     def on_epoch(self, run, logits, labels, is_best):
         self.on_start(run, None)
+        if processes.is_main():
+            record_last_epoch(run.config.run_folder)
 
 
 class TensorBoard(Callback):

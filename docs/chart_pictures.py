@@ -1,7 +1,6 @@
 """Charts of measured figures, by matplotlib, in the palette of all pictures."""
 
 import csv
-import io
 import json
 import re
 from html import escape
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from docs.palette import FONT, LIGHT, WIDTH, style_sheet, var
+from docs.svg import FONT, WIDTH, style_sheet
 from explaining.time_probe import ORDERS, TimeProbe
+from reporting.palette import LIGHT, themed_svg, var
 from system.errors import UserError
 
 DOTS_PER_INCH = 72  # so that a point is a pixel
@@ -39,23 +38,13 @@ def new_figure(height) -> Figure:
 
 
 def to_svg(figure, description) -> str:
-    """The figure on a card, with its colours replaced by those of the reader's theme.
-
-    The same figure gives the same bytes.
-    """
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    names = {value: name for name, value in LIGHT.items() if name != "page"}
-    text = re.sub("#[0-9a-f]{6}", lambda found: var(names[found[0]]) if found[0] in names
-                  else found[0], text)  # fmt: skip
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", rf"\1 {FONT}", text)
-    text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text)
+    """The figure on a card, in the colours of the reader's theme."""
+    text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', themed_svg(figure))
     height = round(figure.get_figheight() * DOTS_PER_INCH)
     card = (
-        f'<title>{escape(description)}</title><style>{style_sheet()}</style><rect x=".5" y=".5" '
-        f'width="{WIDTH - 1}" height="{height - 1}" rx="8" '
+        f'<title>{escape(description)}</title><style>{style_sheet()}'
+        f'text{{font-family:{FONT}!important}}</style>'
+        f'<rect x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="8" '
         f'style="fill:{var("card")};stroke:{var("edge")}"/>'
     )
     opening_tag, rest = text.split(">", 1)

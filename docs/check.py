@@ -17,7 +17,8 @@ import jupytext
 
 from config import SCHEMA_FILE, json_schema
 from docs.draw_pictures import MAX_BYTES, PICTURES, RESULTS, Sources
-from docs.palette import DARK, LIGHT, SMALLEST_TEXT, WIDTH
+from docs.svg import SMALLEST_TEXT, WIDTH
+from reporting.palette import DARK, LIGHT
 from system.errors import UserError
 
 DOCS = Path(__file__).parent

@@ -19,7 +19,6 @@ from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import draw_opening, shown_clips
-from docs.palette import DARK, LIGHT
 from docs.shape_picture import draw_shapes
 from docs.time_pictures import (
     draw_cases,
@@ -28,6 +27,7 @@ from docs.time_pictures import (
     draw_two_layers,
 )
 from explaining import time_probe
+from reporting.palette import DARK, LIGHT
 from scoring.predictor import load_predictor
 from system.config_file import load_config
 from system.device import choose_device, prepare

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from clips.annotations import Annotations
 from clips.reading import open_clip, window_input
 from docs.opening_picture import SHARPNESS, Canvas
-from docs.palette import WIDTH
+from docs.svg import WIDTH
 from explaining.grad_cam import grad_cam
 from explaining.layers import stage_outputs
 from explaining.pictures import enlarged, heat

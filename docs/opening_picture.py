@@ -16,7 +16,7 @@ import demo_data
 from clips.frames import FramesInMemory
 from clips.reading import window_input
 from clips.sampling import frames_needed
-from docs.palette import SMALLEST_TEXT, WIDTH
+from docs.svg import SMALLEST_TEXT, WIDTH
 from explaining.pictures import font
 from scoring.predictor import Predictor
 

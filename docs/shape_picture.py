@@ -7,8 +7,7 @@ import torch
 
 import demo_data
 from config import Config
-from docs.palette import WIDTH
-from docs.svg import Svg
+from docs.svg import WIDTH, Svg
 from model import build_model
 from networks.stages import describe
 

@@ -5,14 +5,27 @@ Lengths are in pixels at the width at which GitHub shows a README.
 
 from html import escape
 
-from docs.palette import FONT, SMALLEST_TEXT, WIDTH, style_sheet, var
+from reporting.palette import DARK, LIGHT, css_variables, var
 
+WIDTH = 830  # pixels, what GitHub gives to a README
+SMALLEST_TEXT = 12  # pixels, where a picture is shown as wide as it is
+FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 STEP = 0.13  # seconds that a sliding kernel stays at one place
 HOLD = 2.6  # seconds that the finished picture stays
 
 
+def style_sheet() -> str:
+    """CSS that names the colours for an SVG."""
+    light, dark = css_variables(LIGHT), css_variables(DARK)
+    return f"svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
+
+
 class Svg:
-    """Shapes on a card, drawn in the order in which they are added."""
+    """Shapes on a card, drawn in the order in which they are added.
+
+    With a card of its own, a picture is readable where the page's theme is not the one that the
+    browser reports.
+    """
 
     def __init__(self, height, description, width=WIDTH):
         self.width, self.height, self.description = width, height, description

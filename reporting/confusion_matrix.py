@@ -1,21 +1,26 @@
 """The confusion matrix as a picture."""
 
+import io
 import math
 import textwrap
+import warnings
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from explaining import pictures
 from scoring.evaluation import confusion_matrix
 
 FIELD = 840  # maximum side of the matrix in pixels
-# For shares 0, 0.5 and 1.
-BLUES = np.array([[247, 251, 255], [107, 174, 214], [8, 48, 107]])
 MAX_CELL, CELL_WITH_DIGITS, CELL_WITH_NAME = 40, 16, 14  # pixels
-MARGIN, MAX_NAME_WIDTH, NAME_SIZE = 8, 240, 12  # pixels
+MARGIN, MAX_NAME_WIDTH = 8, 240  # pixels
+SETTINGS = {
+    "figure.dpi": 72, "savefig.dpi": 72,  # so that a point is a pixel
+    "font.family": "DejaVu Sans", "font.size": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    "text.parse_math": False, "axes.edgecolor": "silver", "axes.titlesize": 12,
+    "axes.titlelocation": "left", "figure.facecolor": "white",
+}  # fmt: skip
 
 
 def save_confusion_matrix(folder, annotations, logits, class_names) -> None:
@@ -29,59 +34,43 @@ def draw_confusion_matrix(matrix, class_names) -> np.ndarray:
     """Draw the matrix with each row in percent of its true class. uint8 [H, W, 3].
 
     The size is limited: above about 50 classes, the cells have no digits and only every second,
-    third, ... class is named. Without matplotlib, which would be slow during training.
+    third, ... class is named.
     """
-    num_classes = len(class_names)
+    # Here, since a start of a run need not wait for it.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    cell = min(MAX_CELL, FIELD / num_classes)
-    every = math.ceil(CELL_WITH_NAME / cell)
-    names = _names_in_a_column(class_names, cell, every)
-    side, width = names.shape[:2]
+    cell = min(MAX_CELL, FIELD / len(class_names))
+    side, every = cell * len(class_names), math.ceil(CELL_WITH_NAME / cell)
     title = "share of each true class (rows) that is classified as each class (columns), %"
     title += f"; one class in {every} is named" if every > 1 else ""
-    lines = textwrap.wrap(title, max(24, (side + width) // 7))
-    top, left = MARGIN + 18 * len(lines), MARGIN + width
-    longest = max(pictures.font(NAME_SIZE).getlength(line) for line in lines)
-    picture_width = max(left + side, MARGIN + math.ceil(longest)) + MARGIN
-    picture = np.full((top + side + width + MARGIN, picture_width, 3), 255, np.uint8)
-    for number, line in enumerate(lines):
-        place = (MARGIN, MARGIN + 18 * number + 6)
-        pictures.write_text(picture, place, line, NAME_SIZE, (0, 0, 0))
-    picture[top : top + side, MARGIN:left] = names
-    picture[top + side : top + side + width, left : left + side] = np.rot90(names)
-    picture[top : top + side, left : left + side] = _cells(shares, matrix > 0, cell, side)
-    return picture
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # is not in the font: a box is drawn
+        figure = Figure(figsize=(side / 72, side / 72))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_title(textwrap.fill(title, max(24, round(side / 7))))
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        named = range(every // 2, len(class_names), every)
+        names = [_shortened(class_names[index]) for index in named]
+        axes.set_xticks(named, names, rotation="vertical")
+        axes.set_yticks(named, names)
+        axes.tick_params(length=0)
+        if cell >= CELL_WITH_DIGITS:
+            _write_digits(axes, shares, matrix > 0, min(12, cell / 2))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=MARGIN / 72)
+    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-def _names_in_a_column(class_names, cell, every) -> np.ndarray:
-    """Draw the name of one class in `every` next to its row. uint8 [H, W, 3]"""
-    font, rows = pictures.font(NAME_SIZE), range(every // 2, len(class_names), every)
-    shown = {row: _shortened(class_names[row], font) for row in rows}
-    width = 6 + math.ceil(max(font.getlength(name) for name in shown.values()))
-    column = Image.new("RGB", (width, round(cell * len(class_names))), "white")
-    canvas = ImageDraw.Draw(column)
-    for row, name in shown.items():
-        canvas.text((width - 4, (row + 0.5) * cell), name, "black", font, anchor="rm")
-    return np.asarray(column)
-
-
-def _shortened(name, font) -> str:
-    while font.getlength(name) > MAX_NAME_WIDTH:
+def _shortened(name) -> str:
+    while pictures.font(12).getlength(name) > MAX_NAME_WIDTH:
         name = f"{name[:-2]}…"
     return name
 
 
-def _cells(shares, is_shown, cell, side) -> np.ndarray:
-    """Draw the cells in blue, with numbers if there is room. uint8 [side, side, 3]"""
-    colours = np.stack([np.interp(shares, (0, 0.5, 1), levels) for levels in BLUES.T], axis=2)
-    how = cv2.INTER_NEAREST if cell >= 1 else cv2.INTER_AREA
-    field = cv2.resize(np.rint(colours).astype(np.uint8), (side, side), interpolation=how)
-    if cell < CELL_WITH_DIGITS:
-        return field
-    picture = Image.fromarray(field)
-    canvas, font = ImageDraw.Draw(picture), pictures.font(min(NAME_SIZE, int(cell / 2)))
+def _write_digits(axes, shares, is_shown, size) -> None:
     for row, column in zip(*np.nonzero(is_shown), strict=True):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        place = ((column + 0.5) * cell, (row + 0.5) * cell)
-        canvas.text(place, f"{100 * shares[row, column]:.0f}", colour, font, anchor="mm")
-    return np.asarray(picture)
+        share = shares[row, column]
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size,
+                  color="white" if share > 0.5 else "black")  # fmt: skip

@@ -1,112 +1,117 @@
-"""Layout of line charts over epochs, which the page's template draws as SVG.
+"""Line charts over epochs: SVG to be part of the page, in the colours of its theme."""
 
-Without a plotting library, a chart takes milliseconds and follows the page's light or dark colours.
-"""
-
-import itertools
+import html
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
-WIDTH, HEIGHT = 420, 240  # of the picture; small, so that its text is readable on a phone
+from reporting.palette import LIGHT, themed_svg
+
+WIDTH, HEIGHT = 420, 240  # pixels; small, so that its text is readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the plotting area
-NUM_TICKS = 5
 MAX_MARKERS = 60  # with more epochs, markers would hide the line
-
-
-@dataclass
-class Curve:
-    """One line: its (epoch, value) pairs and their coordinates. NaN leaves a gap."""
-
-    name: str
-    values: list[tuple[float, float]]
-    lines: list[str] = field(default_factory=list)  # `x,y x,y ...`, one per piece without gaps
-    dots: list[tuple[float, float, str]] = field(default_factory=list)  # x, y, label
+MAX_VALUE = 1e100  # further away, the distances between values may not be finite
+STYLES = {
+    "training": {"color": LIGHT["orange"]},
+    "validation": {"color": LIGHT["blue"], "linestyle": (0, (3, 1.5))},
+}
+SETTINGS = {
+    "svg.fonttype": "none", "figure.dpi": 72, "figure.facecolor": "none", "font.size": 13,
+    "axes.facecolor": "none", "axes.labelcolor": LIGHT["muted"],
+    "axes.labelpad": 0, "axes.autolimit_mode": "round_numbers", "axes.xmargin": 0,
+    "axes.ymargin": 0, "axes.spines.left": False, "axes.spines.right": False,
+    "axes.spines.top": False, "axes.spines.bottom": False, "axes.grid": True,
+    "axes.grid.axis": "y", "grid.color": LIGHT["faint"], "grid.linewidth": 1,
+    "xtick.bottom": False, "xtick.labelcolor": LIGHT["muted"], "ytick.left": False,
+    "ytick.labelcolor": LIGHT["muted"], "lines.linewidth": 2, "lines.markersize": 5,
+    "lines.markeredgewidth": 0,
+}  # fmt: skip
 
 
 @dataclass
 class LineChart:
     title: str
-    curves: list[Curve]
-    unit: str = ""
-    x_ticks: list[tuple[float, str]] = field(default_factory=list)  # position and text
-    y_ticks: list[tuple[float, str]] = field(default_factory=list)
-
-    @property
-    def description(self) -> str:
-        """Description for screen readers."""
-        parts = [f"{curve.name} {curve.values[0][1]:.4g} in epoch {curve.values[0][0]:g}, "
-                 f"{curve.values[-1][1]:.4g} in epoch {curve.values[-1][0]:g}"
-                 for curve in self.curves]
-        return f"{self.title} by epoch: {'; '.join(parts)}"
+    curves: list[str]  # names
+    svg: str
 
 
-def line_chart(title, columns, history, unit="", limits=(None, None)):
-    """Return a LineChart of `columns` ({curve name: column}) of the history's rows.
+def draw_curves(history: list[dict]) -> list[LineChart]:
+    """Draw the charts that the history has values for."""
+    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top\d+", name)]
+    charts = [("Loss", "loss", "", (None, None))]
+    charts += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k or ["top1"]]
+    charts += [("Learning rate", "learning_rate", "", (0, None)),
+               ("Training clips per second", "clips_per_second", "", (0, None)),
+               ("Seconds of training steps", "seconds", " s", (0, None))]
+    drawn = [line_chart(title, name, history, unit, limits) for title, name, unit, limits in charts]
+    return [chart for chart in drawn if chart]
 
-    limits: minimum and maximum of the axis; None: that of the curves. Returns None if none of the
-    columns has a number.
+
+def line_chart(title, column, history, unit="", limits=(None, None)) -> LineChart | None:
+    """Draw `column` and `val_column` of the history's rows; NaN, inf and empty cells leave gaps.
+
+    limits: minimum and maximum of the axis; None: that of the curves. Returns None if there is no
+    number to draw.
     """
-    curves = []
-    for name, column in columns.items():
-        values = [(row["epoch"], row.get(column, math.nan)) for row in history]
-        if numbers := [pair for pair in values if math.isfinite(pair[1])]:
-            curves.append((Curve(name, numbers), values))
-    if not curves:
+    names = {"training": column, "validation": f"val_{column}"}
+    curves = {name: [(row["epoch"], _finite(row.get(column))) for row in history]
+              for name, column in names.items()}  # fmt: skip
+    numbers = {name: [pair for pair in curve if not math.isnan(pair[1])]
+               for name, curve in curves.items()}  # fmt: skip
+    numbers = {name: pairs for name, pairs in numbers.items() if pairs}
+    if not numbers:
         return None
-    chart = LineChart(title, [curve for curve, _ in curves], unit)
-    epochs = [epoch for curve in chart.curves for epoch, _ in curve.values]
-    numbers = [value for curve in chart.curves for _, value in curve.values]
-    x_place, chart.x_ticks = _epoch_axis(min(epochs), max(epochs))
-    y_place, chart.y_ticks = _value_axis(numbers, limits)
-    for curve, values in curves:
-        _place(curve, values, x_place, y_place, unit)
-    return chart
+    description = f"{title} by epoch: " + "; ".join(
+        f"{name} {pairs[0][1]:.4g} in epoch {pairs[0][0]:g}, "
+        f"{pairs[-1][1]:.4g} in epoch {pairs[-1][0]:g}" for name, pairs in numbers.items()
+    )
+    has_markers = len(history) <= MAX_MARKERS
+    hints = [f"{name}, epoch {epoch:g}: {value:.4g}{unit}"
+             for name, pairs in numbers.items() for epoch, value in pairs]  # fmt: skip
+    svg = _draw({name: curves[name] for name in numbers}, unit, limits, has_markers)
+    return LineChart(title, list(numbers), _inline(svg, description, hints))
 
 
-def _place(curve, values, x_place, y_place, unit) -> None:
-    is_known = [math.isfinite(value) for _, value in values]
-    for known, group in itertools.groupby(zip(values, is_known, strict=True), lambda pair: pair[1]):
-        if known:
-            curve.lines.append(" ".join(f"{x_place(epoch):.1f},{y_place(value):.1f}"
-                                        for (epoch, value), _ in group))
-    if len(curve.values) <= MAX_MARKERS:
-        curve.dots = [(round(x_place(epoch), 1), round(y_place(value), 1),
-                       f"{curve.name}, epoch {epoch:g}: {value:.4g}{unit}")
-                      for epoch, value in curve.values]  # fmt: skip
+def _finite(value) -> float:
+    return value if value is not None and abs(value) < MAX_VALUE else math.nan
 
 
-def _epoch_axis(low, high):
-    if low == high:  # a single epoch is in the middle
-        low, high = low - 1, high + 1
-    step = max(1, nice_step((high - low) / NUM_TICKS))
-    ticks = [tick for tick in multiples(low, high, step) if tick == int(tick) and tick >= 1]
-    return _axis(low, high, LEFT, RIGHT, ticks)
+def _draw(curves, unit, limits, has_markers) -> str:
+    # Here, since a start of a run need not wait for it.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        axes = figure.add_axes((LEFT / WIDTH, 1 - BOTTOM / HEIGHT, (RIGHT - LEFT) / WIDTH,
+                                (BOTTOM - TOP) / HEIGHT))  # fmt: skip
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        for name, curve in curves.items():
+            axes.plot(*zip(*curve, strict=True), marker="o" * has_markers, clip_on=False,
+                      **STYLES[name])  # fmt: skip
+        epochs = [epoch for curve in curves.values() for epoch, _ in curve]
+        axes.set_xlim(min(epochs), max(epochs)) if len(set(epochs)) > 1 else axes.set_xticks(epochs)
+        axes.update_datalim([(epochs[0], limit) for limit in limits if limit is not None])
+        axes.autoscale_view(scalex=False)
+        axes.set_xlabel("epoch", loc="right")
+        return themed_svg(figure)
 
 
-def _value_axis(numbers, limits):
-    low = min(numbers) if limits[0] is None else limits[0]
-    high = max(numbers) if limits[1] is None else limits[1]
-    if low >= high:
-        high = low + max(abs(low), 1e-9) if limits[0] is not None else low + abs(low) / 10 + 1e-9
-    step = nice_step(high / NUM_TICKS - low / NUM_TICKS)  # their difference may be inf
-    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return _axis(low, high, BOTTOM, TOP, multiples(low, high, step))
-
-
-def _axis(low, high, first, last, ticks):
-    def place(value):
-        return first + (value - low) / (high - low) * (last - first)
-
-    return place, [(round(place(tick), 1), f"{tick:g}") for tick in ticks]
-
-
-def nice_step(rough) -> float:
-    """Return the smallest of 1, 2, 5 times a power of ten that is not below `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-
-
-def multiples(low, high, step) -> list[float]:
-    """Return the multiples of `step` from low to high, without rounding errors of sums."""
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+def _inline(svg, description, hints) -> str:
+    """Take out what a page does not need, and add a description and a hint at each marker."""
+    for superfluous in ("<!--.*?-->", "<metadata>.*?</metadata>", "<defs>.*?</defs>",
+                        ' (?:id|clip-path|transform|xmlns:xlink)="[^"]*"',
+                        r' (?:width|height)="[\d.]+pt"', r'font-family: [^;"]*;?\s*',
+                        r"\s+(?=<)"):  # fmt: skip
+        svg = re.sub(superfluous, "", svg, flags=re.DOTALL)
+    titles = (html.escape(hint) for hint in hints)
+    svg = re.sub(
+        '<use xlink:href="[^"]*" x="(.*?)" y="(.*?)" style="(.*?)"/>',
+        lambda use: f'<circle cx="{use[1]}" cy="{use[2]}" r="2.5" style="{use[3]}">'
+                    f"<title>{next(titles)}</title></circle>", svg,
+    )  # fmt: skip
+    svg = " ".join(svg.split())
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)

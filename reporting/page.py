@@ -14,14 +14,22 @@ from pydantic import ValidationError
 
 from config import Config
 from reporting.confusion_matrix import save_confusion_matrix
-from reporting.line_chart import LineChart, line_chart
+from reporting.line_chart import draw_curves
+from reporting.palette import DARK, LIGHT, css_variables
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import parse_override
 from system.errors import UserError, first_few, message_for_user
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, write_whole
+from training.run_folder import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    REPORT_FILE,
+    VERSIONS_FILE,
+    run_seconds,
+    write_whole,
+)
 
 TEMPLATE = "report_template.html"
 # Of more classes, those with the most mistakes are shown.
@@ -41,6 +49,7 @@ def write_report(folder: str | Path) -> Path:
     run = read_run_folder(Path(folder))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["unbroken"] = unbroken
     page = environment.get_template(TEMPLATE).render(contents(run))
     path = run.folder / REPORT_FILE
     # Paths in a command line may contain bytes that are not valid UTF-8.
@@ -56,6 +65,14 @@ def write_evaluation(folder: Path, annotations, logits, class_names, origin) -> 
     if annotations.has_labels:
         save_confusion_matrix(folder, annotations, logits, class_names)
     results.write_results(folder, annotations, logits, class_names, origin)
+
+
+def unbroken(text) -> str:
+    """Return the text as HTML in which no line ends within "top-1"."""
+    from markupsafe import Markup, escape
+
+    text = str(escape(text))  # re.sub on Markup would escape what it puts in, too
+    return Markup(re.sub(r"[Tt]op-\d+", r'<span class="unbroken">\g<0></span>', text))
 
 
 def add_report(folder: str | Path) -> None:
@@ -157,7 +174,8 @@ def contents(run: RunFolder) -> dict:
         "name": run.folder.resolve().name,
         "figures": key_figures(run),
         "missing": missing(run),
-        "curves": curves(run.history),
+        "colours": {"light": css_variables(LIGHT), "dark": css_variables(DARK)},
+        "curves": draw_curves(run.history),
         "history": history_table(run.history),
         "evaluation": evaluated(run) if run.saved else None,
         "speed": speed(run),
@@ -203,6 +221,9 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
         found.append(("epochs", f"{run.history[-1]['epoch']:g}", remark if run.config else ""))
+    if times := [seconds for start in run.starts if (seconds := run_seconds(start)) is not None]:
+        starts = f", in {len(times)} starts" if len(times) > 1 else ""
+        found.append(("time of the run", _duration(sum(times)), f"to its last epoch{starts}"))
     if speeds := column(run.history, "clips_per_second"):
         found.append(("training clips per second", f"{median(speeds):,.1f}", "median over epochs"))
     return found
@@ -228,19 +249,6 @@ def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
 def best_of(scored) -> dict[str, float]:
     """Return the first row with the best top-1, which is the checkpoint that training keeps."""
     return max(scored, key=lambda row: row["val_top1"])
-
-
-def curves(history: list[dict]) -> list[LineChart]:
-    """Return the charts that the history has values for."""
-    top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top\d+", name)]
-    charts = [("Loss", "loss", "", (None, None))]
-    charts += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k or ["top1"]]
-    charts += [("Learning rate", "learning_rate", "", (0, None)),
-               ("Training clips per second", "clips_per_second", "", (0, None)),
-               ("Seconds of training steps", "seconds", " s", (0, None))]
-    drawn = [line_chart(title, {"training": name, "validation": f"val_{name}"}, history, unit,
-                        limits) for title, name, unit, limits in charts]
-    return [chart for chart in drawn if chart]
 
 
 def history_table(history: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -67,66 +67,73 @@ def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
 class StepProfile:
     """For `--profile`: a trace of a few early steps, and the milliseconds of each section.
 
-    In these steps, each section waits for the device, so that its time is its own.
+    A step lasts until the next batch has come, or until the epoch ends, which ends the profile,
+    too. In these steps, each section waits for the device, so that its time is its own.
     """
 
     WARM_UP_STEPS, NUM_STEPS = 3, 8
 
     def __init__(self, folder: Path | None = None, device: torch.device | None = None):
         """folder: where the trace is written; None disables profiling."""
-        self.folder, self.device = folder, device
-        self.step, self.seconds, self.start = 0, {}, 0.0
-        self.tracer, self.waiting = None, ExitStack()
+        self.folder, self.device, self.profiler = folder, device, None
+        self.sections, self.waiting = {}, ExitStack()
+        if folder:
+            schedule = torch.profiler.schedule(
+                wait=self.WARM_UP_STEPS, warmup=1, active=self.NUM_STEPS, repeat=1
+            )
+            self.profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write)
+            self.profiler.start()
 
     @contextmanager
     def section(self, name: str):
-        """Name and time the code inside, if the step is profiled."""
-        if not self.tracer:
+        """Name and time the code inside, if the step is recorded."""
+        if not self._is_recording():
             yield
             return
-        start = self._now()
+        self.sections[name] = None  # in the order of a step
+        self._synchronize()
         with torch.profiler.record_function(name):
             yield
-            end = self._now()
-        self.seconds[name] = self.seconds.get(name, 0) + end - start
+            self._synchronize()
 
     def wait(self):
-        """The next batch is waited for, which is a section; the tracer starts here."""
-        if self.folder and self.step == self.WARM_UP_STEPS and not self.tracer:
-            self.tracer, self.seconds = torch.profiler.profile(), {}
-            self.tracer.start()
-            self.start = self._now()
+        """Begin to wait for the next batch, which is a section."""
         self.waiting.enter_context(self.section("wait for data"))
 
     def batch_arrived(self):
         self.waiting.close()
-
-    def step_done(self):
-        self.step += 1
-        if self.step == self.WARM_UP_STEPS + self.NUM_STEPS:
-            self.close()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        if self.profiler:
+            self.profiler.step()
+            if self.profiler.step_num > self.WARM_UP_STEPS + self.NUM_STEPS:
+                self.close()
 
     def close(self):
-        """Write the trace and print milliseconds per step by section, if a step was profiled."""
+        """End the epoch; write the steps recorded in it, if there are any, once."""
         self.waiting.close()
-        num_steps, tracer, self.tracer = self.step - self.WARM_UP_STEPS, self.tracer, None
-        if not tracer:
-            return
-        total = self._now() - self.start
-        tracer.stop()
-        if not num_steps:
-            return
+        if self._is_recording():
+            self.profiler.stop()
+            self.profiler = None
+
+    def _is_recording(self) -> bool:
+        return self.profiler is not None and self.profiler.step_num > self.WARM_UP_STEPS
+
+    def _write(self, profiler):
+        """Write the trace, and print milliseconds per step by section."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"process_{processes.rank()}.pt.trace.json"
-        tracer.export_chrome_trace(str(path))
-        rows = self.seconds | {"other": total - sum(self.seconds.values()), "whole step": total}
+        profiler.export_chrome_trace(str(path))
+        # The GPU's events have the same names.
+        events = {event.key: event for event in profiler.key_averages()
+                  if event.device_type == torch.autograd.DeviceType.CPU}  # fmt: skip
+        num_steps, total = events["ProfilerStep*"].count, events["ProfilerStep*"].cpu_time_total
+        rows = {name: events[name].cpu_time_total for name in self.sections}
+        rows |= {"other": total - sum(rows.values()), "whole step": total}
         lines = [f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}"]
-        lines += [f"{name:<20}{1000 * seconds / num_steps:>10.2f}{seconds / total:>9.1%}"
-                  for name, seconds in rows.items()]
+        lines += [f"{name:<20}{microseconds / 1000 / num_steps:>10.2f}{microseconds / total:>9.1%}"
+                  for name, microseconds in rows.items()]
         lines.append(f"trace: {path}; open it in https://ui.perfetto.dev")
         print("\n".join(lines), flush=True)
+
+    def _synchronize(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -23,11 +23,12 @@ from docs import time_pictures as times
 from docs.check import DOCS, PROJECT, check_svg
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
-from docs.palette import DARK, LIGHT, WIDTH
 from docs.shape_picture import draw_shapes, network_stages
+from docs.svg import WIDTH
 from explaining.time_probe import TimeProbe
 from model import build_model
 from networks.inference import for_inference
+from reporting.palette import DARK, LIGHT
 from scoring.predictor import Predictor
 from system.config_file import load_config
 

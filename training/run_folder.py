@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,7 @@ RESULTS_BELOW = {  # folder -> patterns of files
     "explained": ("time_probe.csv", "time_probe.png", "kernels_*.gif", "grad_cam_*.gif",
                   "activations_*.gif", "events.*"),
 }  # fmt: skip
+TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def is_own(path, config: Config) -> bool:
@@ -117,15 +119,36 @@ def make_run_folder(config: Config) -> Path:
 
 def _append_versions(path, devices) -> None:
     """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
+    starts = _read_starts(path)
+    if starts is None:
+        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
+    started = time.strftime(TIME)
+    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
+    write_whole(path, json.dumps(starts, indent=2) + "\n")
+
+
+def _read_starts(path) -> list | None:
     try:
         starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     except (ValueError, RecursionError):
-        starts = None
-    if not isinstance(starts, list):
-        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
-    write_whole(path, json.dumps(starts, indent=2) + "\n")
+        return None
+    return starts if isinstance(starts, list) else None
+
+
+def record_last_epoch(folder) -> None:
+    """Add the time to the last start of the run, in place of that of an earlier epoch."""
+    if starts := _read_starts(folder / VERSIONS_FILE):  # someone may have deleted it
+        starts[-1]["last_epoch"] = time.strftime(TIME)
+        write_whole(folder / VERSIONS_FILE, json.dumps(starts, indent=2) + "\n")
+
+
+def run_seconds(start: dict) -> float | None:
+    """Return the seconds from a start of the run to the last epoch that it finished."""
+    try:
+        end, begin = (datetime.fromisoformat(start[key]) for key in ("last_epoch", "started"))
+    except (KeyError, TypeError, ValueError):  # an earlier version wrote it, or there was no epoch
+        return None
+    return (end - begin).total_seconds()
 
 
 def is_recorded(config: Config, history: list[dict]) -> bool:

@@ -25,7 +25,7 @@ import train
 from report import main
 from reporting import confusion_matrix
 from reporting import page as report_page
-from reporting.line_chart import line_chart, nice_step
+from reporting.line_chart import line_chart
 from reporting.page import write_report
 from reporting.worst_clips import MAX_BYTES, input_frames, moving_picture
 from scoring import results
@@ -180,6 +180,28 @@ def test_without_an_evaluation(trained):
     set_here, at_default = page.section("Settings").split("keys at their defaults")
     assert "batch_size 8 100 Clips per training step" in set_here and "dropout" not in set_here
     assert "dropout 0.15 0.15 Share" in at_default
+
+
+def test_the_time_of_the_run_is_that_of_its_starts(folder):
+    def times():
+        texts = [text for _, text in Page(write_report(folder).read_text()).texts]
+        return texts[texts.index("time of the run") + 1 :][:2] if "time of the run" in texts else []
+
+    (start,) = json.loads((folder / "versions.json").read_text())
+    assert start["started"] <= start["last_epoch"] and times()[1] == "to its last epoch"
+    start |= {"started": "2026-01-31 23:00:00", "last_epoch": "2026-02-01 01:05:00"}
+    starts = [start, start | {"last_epoch": "2026-01-31 23:10:00"}]
+    for more in ([], [{"started": "2026-02-02 00:00:00"}, {"started": 1, "last_epoch": None}]):
+        (folder / "versions.json").write_text(json.dumps([*starts, *more]))
+        assert times() == ["2 h 15 min", "to its last epoch, in 2 starts"]
+    (folder / "versions.json").write_text("[{}]")
+    assert times() == []
+
+
+def test_no_line_ends_within_top_1(trained):
+    texts = [text for tag, text in trained.page.texts if tag == "span"]
+    assert texts.count("top-1") >= 3 and "Top-1" in texts
+    assert report_page.unbroken("<top-5>") == '&lt;<span class="unbroken">top-5</span>&gt;'
 
 
 def test_after_evaluation(trained):
@@ -397,36 +419,63 @@ def history_of(*losses):
     return [{"epoch": float(epoch), "loss": loss} for epoch, loss in enumerate(losses, 1)]
 
 
+def curve_of(chart, colour) -> list[list[tuple[float, float]]]:
+    """The places of a curve's points, one list per piece without gaps."""
+    (data,) = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--{colour}\)', chart.svg)
+    return [[tuple(map(float, pair.split())) for pair in piece.split("L")]
+            for piece in data.split("M")[1:]]
+
+
+def axis_texts(chart, anchor) -> list[str]:
+    return re.findall(rf'text-anchor: {anchor};[^>]*>([^<]*)</text>', chart.svg)
+
+
 def test_a_curve_has_gaps_where_figures_are_missing():
-    history = history_of(2.0, math.nan, 1.0, 0.5)
-    history.append({"epoch": 5.0})
-    chart = line_chart("Loss", {"training": "loss", "other": "none"}, history)
-    (curve,) = chart.curves
-    assert [len(line.split()) for line in curve.lines] == [1, 2] and len(curve.dots) == 3
-    assert chart.description == "Loss by epoch: training 2 in epoch 1, 0.5 in epoch 4"
-    assert line_chart("Loss", {"training": "loss"}, history_of(math.nan)) is None
-    assert line_chart("Loss", {"training": "loss"}, []) is None
+    history = history_of(2.0, math.nan, 1.0, 0.5, math.inf)
+    history.append({"epoch": 6.0})
+    chart = line_chart("Loss", "loss", history)
+    assert chart.curves == ["training"]
+    assert [len(piece) for piece in curve_of(chart, "orange")] == [1, 2]
+    assert re.findall("<title>(.*?)</title>", chart.svg) == [
+        "training, epoch 1: 2", "training, epoch 3: 1", "training, epoch 4: 0.5"]
+    description = "Loss by epoch: training 2 in epoch 1, 0.5 in epoch 4"
+    assert f'role="img" aria-label="{description}"' in chart.svg
+    assert line_chart("Loss", "loss", history_of(math.nan)) is None
+    assert line_chart("Loss", "loss", []) is None
 
 
 def test_curves_lie_within_their_field():
-    for losses in ([1.0], [0.0, 0.0], [3e-7, 9e8], [-1.0, 1.0], [0.3] * 400):
+    for losses in ([1.0], [0.0, 0.0], [3e-7, 9e8], [-1.0, 1.0], [3e38, -3e38], [0.3] * 400):
         for limits in ((None, None), (0, None)):
-            chart = line_chart("x", {"training": "loss"}, history_of(*losses), limits=limits)
-            places = [tuple(map(float, pair.split(","))) for line in chart.curves[0].lines
-                      for pair in line.split()]
-            assert len(places) == len(losses)
-            assert all(56 <= x <= 408 for x, _ in places)
-            if min(losses) >= 0 or limits[0] is None:
-                assert all(11.9 <= y <= 204.1 for _, y in places), (losses, places[:3])
-            assert 2 <= len(chart.y_ticks) <= 12 and chart.x_ticks
-    assert not chart.curves[0].dots  # of 400 epochs, they would hide the line
+            chart = line_chart("x", "loss", history_of(*losses), limits=limits)
+            places = [place for piece in curve_of(chart, "orange") for place in piece]
+            assert 1 <= len(places) <= len(losses)  # straight pieces have no points between
+            assert all(56 <= x <= 408 and 11.9 <= y <= 204.1 for x, y in places), (losses, places)
+            assert 2 <= len(axis_texts(chart, "end")) <= 12 and axis_texts(chart, "middle")
+    assert "<title>" not in chart.svg  # of 400 epochs, markers would hide the line
 
 
 def test_axes():
-    chart = line_chart("x", {"t": "loss"}, history_of(0.0, 100.0), limits=(0, 100))
-    assert [text for _, text in chart.y_ticks] == ["0", "20", "40", "60", "80", "100"]
-    assert [y for y, _ in chart.y_ticks][::5] == [204, 12]
-    assert [nice_step(rough) for rough in (0.1, 0.3, 1.1, 4, 60)] == [0.1, 0.5, 2, 5, 100]
+    chart = line_chart("x", "loss", history_of(1.0, 99.0), " %", limits=(0, 100))
+    assert axis_texts(chart, "end") == [
+        "epoch", "0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+    assert axis_texts(chart, "middle") == ["1", "2"]
+    (((left, low), (right, high)),) = curve_of(chart, "orange")
+    assert (left, right) == (56, 408) and low - high == pytest.approx(0.98 * (204 - 12))
+
+
+def test_charts_are_small_text_in_the_colours_of_the_page():
+    history = [{"epoch": float(epoch), "loss": 1 / epoch, "val_loss": 2 / epoch}
+               for epoch in range(1, 391)]
+    charts = [line_chart(title, "loss", history) for title in ("a", "b", "a")]
+    assert charts[0].svg == charts[2].svg and charts[0].curves == ["training", "validation"]
+    assert len(charts[0].svg) < 25_000
+    for chart in charts:
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]*)", chart.svg))
+        assert colours == {"none", *(f"var(--{name})" for name in (
+            "muted", "faint", "orange", "blue"))}  # fmt: skip
+        assert not re.search("<style| id=|url|href", chart.svg) and ">300</text>" in chart.svg
+        assert curve_of(chart, "orange")[0][0][1] > curve_of(chart, "blue")[0][0][1]
 
 
 def test_a_run_of_one_epoch_without_a_set_end(folder):
@@ -463,29 +512,60 @@ def test_the_picture_of_the_matrix_does_not_grow_with_the_classes():
     assert shapes[0][0] < 500 and shapes[2] == shapes[3]
 
 
+DARK_BLUE = (8, 48, 107)  # of a share of 100 %
+
+
+def field_of(num_classes, names, cells=()):
+    """The picture of a matrix with all of a class in two corners, and its field's edges."""
+    matrix = np.zeros((num_classes, num_classes), int)
+    matrix[[0, -1], [0, -1]] = 1000
+    for row, column, count in cells:
+        matrix[row, column] = count
+    picture = confusion_matrix.draw_confusion_matrix(matrix, names)
+    assert picture.dtype == np.uint8
+    rows, columns = np.nonzero((picture == DARK_BLUE).all(2))
+    return picture, rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+
+
 @pytest.mark.parametrize("num_classes, has_digits", [(8, True), (50, True), (174, False)])
 def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
-    matrix = np.zeros((num_classes, num_classes), int)
-    matrix[5, [7, 3]] = 1000, 1
-    picture = confusion_matrix.draw_confusion_matrix(matrix, [""] * num_classes)
-    side = min(confusion_matrix.FIELD, 40 * num_classes)
-    right = picture.shape[1] - confusion_matrix.MARGIN if num_classes > 8 else 14 + side
-    bottom = picture.shape[0] - confusion_matrix.MARGIN - 6  # below: the names, which are empty
-    field = picture[bottom - side : bottom, right - side : right]
-    rows, columns = np.nonzero((field == confusion_matrix.BLUES[2]).all(2))
-    cell = side / num_classes
-    edges = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
-    assert edges == pytest.approx([5 * cell, 6 * cell, 7 * cell, 8 * cell], abs=1)
-    is_whole = len(rows) == np.ptp(edges[:2]) * np.ptp(edges[2:])
-    assert is_whole != has_digits
+    picture, top, bottom, left, right = field_of(
+        num_classes, [""] * num_classes, [(5, 7, 1000), (5, 3, 1)]
+    )
+    cell = min(confusion_matrix.FIELD / num_classes, 40)
+    assert (bottom - top, right - left) == pytest.approx((cell * num_classes,) * 2, abs=2)
+
+    def pixels(row, column):
+        return picture[round(top + row * cell) + 1 : round(top + (row + 1) * cell) - 1,
+                       round(left + column * cell) + 1 : round(left + (column + 1) * cell) - 1]
+
+    assert (pixels(5, 7) == DARK_BLUE).all(2).any()
+    assert (pixels(5, 7).min(2).max() > 200) == has_digits
+    assert (pixels(5, 3).min() < 100) == has_digits
+    assert pixels(4, 4).min() > 240 and not (pixels(5, 3) == DARK_BLUE).all(2).any()
 
 
 @pytest.mark.parametrize("num_classes, named", [(50, 50), (174, 58)])
 def test_classes_are_named_where_there_is_room(num_classes, named):
-    names = ["I"] * num_classes
-    picture = confusion_matrix.draw_confusion_matrix(np.eye(num_classes, dtype=int), names)
-    beside = picture[-confusion_matrix.FIELD - 20 :, :20].min((1, 2)) < 200
-    assert np.count_nonzero(np.diff(beside.astype(int)) == 1) == named
+    picture, top, bottom, left, right = field_of(num_classes, ["I"] * num_classes)
+    for beside in (picture[top:bottom, : left - 2].min((1, 2)),
+                   picture[bottom + 2 :, left:right].min((0, 2))):  # fmt: skip
+        is_dark = np.concatenate([[0], beside < 200, [0]]).astype(int)
+        assert np.count_nonzero(np.diff(is_dark) == 1) == named
+
+
+def test_names_in_any_script_are_drawn_as_they_are(recwarn):
+    names = ["Right $x$ 100%", "التمرير 👍🏽", "日本語", "Привет_мир", "", "long " * 100]
+    picture, top, bottom, left, _ = field_of(6, names)
+    assert picture.shape[1] < 600
+    assert [str(warning.message) for warning in recwarn] == []
+    height = (bottom - top) / 6
+    is_named = [picture[round(top + row * height) : round(top + (row + 1) * height),
+                        : left - 2].min() < 200 for row in range(6)]  # fmt: skip
+    assert is_named == [True] * 4 + [False, True]
+    matrix = np.eye(6, dtype=int)
+    plain = confusion_matrix.draw_confusion_matrix(matrix, ["x"] * 6)
+    assert confusion_matrix.draw_confusion_matrix(matrix, ["$x$"] * 6).shape != plain.shape
 
 
 # --- safe, and alone ---------------------------------------------------------------------------

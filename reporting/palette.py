@@ -1,0 +1,58 @@
+"""The colours of all charts and pages, for readers of light and of dark pages.
+
+Orange is training, blue is validation, everywhere; they differ for colour-blind readers, too.
+"""
+
+import io
+import re
+
+LIGHT = {
+    "page": "#ffffff",  # GitHub's
+    "card": "#ffffff",
+    "edge": "#d1d9e0",  # of the card
+    "ink": "#1f2328",
+    "muted": "#59636e",  # labels that may be overlooked
+    "faint": "#dfe4ea",  # grid lines, empty cells
+    "blue": "#0a66c2",  # forwards, positive, validation, ours
+    "orange": "#c2560a",  # backwards, negative, training
+    "soft": "#a9b4c0",  # what blue and orange are compared with
+    "mark": "#f2b800",  # where to look
+}
+DARK = {
+    "page": "#0d1117",
+    "card": "#151b23",
+    "edge": "#3d444d",
+    "ink": "#f0f6fc",
+    "muted": "#a3acb6",
+    "faint": "#303842",
+    "blue": "#5cabff",
+    "orange": "#ff9a3d",
+    "soft": "#6b7682",
+    "mark": "#ffd21f",
+}
+
+
+def css_variables(theme) -> str:
+    """Return CSS that names the colours of LIGHT or DARK: `--blue:#0a66c2` and so on."""
+    return ";".join(f"--{name}:{value}" for name, value in theme.items())
+
+
+def var(name) -> str:
+    """Return how CSS refers to a colour of ours."""
+    assert name in LIGHT, name
+    return f"var(--{name})"
+
+
+def themed_svg(figure) -> str:
+    """Return matplotlib's figure as SVG, with its colours of LIGHT replaced by `var(--name)`.
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # here, since it takes a second
+
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    names = {value: name for name, value in LIGHT.items() if name != "page"}
+    return re.sub("#[0-9a-f]{6}", lambda found: var(names[found[0]]) if found[0] in names
+                  else found[0], text[text.index("<svg") :])  # fmt: skip
