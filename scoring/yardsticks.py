@@ -26,7 +26,7 @@ MOST_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
 def yardsticks_of_run(run: Run, train: Annotations, validation: Annotations) -> dict[str, float]:
     """Return the yardsticks of a run, computed by the main process unless its history has them."""
     def known_or_new():
-        last_row = run.history[-1] if run.history else {}
+        last_row = run.state.history[-1] if run.state.history else {}
         known = {name: last_row[f"val_{name}"] for name in NAMES if f"val_{name}" in last_row}
         return known or yardsticks(train, validation, run.config)
 
