@@ -23,7 +23,7 @@ from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
 from networks.recompute import recompute_activations
-from networks.stages import describe
+from networks.stages import describe, format_description
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.page import add_report
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
@@ -250,7 +250,7 @@ def run_training(config: Config, options, device) -> None:
     clip_shape = (config.clip_size, *config.crop)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # In a log, too, before the first epoch.
-    print(describe(run.model, clip_shape, num_clips), flush=True)
+    print(format_description(describe(run.model, clip_shape), num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:
