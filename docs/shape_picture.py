@@ -1,5 +1,7 @@
 """The shapes of a network's stages, drawn to scale from `networks.stages.describe`."""
 
+import re
+
 import torch
 
 import demo_data
