@@ -90,7 +90,7 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             raise
         scores = last_and_best(state.history) if state.best_top1 >= 0 else "no epoch"
         print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
-        stopping.over()
+        stopping.ignore_signals()
     return reason
 
 
@@ -308,7 +308,7 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     logits, origin, weights = evaluate_checkpoints(
         paths, config, class_names, annotations, device, set_name, bool(options.ensemble)
     )
-    stopping.over()
+    stopping.ignore_signals()
     if not processes.is_main():
         return
     write_results(folder, annotations, logits, class_names, origin)
@@ -379,7 +379,7 @@ def main(arguments=None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command():
-        stopping.ready()
+        stopping.raise_on_signal()
         processes.meet()
         status = run_command(parse_arguments(arguments), arguments)
         # After a failure the others may be waiting for this process, and NCCL for them.
@@ -390,7 +390,7 @@ def main(arguments=None) -> int:
         try:
             return exit_status(command, processes.is_first_to_report)
         finally:
-            stopping.over()
+            stopping.ignore_signals()
 
 
 if __name__ == "__main__":
