@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name}: found {value:g}; expected {least:g} to {most:g}")
-    stopping.ready()
+    stopping.raise_on_signal()
     if options.check:
         return check_pack(Pack(options.pack))
     (list_clips(Pack(options.pack)) if options.list else make_pack(options))

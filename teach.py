@@ -59,7 +59,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     parser.add_argument("--no_browser", action="store_true", help="only print the address")
     options = parser.parse_args(arguments)
-    stopping.ready()
+    stopping.raise_on_signal()
     return exit_status(lambda: serve(options))
 
 

@@ -10,23 +10,24 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 
-from callbacks import Callback, agree, build_callbacks
+from callbacks import build_callbacks
 from clips.batches import Batch, batches_of
 from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
 from networks.recompute import recompute_activations
-from networks.stages import describe
+from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
 from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
-from scoring.results import Origin, is_scored, print_results
-from scoring.yardsticks import yardsticks_of_run
+from scoring.results import is_scored, print_results
 from system import memory, processes
 from system.command_line import parse_arguments
 from system.config_file import load_config
@@ -42,6 +43,7 @@ from system.device import (
 from system.locks import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
+from training.callback import Callback, save_with_callbacks, sync_callbacks
 from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
@@ -50,9 +52,8 @@ from training.optimization import (
     training_is_over,
 )
 from training.resuming import checkpoint_to_resume, named_checkpoint
-from training.run import Run, save_run, start_run
+from training.run import Run, start_run
 from training.run_folder import (
-    LAST_CHECKPOINT,
     PROFILE_FOLDER,
     check_unoccupied,
     is_own,
@@ -66,64 +67,70 @@ from utils import seed_step
 # --- the loop ----------------------------------------------------------------------------------
 
 
-def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) -> None:
-    """Epochs of training and validation until the config says that it is over.
+def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) -> str:
+    """Train and validate, epoch by epoch; return why training is over.
 
     Raises Stopped, with everything saved, after SIGTERM or Ctrl-C.
     """
+    state = run.state
     with stopping.deferred():
         try:
-            while not (reason := training_is_over(run.config, run.epoch, run.validation_losses)):
+            while not (
+                reason := training_is_over(run.config, state.epoch, state.validation_losses)
+            ):
                 train_one_epoch(run, train_loader, callbacks)
                 refresh_batchnorm(run, train_loader)
-                logits = validate(run, validation_loader)
-                finish_epoch(run, logits, validation_loader.dataset.annotations, callbacks)
+                logits, labels = validate(run, validation_loader, callbacks)
+                finish_epoch(run, logits, labels, validation_loader, callbacks)
         except stopping.Stopped as stopped:
-            run.loss_watch.settle()
-            save_run(run)
+            save_with_callbacks(run, callbacks)
             # Once a process has left, the launcher gives the others only seconds to finish.
             processes.all_max(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
-                  f"{run.epoch}, step {run.step}; all is saved: --resume True goes on")
+                  f"{state.epoch}, step {state.step}; all is saved: --resume True goes on")
             raise
-        scores = last_and_best(run.history) if run.best_top1 >= 0 else "no epoch"
+        scores = last_and_best(state.history) if state.best_top1 >= 0 else "no epoch"
         print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
-        stopping.over()
+        stopping.ignore_signals()
+    return reason
 
 
 def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
-    """The steps of the epoch that are still to be done."""
-    config, num_steps, ids = run.config, len(loader), loader.dataset.annotations.ids
-    loader.batch_sampler.start_at(run.epoch, run.step)
+    """Do the remaining steps of the current epoch."""
+    config, state, num_steps = run.config, run.state, len(loader)
+    loader.batch_sampler.start_at(state.epoch, state.step)
     run.network.train()
     for callback in callbacks:
         callback.on_epoch_start(run, loader)
     start = time.perf_counter()
     for batch in batches_of(loader):
-        counts = agree(callbacks, run, len(batch.labels))  # clips of the batch in each process
+        counts = sync_callbacks(callbacks, run, len(batch.labels))  # clips in each process
         for callback in callbacks:
             callback.on_batch(run, batch)
-        rate = learning_rate(config, run.epoch + (run.step + 1) / num_steps, run.validation_losses)
+        rate = learning_rate(config, state.epoch + (state.step + 1) / num_steps,
+                             state.validation_losses)  # fmt: skip
         set_learning_rate(run.optimizer, rate)
-        seed_step(config.seed, run.epoch, run.step)
+        seed_step(config.seed, state.epoch, state.step)
         if min(counts) >= 2:  # BatchNorm needs two
-            train_step(run, batch, ids, counts)
+            train_step(run, batch, counts, callbacks)
         else:
-            print(f"step {run.step + 1} left out: too few of its clips can be read")
-        run.step += 1
+            print(f"step {state.step + 1} left out: too few of its clips can be read")
+        state.step += 1
         now = time.perf_counter()
-        run.seconds, start = run.seconds + now - start, now
+        state.seconds, start = state.seconds + now - start, now
         for callback in callbacks:
             callback.on_step(run, sum(counts))
-    agree(callbacks, run, 0)
+    sync_callbacks(callbacks, run, 0)
     for callback in callbacks:
-        callback.on_steps_end(run)
+        callback.on_validation_start(run)
 
 
-def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
-    """Clips to the device, forward, backward, and a step of the optimizer.
+def train_step(
+    run: Run, batch: Batch, counts: list[int], callbacks: Sequence[Callback] = ()
+) -> None:
+    """Move the clips to the device, forward, backward, and step the optimizer.
 
-    ids: those of the whole set, for messages; counts: clips of the batch in each process.
+    counts: clips of the batch in each process.
     """
     section, num_parts = run.profile.section, min(run.config.accumulate_steps, min(counts) // 2)
     with section("copy"):
@@ -138,7 +145,9 @@ def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
     with section("optimizer"):
         run.scaler.unscale_(run.optimizer)
         gradient_norm = clip_gradients(run.model, run.config.grad_clip)
-        watch_step(run, loss_sum, gradient_norm, ids[batch.indices.numpy()])
+        run.state.metrics.update_norm(gradient_norm)
+        for callback in callbacks:
+            callback.before_optimizer_step(run, batch, loss_sum, gradient_norm)
         run.scaler.step(run.optimizer)  # moves nothing where a gradient is NaN or inf
         run.scaler.update()
     if run.average:
@@ -146,7 +155,7 @@ def train_step(run: Run, batch: Batch, ids, counts: list[int]) -> None:
 
 
 def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Tensor:
-    """Adds the gradients of some clips to those that are there; returns the sum of their losses.
+    """Add the gradients of some clips to those that are there; return the sum of their losses.
 
     The loss is the mean over the clips of all processes and parts, whatever their sizes.
     clips: uint8 [N, T, H, W, C] on the device.
@@ -166,73 +175,66 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
         share = processes.world_size() / sum(counts)
         share = torch.where(loss_sum.detach().isfinite(), share, torch.nan)
         run.scaler.scale(loss_sum * share).backward()
-    run.metrics.update(loss_sum, logits, labels)
+    run.state.metrics.update(loss_sum, logits, labels)
     return loss_sum.detach()
-
-
-def watch_step(run: Run, loss_sum, gradient_norm, ids) -> None:
-    """Takes down a step's gradient norm, and whether it or the loss is NaN or inf."""
-    run.metrics.update_norm(gradient_norm)
-    # While fp16's scale is above 1, gradients of inf only bring it down.
-    scale = run.scaler.scale(torch.ones((), device=run.device))
-    is_bad = torch.stack([~loss_sum.isfinite(), ~gradient_norm.isfinite() & (scale <= 1)])
-    rate = run.optimizer.param_groups[0]["lr"]
-    run.loss_watch.note(is_bad, run.epoch, run.step, rate, ids)
 
 
 def refresh_batchnorm(run: Run, loader) -> None:
     """Recompute BatchNorm's running statistics, which lag while few steps are done."""
-    if (run.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
-        refresh_statistics(run.evaluated_model, loader, run.epoch, run.device, run.config)
+    if (run.state.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
+        refresh_statistics(run.evaluated_model, loader, run.state.epoch, run.device, run.config)
 
 
-def validate(run: Run, loader) -> torch.Tensor:
-    """Logits of all clips of the validation set."""
-    annotations = loader.dataset.annotations
+def validate(run: Run, loader, callbacks: list[Callback]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits [N, classes] and labels [N] of the validation set."""
 
-    def note_bad_clips(batch):
-        run.bad_clips.note(batch, annotations, "validation", run.epoch + 1)
+    def on_batch(batch):
+        for callback in callbacks:
+            callback.on_validation_batch(run, batch)
 
-    model = run.evaluated_model
-    num_classes = len(run.class_names)
     logits = compute_logits(
-        model, num_classes, loader, run.device, "validation", note_bad_clips
+        run.evaluated_model, len(run.class_names), loader, run.device, "validation", on_batch
     )
-    run.bad_clips.report(annotations, "validation", run.epoch + 1)
-    return logits
+    labels = torch.from_numpy(loader.dataset.annotations.labels)
+    for callback in callbacks:
+        callback.on_validation_end(run, logits, labels)
+    return logits, labels
 
 
-def finish_epoch(run: Run, logits, annotations, callbacks: list[Callback]) -> None:
-    """Adds the epoch's row to the history, and moves on to the next epoch."""
-    labels = torch.from_numpy(annotations.labels)
-    scores, metrics = score(logits, labels), run.metrics.state()
-    interval = score_intervals(logits, labels, annotations.groups)["top1"]
+def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Callback]) -> None:
+    """Score the epoch, add its row to the history, and move on to the next epoch."""
+    scores = score(logits, labels)
+    groups = validation_loader.dataset.annotations.groups
+    interval = score_intervals(logits, labels, groups)["top1"]
     scores |= {"top1_low": interval.low, "top1_high": interval.high}
-    num_clips = metrics["loss"][1]
+    row = epoch_row(run) | {f"val_{name}": value for name, value in scores.items()}
+    for callback in callbacks:
+        callback.add_to_row(run, row)
+    is_best = run.state.finish_epoch(row)
+    # A run that was stopped in validation has had no step since to set it.
+    set_learning_rate(run.optimizer, row["learning_rate"])
+    for callback in callbacks:
+        callback.on_epoch_end(run, is_best)
+
+
+def epoch_row(run: Run) -> dict[str, float]:
+    """Return the training columns of the epoch's row. Every process must call this."""
+    state, metrics = run.state, run.state.metrics.state()
+    num_clips, epoch = metrics["loss"][1], state.epoch + 1
     if not num_clips:
         raise UserError(
-            f"train_data_csv: no step of epoch {run.epoch + 1} could be done, since too few clips "
+            f"train_data_csv: no step of epoch {epoch} could be done, since too few clips "
             "of each batch can be read; --check_data finds them all"
         )
-    run.epoch += 1
-    rate = learning_rate(run.config, run.epoch, run.validation_losses)
-    # A run that was stopped in validation has had no step since to set it.
-    set_learning_rate(run.optimizer, rate)
     # Of the process that needs most; of a resumed epoch, since it went on.
     peak = processes.all_max(peak=memory.peak_bytes(run.device))["peak"]
-    row = {"epoch": run.epoch}
+    row = {"epoch": epoch}
     # Where fp16's scale was too high for each step, there was no norm of a gradient.
     row |= {name: total / count for name, (total, count) in metrics.items() if count}
-    row |= {"learning_rate": rate, "seconds": run.seconds,
-            "clips_per_second": num_clips / run.seconds, "peak_memory_mib": peak / memory.MIB}
-    scores_beside = scores | run.yardsticks
-    run.history.append(row | {f"val_{name}": value for name, value in scores_beside.items()})
-    run.evaluated = logits, labels
-    run.start_epoch()
-    is_best = run.epoch == 1 or scores["top1"] > run.best_top1
-    run.best_top1 = max(scores["top1"], run.best_top1)
-    for callback in callbacks:
-        callback.on_epoch(run, logits, labels, is_best)
+    rate = learning_rate(run.config, epoch, state.validation_losses)
+    return row | {"learning_rate": rate, "seconds": state.seconds,
+                  "clips_per_second": num_clips / state.seconds,
+                  "peak_memory_mib": peak / memory.MIB}  # fmt: skip
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -247,13 +249,12 @@ def run_training(config: Config, options, device) -> None:
     if not (goes_on or options.overwrite):  # before the work, which takes minutes
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
-    run.yardsticks = yardsticks_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
     clip_shape = (config.clip_size, *config.crop)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # In a log, too, before the first epoch.
-    print(describe(run.model, clip_shape, num_clips), flush=True)
+    print(format_description(describe(run.model, clip_shape), num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:
@@ -268,29 +269,36 @@ def run_training(config: Config, options, device) -> None:
 
     devices = devices_in_words(device, config, is_trained=True)
     processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
-    callbacks = build_callbacks(run)
+    fit(run, train_loader, validation_loader, build_callbacks(run), checkpoint)
+
+
+def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], checkpoint) -> None:
+    """Train, and tell the callbacks how it began and how it ended.
+
+    checkpoint: the one that the run was resumed from, or None.
+    """
     try:
-        is_over = training_is_over(config, run.epoch, run.validation_losses)
-        if not is_over or not is_recorded(config, run.history) or not is_scored(config):
-            if is_over:  # it died after its last checkpoint
-                labels = torch.from_numpy(validation_set.labels)
-                run.evaluated = validate(run, validation_loader), labels
+        for callback in callbacks if checkpoint else ():
+            callback.load(run, checkpoint)
+        is_complete = is_recorded(run.config, run.state.history) and is_scored(run.config)
+        if not (run.is_over and is_complete):
             for callback in callbacks:
-                callback.on_start(run, train_loader)
-        train(run, train_loader, validation_loader, callbacks)
-    except OSError as error:
-        error.filename = error.filename or str(config.run_folder)  # a full disk does not name it
+                callback.on_start(run, train_loader, validation_loader)
+            if run.is_over:  # it died after its last checkpoint
+                validate(run, validation_loader, callbacks)
+        reason = train(run, train_loader, validation_loader, callbacks)
+        for callback in callbacks:
+            callback.on_end(run, reason)
+    except BaseException as error:
+        if isinstance(error, OSError):  # a full disk does not name it
+            error.filename = error.filename or str(run.config.run_folder)
+        with suppress(OSError):
+            for callback in callbacks:
+                callback.on_exception(run, error)
         raise
     finally:
         for callback in callbacks:
-            callback.on_end(run)
-    if processes.is_main():
-        if run.evaluated:
-            last = {"path": str(config.run_folder / LAST_CHECKPOINT), "epoch": run.epoch,
-                    "history": run.history}
-            write_evaluation(config.run_folder, validation_set, run.evaluated[0], class_names,
-                             Origin.of(config, [last]))
-        add_report(config.run_folder)
+            callback.close(run)
 
 
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
@@ -302,7 +310,7 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
     logits, origin, weights = evaluate_checkpoints(
         paths, config, class_names, annotations, device, set_name, bool(options.ensemble)
     )
-    stopping.over()
+    stopping.ignore_signals()
     if not processes.is_main():
         return
     write_evaluation(folder, annotations, logits, class_names, origin)
@@ -380,7 +388,7 @@ def main(arguments=None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command():
-        stopping.ready()
+        stopping.raise_on_signal()
         processes.meet()
         with FolderLock() as lock:
             return run_command(parse_arguments(arguments), arguments, lock)
@@ -389,7 +397,7 @@ def main(arguments=None) -> int:
         try:
             status = exit_status(command, processes.is_first_to_report)
         finally:
-            stopping.over()
+            stopping.ignore_signals()
         processes.leave(has_failed=status != 0)
         return status
 

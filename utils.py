@@ -60,7 +60,7 @@ class TrainingMetrics:
     """Running means of an epoch: loss, top-1 and top-5 (percent) of the clips, gradient norm."""
 
     def __init__(self, num_classes: int):
-        self.ranks = accuracy_ranks(num_classes)
+        self.num_classes, self.ranks = num_classes, accuracy_ranks(num_classes)
         names = ["loss", *(f"top{k}" for k in self.ranks), "grad_norm"]
         self.meters = {name: AverageMeter() for name in names}
 

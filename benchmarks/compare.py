@@ -14,7 +14,6 @@ on 20 training clips per class. `--opposites` adds how often the direction of a 
 import argparse
 import json
 import os
-import re
 import shlex
 import statistics
 import subprocess
@@ -233,10 +232,9 @@ def opposites_told_apart(predictions_csvs, opposites) -> dict:
 def size(options, changes) -> dict:
     """Return GFLOP per clip and number of parameters of a variant, and the memory per clip."""
     config, model = network_of(options, changes)
-    totals = describe(model, (config.clip_size, *config.crop))
-    total = re.search(r"total +([\d.]+) GFLOP per clip +([\d,]+)", totals)
-    return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": float(total[1]),
-            "parameters": int(total[2].replace(",", ""))}
+    network = describe(model, (config.clip_size, *config.crop))
+    return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": network.flops / 1e9,
+            "parameters": network.num_parameters}
 
 
 def kept_a_clip(options, changes) -> float:

@@ -4,7 +4,6 @@ import functools
 import statistics
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from benchmarks import limit
@@ -98,8 +97,7 @@ def our_trainer(device, config):
         run.model.compile(dynamic=False)  # shapes: full batches, and the last of an epoch
     run.network.train()
     batch = make_batch(config, config.batch_size)
-    ids = np.arange(config.batch_size).astype(str)
-    return functools.partial(train_step, run, batch, ids, [config.batch_size])
+    return functools.partial(train_step, run, batch, [config.batch_size])
 
 
 # --- evaluation --------------------------------------------------------------------------------

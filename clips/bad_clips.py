@@ -78,7 +78,7 @@ class BadClips:
         self.lengths: dict[str, list] = {}  # by set: number of short clips, and of all clips read
         self.told: set[str] = set()  # sets whose short clips have been reported
 
-    def note(self, batch: Batch, annotations, set_name: str, epoch: int) -> None:
+    def record(self, batch: Batch, annotations, set_name: str, epoch: int) -> None:
         """Record the clips that are missing from `batch`, and count its short ones.
 
         Raises FrameError with the path if bad clips stop the run, or if their share of the set

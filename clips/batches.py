@@ -113,11 +113,11 @@ def as_it_is(batch: Batch) -> Batch:
 
 def batches_of(loader):
     """Iterate over a loader's batches; a signal interrupts the wait for a slow one."""
-    with stopping.kept_from_workers():
+    with stopping.signals_blocked():
         iterator = iter(loader)
     while True:
         # Several processes must stop at the same step, so each checks only between steps.
-        with nullcontext() if processes.world_size() > 1 else stopping.at_once():
+        with nullcontext() if processes.world_size() > 1 else stopping.interruptible():
             batch = next(iterator, None)
         if batch is None:
             return

@@ -1,7 +1,6 @@
 """The shapes of a network's stages, drawn to scale from `networks.stages.describe`."""
 
 import re
-from typing import NamedTuple
 
 import torch
 
@@ -17,25 +16,13 @@ VECTOR_COLUMN = 58
 TALLEST_FRAME, TALLEST_BAR = 124, 84  # pixels
 
 
-class Stage(NamedTuple):
-    name: str
-    shape: tuple[int, ...]  # (C, T, H, W), or (C,)
-
-
-def network_stages(config: Config) -> tuple[list[Stage], str]:
-    """The stages from the input to the classes, and the line of totals."""
-    with torch.device("meta"):
-        model = build_model(config, config.num_classes)
-    _, *lines, total = describe(model, (config.clip_size, *config.crop)).splitlines()
-    rows = [re.split(r"\s{2,}", line) for line in lines]
-    stages = [Stage(name, tuple(map(int, shape.split(", ")))) for name, shape, _ in rows]
-    _, flop, parameters = re.split(r"\s{2,}", total)
-    return stages, f"{parameters} parameters, {flop}"
-
-
 def draw_shapes(config: Config) -> str:
     """The picture of all stages, as SVG."""
-    stages, total = network_stages(config)
+    with torch.device("meta"):
+        model = build_model(config, config.num_classes)
+    network = describe(model, (config.clip_size, *config.crop))
+    stages = network.stages
+    total = f"{network.num_parameters:,} parameters, {network.flops / 1e9:.2f} GFLOP per clip"
     inputs, classes = stages[0].shape, stages[-1].shape[0]
     picture = Svg(464, f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "
                        "stage by stage in space and time, while channels grow, until one vector "

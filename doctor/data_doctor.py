@@ -244,7 +244,7 @@ def _examine_clips(clip_sets, config, report):
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     first_seen, number = {}, 0
     try:
-        with stopping.kept_from_workers():  # until they handle signals themselves
+        with stopping.signals_blocked():  # until they handle signals themselves
             results = iter(loader)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like

@@ -1,13 +1,14 @@
 """A network's stages: shapes, parameters and operations, computed without data."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 # Elements of a tensor that cuDNN's fast kernels can count; beyond, convolutions take slow ones.
-MOST_ELEMENTS = 2**31 - 1
+MAX_ELEMENTS = 2**31 - 1
 
 
 def without_data(model) -> nn.Module:
@@ -43,35 +44,50 @@ def output_shapes(model, clip_shape) -> dict[str, torch.Size]:
     return shapes
 
 
-def describe(model: nn.Module, clip_shape, num_clips: int = 1) -> str:
-    """A table of stages: name, output shape, parameters; then the totals and GFLOP per clip.
+class Stage(NamedTuple):
+    """A stage of a network, or its input."""
 
-    clip_shape: (T, H, W). A multiplication and an addition count as two operations.
-    num_clips: that are computed at once; a last line warns if they are too many.
-    """
+    name: str
+    shape: tuple[int, ...]  # of its output for one clip, [C, T, H, W] or [C]
+    num_parameters: int
+
+
+class Description(NamedTuple):
+    """A network's size, for clips of one shape."""
+
+    stages: list[Stage]  # from the input to the classes
+    num_parameters: int
+    flops: int  # of a forward pass of one clip; a multiply-add counts as two
+    max_clips: int  # at once, so that each tensor has at most MAX_ELEMENTS
+
+
+def describe(model: nn.Module, clip_shape) -> Description:
+    """Return the network's stages and size. clip_shape: (T, H, W)."""
     with FlopCounterMode(display=False) as counter:
         shapes = output_shapes(model, clip_shape)
-    rows = [("input", (num_channels(model), *clip_shape), 0)]
-    rows += [(name, shapes.get(name, ())[1:], count_parameters(stage))
-             for name, stage in stages(model)]  # fmt: skip
-    width = max(15, *(len(name) for name, _, _ in rows)) + 1
+    found = [Stage("input", (num_channels(model), *clip_shape), 0)]
+    found += [Stage(name, tuple(shapes.get(name, ())[1:]), count_parameters(stage))
+              for name, stage in stages(model)]  # fmt: skip
+    max_clips = MAX_ELEMENTS // max(shape.numel() for shape in shapes.values())
+    return Description(found, count_parameters(model), counter.get_total_flops(), max_clips)
+
+
+def format_description(network: Description, num_clips: int = 1) -> str:
+    """Return a table of the stages, and totals.
+
+    num_clips: that are computed at once; a last line warns if they are too many.
+    """
+    width = max(15, *(len(stage.name) for stage in network.stages)) + 1
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
     lines += [f"{name:<{width}}{', '.join(map(str, shape)):<24}{count:>12,}"
-              for name, shape, count in rows]  # fmt: skip
-    total = f"{counter.get_total_flops() / 1e9:.2f} GFLOP per clip"
-    lines.append(f"{'total':<{width}}{total:<24}{count_parameters(model):>12,}")
-    most = largest_batch(model, clip_shape)
-    if num_clips > most:
+              for name, shape, count in network.stages]  # fmt: skip
+    total = f"{network.flops / 1e9:.2f} GFLOP per clip"
+    lines.append(f"{'total':<{width}}{total:<24}{network.num_parameters:>12,}")
+    if num_clips > network.max_clips:
         lines.append(f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
                      "which GPUs convolve by slow kernels; raise accumulate_steps, so that a part "
-                     f"has at most {most:,} clips")
+                     f"has at most {network.max_clips:,} clips")
     return "\n".join(lines)
-
-
-def largest_batch(model, clip_shape) -> int:
-    """Clips whose activations have at most MOST_ELEMENTS elements in each tensor."""
-    shapes = output_shapes(model, clip_shape).values()
-    return MOST_ELEMENTS // max(shape.numel() for shape in shapes)
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:

@@ -104,9 +104,9 @@ def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torc
     """Logits float32 [N, classes] of one network; tolerated unreadable clips get NaN."""
     loader = build_loader(annotations, loaded.config, False, device)
     bad_clips = BadClips(loaded.config)
-    note = partial(bad_clips.note, annotations=annotations, set_name=set_name, epoch=1)
+    record = partial(bad_clips.record, annotations=annotations, set_name=set_name, epoch=1)
     num_classes = len(loaded.classes)
-    logits = compute_logits(loaded.network, num_classes, loader, device, set_name, note)
+    logits = compute_logits(loaded.network, num_classes, loader, device, set_name, record)
     bad_clips.report(annotations, set_name, epoch=1, training=False)
     return logits
 

@@ -21,11 +21,11 @@ from system.errors import UserError, first_few
 from utils import accuracy_ranks, top_k_correct
 
 
-def compute_logits(model, num_classes, loader, device, title, note_bad_clips) -> torch.Tensor:
+def compute_logits(model, num_classes, loader, device, title, on_batch) -> torch.Tensor:
     """Return the logits of all clips of the loader's set, float32 [N, classes] in CSV order.
 
     The logits of a clip with several windows are the logarithm of their mean probabilities.
-    note_bad_clips: called with each batch; may raise. Tolerated unreadable clips get NaN logits.
+    on_batch: called with each batch; may raise. Tolerated unreadable clips get NaN logits.
     With several processes each computes a part, and all return the whole, on the CPU. Raises
     UserError if the network's logits of a clip contain NaN.
     """
@@ -38,7 +38,7 @@ def compute_logits(model, num_classes, loader, device, title, note_bad_clips) ->
     silent = None if processes.is_main() else True
     for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=silent):
         processes.stop_together()
-        note_bad_clips(batch)
+        on_batch(batch)
         if len(batch.indices):
             logits[batch.indices.to(device)] = clip_logits(
                 model, batch.clips.flatten(0, 1), len(batch.indices), device, config

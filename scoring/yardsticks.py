@@ -37,10 +37,10 @@ def yardsticks_of_run(run: Run, train: Annotations, validation: Annotations) -> 
     config = run.config
 
     def check(annotations, unreadable):
-        _check_as_read(annotations, unreadable, config, run.epoch, annotations is train)
+        _check_as_read(annotations, unreadable, config, run.state.epoch, annotations is train)
 
     def known_or_new():
-        last_row = run.history[-1] if run.history else {}
+        last_row = run.state.history[-1] if run.state.history else {}
         known = {name: last_row[f"val_{name}"] for name in NAMES if f"val_{name}" in last_row}
         if known or config.yardstick_clips:
             return known or yardsticks(train, validation, config, check)

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the Ctrl-C that the terminal has already sent to its processes.
@@ -25,79 +26,88 @@ class Stopped(SystemExit):
         self.signal_number = signal_number
 
 
-class StopRequest:
+@dataclass
+class _Request:
     """The first signal that this process received, and what happens when one arrives."""
 
-    def __init__(self):
-        self.signal_number, self.received_at = 0, 0.0
-        self.is_ready = self.is_deferred = self.is_over = False
-
-    def install(self) -> None:
-        """Handle SIGTERM and SIGINT: before `ready` they end the process, then they raise Stopped.
-
-        Inside `deferred` a signal is only recorded. A second Ctrl-C always exits immediately.
-        """
-        open_closed_streams()
-        for number in SIGNALS:
-            signal.signal(number, self.receive)
-
-    def ready(self) -> None:
-        """Let signals raise Stopped; called after the imports, which may swallow it."""
-        self.is_ready = True
-
-    def over(self) -> None:
-        """Ignore signals: everything is written and Python is exiting."""
-        self.is_over = True
-
-    def requested(self) -> int:
-        """Return the number of the signal that asked to stop, or 0."""
-        return self.signal_number
-
-    def check(self) -> None:
-        """Raise Stopped if a signal has been received."""
-        if self.signal_number:
-            raise Stopped(self.signal_number)
-
-    @contextmanager
-    def deferred(self):
-        """Inside, a signal is only recorded, so that no step is left half done."""
-        with self._deferral(True):
-            yield
-
-    @contextmanager
-    def at_once(self):
-        """Inside, within `deferred`, a signal raises Stopped immediately; for code that waits."""
-        with self._deferral(False):
-            self.check()
-            yield
-
-    @contextmanager
-    def _deferral(self, value: bool):
-        before, self.is_deferred = self.is_deferred, value
-        try:
-            yield
-        finally:
-            self.is_deferred = before
-
-    def receive(self, number: int, _frame=None) -> None:
-        """The signal handler."""
-        now = time.monotonic()
-        is_first = not self.signal_number
-        if is_first:
-            self.signal_number, self.received_at = number, now
-        is_impatient = number == signal.SIGINT and now - self.received_at > SECONDS_OF_AN_ECHO
-        if is_impatient or not self.is_ready:
-            os._exit(128 + number)
-        # A second signal must not disturb the exit.
-        if is_first and not (self.is_deferred or self.is_over):
-            raise Stopped(number)
+    signal_number: int = 0
+    received_at: float = 0.0
+    is_raised: bool = False  # before that, a signal ends the process
+    is_deferred: bool = False
+    is_ignored: bool = False
 
 
-# A process has one handler per signal, so it has one of these. It does nothing until `install`.
-_request = StopRequest()
-install, ready, over = _request.install, _request.ready, _request.over
-requested, check = _request.requested, _request.check
-deferred, at_once = _request.deferred, _request.at_once
+# A process has one handler per signal, so it has one of these; it does nothing until `install`.
+_request = _Request()
+
+
+def install() -> None:
+    """Handle SIGTERM and SIGINT: they end the process, until `raise_on_signal` is called.
+
+    Inside `deferred` a signal is only recorded. A second Ctrl-C always exits immediately.
+    """
+    open_closed_streams()
+    for number in SIGNALS:
+        signal.signal(number, receive)
+
+
+def raise_on_signal() -> None:
+    """Let signals raise Stopped; called after the imports, which may swallow it."""
+    _request.is_raised = True
+
+
+def ignore_signals() -> None:
+    """Ignore signals: everything is written, and we are exiting."""
+    _request.is_ignored = True
+
+
+def requested() -> int:
+    """Return the number of the signal that asked to stop, or 0."""
+    return _request.signal_number
+
+
+def check() -> None:
+    """Raise Stopped if a signal has been received."""
+    if _request.signal_number:
+        raise Stopped(_request.signal_number)
+
+
+@contextmanager
+def deferred():
+    """Only record a signal, so that no step is left half done."""
+    with _deferral(True):
+        yield
+
+
+@contextmanager
+def interruptible():
+    """Raise Stopped at once after a signal, within `deferred`; for code that waits."""
+    with _deferral(False):
+        check()
+        yield
+
+
+@contextmanager
+def _deferral(value: bool):
+    before, _request.is_deferred = _request.is_deferred, value
+    try:
+        yield
+    finally:
+        _request.is_deferred = before
+
+
+def receive(number: int, _frame=None) -> None:
+    """Handle a signal."""
+    now = time.monotonic()
+    is_first = not _request.signal_number
+    if is_first:
+        _request.signal_number, _request.received_at = number, now
+    is_impatient = number == signal.SIGINT and now - _request.received_at > SECONDS_OF_AN_ECHO
+    if is_impatient or not _request.is_raised:
+        os._exit(128 + number)
+    # A second signal must not disturb the exit.
+    if is_first and not (_request.is_deferred or _request.is_ignored):
+        raise Stopped(number)
 
 
 # --- output ------------------------------------------------------------------------------------
@@ -147,7 +157,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            _request.receive(signal.SIGPIPE)
+            receive(signal.SIGPIPE)
             return len(data)
         except OSError as error:  # a full disk, for example, which does not name the file
             error.filename = self.title
@@ -172,7 +182,7 @@ def _watch(stream, title: str):
 
 
 @contextmanager
-def kept_from_workers():
+def signals_blocked():
     """Block the signals in processes started inside; this process handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

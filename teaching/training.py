@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,16 +24,15 @@ from training.run_folder import (
     REPORT_FILE,
     write_whole,
 )
+from training.status import STATUS_FILE, Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"
 FEWEST_CLASSES, FEWEST_CLIPS = 2, 5  # clips of each class
 SHOWN_BYTES = 4000  # of the log
-ENDED_WITHOUT_A_WORD = ("error: the training ended without a message; it may have been killed, for "
-                        "example because memory was short: the log has its last lines")
+ENDED = "the training ended without a message"
+KILLED = f"{ENDED}; it may have been killed, for example because memory was short: see the log"
 COLUMNS = ("epoch", "seconds", "top1", "val_top1", "val_linear_top1", "val_most_frequent_top1")
-# Its process and its children keep the log locked while they run. `exec` keeps the number.
-LAUNCHER = ["sh", "-c", 'echo "process $$"; exec "$@"', "sh"]
 
 
 class Training:
@@ -64,8 +62,10 @@ class Training:
             self.write_config(anew=not goes_on)
             self.is_stopping = False
             log.truncate(0)
-            command = [*LAUNCHER, sys.executable, str(PROJECT / "train.py"), "--config",
+            (self.run_folder / STATUS_FILE).unlink(missing_ok=True)
+            command = [sys.executable, str(PROJECT / "train.py"), "--config",
                        str(self.config_path), "--resume" if goes_on else "--overwrite", "True"]
+            # The process and its children keep the log locked while they run.
             self.process = subprocess.Popen(
                 command + (["-g", self.gpus] if self.gpus else []), stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -104,11 +104,17 @@ class Training:
     def stop(self) -> None:
         """Ask the process to save and exit, as Ctrl-C does in a terminal."""
         with self.lock:
-            number = re.match(r"process (\d+)\n", self._messages())
-            if number and self._is_running():
-                self.is_stopping = True
-                with suppress(ProcessLookupError):
-                    os.kill(int(number[1]), signal.SIGTERM)
+            if not self._is_running():
+                return
+            if self.process and self.process.poll() is None:
+                number = self.process.pid
+            elif status := read_status(self.run_folder):  # started by an earlier teach.py
+                number = status.process_id
+            else:
+                return
+            self.is_stopping = True
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGTERM)
 
     def close(self) -> None:
         """Stop, and wait until all is saved."""
@@ -131,20 +137,15 @@ class Training:
         """Return what the page shows: the state, the rows of the history, and the log's end."""
         with self.lock:
             is_running = self._is_running()
-        messages = self._messages().partition("\n")[2]
-        is_over = "\ntraining is over" in messages
-        was_stopped = self.is_stopping or re.search(r"^stopped by SIG", messages, re.MULTILINE)
-        error = re.search(r"^error: .*", messages, re.MULTILINE | re.DOTALL)
-        error = error[0].strip() if error else "" if was_stopped else ENDED_WITHOUT_A_WORD
-        can_go_on = not is_running and not is_over and (self.run_folder / LAST_CHECKPOINT).exists()
-        state = "running" if is_running else "done" if is_over else "none" if not messages else \
-            "failed" if error else "stopped"
+        status, messages = read_status(self.run_folder), self._messages()
+        state, error = _state(is_running, status, messages, self.is_stopping)
+        has_network = (self.run_folder / LAST_CHECKPOINT).exists()
         return {
-            "state": state, "can_go_on": can_go_on and bool(messages),
-            "error": error if state == "failed" else "",
+            "state": state, "error": error,
+            "can_go_on": state in ("stopped", "failed") and has_network,
             "num_epochs": self._num_epochs(), "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
-            "has_network": (self.run_folder / LAST_CHECKPOINT).exists(),
+            "has_network": has_network,
             "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
         }
 
@@ -163,3 +164,19 @@ class Training:
                     for row in csv.DictReader(file)]
         return [{key: value if math.isfinite(value) else None for key, value in row.items()}
                 for row in rows]
+
+
+def _state(is_running: bool, status: Status | None, messages: str, was_stopped: bool):
+    """Return the state of a training, as the page shows it, and its error.
+
+    status: that of the process, or None if it has not come so far. messages: of its log.
+    """
+    if is_running:
+        return "running", ""
+    if not status:  # it ended before its run folder was made, or there was none
+        if was_stopped:
+            return "stopped", ""
+        return ("failed", messages.strip() or ENDED) if messages else ("none", "")
+    if status.state in ("done", "stopped"):
+        return status.state, ""
+    return "failed", status.message or KILLED

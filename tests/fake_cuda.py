@@ -38,6 +38,7 @@ from model import build_model
 from networks import recompute
 from system.device import number_format
 from training import run
+from training.loss_watch import StopOnBadLoss
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 NUM_CLASSES, BATCH_SIZE = 27, 8
@@ -258,7 +259,8 @@ def problems_of_step(keys) -> dict:
     shape = (BATCH_SIZE, 1, config.clip_size, *config.crop, config.num_channels)
     clips, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(BATCH_SIZE).long()
     indices = SimpleNamespace(numpy=lambda: np.arange(BATCH_SIZE))  # with its values
-    ids = np.arange(BATCH_SIZE).astype(str)
+    watch_loss = StopOnBadLoss(CUDA, config.precision)
+    watch_loss.ids = np.arange(BATCH_SIZE).astype(str)
     mix_batch = train.mix_batch
 
     def with_fault(clips, labels, *rest):
@@ -266,7 +268,7 @@ def problems_of_step(keys) -> dict:
 
     watch = Watch(number_format(expected, CUDA))
     with mock.patch.object(train, "mix_batch", with_fault), watch:
-        train.train_step(own_run, Batch(clips, labels, indices, []), ids, [BATCH_SIZE])
+        train.train_step(own_run, Batch(clips, labels, indices, []), [BATCH_SIZE], [watch_loss])
     return {"problems": watch.problems, "counts": watch.counts}
 
 

@@ -138,7 +138,7 @@ def train_until(arguments, epoch, step, die=power_cut) -> None:
     train_step = train.train_step
 
     def step_or_die(run, *rest):
-        if (run.epoch, run.step) == (epoch, step):
+        if (run.state.epoch, run.state.step) == (epoch, step):
             die()
         return train_step(run, *rest)
 

@@ -75,8 +75,8 @@ def train_step_with(fault, at, rank=None):
     train_step = train.train_step
 
     def step(run, *rest):
-        if START == 0 and [run.epoch, run.step] >= at:
-            if [run.epoch, run.step] == at and rank in (None, processes.rank()):
+        if START == 0 and [run.state.epoch, run.state.step] >= at:
+            if [run.state.epoch, run.state.step] == at and rank in (None, processes.rank()):
                 fault(run)
             time.sleep(0.2)
         return train_step(run, *rest)

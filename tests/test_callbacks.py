@@ -10,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 import callbacks
 import train
 from callbacks import Callback
+from reporting.curves import TensorBoardLog
 
 NAMES = [callback.__name__ for callback in Callback.__subclasses__()]
 
@@ -27,7 +28,7 @@ def do_run(folder):
 
 
 def test_all_of_them_are_built(whole):
-    assert len(NAMES) == 9
+    assert len(NAMES) == 11
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,9 +66,10 @@ def test_a_log_that_cannot_be_written_ends_without_the_run(tmp_path, monkeypatch
     assert len(read_csv(run_folder(settings) / "history.csv")) == 4
 
 
-def test_rows_after_such_an_error_are_left_out():
+def test_rows_after_such_an_error_are_left_out(tmp_path):
     """As when a resumed run writes its curves anew, one row after the other."""
-    log = callbacks.TensorBoard()
+    log = TensorBoardLog(tmp_path)
+    log.writers = {}
     for epoch in (1, 2):
         log.add_row({"epoch": epoch, "loss": 1.0})
     assert not log.writers
@@ -77,32 +79,47 @@ def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
     told = []
 
     class Listener(Callback):
-        def on_start(self, run, loader):
+        def on_start(self, run, train_loader, validation_loader):
             told.append("start")
 
         def on_epoch_start(self, run, loader):
-            told.append(f"epoch {run.epoch} of {len(loader)} steps")
+            told.append(f"epoch {run.state.epoch} of {len(loader)} steps")
 
-        def ask(self, run):
-            return 7 if run.step == 1 and run.epoch == 0 else 0
+        def vote(self, run):
+            return 7 if run.state.step == 1 and run.state.epoch == 0 else 0
 
-        def on_answer(self, run, highest):
+        def on_vote(self, run, highest):
             told.append(highest)
 
         def on_batch(self, run, batch):
-            told.append(f"batch {run.step}")
+            told.append(f"batch {run.state.step}")
 
         def on_step(self, run, num_clips):
-            told.append(f"{run.step} steps, {num_clips} clips")
+            told.append(f"{run.state.step} steps, {num_clips} clips")
 
-        def on_steps_end(self, run):
-            told.append("steps end")
+        def on_validation_start(self, run):
+            told.append("validation")
 
-        def on_epoch(self, run, logits, labels, is_best):
-            told.append((len(run.history), logits.shape, labels.shape))
+        def on_validation_batch(self, run, batch):
+            told.append(f"{len(batch.labels)} clips")
 
-        def on_end(self, run):
-            told.append("end")
+        def on_validation_end(self, run, logits, labels):
+            told.append((logits.shape, labels.shape))
+
+        def add_to_row(self, run, row):
+            row["answer"] = 42
+
+        def on_epoch_end(self, run, is_best):
+            told.append((len(run.state.history), run.state.history[-1]["answer"], is_best))
+
+        def on_end(self, run, reason):
+            told.append(reason)
+
+        def on_exception(self, run, error):
+            told.append(error)
+
+        def close(self, run):
+            told.append("close")
 
     built = callbacks.build_callbacks
     monkeypatch.setattr(train, "build_callbacks", lambda run: [*built(run), Listener()])
@@ -110,6 +127,6 @@ def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
     assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
     assert told == [
         "start", "epoch 0 of 3 steps", "batch 0", "1 steps, 8 clips", 7, "batch 1",
-        "2 steps, 8 clips", "batch 2", "3 steps, 6 clips", "steps end",
-        (1, (7, 3), (7,)), "end",
+        "2 steps, 8 clips", "batch 2", "3 steps, 6 clips", "validation",
+        "4 clips", "3 clips", ((7, 3), (7,)), (1, 42, True), "1 epochs are done", "close",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from docs import time_pictures as times
 from docs.check import DOCS, PROJECT, check_svg
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
 from docs.opening_picture import Shown, draw_opening, watch
-from docs.shape_picture import draw_shapes, network_stages
+from docs.shape_picture import draw_shapes
 from docs.svg import WIDTH
 from explaining.time_probe import TimeProbe
 from model import build_model
@@ -123,12 +123,10 @@ def test_learnt_kernels_are_those_with_most_change(predictor):
 
 def test_shapes_are_those_of_the_network():
     config = make_config(num_classes=3, **TINY_NETWORK)
-    stages, total = network_stages(config)
-    assert stages[0].shape == (3, 4, 20, 20) and stages[-1].shape == (3,)
     with torch.device("meta"):
         model = build_model(config, 3)
-    assert total.startswith(f"{sum(each.numel() for each in model.parameters()):,} parameters")
     words = check(draw_shapes(config))
+    assert f"{sum(each.numel() for each in model.parameters()):,} parameters" in words
     assert "4 frames" in words and "20 × 20" in words and "block 2" in words
 
 

@@ -40,9 +40,9 @@ def losses_of_steps(folder) -> list[float]:
     train_step, losses = train.train_step, []
 
     def watched_step(run, batch, *rest):
-        before = float(run.metrics.meters["loss"].sum)
+        before = float(run.state.metrics.meters["loss"].sum)
         train_step(run, batch, *rest)
-        losses.append((float(run.metrics.meters["loss"].sum) - before) / len(batch.labels))
+        losses.append((float(run.state.metrics.meters["loss"].sum) - before) / len(batch.labels))
 
     with mock.patch.object(train, "train_step", watched_step):
         arguments = ["-c", write_config(folder / "config.json", config), "-g", "cpu"]

@@ -7,7 +7,7 @@ import train
 from model import ConvColumn, conv_block
 from networks import stages
 from networks.inference import for_inference
-from networks.stages import count_parameters, describe, largest_batch
+from networks.stages import count_parameters, describe, format_description
 from system.errors import UserError
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
@@ -20,29 +20,33 @@ def conv_column(clip_shape, num_classes=27):
 def test_published_stages_parameters_and_operations():
     model = conv_column((18, 84, 84))
     assert count_parameters(model) == 3_886_883
-    lines = describe(model, (18, 84, 84)).split("\n")
-    shapes = [line[16:40].strip() for line in lines[1:-1]]
-    assert shapes == ["3, 18, 84, 84", "32, 9, 41, 41", "64, 4, 19, 19", "124, 2, 8, 8",
-                      "256, 1, 3, 3", "512, 1, 1, 1", "512", "256", "27"]
-    assert lines[-1].split() == ["total", "8.87", "GFLOP", "per", "clip", "3,886,883"]
+    network = describe(model, (18, 84, 84))
+    assert [stage.shape for stage in network.stages] == [
+        (3, 18, 84, 84), (32, 9, 41, 41), (64, 4, 19, 19), (124, 2, 8, 8), (256, 1, 3, 3),
+        (512, 1, 1, 1), (512,), (256,), (27,),
+    ]  # fmt: skip
+    assert network.num_parameters == 3_886_883 and round(network.flops / 1e7) == 887
+    table = format_description(network)
+    assert "blocks.1        64, 4, 19, 19" in table and "8.87 GFLOP per clip" in table
     assert model.last_conv.kernel_size == (1, 3, 3)
 
 
 def test_batches_that_slow_kernels_would_compute_are_known():
     """The second convolution of the first block gives 32 x 18 x 82 x 82 elements per clip."""
     model = conv_column((18, 84, 84))
-    most = largest_batch(model, (18, 84, 84))
+    network = describe(model, (18, 84, 84))
+    most = network.max_clips
     assert most == 554 and most * 32 * 18 * 82 * 82 < 2**31 <= 555 * 32 * 18 * 82 * 82
-    plain = describe(model, (18, 84, 84))
-    assert describe(model, (18, 84, 84), 554) == plain
-    warning = describe(model, (18, 84, 84), 555).removeprefix(plain + "\n")
+    plain = format_description(network)
+    assert format_description(network, 554) == plain
+    warning = format_description(network, 555).removeprefix(plain + "\n")
     assert warning.startswith("warning: 555 clips at once make tensors of more than 2^31 elements")
     assert warning.endswith("raise accumulate_steps, so that a part has at most 554 clips")
 
 
 def test_training_warns_of_a_batch_that_slow_kernels_compute(write_config, monkeypatch, capsys):
     """The widest tensor of the tiny network has 4 x 4 x 18 x 18 elements per clip."""
-    monkeypatch.setattr(stages, "MOST_ELEMENTS", 3 * 4 * 4 * 18 * 18)
+    monkeypatch.setattr(stages, "MAX_ELEMENTS", 3 * 4 * 4 * 18 * 18)
     for parts, warns in ((1, True), (2, False)):
         config = write_config(num_epochs=1, model_name=f"{parts} parts", accumulate_steps=parts)
         assert train.main(["-c", config, "-g", "cpu"]) == 0

@@ -34,7 +34,7 @@ import train
 from config import Config
 from docs.check import PAGES, PROJECT, text_of
 from model import build_model
-from networks.stages import describe
+from networks.stages import describe, format_description
 from system.command_line import parse_arguments
 from system.config_file import load_config
 
@@ -288,7 +288,8 @@ def test_stage_table_is_what_a_run_prints():
     )  # fmt: skip
     with torch.device("meta"):
         model = build_model(config, config.num_classes)
-    assert describe(model, (config.clip_size, *config.crop)) + "\n" in code_blocks("text")
+    table = format_description(describe(model, (config.clip_size, *config.crop)))
+    assert table + "\n" in code_blocks("text")
 
 
 # --- what the README says ----------------------------------------------------------------------

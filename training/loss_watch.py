@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradient is NaN or inf, without synchronising with the GPU."""
+"""Stop a run whose loss or gradient is NaN or inf, without synchronising with the GPU."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import torch
 
 from system import processes
 from system.errors import UserError, first_few
+from training.callback import Callback
 
 
 class _Step(NamedTuple):
@@ -19,20 +20,43 @@ class _Step(NamedTuple):
     ids: list[str]  # of its clips
 
 
-class LossWatch:
-    """Records steps whose loss or gradient is NaN or inf, until all processes stop together.
+class StopOnBadLoss(Callback):
+    """A loss or gradient that is NaN or inf stops the run, in all processes, and is never saved.
 
-    The optimizer has not moved in such a step (see `device.loss_scaler`), and `settle` comes before
-    every save. A GPU is asked about the step before the last one only, which it has finished.
+    The optimizer has not moved in such a step (see `device.loss_scaler`). A GPU is asked about the
+    step before the last one only, which it has finished.
     """
 
     def __init__(self, device: torch.device, precision: str):
-        """precision: its name, which the message has."""
+        """precision: its name, for the message."""
         self.device, self.precision = device, precision
         self.waiting: list[_Step] = []
         self.bad: _Step | None = None
 
-    def note(self, is_bad: torch.Tensor, epoch, step, learning_rate, ids) -> None:
+    def on_start(self, run, train_loader, validation_loader):
+        self.ids = train_loader.dataset.annotations.ids
+
+    def before_optimizer_step(self, run, batch, loss_sum, gradient_norm):
+        # While fp16's scale is above 1, gradients of inf only bring it down.
+        scale = run.scaler.scale(torch.ones((), device=run.device))
+        is_bad = torch.stack([~loss_sum.isfinite(), ~gradient_norm.isfinite() & (scale <= 1)])
+        rate, ids = run.optimizer.param_groups[0]["lr"], self.ids[batch.indices.numpy()]
+        self.record(is_bad, run.state.epoch, run.state.step, rate, ids)
+
+    def vote(self, run):
+        return int(self.found_bad())
+
+    def on_vote(self, run, highest):
+        self.raise_if_bad()
+
+    def on_validation_start(self, run):
+        self.raise_if_bad()
+
+    def on_save(self, run):
+        self.raise_if_bad()
+        return {}
+
+    def record(self, is_bad: torch.Tensor, epoch, step, learning_rate, ids) -> None:
         """Record a step; is_bad: bool [2] on the device, as in `_Step`."""
         is_bad, arrived = is_bad.detach().to("cpu", non_blocking=True), None
         if self.device.type == "cuda":
@@ -41,7 +65,7 @@ class LossWatch:
         self.waiting.append(_Step(is_bad, arrived, epoch, step, learning_rate, list(ids)))
 
     def found_bad(self, is_last_included=False) -> bool:
-        """Whether a step of this process was bad; each process then has to call `settle`."""
+        """Return whether a step of this process was bad; if so, all must call `raise_if_bad`."""
         is_kept = self.device.type == "cuda" and not is_last_included
         while len(self.waiting) > is_kept:
             step = self.waiting.pop(0)
@@ -51,8 +75,8 @@ class LossWatch:
                 self.bad = step
         return self.bad is not None
 
-    def settle(self) -> None:
-        """Waits for what is known of the last step. Every process has to call this.
+    def raise_if_bad(self) -> None:
+        """Wait for what is known of the last step. Every process must call this.
 
         Raises UserError if a step was bad in any of them.
         """

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from clips.bad_clips import BadClips
 from config import Config
 from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
@@ -15,8 +14,12 @@ from system.errors import UserError
 from system.profiling import StepProfile
 from training.averaging import AverageOfWeights
 from training.checkpoint import load_weights, save_checkpoint
-from training.loss_watch import LossWatch
-from training.optimization import build_optimizer, load_optimizer_state, optimizer_state
+from training.optimization import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    training_is_over,
+)
 from training.pretrained import take_pretrained
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, is_own
 from utils import TrainingMetrics
@@ -26,8 +29,56 @@ EPOCH_KEYS = ("batch_size", "seed")
 
 
 @dataclass
+class TrainState:
+    """How far a run has come."""
+
+    metrics: TrainingMetrics  # of the current epoch
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the current epoch
+    seconds: float = 0.0  # that these steps took
+    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
+    history: list[dict] = field(default_factory=list)  # one row per epoch
+
+    @property
+    def validation_losses(self) -> list[float]:
+        return [row["val_loss"] for row in self.history]
+
+    def finish_epoch(self, row: dict) -> bool:
+        """Add the epoch's row to the history and start the next epoch; return if it is the best."""
+        is_best = not self.epoch or row["val_top1"] > self.best_top1
+        self.history.append(row)
+        self.best_top1 = max(row["val_top1"], self.best_top1)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.metrics = TrainingMetrics(self.metrics.num_classes)
+        return is_best
+
+    def state(self) -> dict:
+        """Return the keys that a checkpoint keeps; every process must call this."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_prec1": self.best_top1,  # as published checkpoints call it
+            "metrics": self.metrics.state(),
+            "history": self.history,
+        }
+
+    def load_state(self, checkpoint: dict, is_same_run: bool) -> None:
+        """Continue from a checkpoint; a published one has `epoch` only.
+
+        is_same_run: False keeps `best_top1`, since another run's best says nothing about this one.
+        """
+        self.epoch, self.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
+        self.seconds = checkpoint.get("seconds", 0.0)
+        self.history = checkpoint.get("history", [])
+        self.metrics.load_state(checkpoint.get("metrics", {}))
+        if is_same_run:
+            self.best_top1 = float(checkpoint.get("best_prec1", 0.0))
+
+
+@dataclass
 class Run:
-    """The state of a run, which its checkpoints contain, and what watches it."""
+    """What a training loop works with; `state` says how far it has come."""
 
     config: Config
     class_names: list[str]
@@ -36,34 +87,20 @@ class Run:
     network: torch.nn.Module  # the model; in training, spread over the processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, for fp16
-    metrics: TrainingMetrics  # of the running epoch
-    bad_clips: BadClips
     average: AverageOfWeights | None  # of the model's weights
-    loss_watch: LossWatch
+    state: TrainState
     train_clips: str = ""  # the digest of the training set
     profile: StepProfile = field(default_factory=StepProfile)
-    epoch: int = 0  # epochs finished
-    step: int = 0  # steps finished in the running epoch
-    seconds: float = 0.0  # that these steps took
-    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
-    history: list[dict] = field(default_factory=list)  # one row per epoch
-    # Validation top-1 of simple models, in percent: `scoring.yardsticks`.
-    yardsticks: dict[str, float] = field(default_factory=dict)
-    # Logits and labels of the validation clips after the last epoch.
-    evaluated: tuple[torch.Tensor, torch.Tensor] | None = None
-    last_is_damaged: bool = False  # the run folder's last checkpoint, so that this came from before
+    is_last_damaged: bool = False  # the run folder's last checkpoint: resumed from the one before
+
+    @property
+    def is_over(self) -> bool:
+        state = self.state
+        return bool(training_is_over(self.config, state.epoch, state.validation_losses))
 
     @property
     def evaluated_model(self) -> torch.nn.Module:
         return self.average.module if self.average else self.model
-
-    @property
-    def validation_losses(self) -> list[float]:
-        return [row["val_loss"] for row in self.history]
-
-    def start_epoch(self) -> None:
-        self.step, self.seconds = 0, 0.0
-        self.metrics = TrainingMetrics(len(self.class_names))
 
 
 def start_run(config: Config, class_names, device, checkpoint=None, train_clips="") -> Run:
@@ -80,12 +117,10 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
     _check_convolutions(model, config, device)
     optimizer = build_optimizer(config, model, device)
     average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
-    run = Run(
-        config, class_names, device, model, model, optimizer,
-        loss_scaler(device, config.precision), TrainingMetrics(len(class_names)),
-        BadClips(config), average, LossWatch(device, precision_name(config.precision, device)),
-        train_clips,
-    )  # fmt: skip
+    scaler = loss_scaler(device, config.precision)
+    state = TrainState(TrainingMetrics(len(class_names)))
+    run = Run(config, class_names, device, model, model, optimizer, scaler, average, state,
+              train_clips)  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
@@ -110,42 +145,36 @@ def _check_convolutions(model, config: Config, device) -> None:
 # --- saving ------------------------------------------------------------------------------------
 
 
-def save_run(run: Run, is_best: bool = False) -> None:
+def save_run(run: Run, more: dict, is_best: bool = False) -> None:
     """Write the last checkpoint, and the best one if this is it; the previous one stays beside it.
 
-    Every process has to call this; the main one writes. Raises UserError if it cannot be written,
-    or could not be resumed.
+    more: further keys. Every process must call this; the main one writes. Raises UserError if the
+    checkpoint cannot be written, or could not be resumed.
     """
-    metrics, bad_clips = run.metrics.state(), run.bad_clips.share()
+    state = run.state.state()
     if not processes.is_main():
         return
     _check_finite(run)
     checkpoint = {
-        "epoch": run.epoch,
-        "step": run.step,
-        "seconds": run.seconds,
+        **state,
         "arch": run.config.model,
         "state_dict": run.model.state_dict(),
-        "best_prec1": run.best_top1,
         "optimizer": optimizer_state(run.optimizer, run.model),
         "scaler": run.scaler.state_dict() if run.config.precision == "fp16" else {},
-        "metrics": metrics,
-        "history": run.history,
-        "bad_clips": bad_clips,
         "classes": run.class_names,
         "train_clips": run.train_clips,
         "config": run.config.model_dump(),
+        **more,
     }
     if run.average:
         checkpoint["state_dict_ema"] = run.average.module.state_dict()
         checkpoint["ema_updates"] = run.average.num_updates
     folder = run.config.run_folder
-    run.bad_clips.write(folder / "bad_clips.csv")
     if is_best:
         save_checkpoint(checkpoint, folder / BEST_CHECKPOINT)
-    previous = None if run.last_is_damaged else folder / PREVIOUS_CHECKPOINT
+    previous = None if run.is_last_damaged else folder / PREVIOUS_CHECKPOINT
     save_checkpoint(checkpoint, folder / LAST_CHECKPOINT, previous)
-    run.last_is_damaged = False
+    run.is_last_damaged = False
 
 
 def _check_finite(run: Run) -> None:
@@ -155,9 +184,9 @@ def _check_finite(run: Run) -> None:
     if not all(value.isfinite().all() for value in values):
         rate = run.optimizer.param_groups[0]["lr"]
         raise UserError(
-            f"weights or optimizer state contain NaN or inf after epoch {run.epoch}, step "
-            f"{run.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is from "
-            "before"
+            f"weights or optimizer state contain NaN or inf after epoch {run.state.epoch}, step "
+            f"{run.state.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is "
+            "from before"
         )
 
 
@@ -174,21 +203,15 @@ def restore(run: Run, checkpoint: dict) -> None:
         run.average.num_updates = checkpoint.get("ema_updates", 0)
     elif run.average:  # it was not kept so far
         run.average = AverageOfWeights(run.model, run.config.ema_decay)
-    run.epoch, run.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
-    run.seconds = checkpoint.get("seconds", 0.0)
-    if is_own(path, run.config):  # another run's best says nothing about this folder's
-        run.best_top1 = float(checkpoint.get("best_prec1", 0.0))
-    run.history = checkpoint.get("history", [])
-    run.metrics.load_state(checkpoint.get("metrics", {}))
-    run.bad_clips.restore(checkpoint.get("bad_clips", []), run.epoch)
-    run.last_is_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
+    run.state.load_state(checkpoint, is_own(path, run.config))
+    run.is_last_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
     saved_scaler = checkpoint.get("scaler")
     if saved_scaler and run.config.precision == "fp16":
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
         print("the checkpoint has no optimizer state; the optimizer starts afresh")
     # Before its first step it is empty; fp16 leaves steps out while its scale is too high.
-    elif checkpoint["optimizer"].get("state") or (run.epoch and not saved_scaler):
+    elif checkpoint["optimizer"].get("state") or (run.state.epoch and not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
     _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
 
@@ -217,8 +240,8 @@ def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
     if known != clips:
         print("changed since the checkpoint: the training clips, their labels or their order")
         fixed.append(f"the clips of {run.config.train_data_csv}")
-    if run.step and fixed:
+    if run.state.step and fixed:
         raise UserError(
-            f"{', '.join(fixed)}: changed in the middle of epoch {run.epoch + 1}, which must be "
-            "finished as it was begun; put it back, and change it between two epochs"
+            f"{', '.join(fixed)}: changed in the middle of epoch {run.state.epoch + 1}, which must "
+            "be finished as it was begun; put it back, and change it between two epochs"
         )

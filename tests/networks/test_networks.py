@@ -58,11 +58,12 @@ def test_the_stage_table_serves_every_network(name):
     size = {"clip_size": 16, "crop_size": 224 if name.startswith("mvit") else 112}
     with torch.device("meta"):
         model = build_model(make_config(model=name, **size), 27)
-    lines = describe(model, (16, *[size["crop_size"]] * 2)).split("\n")
-    assert lines[0].split()[0] == "stage" and lines[-1].split()[0] == "total"
-    counts = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
+    network = describe(model, (16, *[size["crop_size"]] * 2))
+    counts = [stage.num_parameters for stage in network.stages]
     loose = sum(p.numel() for p in model.parameters(recurse=False))
-    assert sum(counts[:-1]) + loose == counts[-1] == count_parameters(model)
+    assert sum(counts) + loose == network.num_parameters == count_parameters(model)
+    assert network.stages[0].shape[:2] == (3, 16) or name == "two_stream"
+    assert network.flops > 1e6
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,15 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
 
     progress = Progress()
     for epoch in range(2):
-        run = SimpleNamespace(config=few, device=CPU, epoch=epoch, step=0)
+        state = SimpleNamespace(epoch=epoch, step=0)
+        run = SimpleNamespace(config=few, device=CPU, state=state)
         progress.on_epoch_start(run, range(25))
         for batch in slow_batches(25, clock):
             progress.on_batch(run, batch)
-            run.step += 1
+            state.step += 1
             progress.waiting.begin()
         assert progress._waiting_share(clock[0]) == 1  # of this epoch: no step takes any time here
-        progress.on_steps_end(run)
+        progress.on_validation_start(run)
     assert capsys.readouterr().out.count("raise num_workers") == 1
 
 

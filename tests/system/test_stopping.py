@@ -408,7 +408,7 @@ def test_a_folder_that_turns_read_only_stops_the_run_and_loses_nothing(
     train_step = train.train_step
 
     def step_and_lock(run, *rest):
-        if (run.epoch, run.step) == (1, 1):
+        if (run.state.epoch, run.state.step) == (1, 1):
             mount(small_disk / "tiny", "ro")
         return train_step(run, *rest)
 

@@ -16,10 +16,11 @@ from system.errors import UserError
 from teaching import training as training_module
 from teaching.data_set import DataSet
 from teaching.training import Training
+from training.status import STATUS_FILE, read_status, write_status
 
 # Writes its arguments and a history, then does what `mode` says.
 SCRIPT = """
-import json, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 config = json.loads(Path(sys.argv[2]).read_text())
 folder = Path(config["output_dir"], config["model_name"])
@@ -27,19 +28,26 @@ folder.mkdir(parents=True, exist_ok=True)
 folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
 folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
 mode = Path(__file__).with_name("mode").read_text()
+def write_status(state, message=""):
+    status = {"state": state, "message": message, "process_id": os.getpid(), "time": "now"}
+    folder.joinpath("status.json").write_text(json.dumps(status))
 def stop(*_):
-    print("stopped by SIGTERM")
     folder.joinpath("checkpoint.pth.tar").touch()
+    write_status("stopped", "SIGTERM")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
+if mode == "fail early":
+    sys.exit("error: labels_csv: it is wrong\\n  in two lines")
+write_status("training")
 print("epoch 1")
 while mode == "wait":
     time.sleep(0.02)
 if mode == "fail":
-    sys.exit("error: labels_csv: it is wrong\\n  in two lines")
-print("training is over: all epochs are done")
+    write_status("failed", "the disk is full")
+    sys.exit(2)
 folder.joinpath("checkpoint.pth.tar").touch()
 folder.joinpath("report.html").touch()
+write_status("done")
 """
 
 
@@ -94,7 +102,7 @@ def test_a_training_runs_to_its_end(training, project):
     training.start(goes_on=False)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "done" and found["has_report"] and found["has_network"]
-    assert not found["can_go_on"] and found["log"].startswith("epoch 1\ntraining is over")
+    assert not found["can_go_on"] and found["log"] == "epoch 1\n"
     # JSON has no NaN
     assert found["history"] == [{"epoch": 1, "seconds": 0.5, "top1": 50, "val_top1": None}]
     assert 20 <= found["num_epochs"] <= 200
@@ -154,17 +162,23 @@ def test_a_training_that_was_killed_is_said_to_be(training, project):
     project("wait")
     training.start(goes_on=False)
     until(training, has_begun)
-    os.kill(int(training.log.read_text().split()[1]), signal.SIGKILL)
+    os.kill(read_status(training.run_folder).process_id, signal.SIGKILL)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "failed" and "it may have been killed" in found["error"]
 
 
-def test_a_failure_is_said(training, project):
-    project("fail")
+@pytest.mark.parametrize(("mode", "error"), [
+    ("fail early", "error: labels_csv: it is wrong\n  in two lines"),
+    ("fail", "the disk is full"),
+])
+def test_a_failure_is_said(training, project, mode, error):
+    project("fail")  # its status must not be taken for that of the next training
+    training.start(goes_on=False)
+    until(training, lambda found: found["state"] != "running")
+    project(mode)
     training.start(goes_on=False)
     found = until(training, lambda found: found["state"] != "running")
-    assert found["state"] == "failed"
-    assert found["error"] == "error: labels_csv: it is wrong\n  in two lines"
+    assert found["state"] == "failed" and found["error"] == error
     training.config_path.write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
         training.start(goes_on=False)
@@ -199,7 +213,10 @@ def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project)
     training.start(goes_on=False)
     until(training, lambda found: found["state"] == "done")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        training.log.write_text(f"process {other.pid}\nepoch 1\n")
+        write_status(training.run_folder, "training")
+        path = training.run_folder / STATUS_FILE
+        path.write_text(path.read_text().replace(str(os.getpid()), str(other.pid)))
+        assert read_status(training.run_folder).process_id == other.pid
         training.process = None
         training.stop()
         found = training.progress()

@@ -9,27 +9,27 @@ from runs import make_settings, write_config
 
 import train
 from system.errors import UserError
-from training.loss_watch import LossWatch
+from training.loss_watch import StopOnBadLoss
 
 # Whether the loss is bad, and the gradient.
 GOOD, BAD = torch.tensor([False, False]), torch.tensor([False, True])
 
 
 def test_on_the_cpu_the_step_itself_is_found():
-    watch = LossWatch(torch.device("cpu"), "fp32")
-    watch.note(GOOD, 0, 0, 0.1, ["a"])
+    watch = StopOnBadLoss(torch.device("cpu"), "fp32")
+    watch.record(GOOD, 0, 0, 0.1, ["a"])
     assert not watch.found_bad()
-    watch.note(BAD, 0, 1, 0.1, ["b"])
+    watch.record(BAD, 0, 1, 0.1, ["b"])
     assert watch.found_bad()
     with pytest.raises(UserError, match=r"epoch 1, step 2, at a learning rate of 0.1, .* b; lower"):
-        watch.settle()
+        watch.raise_if_bad()
 
 
 def test_precision_is_named_where_it_may_be_the_cause():
-    watch = LossWatch(torch.device("cpu"), "bf16")
-    watch.note(BAD, 0, 1, 0.1, ["b"])
+    watch = StopOnBadLoss(torch.device("cpu"), "bf16")
+    watch.record(BAD, 0, 1, 0.1, ["b"])
     with pytest.raises(UserError, match="set precision to fp32, since this run computes in bf16"):
-        watch.settle()
+        watch.raise_if_bad()
 
 
 @pytest.fixture
@@ -49,26 +49,26 @@ def events(monkeypatch):
 
 
 def test_a_gpu_is_asked_about_the_step_before_only(events):
-    watch = LossWatch(torch.device("cuda"), "fp32")
-    watch.note(GOOD, 0, 0, 0.1, ["a"])
+    watch = StopOnBadLoss(torch.device("cuda"), "fp32")
+    watch.record(GOOD, 0, 0, 0.1, ["a"])
     assert not watch.found_bad() and not events
-    watch.note(BAD, 0, 1, 0.2, ["b"])
+    watch.record(BAD, 0, 1, 0.2, ["b"])
     assert not watch.found_bad() and len(events) == 1
-    watch.note(GOOD, 0, 2, 0.3, ["c"])
+    watch.record(GOOD, 0, 2, 0.3, ["c"])
     assert watch.found_bad() and len(events) == 2
     with pytest.raises(UserError, match=r"epoch 1, step 2, at a learning rate of 0.2, .* b;"):
-        watch.settle()
+        watch.raise_if_bad()
 
 
 def test_before_a_save_the_last_step_is_looked_at_too(events):
-    watch = LossWatch(torch.device("cuda"), "fp32")
-    watch.note(GOOD, 0, 0, 0.1, ["a"])
-    watch.settle()
-    watch.settle()
+    watch = StopOnBadLoss(torch.device("cuda"), "fp32")
+    watch.record(GOOD, 0, 0, 0.1, ["a"])
+    watch.raise_if_bad()
+    watch.raise_if_bad()
     assert len(events) == 1
-    watch.note(BAD, 4, 6, 0.1, ["b"])
+    watch.record(BAD, 4, 6, 0.1, ["b"])
     with pytest.raises(UserError, match="epoch 5, step 7"):
-        watch.settle()
+        watch.raise_if_bad()
 
 
 # --- in a run: the optimizer has not moved -------------------------------------------------------
@@ -107,7 +107,7 @@ def test_the_step_is_named_and_has_moved_nothing(tmp_path, capsys, fault, precis
     train_step, cross_entropy, seen = train.train_step, train.F.cross_entropy, []
 
     def step(run, *rest):
-        is_hit = (run.epoch, run.step) >= (0, 1)
+        is_hit = (run.state.epoch, run.state.step) >= (0, 1)
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
         with mock.patch.object(train.F, "cross_entropy", bad_loss if is_hit else cross_entropy):
             train_step(run, *rest)

@@ -1,0 +1,91 @@
+"""The moments of a run at which callbacks are called; `callbacks.py` has those of every run."""
+
+from system import processes
+from training.run import Run, save_run
+
+
+class Callback:
+    """Does nothing; what watches or records a run overrides the moments that it needs.
+
+    Every process has the same callbacks and calls them in the same order.
+    """
+
+    def on_start(self, run: Run, train_loader, validation_loader) -> None:
+        """Before the first epoch that this process trains."""
+
+    def on_epoch_start(self, run: Run, loader) -> None:
+        """Before the first step of an epoch, or the first one since the run was resumed."""
+
+    def vote(self, run: Run) -> int:
+        """Before each step and after the last one: a number above 0 makes all call `on_vote`."""
+        return 0
+
+    def on_vote(self, run: Run, highest: int) -> None:
+        """In all processes, after a vote above 0 in one; highest: the highest of all processes."""
+
+    def on_batch(self, run: Run, batch) -> None:
+        """Before the step of a training batch."""
+
+    def before_optimizer_step(self, run: Run, batch, loss_sum, gradient_norm) -> None:
+        """After the backward pass. loss_sum, gradient_norm: scalars on the device."""
+
+    def on_step(self, run: Run, num_clips: int) -> None:
+        """After a step. num_clips: those of all processes."""
+
+    def on_validation_start(self, run: Run) -> None:
+        """After all steps of the epoch."""
+
+    def on_validation_batch(self, run: Run, batch) -> None:
+        """Before the clips of a validation batch are scored."""
+
+    def on_validation_end(self, run: Run, logits, labels) -> None:
+        """logits: of all validation clips, [N, classes], NaN where unreadable; labels: [N]."""
+
+    def add_to_row(self, run: Run, row: dict[str, float]) -> None:
+        """Add columns to the row of the epoch that ends."""
+
+    def on_epoch_end(self, run: Run, is_best: bool) -> None:
+        """The epoch's row is in the history."""
+
+    def on_save(self, run: Run) -> dict:
+        """Return what a checkpoint is to keep of this callback; may raise, so that none is saved.
+
+        Every process calls it.
+        """
+        return {}
+
+    def load(self, run: Run, checkpoint: dict) -> None:
+        """Continue from a checkpoint with what `on_save` returned, if it has that."""
+
+    def on_end(self, run: Run, reason: str) -> None:
+        """Training is over, for this reason."""
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """An error or a signal ends the run."""
+
+    def close(self, run: Run) -> None:
+        """However the run ended, at its very end."""
+
+
+def sync_callbacks(callbacks: list[Callback], run: Run, num_clips: int) -> list[int]:
+    """Exchange, in one collective call, what processes must know of each other before a step.
+
+    Returns the `num_clips` of each process. If a callback votes in one process, `on_vote` is called
+    in all of them, before this returns.
+    """
+    votes = processes.all_gather_ints(
+        clips=num_clips, **{str(n): callback.vote(run) for n, callback in enumerate(callbacks)}
+    )
+    for number, callback in enumerate(callbacks):
+        highest = max(row[str(number)] for row in votes)
+        if highest:
+            callback.on_vote(run, highest)
+    return [row["clips"] for row in votes]
+
+
+def save_with_callbacks(run: Run, callbacks: list[Callback], is_best: bool = False) -> None:
+    """Save the run with what its callbacks keep. Every process must call this."""
+    more = {}
+    for callback in callbacks:
+        more |= callback.on_save(run)
+    save_run(run, more, is_best)
