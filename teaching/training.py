@@ -22,9 +22,10 @@ from training.run_folder import (
     HISTORY_FILE,
     LAST_CHECKPOINT,
     REPORT_FILE,
+    STATUS_FILE,
     write_whole,
 )
-from training.status import STATUS_FILE, Status, read_status
+from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"

@@ -24,12 +24,13 @@ HISTORY_FILE = "history.csv"
 CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 REPORT_FILE = "report.html"
+STATUS_FILE = "status.json"
 LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
 # A folder with any of these contains a run, which only --overwrite deletes.
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 # What a start replaces in a folder without a run: an earlier start failed before it saved.
-STARTED = ("bad_clips.csv", CONFIG_FILE, VERSIONS_FILE)
+STARTED = ("bad_clips.csv", CONFIG_FILE, STATUS_FILE, VERSIONS_FILE)
 # What else is written about a run: --overwrite deletes it, but no file of another name.
 RESULTS = (
     REPORT_FILE, "logits.npz", "predictions.csv", "confusion_matrix.png", "stack.json",

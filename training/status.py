@@ -12,9 +12,7 @@ from pydantic import BaseModel, ValidationError
 from system import processes, stopping
 from system.errors import message_for_user
 from training.callback import Callback
-from training.run_folder import write_whole
-
-STATUS_FILE = "status.json"
+from training.run_folder import STATUS_FILE, write_whole
 
 
 class Status(BaseModel):

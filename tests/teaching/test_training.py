@@ -16,7 +16,8 @@ from system.errors import UserError
 from teaching import training as training_module
 from teaching.data_set import DataSet
 from teaching.training import Training
-from training.status import STATUS_FILE, read_status, write_status
+from training.run_folder import STATUS_FILE
+from training.status import read_status, write_status
 
 # Writes its arguments and a history, then does what `mode` says.
 SCRIPT = """

@@ -9,7 +9,8 @@ from runs import PowerCut, make_settings, power_cut, run_folder, train_until, wr
 
 import train
 from training import status
-from training.status import STATUS_FILE, read_status
+from training.run_folder import STATUS_FILE
+from training.status import read_status
 
 
 @pytest.fixture
