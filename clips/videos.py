@@ -186,6 +186,8 @@ class VideoFile:
         width, height = stream.codec_context.width, stream.codec_context.height
         if not (width and height):
             raise ValueError("its frames have no size; the file may be cut off")
+        if not stream.time_base:
+            raise ValueError("it has no clock; the file may be cut off")
         check_size(height, width, self.max_pixels)
         aspect = stream.sample_aspect_ratio
         if aspect and 1 / MAX_STRETCH <= aspect <= MAX_STRETCH:
@@ -196,13 +198,12 @@ class VideoFile:
     def _picture(self, frame) -> np.ndarray:
         """Return the frame as an array of the film's size, upright."""
         width, height = self.size
-        if (frame.width, frame.height) != self.size:
-            with _Translated(self):
-                check_size(frame.height, frame.width, self.max_pixels)
-        # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would
-        # wait forever in a forked worker, which does not have them; and they cost more than they
-        # save.
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+        with _Translated(self):
+            check_size(frame.height, frame.width, self.max_pixels)
+            # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would
+            # wait forever in a forked worker, which does not have them; and they cost more than
+            # they save.
+            picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
         return np.ascontiguousarray(_turned(picture, frame))
 
     def _error(self, problem) -> FrameError:

@@ -227,6 +227,18 @@ def test_memory_does_not_depend_on_a_clock_that_jumps(tmp_path, suffix):
         VideoFile(path, 12, 10**6)
 
 
+def test_a_clock_that_jumps_in_a_stream_goes_on(tmp_path):
+    def late(packets):
+        for packet in packets[20:]:
+            packet.pts += int(20_000 / packet.time_base)
+            packet.dts += int(20_000 / packet.time_base)
+        return packets
+
+    plain = write_video(tmp_path / "a.ts", FRAMES, codec="mpeg2video", pix_fmt="yuv420p", g="6")
+    video = VideoFile(copy_packets(plain, tmp_path / "b.ts", late), 12, 10**6)
+    assert numbers(video) == list(range(36)) and numbers(video, [30]) == [30]
+
+
 def test_frames_without_times_are_named_with_the_remedy(tmp_path):
     path = write_video(tmp_path / "a.h264", FRAMES)
     with pytest.raises(FrameError, match=r"no times.*ffmpeg -framerate 25 -i RAW -c copy NEW.mp4"):
