@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+from clips.films import VIDEO_SUFFIXES
 from system.config_file import load_config
 from system.errors import UserError, message_for_user
 from teaching.data_set import MOST_FRAMES, DataSet
@@ -69,6 +70,7 @@ class Server(ThreadingHTTPServer):
     def page(self, query, body):
         nonce = secrets.token_urlsafe(16)
         text = PAGE.read_text(encoding="utf-8").replace("NONCE", nonce)
+        text = text.replace("VIDEO_SUFFIXES", "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES))
         return "text/html; charset=utf-8", text.encode(), PAGE_POLICY.format(nonce)
 
     def report(self, query, body):

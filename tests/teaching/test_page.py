@@ -202,6 +202,7 @@ def test_videos_and_folders_can_be_dropped_in(page, server, tmp_path):
     page.until("/are added/.test($('message').textContent)")
     assert message(page).startswith("4 clips are added. long.webm: lasts longer than 10 s")
     assert "broken.webm: this browser cannot play it" in message(page)
+    assert message(page).endswith("Passed over: 1 file that is no film: notes.txt.")
     assert [name for name, _ in server.data_set.clips.values()] == [
         "anna", "wave", "wave", "typed"]  # fmt: skip
     assert [number_of(frame) for frame in frames_of(server, "2")] == [*range(12)][::-1]
