@@ -177,9 +177,13 @@ def write_logits(path, annotations, logits, class_names, origin: Origin | None =
     arrays |= {"ids": annotations.ids, "logits": logits.numpy(), "labels": annotations.labels,
                "classes": np.array(class_names)}
     partial = Path(f"{path}.partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not name it
+        raise
 
 
 def is_scored(config: Config) -> bool:

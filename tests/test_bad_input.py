@@ -681,7 +681,8 @@ COMMAND_LINES = {
     "versions of another kind": Row(
         write(f"{RUN}/versions.json", "{}"), [f"{RUN}/versions.json", "delete"], RESUME),
     "output cannot be written": Row(
-        lambda: Path(RUN, "predictions.csv").mkdir(), [f"{RUN}/predictions.csv", "written"],
+        lambda: (Path(RUN, "predictions.csv").unlink(), Path(RUN, "predictions.csv").mkdir()),
+        [f"{RUN}/predictions.csv", "written"],
         EVALUATE),
     "checkpoint is a folder": Row(
         configure(checkpoint=RUN), [f"{RUN}: no such checkpoint", "correct the path"], EVALUATE),

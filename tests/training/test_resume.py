@@ -150,7 +150,7 @@ SHORT_DEATHS = [0, 13, 15, 17]
 
 @pytest.mark.parametrize("number", [
     pytest.param(number, marks=[] if number in SHORT_DEATHS else pytest.mark.slow)
-    for number in range(34)
+    for number in range(38)
 ])  # fmt: skip
 def test_a_run_that_dies_between_two_file_operations(number, settings, whole_run, tmp_path):
     """Before the one with this number, and at the same one again after the resume."""
