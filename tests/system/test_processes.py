@@ -389,24 +389,24 @@ def test_the_threads_of_a_process_group_end_before_python_does(several):
 
 
 EXITS = """
-import json, os, sys
-import torch.distributed as dist
+import json, os, socket, sys
 import train
 
 def run(rank, port):
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
-           "MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+           "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()})
     sys.setswitchinterval(100)  # so that threads of C++ that need the GIL are late
     sys.exit(train.main(sys.argv[1:]))
 
 statuses = []
 for _ in range(10):
-    store, children = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False), []
+    with socket.create_server(("localhost", 0)) as server:
+        port, children = server.getsockname()[1], []
     for rank in range(2):
         children.append(os.fork())
         if not children[-1]:
-            run(rank, store.port)
+            run(rank, port)
     statuses += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 print("statuses", json.dumps(statuses))
 """
