@@ -30,7 +30,17 @@ import predict
 import report
 import teach
 import train
-from benchmarks import benchmark, compare, machine, memory_a_clip, packing, smoothing
+from benchmarks import (
+    benchmark,
+    compare,
+    coverage,
+    machine,
+    memory_a_clip,
+    on_a_gpu,
+    packing,
+    smoothing,
+    tables,
+)
 from config import Config
 from model import build_model
 from networks.stages import describe
@@ -196,12 +206,11 @@ def check_benchmark(_, script, *words):
             assert train.main(["--data", "my_clips/", "--check_data"]) == 0
         for _, *changes in options.variant:
             load_config(options.config, options.overrides + changes)
-    elif script.endswith("packing.py"):
-        packing.parse_arguments(list(words))
-    elif script.endswith("smoothing.py"):
-        smoothing.parse_arguments(list(words))
     else:
-        memory_a_clip.parse_arguments(list(words))
+        others = {"packing.py": packing, "smoothing.py": smoothing, "tables.py": tables,
+                  "coverage.py": coverage, "memory_a_clip.py": memory_a_clip,
+                  "on_a_gpu.py": on_a_gpu}  # fmt: skip
+        others[Path(script).name].parse_arguments(list(words))
 
 
 def check_pack(_, script, *words):
