@@ -197,11 +197,15 @@ def table(columns, rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments=None) -> int:
+def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=2000, metavar="N",
                         help="simulations of each case (%(default)s)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
     return exit_status(lambda: print(tables(options.repeats)))
 
 

@@ -172,11 +172,15 @@ def print_anew(path: Path) -> None:
     print(text)
 
 
-def main(arguments=None) -> int:
+def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
                         help="results/NAME.json, from compare.py --save NAME")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
     return exit_status(lambda: [print_anew(path) for path in options.files] and None)
 
 
