@@ -71,17 +71,15 @@ class StepProfile:
     too. In these steps, each section waits for the device, so that its time is its own.
     """
 
-    WARM_UP_STEPS, NUM_STEPS = 3, 8
+    WARM_UP, ACTIVE = 3, 8  # steps
 
     def __init__(self, folder: Path | None = None, device: torch.device | None = None):
         """folder: where the trace is written; None disables profiling."""
         self.folder, self.device, self.profiler = folder, device, None
         self.sections, self.waiting = {}, ExitStack()
         if folder:
-            schedule = torch.profiler.schedule(
-                wait=self.WARM_UP_STEPS, warmup=1, active=self.NUM_STEPS, repeat=1
-            )
-            self.profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write)
+            steps = torch.profiler.schedule(wait=self.WARM_UP, warmup=1, active=self.ACTIVE)
+            self.profiler = torch.profiler.profile(schedule=steps, on_trace_ready=self._write)
             self.profiler.start()
 
     @contextmanager
@@ -104,7 +102,7 @@ class StepProfile:
         self.waiting.close()
         if self.profiler:
             self.profiler.step()
-            if self.profiler.step_num > self.WARM_UP_STEPS + self.NUM_STEPS:
+            if self.profiler.step_num > self.WARM_UP + self.ACTIVE:
                 self.close()
 
     def close(self):
@@ -115,7 +113,7 @@ class StepProfile:
             self.profiler = None
 
     def _is_recording(self) -> bool:
-        return self.profiler is not None and self.profiler.step_num > self.WARM_UP_STEPS
+        return self.profiler is not None and self.profiler.step_num > self.WARM_UP
 
     def _write(self, profiler):
         """Write the trace, and print milliseconds per step by section."""
@@ -128,11 +126,10 @@ class StepProfile:
         num_steps, total = events["ProfilerStep*"].count, events["ProfilerStep*"].cpu_time_total
         rows = {name: events[name].cpu_time_total for name in self.sections}
         rows |= {"other": total - sum(rows.values()), "whole step": total}
-        lines = [f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}"]
-        lines += [f"{name:<20}{microseconds / 1000 / num_steps:>10.2f}{microseconds / total:>9.1%}"
-                  for name, microseconds in rows.items()]
-        lines.append(f"trace: {path}; open it in https://ui.perfetto.dev")
-        print("\n".join(lines), flush=True)
+        print(f"{f'mean of {num_steps} steps':<20}{'ms':>10}{'share':>9}")
+        for name, time_us in rows.items():
+            print(f"{name:<20}{time_us / 1000 / num_steps:>10.2f}{time_us / total:>9.1%}")
+        print(f"trace: {path}; open it in https://ui.perfetto.dev", flush=True)
 
     def _synchronize(self):
         if self.device.type == "cuda":

@@ -26,6 +26,7 @@ def state():
 
 before = state()
 import train, predict, explain, export, report, teach
+assert "matplotlib" not in sys.modules and "jinja2" not in sys.modules, "they delay each start"
 after = state()
 changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 assert not changed, changed

@@ -171,8 +171,7 @@ def test_a_training_ends_with_the_evaluation_of_its_last_epoch(trained, capsys):
 
 def test_a_run_folder_in_use_is_refused_before_the_work(trained, monkeypatch, capsys):
     config, folder = trained
-    for name in ("start_run", "yardsticks_of_run"):
-        monkeypatch.setattr(train, name, lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(train, "start_run", lambda *_: pytest.fail("it has begun"))
     assert train.main(["--config", config]) == 2
     assert f"{folder}: holds a run already" in capsys.readouterr().err
 

@@ -101,6 +101,8 @@ def test_every_copy_that_the_program_makes_works():
     assert all(parameter.is_meta for parameter in without_data(other).parameters())
     assert torch.equal(for_inference(other)(clips), for_inference(model)(clips))
     assert list(other.state_dict()) == list(model.state_dict())
+    for names in ("named_modules", "named_parameters", "named_buffers"):
+        assert dict(getattr(other, names)()).keys() == dict(getattr(model, names)()).keys()
 
 
 def test_it_can_be_compiled():
