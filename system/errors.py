@@ -13,7 +13,7 @@ from system import stopping
 MODULES = {
     "requirements.txt": ("torch", "torchvision", "numpy", "pandas", "simplejpeg", "PIL", "cv2",
                          "av", "pydantic", "tqdm", "scipy", "sklearn", "matplotlib",
-                         "jinja2", "tensorboardX"),
+                         "jinja2", "markupsafe", "tensorboardX"),
     "requirements-export.txt": ("onnx", "onnxscript", "onnxruntime"),
 }  # fmt: skip
 
