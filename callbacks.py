@@ -382,16 +382,13 @@ class BadClipList(Callback):
 
 
 def build_callbacks(run: Run) -> list[Callback]:
-    """What watches and records a run, in the order in which it is called.
-
-    History comes after all else that is written: a run whose history.csv is whole is recorded.
-    """
+    """What watches and records a run, in the order in which it is called."""
     return [
         BadClipList(),
         StopOnBadLoss(),
         TensorBoard(),
         Checkpoints(run.config.checkpoint_minutes),
-        History(),
+        History(),  # after what else is written: `is_recorded` looks at history.csv only
         StopOnSignal(),
         Profile(run.profile),
         Progress(),
