@@ -288,10 +288,7 @@ class BadClipList(Callback):
 
 
 def build_callbacks(run: Run) -> list[Callback]:
-    """Return what watches and records a run, in the order in which it is called.
-
-    History comes after all else that is written: a run whose history.csv is whole is recorded.
-    """
+    """Return what watches and records a run, in the order in which it is called."""
     precision = precision_name(run.config.precision, run.device)
     watches = [BadClipList(run.config), StopOnBadLoss(run.device, precision)]
     return [
@@ -299,7 +296,7 @@ def build_callbacks(run: Run) -> list[Callback]:
         Yardsticks(),
         TensorBoard(),
         Checkpoints(run.config.checkpoint_minutes, watches),
-        History(),
+        History(),  # after what else is written: `is_recorded` looks at history.csv only
         StopOnSignal(),
         Profile(run.profile),
         Progress(),
