@@ -11,16 +11,17 @@ from tqdm import tqdm
 from clips.bad_clips import BadClips
 from reporting.curves import TensorBoard
 from reporting.page import add_report, write_evaluation
+from scoring.baselines import NAMES, baselines_of_run
 from scoring.evaluation import format_scores
 from scoring.results import Origin
-from scoring.yardsticks import NAMES, yardsticks_of_run
 from system import memory, processes, stopping
 from system.device import precision_name
+from system.files import write_text
 from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.callback import Callback, save_with_callbacks
 from training.loss_watch import StopOnBadLoss
 from training.run import Run
-from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch, write_whole
+from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch
 from training.status import StatusFile
 
 # --- what is printed ---------------------------------------------------------------------------
@@ -50,7 +51,7 @@ class Progress(Callback):
         self.waiting.end()
 
     def on_step(self, run, num_clips):
-        """Reading the metrics waits for a GPU, so they are not read at each step."""
+        """Update the bar; not at each step, since reading the metrics waits for a GPU."""
         self.num_clips += num_clips
         self.bar.update(1)
         now = time.perf_counter()
@@ -71,7 +72,7 @@ class Progress(Callback):
                 f"{100 * self._waiting_share(now):.0f} % waiting for data")
 
     def _waiting_share(self, now) -> float:
-        """The part of the epoch's time so far in which the device had no batch to work on."""
+        """Return the share of the epoch's time so far in which the device waited for a batch."""
         return self.waiting.seconds / (now - self.start)
 
     def on_validation_start(self, run):
@@ -128,7 +129,7 @@ def write_history(path: Path, history: list[dict]) -> None:
 
     rows = [{name: f"{value:.8g}" for name, value in row.items()} for row in history]
     # A row of an earlier version may have fewer columns; its cells stay empty.
-    write_whole(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"))
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"))
 
 
 class History(Callback):
@@ -206,13 +207,13 @@ class Report(Callback):
             add_report(run.config.run_folder)
 
 
-YARDSTICK_HINT = (
+BASELINE_HINT = (
     "train longer, start from the recipe in configs/few_clips.json, or look for wrong labels and "
     "clips that do not show their class (--check_data, report.html)"
 )
 
 
-class Yardsticks(Callback):
+class Baselines(Callback):
     """What the network has to beat, before the first epoch; and whether it did, after the last."""
 
     def __init__(self):
@@ -220,11 +221,11 @@ class Yardsticks(Callback):
 
     def on_start(self, run, train_loader, validation_loader):
         sets = train_loader.dataset.annotations, validation_loader.dataset.annotations
-        self.scores = yardsticks_of_run(run, *sets)
+        self.scores = baselines_of_run(run, *sets)
         if self.scores:
             values = ", ".join(f"{NAMES[name]} {value:.1f} %"
                                for name, value in self.scores.items())
-            print(f"yardsticks, validation top-1: {values}", flush=True)
+            print(f"baselines, validation top-1: {values}", flush=True)
 
     def add_to_row(self, run, row):
         row |= {f"val_{name}": value for name, value in self.scores.items()}
@@ -236,7 +237,7 @@ class Yardsticks(Callback):
         last = run.state.history[-1]["val_top1"]
         if last < self.scores[name]:
             print(f"warning: the last epoch's {last:.1f} % is below the {self.scores[name]:.1f} % "
-                  f"of {NAMES[name]}: {YARDSTICK_HINT}", flush=True)
+                  f"of {NAMES[name]}: {BASELINE_HINT}", flush=True)
 
 
 # --- what stops a run --------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def build_callbacks(run: Run) -> list[Callback]:
     watches = [BadClipList(run.config), StopOnBadLoss(run.device, precision)]
     return [
         *watches,
-        Yardsticks(),
+        Baselines(),
         TensorBoard(),
         Checkpoints(run.config.checkpoint_minutes, watches),
         History(),  # after what else is written: `is_recorded` looks at history.csv only

@@ -23,7 +23,7 @@ TORCHVISION_VIDEO_MODELS = {
     "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
     "mvit_v1_b": "head", "mvit_v2_s": "head",
 }  # fmt: skip
-LEAST_ALPHA = 1e-3  # of a Beta distribution; its samples are not computed right far below
+MIN_ALPHA = 1e-3  # of a Beta distribution; its samples are not computed right far below
 MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
           *TORCHVISION_VIDEO_MODELS)  # fmt: skip
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
@@ -143,9 +143,9 @@ class Config(BaseModel):
         0.01, description="With skip: stop the run if more than this share of a set cannot be read."
     )
 
-    yardstick_clips: int = Field(
+    baseline_clips: int = Field(
         2000, ge=0, le=2**31 - 1, description="Training clips of the linear model whose score is "
-        "shown beside the network's, at most; 0: no such yardsticks.",
+        "shown beside the network's, at most; 0: no such baselines.",
     )
 
     # --- from frames to clips ----------------------------------------------------------------
@@ -391,9 +391,9 @@ class Config(BaseModel):
         problems = []
         is_mixed = self.mixup_alpha or self.cutmix_alpha
         for key in ("mixup_alpha", "cutmix_alpha"):
-            if 0 < getattr(self, key) < LEAST_ALPHA:
+            if 0 < getattr(self, key) < MIN_ALPHA:
                 problems.append(f"{key}: found {getattr(self, key):g}; expected 0, which is off, "
-                                f"or at least {LEAST_ALPHA:g}")
+                                f"or at least {MIN_ALPHA:g}")
         if self.horizontal_flip and self.flip_labels is None:
             problems.append(
                 "flip_labels: missing; a mirrored swipe to the left is a swipe to the right: give "
@@ -434,7 +434,7 @@ class Config(BaseModel):
 
     @property
     def input_mean(self) -> tuple[float, ...]:
-        """Mean of each input channel, in 0..1; optical flow is centred at 0.5."""
+        """Return the mean of each input channel, in 0..1; optical flow is centred at 0.5."""
         return (*self.mean, *[0.5] * (self.num_channels - 3))
 
     @property

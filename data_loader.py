@@ -36,7 +36,7 @@ from clips.sampling import frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
 from config import Config
 from system import processes
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 
 class VideoFolder(Dataset):
@@ -60,7 +60,7 @@ class VideoFolder(Dataset):
         return (1, *shape[1:]) if self.training else shape
 
     def __getitem__(self, key: int | ClipKey) -> tuple[torch.Tensor, int]:
-        """One clip, uint8 [K, T, H, W, C], and its label. key: a position in the CSV, or a ClipKey.
+        """Return a clip, uint8 [K, T, H, W, C], and its label. key: a CSV position, or a ClipKey.
 
         Raises FrameError with the path of a bad frame, and IndexError beyond the last clip.
         """
@@ -72,7 +72,7 @@ class VideoFolder(Dataset):
         return torch.from_numpy(clip), label
 
     def __getitems__(self, keys: list[ClipKey]) -> Batch:
-        """The clips of `keys` but for those that cannot be read, which the batch lists as bad.
+        """Return a batch of the clips of `keys`; those that cannot be read are listed as bad.
 
         PyTorch's loader calls this in a worker, where a raised error would reach the user wrapped
         in a traceback.
@@ -92,7 +92,7 @@ class VideoFolder(Dataset):
                      torch.tensor(good, dtype=torch.int64), bad, num_short)
 
     def read_clip(self, key: ClipKey, clip: np.ndarray) -> tuple[int, int]:
-        """Fills `clip`, uint8 [K, T, H, W, C]; returns its label, and the frames of the whole clip.
+        """Fill `clip`, uint8 [K, T, H, W, C]; return its label, and the frames of the whole clip.
 
         Raises FrameError with the path of a bad frame.
         """
@@ -112,7 +112,7 @@ class VideoFolder(Dataset):
 
 
 def build_loader(annotations, config: Config, training: bool, device) -> DataLoader:
-    """A loader of `Batch`es; read them through `batches_of`."""
+    """Return a loader of `Batch`es; read them through `batches_of`."""
     if training:
         batches = TrainBatches(len(annotations), config.batch_size, config.seed)
         _check_batch_size(config, batches)
@@ -148,7 +148,7 @@ def _check_batch_size(config, batches):
 
 
 def read_class_names(config: Config) -> list[str]:
-    """The labels file's names; raises UserError if `num_classes` says another number."""
+    """Return the labels file's names; raise UserError if `num_classes` differs."""
     names = read_labels(config.labels_csv)
     if config.num_classes not in (None, len(names)):
         raise UserError(
@@ -159,7 +159,7 @@ def read_class_names(config: Config) -> list[str]:
 
 
 def read_set(config: Config, set_name, class_names) -> Annotations:
-    """Annotations of `train`, `validation` or `test`; what was left out is printed."""
+    """Return the annotations of `train`, `validation` or `test`; print what was left out."""
     folder, csv_path = config.set_paths(set_name)
     names = None if set_name == "test" else class_names
     annotations = read_annotations(csv_path, folder, names, with_groups=not config.group)
@@ -179,19 +179,19 @@ def warn_if_shared(train: Annotations, validation: Annotations) -> None:
     known = set(train.clip_paths())
     paths = zip(validation.ids.tolist(), validation.clip_paths(), strict=True)
     if both := sorted((clip_id for clip_id, path in paths if path in known), key=natural_key):
-        print(f"warning: {len(both):,} clips are both {inflated}: {first_few(both, 3)}; remove "
+        print(f"warning: {len(both):,} clips are both {inflated}: {summarize(both, 3)}; remove "
               "them from one of the two CSVs")
     if train.groups is None or validation.groups is None:
         return
     is_shared = np.isin(validation.groups, train.groups)
     if names := sorted(set(validation.groups[is_shared].tolist()), key=natural_key):
         print(f"warning: {len(names):,} groups are both {inflated} for others: "
-              f"{first_few(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
+              f"{summarize(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
               "clips; keep each group in one set")
 
 
 def read_data(config: Config, set_names: list[str]) -> tuple[list[str], list[Annotations]]:
-    """Class names and annotations; read by the main process, for all."""
+    """Return class names and annotations; the main process reads them for all."""
 
     def read():
         class_names = read_class_names(config)

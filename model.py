@@ -15,12 +15,12 @@ from config import TORCHVISION_VIDEO_MODELS, Config
 from networks.csn import ChannelSeparatedResNet
 from networks.frame_networks import CnnLstm, TemporalRelationNetwork, TwoStream
 from networks.mobilenet3d import MobileNet3d
-from networks.stages import run_without_data, without_data
+from networks.stages import run_on_meta, to_meta
 from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
 BATCHNORM_MOMENTUM = 0.1  # share of a step in the running statistics: the default of PyTorch
-SMALLEST_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
+MIN_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
 
 
 class ConvColumn(nn.Module):
@@ -38,14 +38,14 @@ class ConvColumn(nn.Module):
 
     def __init__(self, num_classes, clip_shape, block_widths, head_widths, dropout):
         super().__init__()
-        if min(clip_shape[1:]) < SMALLEST_SIDE:
+        if min(clip_shape[1:]) < MIN_SIDE:
             raise UserError(
                 f"crop_size: {clip_shape[1]} x {clip_shape[2]} pixels are too small for this "
-                f"network; raise crop_size to {SMALLEST_SIDE} x {SMALLEST_SIDE} or more"
+                f"network; raise crop_size to {MIN_SIDE} x {MIN_SIDE} or more"
             )
         shape, channels = tuple(clip_shape), 3
         self.blocks = nn.Sequential()
-        while min(shape[1:]) >= SMALLEST_SIDE:
+        while min(shape[1:]) >= MIN_SIDE:
             width = block_widths[min(len(self.blocks), len(block_widths) - 1)]
             self.blocks.append(conv_block(channels, width, has_time=shape[0] > 1))
             shape, channels = shape_after_block(shape), width
@@ -61,7 +61,7 @@ class ConvColumn(nn.Module):
 
 
 def conv_block(channels_in, channels_out, has_time):
-    """Halves H and W, and T where it `has_time`; a single frame keeps kernels of one frame.
+    """Halve H and W, and T where it `has_time`; a single frame keeps kernels of one frame.
 
     The tutorial pools after the second LeakyReLU. That never changes which value is the largest,
     so pooling first gives the same bits, and leaves it an eighth of the values.
@@ -80,7 +80,7 @@ def conv_block(channels_in, channels_out, has_time):
 
 
 def shape_after_block(shape) -> tuple[int, int, int]:
-    """(T, H, W) after `conv_block`: the first convolution trims, the pooling halves."""
+    """Return (T, H, W) after `conv_block`: the first convolution trims, the pooling halves."""
     frames, height, width = shape
     return max(1, frames // 2), (height - 2) // 2, (width - 2) // 2
 
@@ -118,7 +118,7 @@ NETWORKS = {
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The network that `config.model` names. Raises UserError for clips too small for it."""
+    """Build the network `config.model`. Raises UserError for clips too small for it."""
     model = NETWORKS[config.model].build(config, num_classes)
     # torchvision's s3d and mobilenet_v3 have 0.001 and 0.01, with which the running statistics lag
     # behind for hundreds of steps: a network that has learnt is at chance in evaluation.
@@ -126,7 +126,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.momentum = BATCHNORM_MOMENTUM
     try:
-        run_without_data(without_data(model), (config.clip_size, *config.crop))
+        run_on_meta(to_meta(model), (config.clip_size, *config.crop))
     except (RuntimeError, ValueError):
         height, width = config.crop
         raise UserError(

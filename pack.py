@@ -23,7 +23,7 @@ from clips.frames import FrameError, natural_key, prepare_decoders
 from clips.packing import MAX_FRAME_PIXELS, Packing, pack
 from clips.packs import Pack, PackedFrames
 from clips.search import no_films
-from system.errors import first_few
+from system.errors import summarize
 
 
 def make_pack(options: argparse.Namespace) -> None:
@@ -39,12 +39,12 @@ def make_pack(options: argparse.Namespace) -> None:
     print(f"{describe(made)}; packed in {seconds:.1f} s, {num_bytes / seconds / 1e6:.0f} MB/s")
     for paths, what in ((packing.hidden, "hidden files"), (packing.others, "files of other kinds")):
         if paths:
-            print(f"left out: {len(paths):,} {what}: {first_few(paths, 3)}")
+            print(f"left out: {len(paths):,} {what}: {summarize(paths, 3)}")
     if packing.no_films:
         print(f"left out: {no_films(packing.no_films)}")
     if packing.unreadable:
         print(f"{len(packing.unreadable):,} cannot be decoded; such frames are packed as they are, "
-              f"such videos without frames: {first_few(packing.unreadable, 3)}")
+              f"such videos without frames: {summarize(packing.unreadable, 3)}")
 
 
 def describe(made: Pack) -> str:

@@ -25,7 +25,7 @@ from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictors
 from system.device import choose_device, prepare
 
-LONGEST_UNSEEN = 3.0  # seconds, in which a whole gesture could be missed
+MAX_UNSEEN = 3.0  # seconds, in which a whole gesture could be missed
 
 # --- clips from files --------------------------------------------------------------------------
 
@@ -70,9 +70,9 @@ def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
     notes = []
     if num_short := sum(length < frames_needed(config) for length in lengths):
         notes.append(short_clips_note(num_short, len(lengths), config))
-    if num_long := sum(unseen_seconds(length, config) > LONGEST_UNSEEN for length in lengths):
+    if num_long := sum(unseen_seconds(length, config) > MAX_UNSEEN for length in lengths):
         notes.append(
-            f"long clips (over {LONGEST_UNSEEN:g} s of which no frame is looked at): {num_long:,} "
+            f"long clips (over {MAX_UNSEEN:g} s of which no frame is looked at): {num_long:,} "
             f"of {len(lengths):,}; like --eval_only, this takes each for one gesture and looks at "
             f"{config.nclips * config.clip_size:,} of its frames; cut it into one clip per "
             "gesture, or see its scores over time with --save"

@@ -15,9 +15,9 @@ from pathlib import Path
 from clips.frames import prepare_decoders
 from system.device import choose_device, prepare
 from teaching.data_set import DataSet
+from teaching.live import LiveSession
 from teaching.server import Server
 from teaching.training import Training
-from teaching.trying import Trial
 from training.run_folder import LAST_CHECKPOINT
 
 
@@ -36,8 +36,8 @@ def serve(options) -> None:
     data_set = DataSet(options.data.resolve())
     training = Training(data_set, device.type, options.gpus)
     # Not the best one: on a handful of validation clips that is an early one which was lucky.
-    trial = Trial(training.run_folder / LAST_CHECKPOINT, device)
-    with Server(options.port, data_set, training, trial) as server:
+    session = LiveSession(training.run_folder / LAST_CHECKPOINT, device)
+    with Server(options.port, data_set, training, session) as server:
         print(f"open {server.address}   (Ctrl-C ends; clips are in {options.data})", flush=True)
         if not options.no_browser:
             webbrowser.open(server.address)

@@ -35,12 +35,12 @@ from system.device import (
     autocast,
     check_precision,
     choose_device,
-    devices_in_words,
+    describe_devices,
     gpu_numbers,
     prepare,
     to_network_input,
 )
-from system.locks import SECONDS_TO_NOTICE, FolderLock
+from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
@@ -56,7 +56,7 @@ from training.run import Run, start_run
 from training.run_folder import (
     PROFILE_FOLDER,
     check_unoccupied,
-    is_own,
+    is_in_run_folder,
     is_recorded,
     make_run_folder,
     prepare_run_folder,
@@ -245,8 +245,8 @@ def run_training(config: Config, options, device) -> None:
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
-    goes_on = checkpoint is not None and is_own(checkpoint["path"], config)
-    if not (goes_on or options.overwrite):  # before the work, which takes minutes
+    is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)
+    if not (is_resumed or options.overwrite):  # before the work, which takes minutes
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
@@ -267,8 +267,10 @@ def run_training(config: Config, options, device) -> None:
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 
-    devices = devices_in_words(device, config, is_trained=True)
-    processes.broadcast_from_main(prepare_run_folder, config, goes_on, options.overwrite, devices)
+    devices = describe_devices(device, config, is_trained=True)
+    processes.broadcast_from_main(
+        prepare_run_folder, config, is_resumed, options.overwrite, devices
+    )
     fit(run, train_loader, validation_loader, build_callbacks(run), checkpoint)
 
 
@@ -302,7 +304,7 @@ def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], ch
 
 
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
-    """Scores the validation set, or predicts the test set, with one checkpoint or several."""
+    """Score the validation set, or predict the test set, with one checkpoint or several."""
     class_names, (annotations,) = read_data(config, [set_name])
     # Before the work: results that find no place are lost.
     folder = processes.broadcast_from_main(make_run_folder, config)
@@ -322,7 +324,7 @@ def run_evaluation(config: Config, options, device, set_name: str) -> None:
 
 
 def run_stacking(config: Config, options, device) -> None:
-    """Fits a stack of several checkpoints on the validation set."""
+    """Fit a stack of several checkpoints on the validation set."""
     class_names, (annotations,) = read_data(config, ["validation"])
     folder = processes.broadcast_from_main(make_run_folder, config)
     stack_checkpoints(options.stack, config, class_names, annotations, device, folder)
@@ -332,7 +334,7 @@ def run_stacking(config: Config, options, device) -> None:
 
 
 def config_path(options, device_type: str, lock: FolderLock) -> str:
-    """The config file that the flags name, or one made for the folder of clips that they name.
+    """Return the config file of the flags, or one made for the folder of clips they name.
 
     lock: of the run folder, which is taken before anything is written there.
     """
@@ -365,7 +367,7 @@ def run_command(options, arguments, lock: FolderLock) -> int:
     check_precision(config.eval_precision, device)
     prepare(device, config.precision, config.deterministic)
     numbers = ", ".join(f"{package} {version}" for package, version in versions().items())
-    devices = devices_in_words(device, config, options.command == "train")
+    devices = describe_devices(device, config, options.command == "train")
     print(f"{devices}, {numbers}, run folder {config.run_folder}")
     processes.report_workers(config.num_workers)
     try:
@@ -384,12 +386,12 @@ def run_command(options, arguments, lock: FolderLock) -> int:
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
+    """Return the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command():
         stopping.raise_on_signal()
-        processes.meet()
+        processes.rendezvous()
         with FolderLock() as lock:
             return run_command(parse_arguments(arguments), arguments, lock)
 
@@ -398,7 +400,7 @@ def main(arguments=None) -> int:
             status = exit_status(command, processes.is_first_to_report)
         finally:
             stopping.ignore_signals()
-        processes.leave(has_failed=status != 0)
+        processes.shutdown(has_failed=status != 0)
         return status
 
 

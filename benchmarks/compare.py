@@ -36,9 +36,9 @@ from clips.annotations import read_labels
 from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
+from scoring.baselines import NAMES as BASELINES
 from scoring.evaluation import right_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
-from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import load_config
 from system.errors import UserError, exit_status
 from system.memory import MIB
@@ -64,18 +64,18 @@ def run(options, arguments) -> None:
         runs, all_tested = [], []
         for seed in own_seeds or options.seeds:
             trained = [train(options, name, changes, seed, fold) for fold in folds]
-            own_yardsticks = yardsticks_of(trained)
+            own_baselines = baselines_of(trained)
             if not options.clips_per_class:
-                beside = beside or own_yardsticks
+                beside = beside or own_baselines
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
         tested = replace(all_tested[0], right=np.concatenate([
             each.right for each in all_tested]))  # [S, N]
         rows.append(summary(options, name, changes, runs) | packed(tested, clip_sets))
         if options.clips_per_class:
-            rows[-1]["yardsticks"] = own_yardsticks
+            rows[-1]["baselines"] = own_baselines
         contents = about | {"command": command, "note": options.note, "rows": rows, "folds": words,
-                            "yardsticks": beside, "clip_sets": clip_sets,
+                            "baselines": beside, "clip_sets": clip_sets,
                             "config": config.model_dump(mode="json", exclude_defaults=True)}
         add_intervals(contents)
         print(markdown([rows[-1]]).split("\n")[2], flush=True)
@@ -84,11 +84,11 @@ def run(options, arguments) -> None:
     print("\n" + report(contents))
 
 
-def yardsticks_of(trained: list["Trained"]) -> dict[str, float]:
-    """Return the yardsticks of a seed's runs, in percent of the clips of all folds."""
+def baselines_of(trained: list["Trained"]) -> dict[str, float]:
+    """Return the baselines of a seed's runs, in percent of the clips of all folds."""
     counts = [len(each.saved.ids) for each in trained]
     return {words: float(np.average([each.last[f"val_{name}"] for each in trained], weights=counts))
-            for name, words in YARDSTICKS.items()
+            for name, words in BASELINES.items()
             if all(f"val_{name}" in each.last for each in trained)}
 
 

@@ -85,7 +85,7 @@ def write_config(folder: Path, device, options) -> str:
     keys = config.model_dump() | {
         "train_data_csv": str(folder / "train.csv"), "val_data_csv": str(folder / "val.csv"),
         "output_dir": str(folder), "batch_size": options.batch_size, "num_epochs": 2,
-        "schedule": "constant", "num_workers": options.num_workers, "yardstick_clips": 0,
+        "schedule": "constant", "num_workers": options.num_workers, "baseline_clips": 0,
     } | dict(map(parse_override, options.overrides))  # fmt: skip
     path = folder / "config.json"
     path.write_text(json.dumps(keys))

@@ -13,8 +13,8 @@ from config import Config
 from own_clips.settings import training_length
 from own_clips.splitting import duplicates, joined
 from scoring.stack import split
-from system.errors import UserError, first_few
-from training.run_folder import write_whole
+from system.errors import UserError, summarize
+from system.files import write_text
 
 PROJECT = Path(__file__).parent.parent  # the paths of configs are relative to it
 
@@ -43,7 +43,7 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     fold_of, fold_names, words = _assign(labels, together, number, groups is not None)
     if same:
         words += f", {sum(map(len, same)):,} exact duplicates kept together,"
-    _say_what_is_missing(fold_of, labels, fold_names, names)
+    _print_missing(fold_of, labels, fold_names, names)
     digest = hashlib.sha256("\0".join([*ids, *map(str, labels), *map(str, fold_of)]).encode())
     folder = folder / f"folds-{digest.hexdigest()[:10]}"
     (PROJECT / folder).mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
         keys = [f"output_dir={folder}"]
         for set_name, is_in in (("train", fold_of != fold), ("val", fold_of == fold)):
             path = folder / f"{fold + 1}_{set_name}.csv"
-            write_whole(PROJECT / path, rows[is_in].to_csv(index=False))
+            write_text(PROJECT / path, rows[is_in].to_csv(index=False))
             keys += [f"{set_name}_data_csv={path}", f"{set_name}_data_folder="
                      f"{config.train_data_folder}"]
         folds.append(Fold(name, keys))
@@ -76,7 +76,7 @@ def _all_clips(
     twice = sorted(set(sets[0].ids.tolist()) & set(sets[1].ids.tolist()))
     if twice:
         raise UserError(f"--folds: {len(twice):,} clips are in both train_data_csv and "
-                        f"val_data_csv: {first_few(twice)}; keep each in one of them")
+                        f"val_data_csv: {summarize(twice)}; keep each in one of them")
     groups = None
     if config.group:
         groups = groups_of(ids, config.group)
@@ -107,12 +107,12 @@ def _assign(labels, groups, number: str, are_known: bool) -> tuple[np.ndarray, l
     return fold_of, [str(fold + 1) for fold in range(num_folds)], f"{num_folds} folds{kept}"
 
 
-def _say_what_is_missing(fold_of, labels, fold_names, class_names) -> None:
+def _print_missing(fold_of, labels, fold_names, class_names) -> None:
     for fold, name in enumerate(fold_names):
         left = np.setdiff1d(np.arange(len(class_names)), labels[fold_of != fold])
         if len(left):
             print(f"note: without fold {name} no clip is left to train on of the class "
-                  f"{first_few(class_names[index] for index in left)}")
+                  f"{summarize(class_names[index] for index in left)}")
 
 
 def make_smaller_sets(
@@ -129,7 +129,7 @@ def make_smaller_sets(
     rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
     counts = rows["label"].value_counts()
     if few := [f"{name} has {count}" for name, count in counts.items() if count < max(numbers)]:
-        raise UserError(f"--clips_per_class {max(numbers)}: {first_few(few)}; give at most "
+        raise UserError(f"--clips_per_class {max(numbers)}: {summarize(few)}; give at most "
                         f"{counts.min()}")
     if clips.groups is not None:
         rows["group"] = clips.groups
@@ -139,7 +139,7 @@ def make_smaller_sets(
     for number in numbers:
         chosen = rows.groupby("label").head(number).sort_index()
         path = folder / f"train_{number}.csv"
-        write_whole(PROJECT / path, chosen.to_csv(index=False))
+        write_text(PROJECT / path, chosen.to_csv(index=False))
         length = training_length(len(chosen), "cpu")
         keys = [f"{key}={value}" for key, value, _ in length if key not in given]
         sets[number] = [f"train_data_csv={path}", *keys]

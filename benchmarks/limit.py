@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import seconds_of
 from model import build_model
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from system.device import number_format, prepare, to_network_input
 
 aten = torch.ops.aten
@@ -86,7 +86,7 @@ def count(config, num_clips, num_classes, is_training, number_type) -> Work:
     """Return the work of one training step, or batch of evaluation, starting from uint8 clips."""
     with META:
         model = build_model(config, num_classes).to(number_type)
-    model = model.train() if is_training else for_inference(model)
+    model = model.train() if is_training else fold_batchnorm(model)
     shape = (num_clips, config.clip_size, *config.crop, config.num_channels)
     with Work(is_fused=is_training and config.compile) as work:
         clips = to_network_input(torch.empty(shape, dtype=torch.uint8, device=META), META, config)

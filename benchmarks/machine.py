@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from system.files import write_text
 from system.memory import reset_peak
-from training.run_folder import versions, write_whole
+from training.run_folder import versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,8 +36,8 @@ def describe(device: torch.device) -> dict[str, str]:
 def save(name: str, contents: dict, text: str) -> None:
     """Writes results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
-    write_whole(RESULTS / f"{name}.json", as_json(contents))
-    write_whole(RESULTS / f"{name}.md", text)
+    write_text(RESULTS / f"{name}.json", as_json(contents))
+    write_text(RESULTS / f"{name}.md", text)
 
 
 def as_json(contents: dict) -> str:

@@ -12,7 +12,7 @@ from benchmarks.plain import plain_evaluation, plain_step
 from clips.batches import Batch
 from config import Config
 from model import build_model
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from system.config_file import parse_override
 from system.device import (
     evaluating,
@@ -112,7 +112,7 @@ def plain_evaluator(device, config):
 def our_evaluator(device, config):
     prepare(device, config.precision, config.deterministic)
     model, _ = plain_model(config, device)
-    model = for_inference(to_device(model, device))
+    model = fold_batchnorm(to_device(model, device))
     batch = make_batch(config, config.videos_per_eval_batch)
 
     def evaluate():

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from benchmarks import machine
+from scoring.baselines import NAMES as BASELINES
 from scoring.intervals import accuracy_interval, compare_on_same_clips
-from scoring.yardsticks import NAMES as YARDSTICKS
 from system.errors import UserError, exit_status
-from training.run_folder import write_whole
+from system.files import write_text
 
 # More variants are compared with the first one only.
-MAX_IN_ALL_PAIRS = 6
+MAX_ALL_PAIRS = 6
 
 
 @dataclass
@@ -73,7 +73,7 @@ def add_intervals(contents: dict) -> None:
 def compared_pairs(tested: dict[str, Tested]) -> list[dict]:
     """Compare the variants that were validated on the same clips, two by two."""
     pairs = itertools.combinations(tested, 2)
-    if len(tested) > MAX_IN_ALL_PAIRS:
+    if len(tested) > MAX_ALL_PAIRS:
         first, *others = tested
         pairs = [(first, other) for other in others]
     return [
@@ -94,8 +94,8 @@ def report(contents: dict) -> str:
              contents["note"]]  # fmt: skip
     if contents["folds"]:
         parts.append(f"Cross-validation: {contents['folds']}.")
-    values = ", ".join(f"{name} {value:.1f} %" for name, value in contents["yardsticks"].items())
-    parts += [f"Yardsticks, validation top-1: {values}." if values else "",
+    values = ", ".join(f"{name} {value:.1f} %" for name, value in contents["baselines"].items())
+    parts += [f"Baselines, validation top-1: {values}." if values else "",
               markdown(contents["rows"]), pairs_table(contents["pairs"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -115,9 +115,9 @@ def markdown(rows) -> str:
         "MiB per clip kept for backward": lambda row: f"{row['kept_mib_a_clip']:.1f}",
         "training clips/s": lambda row: f"{row['clips_per_second']:.1f}",
     }
-    linear = YARDSTICKS["linear_top1"]
-    if linear in rows[0].get("yardsticks", {}):
-        columns[f"{linear}, %"] = lambda row: f"{row['yardsticks'][linear]:.1f}"
+    linear = BASELINES["linear_top1"]
+    if linear in rows[0].get("baselines", {}):
+        columns[f"{linear}, %"] = lambda row: f"{row['baselines'][linear]:.1f}"
     if "pair" in rows[0]:
         columns["right pair, %"] = lambda row: f"{row['pair']:.1f}"
         columns["direction right, % of these"] = lambda row: f"{row['direction']:.1f}"
@@ -167,8 +167,8 @@ def print_anew(path: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file that compare.py --save wrote, or one of an earlier "
                         f"version ({error!r}); compare again") from None
-    write_whole(path, machine.as_json(contents))
-    write_whole(path.with_suffix(".md"), text)
+    write_text(path, machine.as_json(contents))
+    write_text(path.with_suffix(".md"), text)
     print(text)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from clips.films import is_video
 from clips.frames import composed
 from clips.packs import Pack, PackedClip, clip_path, open_folder
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def read_labels(path) -> list[str]:
                  if c > 1 and name]
     if problems:
         raise UserError(
-            f"{path}: labels_csv: {first_few(problems)}; the line number is the class index, so "
+            f"{path}: labels_csv: {summarize(problems)}; the line number is the class index, so "
             "each line needs a different name"
         )
     if len(names) < 2:
@@ -103,7 +103,7 @@ def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> An
     groups = None
     if with_groups and "group" in rows:
         if lines := lines_without_group(rows[is_kept]):
-            raise UserError(f"{csv_path}: no group in {len(lines):,} lines: {first_few(lines)}; "
+            raise UserError(f"{csv_path}: no group in {len(lines):,} lines: {summarize(lines)}; "
                             "fill in the column `group`, with an own name, such as the id, where "
                             "nothing is known of a clip; or delete the column")
         groups = rows["group"][is_kept].to_numpy(dtype=str)
@@ -134,7 +134,7 @@ def groups_of(ids, pattern: str) -> np.ndarray:
     if without:
         raise UserError(
             f"group: {pattern!r} finds no group in {len(without):,} of {len(names):,} clips: "
-            f"{first_few(without)}; correct the pattern, whose first pair of brackets encloses the "
+            f"{summarize(without)}; correct the pattern, whose first pair of brackets encloses the "
             "group's name"
         )
     return np.array(names)
@@ -233,35 +233,35 @@ def _check_ids(csv_path, ids: "pd.Series"):
     if outside:
         raise UserError(
             f"{csv_path}: {len(outside):,} ids are not paths below the data folder: "
-            f"{first_few(map(repr, outside))}; an id names a clip, such as 12 or wave/12.mp4"
+            f"{summarize(map(repr, outside))}; an id names a clip, such as 12 or wave/12.mp4"
         )
     duplicates = ids[ids.duplicated(keep=False)].unique()
     if len(duplicates):
         raise UserError(
             f"{csv_path}: {len(duplicates):,} ids are listed more than once: "
-            f"{first_few(duplicates)}; keep one line for each"
+            f"{summarize(duplicates)}; keep one line for each"
         )
 
 
 def _check_clips(csv_path, folder, ids):
     try:
-        present = clips_beside(folder, ids)
+        present = siblings(folder, ids)
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if composed(clip_id) not in present]
     if missing:
         raise UserError(
             f"{csv_path}: {len(missing):,} of {len(ids):,} clips have no folder in {folder}: "
-            f"{first_few(missing)}; add the folders or drop the rows"
+            f"{summarize(missing)}; add the folders or drop the rows"
         )
     spelled = [clip_id for clip_id in ids if not clip_id.isascii()]
     paths = Counter(str(clip_path(folder, clip_id)) for clip_id in spelled)
     if twice := [path for path, count in paths.items() if count > 1]:
         raise UserError(f"{csv_path}: {len(twice):,} clips are listed more than once, with their "
-                        f"accents composed and apart: {first_few(twice)}; keep one line for each")
+                        f"accents composed and apart: {summarize(twice)}; keep one line for each")
 
 
-def clips_beside(folder, ids) -> set[str]:
+def siblings(folder, ids) -> set[str]:
     """Return the ids, in NFC, of all films and folders in the same folders as those of `ids`.
 
     Scans each folder once instead of asking the file system about each of 100,000 ids. Of a pack,
@@ -291,6 +291,6 @@ def _nothing_left(csv_path, rows: "pd.DataFrame") -> str:
         return f"{csv_path}: no clips: the file is empty; add one line per clip"
     labels = sorted(set(rows["label"]))
     return (
-        f"{csv_path}: no clips left: none of its labels ({first_few(labels, 5)}) is in labels_csv; "
+        f"{csv_path}: no clips left: none of its labels ({summarize(labels, 5)}) is in labels_csv; "
         "use the same spelling in both files"
     )

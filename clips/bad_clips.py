@@ -12,7 +12,7 @@ from clips.frames import FrameError
 from clips.sampling import short_clips_note
 from config import Config
 from system import processes
-from system.errors import first_few
+from system.errors import summarize
 
 COLUMNS = ("epoch", "set", "id", "reason")
 
@@ -26,7 +26,7 @@ def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config:
     if not reasons:
         return
     folder, num_clips = annotations.folder, len(annotations)
-    few = first_few(reasons.values(), 3)
+    few = summarize(reasons.values(), 3)
     if len(reasons) == num_clips:
         raise FrameError(f"{folder}: none of the {num_clips:,} {set_name} clips can be read: {few};"
                          " correct the data folder in the config, or repair them; --check_data "
@@ -35,7 +35,7 @@ def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config:
     if config.on_bad_clip == "stop":
         first, *others = reasons
         more = (f"; nor can {len(others):,} more of the {num_clips:,} {set_name} clips be read: "
-                f"{first_few(others)}; --check_data finds them all")
+                f"{summarize(others)}; --check_data finds them all")
         raise FrameError(reasons[first] + (more if others else ""))
     _check_share(reasons, annotations, set_name, config)
 
@@ -46,7 +46,7 @@ def _check_share(ids, annotations, set_name: str, config: Config) -> None:
         raise FrameError(
             f"{annotations.folder}: {len(ids)} of the {len(annotations):,} {set_name} clips cannot "
             f"be read, more than max_bad_share ({config.max_bad_share:g}) allows: "
-            f"{first_few(sorted(ids))}; --check_data finds them all"
+            f"{summarize(sorted(ids))}; --check_data finds them all"
         )
 
 
@@ -62,8 +62,8 @@ def check_classes(reasons: dict[str, str], annotations, set_name: str) -> None:
         names = [f"{annotations.class_names[index]!r} ({counts[index]:,})" for index in lost]
         few = [reasons[clip_id] for clip_id in annotations.ids[np.isin(annotations.labels, lost)]]
         raise FrameError(
-            f"{annotations.folder}: no {set_name} clip of {first_few(names)} can be read: "
-            f"{first_few(few, 3)}; repair the clips, or drop the class from labels_csv"
+            f"{annotations.folder}: no {set_name} clip of {summarize(names)} can be read: "
+            f"{summarize(few, 3)}; repair the clips, or drop the class from labels_csv"
         )
 
 
@@ -97,7 +97,7 @@ class BadClips:
             _check_share(self._ids_in(set_name, epoch), annotations, set_name, self.config)
 
     def _ids_in(self, set_name, epoch) -> set[str]:
-        """The skipped clips that this process knows of; the rows are searched once per epoch."""
+        """Return the skipped clips that this process knows; rows are searched once per epoch."""
         key = set_name, epoch
         if key not in self.ids:
             self.ids = {key: {row["id"] for row in self.rows + self.unshared
@@ -135,7 +135,7 @@ class BadClips:
                    if (row["set"], row["epoch"]) == (set_name, epoch)}
         if reasons:
             print(f"{set_name}: {len(reasons)} clips skipped because they cannot be read: "
-                  f"{first_few(reasons)}")
+                  f"{summarize(reasons)}")
             _check_share(reasons, annotations, set_name, self.config)
             try:
                 check_classes(reasons, annotations, set_name)

@@ -55,12 +55,12 @@ class TrainBatches:
         self.last_step = len(self) if last is None else min(last, len(self))
 
     def __len__(self):
-        """Number of steps in a whole epoch."""
+        """Return the number of steps in a whole epoch."""
         full, rest = divmod(self.num_clips, self.batch_size)
         return full + (rest >= 2 * processes.world_size())
 
     def clips_per_part(self, num_parts: int) -> int:
-        """Number of clips of this process in the first of `num_parts` parts of a full step."""
+        """Return this process's clips in the first of `num_parts` parts of a full step."""
         num_clips, num_processes = min(self.batch_size, self.num_clips), processes.world_size()
         fewest = num_clips // num_processes
         own = len(range(processes.rank(), num_clips, num_processes))

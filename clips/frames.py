@@ -43,7 +43,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LARGEST_RATIO = 100  # of a frame's longer side to its shorter one
+_MAX_RATIO = 100  # of a frame's longer side to its shorter one
 _DIGITS = re.compile(r"(\d+)")
 _DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
 # The last number of a name, with its decimals: 0.25, t=1.5s, but no part of 1.2.3.
@@ -70,7 +70,7 @@ def prepare_decoders(_worker_number: int | None = None) -> None:
 
 
 def natural_key(name: str):
-    """Sort key that puts `2.jpg` before `10.jpg`, with or without leading zeros."""
+    """Return a sort key that puts `2.jpg` before `10.jpg`, with or without leading zeros."""
     parts = _DIGITS.split(name.lower())
     parts[1::2] = map(int, parts[1::2])
     return tuple(parts), name
@@ -371,12 +371,12 @@ def _check_single(picture) -> None:
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Raises FrameError for a frame that is too large, or too long and thin."""
+    """Raise FrameError for a frame that is too large, or too long and thin."""
     if height * width > max_pixels:
         raise OversizedFrameError(
             f"{width} x {height} pixels are more than max_frame_pixels ({max_pixels:,}); "
             "shrink the frame or raise the key"
         )
     # Scaled to frame_height, a row of single pixels could exhaust the memory.
-    if max(height, width) > _LARGEST_RATIO * min(height, width):
+    if max(height, width) > _MAX_RATIO * min(height, width):
         raise FrameError(f"{width} x {height} pixels cannot be a video frame; extract it again")

@@ -44,7 +44,7 @@ from clips.search import Frames, archive_clips, is_hidden, search_folder
 from clips.transforms import scale_to_height
 from config import Config
 from system.errors import UserError
-from system.locks import open_locked
+from system.files import open_locked
 
 MAX_FRAME_PIXELS = Config.model_fields["max_frame_pixels"].default
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -232,7 +232,7 @@ def _decode_video(path: Path, packing) -> Frames:
 
 
 def _from_archive(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], dict]:
-    """As `_from_folder`, for an archive or its parts."""
+    """Do as `_from_folder`, for an archive or its parts."""
     num_bytes, about = sum(map(os.path.getsize, sources)), {}
     with suppress(FrameError):
         known = Pack(sources[0]).about  # if it is a pack itself

@@ -31,12 +31,12 @@ INDEX_NAME = ".clip-index"  # hidden, so that an unpacked pack has no further cl
 VERSION = 1
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 # Wanted frames are read together if no more than this is between them.
-LARGEST_GAP = 2**17
-LARGEST_READ = 2**23
+MAX_GAP = 2**17
+MAX_READ = 2**23
 BITS_32, BITS_16 = 2**32 - 1, 2**16 - 1
 LOCAL = struct.Struct("<4s5H3I2H")
 END = struct.Struct("<4s4H2IH")
-_LARGEST_END = END.size + BITS_16  # with the longest comment
+_MAX_END = END.size + BITS_16  # with the longest comment
 
 
 # --- the end of the file ----------------------------------------------------------------------
@@ -91,12 +91,12 @@ class Pack:
 
     @property
     def identity(self) -> str:
-        """A short text, another one for each set of frames."""
+        """Return a short text, another one for each set of frames."""
         return self._opened.identity
 
     @property
     def about(self) -> dict:
-        """What the comment says: counts, height, quality, frame_rate."""
+        """Return what the comment says: counts, height, quality, frame_rate."""
         return self._opened.about
 
     def check(self, config: Config) -> None:
@@ -148,8 +148,8 @@ class Pack:
     def check_directory(self) -> None:
         """Raise FrameError if ZIP's own directory, which reading does not need, is damaged."""
         opened, crc32 = self._opened, 0
-        for offset in range(*opened.central, LARGEST_READ):
-            size = min(LARGEST_READ, opened.central[1] - offset)
+        for offset in range(*opened.central, MAX_READ):
+            size = min(MAX_READ, opened.central[1] - offset)
             crc32 = zlib.crc32(self.read(offset, size), crc32)
         if crc32 != opened.about["central_crc32"]:
             raise FrameError(f"{self.path}: ZIP's directory of the frames is damaged; copy the "
@@ -158,7 +158,7 @@ class Pack:
 
 @functools.lru_cache(maxsize=16)
 def _pack_once(path, expected) -> Pack:
-    """A worker that unpickles a pack with each of its tasks opens it once."""
+    """Open a pack once in a worker that unpickles it with each of its tasks."""
     return Pack(path, expected)
 
 
@@ -222,7 +222,7 @@ class PackedFrames:
         for position in positions[1:]:
             gap = self.offsets[position] - self.offsets[group[-1]] - self.sizes[group[-1]]
             size = self.offsets[position] + self.sizes[position] - self.offsets[group[0]]
-            if not 0 <= gap <= LARGEST_GAP or size > LARGEST_READ:
+            if not 0 <= gap <= MAX_GAP or size > MAX_READ:
                 yield group
                 group = []
             group.append(position)
@@ -231,7 +231,7 @@ class PackedFrames:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The frames' file names, from the headers between them."""
+        """Return the frames' file names, from the headers between them."""
         skipped, names, end = len(self.clip.id.encode()), [], self.end_before
         if root := self.clip.pack.about["root"]:
             skipped += len(f"{root}/".encode())
@@ -293,7 +293,7 @@ def _open(path: str) -> _Opened:
 def _read_end(path, descriptor) -> tuple[dict, tuple[int, int]]:
     """Return what the comment says, and where ZIP's central directory is."""
     size = os.fstat(descriptor).st_size
-    tail = _read(path, descriptor, max(0, size - _LARGEST_END), min(size, _LARGEST_END))
+    tail = _read(path, descriptor, max(0, size - _MAX_END), min(size, _MAX_END))
     comment = tail[tail.rfind(b"PK\5\6") + END.size :]
     try:
         about = json.loads(comment)
@@ -329,8 +329,8 @@ def _read_index(path, descriptor, about, central) -> _Opened:
     num_rows, num_clips = about["frames"], about["clips"]
     start, stop = about["index_offset"], about["index_offset"] + about["index_bytes"]
     middle, crc32 = start + num_rows * ROW.itemsize, 0
-    for offset in range(start, middle, LARGEST_READ):  # not kept: it may be 100 MB
-        size = min(LARGEST_READ, middle - offset)
+    for offset in range(start, middle, MAX_READ):  # not kept: it may be 100 MB
+        size = min(MAX_READ, middle - offset)
         crc32 = zlib.crc32(_read(path, descriptor, offset, size), crc32)
     data = _read(path, descriptor, middle, stop - middle)
     if zlib.crc32(data, crc32) != about["index_crc32"]:

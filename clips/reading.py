@@ -21,7 +21,7 @@ from clips.transforms import (
 )
 from clips.videos import VideoFile
 from config import Config
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 # Places of the evaluation crops along the longer side, by the number of crops.
 CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
@@ -128,7 +128,7 @@ def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
     unknown = [name for pair in pairs.items() for name in pair if name not in names]
     if unknown:
         raise UserError(
-            f"flip_labels: {first_few(unknown)} is not in {config.labels_csv}; choose one of its "
+            f"flip_labels: {summarize(unknown)} is not in {config.labels_csv}; choose one of its "
             "names"
         )
     classes = np.arange(len(names))
@@ -137,6 +137,6 @@ def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
         classes[one], classes[other] = other, one
     twice = np.flatnonzero(classes[classes] != np.arange(len(names)))
     if len(twice):
-        raise UserError(f"flip_labels: {first_few(names[place] for place in twice)} is in two "
+        raise UserError(f"flip_labels: {summarize(names[place] for place in twice)} is in two "
                         "pairs; keep one")
     return classes

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from clips.films import is_video, sort_files
 from clips.frames import FRAME_SUFFIXES, in_natural_order, natural_key
 from clips.packs import SUFFIX, Pack, PackedClip
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in natural order
 
@@ -73,7 +73,7 @@ class Found(NamedTuple):
 def no_films(paths) -> str:
     """Return how many files are passed over, and the first of them, in words."""
     kind = "file that is no film" if len(paths) == 1 else "files that are no films"
-    return f"{len(paths):,} {kind}: {first_few(paths, 3)}"
+    return f"{len(paths):,} {kind}: {summarize(paths, 3)}"
 
 
 def search_folder(folder: Path) -> Found:
@@ -152,7 +152,7 @@ def ordered_parts(paths: list[Path]) -> list[Path]:
         return paths
     ends = [re.fullmatch(r"(.*?)(\d+|[a-z]+)", str(path), re.DOTALL) for path in paths]
     if None in ends or len({(end[1], end[2].isdigit()) for end in ends}) > 1:
-        raise UserError(f"{first_few(paths, 3)}: not the numbered parts of one archive; give one "
+        raise UserError(f"{summarize(paths, 3)}: not the numbered parts of one archive; give one "
                         "folder, one archive, or its parts")
     numbers = [int(end[2]) if end[2].isdigit() else int(end[2].translate(_LETTERS_TO_DIGITS), 26)
                for end in ends]

@@ -13,7 +13,7 @@ import numpy as np
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (ITU-R BT.601)
 ERASED_SHARE = (0.02, 0.33)
-LARGEST_BOX_RATIO = 3.3
+MAX_BOX_RATIO = 3.3
 # Optical flow. A byte covers movements of up to 16 pixels in steps of an eighth; 128 is none.
 STEPS_PER_PIXEL = 8
 REST = 128
@@ -114,7 +114,7 @@ def erase_box(clip, colour, rng) -> None:
     """
     height, width = clip.shape[1:3]
     area = rng.uniform(*ERASED_SHARE) * height * width
-    ratio = math.exp(rng.uniform(-math.log(LARGEST_BOX_RATIO), math.log(LARGEST_BOX_RATIO)))
+    ratio = math.exp(rng.uniform(-math.log(MAX_BOX_RATIO), math.log(MAX_BOX_RATIO)))
     box_height = min(height, round(math.sqrt(area * ratio)))
     box_width = min(width, round(math.sqrt(area / ratio)))
     top = rng.integers(height - box_height, endpoint=True)

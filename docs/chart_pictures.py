@@ -52,7 +52,7 @@ def to_svg(figure, description) -> str:
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a history.csv. Raises UserError if it does not exist."""
+    """Return the columns of a history.csv. Raises UserError if it does not exist."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_curves(reference, own) -> str:
-    """The published reference run on Jester, beside a quickstart run of this project.
+    """Draw the published reference run on Jester, beside a quickstart run of this project.
 
     reference, own: columns of a history.csv.
     """
@@ -145,7 +145,7 @@ def draw_time_probe(result: TimeProbe) -> str:
 
 
 def pair_and_direction(result: TimeProbe, order) -> tuple[float, float] | None:
-    """The percentage of clips predicted as their own class or its opposite; of these, correctly.
+    """Return the percent of clips predicted as their class or its opposite; of these, correctly.
 
     Opposites are classes that are swapped when the frames are reversed; None without any.
     """
@@ -160,7 +160,7 @@ def pair_and_direction(result: TimeProbe, order) -> tuple[float, float] | None:
 
 
 def _list_swaps(axes, pairs) -> None:
-    """A line per pair of classes that are swapped, with the share of the clips of each."""
+    """Add a line per pair of classes that are swapped, with the share of the clips of each."""
     axes.set_axis_off()
     axes.set_title("Played backwards, what is taken for what")
     shares = {(name, other): share for name, other, share in pairs}
@@ -185,7 +185,7 @@ def _list_swaps(axes, pairs) -> None:
 
 
 def read_results(path: Path) -> dict:
-    """The results that compare.py saved. Raises UserError if the file does not exist."""
+    """Return the results that compare.py saved. Raises UserError if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -194,7 +194,7 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Top-1 of each variant and its interval, if known, best first, beside the yardsticks.
+    """Top-1 of each variant and its interval, if known, best first, beside the baselines.
 
     results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps.
     """
@@ -216,7 +216,7 @@ def draw_remedies(results) -> str:
              xlabel="top-1, %")  # fmt: skip
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
-    _draw_yardsticks(axes, results.get("yardsticks", {}), len(rows) + 0.1)
+    _draw_baselines(axes, results.get("baselines", {}), len(rows) + 0.1)
     axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
     for x, text, colour in ((0, _legend(rows), "blue"),
                             (330, "○ training, on augmented clips", "orange")):  # fmt: skip
@@ -228,9 +228,9 @@ def draw_remedies(results) -> str:
                           f"({worst['variant']}) to {best['top1']:.1f} % ({best['variant']})")
 
 
-def _draw_yardsticks(axes, yardsticks, top) -> None:
-    """A line for each score that a network has to beat; yardsticks: percent, by name."""
-    for index, (name, percent) in enumerate(yardsticks.items()):
+def _draw_baselines(axes, baselines, top) -> None:
+    """Draw a line for each score that a network has to beat; baselines: percent, by name."""
+    for index, (name, percent) in enumerate(baselines.items()):
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
         axes.text(percent + 1, top + 0.45 * index, f"{name.removeprefix('the ')}: {percent:.1f}",
                   fontsize=12, color=LIGHT["muted"], va="center",
@@ -253,11 +253,11 @@ def _legend(rows) -> str:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_approaches(results) -> str:
-    """Accuracy of each network and its interval beside the yardsticks, and its operations.
+    """Accuracy of each network and its interval beside the baselines, and its operations.
 
     Networks that are not above the most frequent class are left out.
     """
-    chance = results.get("yardsticks", {}).get("the most frequent class", 0)
+    chance = results.get("baselines", {}).get("the most frequent class", 0)
     rows = [row for row in results["rows"] if row["top1"] > chance + 0.01]  # both are rounded
     rows.sort(key=lambda row: (row["top1"], -row["gflop"]))
     figure = new_figure(130 + 36 * len(rows))
@@ -275,7 +275,7 @@ def draw_approaches(results) -> str:
     axes.tick_params(axis="y", labelsize=14, labelcolor=LIGHT["ink"])
     axes.set(xlim=(0, 102), xticks=range(0, 101, 20))
     axes.grid(axis="x")
-    _draw_yardsticks(axes, results.get("yardsticks", {}), len(rows) - 0.35)
+    _draw_baselines(axes, results.get("baselines", {}), len(rows) - 0.35)
     right.set(xlim=(0, 1.25 * max(row["gflop"] for row in rows)), xticks=[], yticks=[])
     for panel in (axes, right):
         panel.set_ylim(-0.6, len(rows) + 0.4)

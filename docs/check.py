@@ -17,7 +17,7 @@ import jupytext
 
 from config import SCHEMA_FILE, json_schema
 from docs.draw_pictures import MAX_BYTES, PICTURES, RESULTS, Sources
-from docs.svg import SMALLEST_TEXT, WIDTH
+from docs.svg import MIN_TEXT, WIDTH
 from reporting.palette import DARK, LIGHT
 from system.errors import UserError
 
@@ -105,7 +105,7 @@ def check_svg(picture: str) -> list[str]:
         "not 150 to 900 high": not 150 < float(root.get("height")) < 900,
         "an unknown colour": not {"card", "ink"} <= used <= set(LIGHT) == set(DARK),
         "no dark theme": "prefers-color-scheme:dark" not in picture,
-        "text is too small": not sizes or min(map(float, sizes)) < SMALLEST_TEXT,
+        "text is too small": not sizes or min(map(float, sizes)) < MIN_TEXT,
     }
     return [problem for problem, is_wrong in tests.items() if is_wrong]
 
@@ -171,7 +171,7 @@ def check_charts(page: Path) -> list[str]:
     problems = []
     for chart, name in (("approaches", "approaches_lips8"), ("remedies", "few_clips_parts")):
         contents = json.loads((RESULTS / f"{name}.json").read_text())
-        known = [row["top1"] for row in contents["rows"]] + [*contents["yardsticks"].values()]
+        known = [row["top1"] for row in contents["rows"]] + [*contents["baselines"].values()]
         (alt,) = re.findall(rf'{chart}\.svg"[^>]* alt="([^"]*)"', text_of(page))
         others = set(re.findall(r"\d+\.\d", alt)) - {f"{value:.1f}" for value in known}
         problems += [f"{page.name}: {chart}.svg: {value} is not in {name}.json"

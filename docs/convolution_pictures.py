@@ -43,7 +43,7 @@ def grey_cells(frames, height, width, cell) -> np.ndarray:
 
 
 def moving_bar(num_frames=4, height=5, width=8, start=BAR_START) -> np.ndarray:
-    """A bar of 9s on 0s that moves right by one cell per frame, int [T, H, W]."""
+    """Return a bar of 9s on 0s that moves right by one cell per frame, int [T, H, W]."""
     frames = np.zeros((num_frames, height, width), int)
     for time, frame in enumerate(frames):
         frame[:, start + time : start + time + BAR_WIDTH] = 9
@@ -51,7 +51,7 @@ def moving_bar(num_frames=4, height=5, width=8, start=BAR_START) -> np.ndarray:
 
 
 def strongest_of(values) -> int:
-    """The value that is farthest from 0, with its sign."""
+    """Return the value that is farthest from 0, with its sign."""
     return int(max(values.flat, key=abs))
 
 
@@ -110,7 +110,7 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> No
 
 
 def draw_numbers(picture, x, y, values, size, steps) -> None:
-    """The number at each moment, and at the end the strongest one."""
+    """Draw the number at each moment, and at the end the strongest one."""
     strongest = strongest_of(values)
     for step, value in [*enumerate(values.flat), (values.size, strongest)]:
         colour = "blue" if value > 0 else "orange" if value else "ink"
@@ -121,7 +121,7 @@ def draw_numbers(picture, x, y, values, size, steps) -> None:
 
 
 def draw_kernel(picture, x, y, kernel, cell) -> None:
-    """A 3 x 3 kernel of -1, 0 and 1."""
+    """Draw a 3 x 3 kernel of -1, 0 and 1."""
     for (row, column), weight in np.ndenumerate(kernel):
         left, top = x + column * cell, y + row * cell
         colour = {1: "blue", -1: "orange", 0: "faint"}[int(weight)]
@@ -133,7 +133,7 @@ def draw_kernel(picture, x, y, kernel, cell) -> None:
 
 
 def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float, float]]:
-    """The positions of a sliding kernel, as (x, y) in pixels from the first, frame by frame."""
+    """Return the positions of a sliding kernel, (x, y) in pixels from the first, by frame."""
     return [
         (time * frame_distance + column * cell, row * cell)
         for time in range(frames) for row in range(height) for column in range(width)
@@ -144,7 +144,7 @@ def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float,
 
 
 def draw_conv2d() -> str:
-    """A frame, a 3 x 3 kernel, and the picture that comes out. SVG"""
+    """Draw a frame, a 3 x 3 kernel, and the picture that comes out. SVG"""
     clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
     frame = grey_cells(clip[10:11], 10, 10, 6)[0]
     result = slide_2d(frame, EDGE_KERNEL)
@@ -214,7 +214,7 @@ def draw_conv3d() -> str:
 
 
 def sum_over_time() -> list[str]:
-    """The sum at the place of the strongest output, worked out as text: a line per frame."""
+    """Work out the sum at the place of the strongest output as text: a line per frame."""
     result = slide_3d(moving_bar(2), MOVEMENT_KERNEL)
     patches = moving_bar(2)[:, :3, BAR_START : BAR_START + 3]
     lines, sums = [], []

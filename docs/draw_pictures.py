@@ -110,7 +110,7 @@ PICTURES = {
 
 
 def draw_pictures(options) -> None:
-    """Writes the pictures named in options.only, or all; prints each with its size."""
+    """Write the pictures named in options.only, or all; print each with its size."""
     sources = Sources(options.checkpoint)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only or PICTURES:
@@ -122,7 +122,7 @@ def draw_pictures(options) -> None:
 
 
 def main(arguments=None) -> int:
-    """Returns the exit status: 2 for a user's mistake."""
+    """Return the exit status: 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", "-c", metavar="FILE", help="checkpoint of a quickstart run")
     parser.add_argument("--only", nargs="+", choices=PICTURES, metavar="NAME",

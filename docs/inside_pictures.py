@@ -37,7 +37,7 @@ class Inside:
 
 
 def inside_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -> list[Inside]:
-    """The first clip of each of two classes."""
+    """Return the first clip of each of two classes."""
     labels = [predictor.classes.index(name) for name in names]
     indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
     return [Inside(predictor, open_clip(annotations.clip_path(index), predictor.config))
@@ -75,7 +75,7 @@ def _cam_moment(clips, moment, colours) -> Image.Image:
 
 
 def draw_activations(clip: Inside, colours) -> bytes:
-    """A clip, and the eight channels of each stage that vary most. WebP"""
+    """Draw a clip, and the eight channels of each stage that vary most. WebP"""
     return _film([_stages_moment(clip, moment, colours) for moment in range(len(clip.frames))])
 
 
@@ -97,7 +97,7 @@ def _stages_moment(clip, moment, colours) -> Image.Image:
 
 
 def _draw_stage(picture, values, time, top) -> None:
-    """Maps of the channels that vary most, or the entries of a vector as cells."""
+    """Draw the maps of the channels that vary most, or the entries of a vector as cells."""
     if values[0, 0].size == 1:
         scaled = _scaled(values[:, time, 0, 0], values)
         tiles = [(np.resize(scaled, (max(1, len(scaled) // 32), min(32, len(scaled)))),

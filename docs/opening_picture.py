@@ -16,7 +16,7 @@ import demo_data
 from clips.frames import FramesInMemory
 from clips.reading import window_input
 from clips.sampling import frames_needed
-from docs.svg import SMALLEST_TEXT, WIDTH
+from docs.svg import MIN_TEXT, WIDTH
 from explaining.pictures import font
 from scoring.predictor import Predictor
 
@@ -64,7 +64,7 @@ def shown_clips(predictor: Predictor) -> list[Shown]:
 
 
 def draw_opening(clips: list[Shown], colours) -> bytes:
-    """An endless animation that begins with its end, so that a still picture shows it. WebP"""
+    """Write an endless animation that begins with its end, which still pictures show. WebP"""
     last = max(len(clip.frames) for clip in clips)
     pictures = [draw_moment(clips, moment, colours) for moment in [last - 1, *range(last - 1)]]
     durations = [HOLD_MS] + [FRAME_MS] * (len(pictures) - 1)
@@ -93,7 +93,7 @@ def draw_moment(clips: list[Shown], moment, colours) -> Image.Image:
 
 
 def draw_clip(picture, canvas, left, clip: Shown, at) -> None:
-    """The frame, its number, and where it is in the clip: backwards, from right to left."""
+    """Draw the frame, its number, and its place in the clip: backwards, from right to left."""
     frame = clip.frames[at]
     wide = round(frame.shape[0] * COLUMN / CLIP_HEIGHT)  # pixels of the frame that are shown
     margin = (frame.shape[1] - wide) // 2
@@ -112,7 +112,7 @@ def draw_clip(picture, canvas, left, clip: Shown, at) -> None:
 
 
 def draw_scores(canvas, left, clip: Shown, at) -> None:
-    """The scores of the classes so far, that of the final class in colour."""
+    """Draw the scores of the classes so far, that of the final class in colour."""
     bottom = CHART_TOP + CHART_HEIGHT
     for share in (0, 0.5, 1):
         canvas.line([(left, bottom - share * CHART_HEIGHT),
@@ -131,7 +131,7 @@ def draw_scores(canvas, left, clip: Shown, at) -> None:
 
 
 def draw_verdict(canvas, left, clip: Shown, at) -> None:
-    """The predicted class at this moment, grey while it is not the final one."""
+    """Draw the predicted class at this moment, grey while it is not the final one."""
     best = int(clip.scores[at].argmax())
     colour = clip.colour_name if best == clip.scores[-1].argmax() else "muted"
     kind, _, way = clip.classes[best].partition(" ")
@@ -154,7 +154,7 @@ class Canvas:
         )
 
     def text(self, x, y, words, size, colour="ink", *, bold=False, anchor="ls"):
-        assert size >= SMALLEST_TEXT, words
+        assert size >= MIN_TEXT, words
         place = (x * SHARPNESS, y * SHARPNESS)
         self.draw.text(place, words, self.colours[colour], font(size * SHARPNESS, bold), anchor)
 

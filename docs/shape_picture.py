@@ -17,7 +17,7 @@ TALLEST_FRAME, TALLEST_BAR = 124, 84  # pixels
 
 
 def draw_shapes(config: Config) -> str:
-    """The picture of all stages, as SVG."""
+    """Draw all stages, as SVG."""
     with torch.device("meta"):
         model = build_model(config, config.num_classes)
     network = describe(model, (config.clip_size, *config.crop))
@@ -57,7 +57,7 @@ def _column_width(stage, scale) -> float:
 
 
 def _draw_sheets(picture, middle, shape, scale, with_hand) -> None:
-    """A sheet for each frame, the last one at the back."""
+    """Draw a sheet for each frame, the last one at the back."""
     _, frames, height, width = (max(1, number) for number in shape)
     step_x, step_y = SHEET_STEP
     left = middle - (width * scale + (frames - 1) * step_x) / 2
@@ -72,7 +72,7 @@ def _draw_sheets(picture, middle, shape, scale, with_hand) -> None:
 
 
 def _draw_hand(picture, x, y, size) -> None:
-    """The outline that the built-in data set draws."""
+    """Draw the outline that the built-in data set has."""
     for outline in demo_data.hand():
         corners = " ".join(f"{x + size * px:.1f} {y + size * py:.1f}" for px, py in outline)
         picture.path(f"M{corners}z", None, 0, "card")

@@ -8,7 +8,7 @@ from html import escape
 from reporting.palette import DARK, LIGHT, css_variables, var
 
 WIDTH = 830  # pixels, what GitHub gives to a README
-SMALLEST_TEXT = 12  # pixels, where a picture is shown as wide as it is
+MIN_TEXT = 12  # pixels, where a picture is shown as wide as it is
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
 STEP = 0.13  # seconds that a sliding kernel stays at one place
 HOLD = 2.6  # seconds that the finished picture stays
@@ -46,7 +46,7 @@ class Svg:
 
     def text(self, x, y, words, size=13, colour="ink", *, anchor="start", bold=False, extra=""):
         """y: the baseline; anchor: start, middle or end."""
-        assert size >= SMALLEST_TEXT, words
+        assert size >= MIN_TEXT, words
         weight = ";font-weight:600" if bold else ""
         place = f";text-anchor:{anchor}" if anchor != "start" else ""
         self.parts.append(
@@ -55,7 +55,7 @@ class Svg:
         )
 
     def path(self, data, line="ink", width=1.5, fill=None, *, opacity=1, extra=""):
-        """data: the path as SVG writes it."""
+        """Add a path; data: as SVG writes it."""
         fade = f";opacity:{_number(opacity)}" if opacity < 1 else ""
         self.parts.append(
             f'<path d="{data}" style="fill:{_colour(fill)};stroke:{_colour(line)};'
@@ -63,7 +63,7 @@ class Svg:
         )
 
     def arrow(self, x, y, length, colour="muted"):
-        """An arrow from left to right, with its tip at x + length."""
+        """Add an arrow from left to right, with its tip at x + length."""
         tip = x + length
         self.path(f"M{_number(x)} {_number(y)}H{_number(tip)}m-6-5l6 5l-6 5", colour, 1.5)
 
@@ -74,7 +74,7 @@ class Svg:
         self.parts.append("</g>")
 
     def source(self) -> str:
-        """The SVG as text; without animation for readers who prefer reduced motion."""
+        """Return the SVG as text; without animation for readers who prefer reduced motion."""
         still = "@media(prefers-reduced-motion:reduce){*{animation:none!important}}"
         styles = "".join([*self.styles, still, f"text{{font-family:{FONT}}}"])
         return (

@@ -32,13 +32,13 @@ NUM_LEARNT = 3  # kernels that are shown
 
 
 def three_cases(frames) -> list[np.ndarray]:
-    """The outputs of the three kinds of convolution for a clip, int [T, H, W] each."""
+    """Return the outputs of the three kinds of convolution for a clip, int [T, H, W] each."""
     return [np.stack([slide_2d(frame, EDGE_KERNEL) for frame in frames]),
             slide_3d(frames, STACKED_KERNEL), slide_3d(frames, MOVEMENT_KERNEL)]  # fmt: skip
 
 
 def draw_cases() -> str:
-    """A clip and the same frames backwards, through the three kinds of convolution. SVG"""
+    """Draw a clip, and its frames backwards, through the three kinds of convolution. SVG"""
     right = moving_bar()
     forwards, backwards = three_cases(right), three_cases(right[::-1].copy())
     picture = Svg(492, "Three kinds of convolution: on one frame, the outputs of a clip and of its "
@@ -188,7 +188,7 @@ def frames_seen(config: Config) -> list[tuple[int, list[int]]]:
 
 
 def draw_receptive_field(config: Config) -> str:
-    """A row of input frames per block, with those that one of its outputs depends on. SVG"""
+    """Draw a row of input frames per block, with those that one output depends on. SVG"""
     rows = frames_seen(config)
     counts = [len(frames) for _, frames in rows]
     picture = Svg(78 + 62 * len(rows), "Of the input's frames, one output of each block depends "
@@ -216,7 +216,7 @@ def draw_receptive_field(config: Config) -> str:
 
 
 def learnt_kernels(network) -> np.ndarray:
-    """The first layer's kernels with most change over time, for grey input: [kernels, T, H, W].
+    """Return the first layer's kernels that change most over time: [kernels, T, H, W].
 
     The strongest weight of each is 1 or -1.
     """
@@ -229,7 +229,7 @@ def learnt_kernels(network) -> np.ndarray:
 
 
 def draw_learnt_kernels(network) -> str:
-    """The hand-made kernel beside learnt ones, and what they give for a moving bar. SVG"""
+    """Draw the hand-made kernel beside learnt ones, and their output for a moving bar. SVG"""
     picture = Svg(292, "The kernel made by hand beside three learnt ones, and the strongest "
                        "outputs of each for a bar that moves right or left")  # fmt: skip
     clips = list(bar_clips().values())

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clips.annotations import (
-    clips_beside,
     groups_of,
     is_clip_id,
     lines_without_group,
     read_labels,
     read_rows,
+    siblings,
 )
 from clips.batches import as_it_is
 from clips.films import is_video
@@ -49,7 +49,7 @@ from clips.sampling import frames_needed
 from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
 from system import processes, stopping
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 
 def check_data(config: Config, report_path="data_report.csv") -> int:
@@ -138,7 +138,7 @@ def _find_bad_ids(set_name, rows, report) -> set:
         lines[clip_id].append(line)
     unusable = {clip_id for clip_id in lines if not is_clip_id(clip_id)}
     for clip_id, numbers in lines.items():
-        detail = f"{clip_id!r} on line {first_few(numbers)}"
+        detail = f"{clip_id!r} on line {summarize(numbers)}"
         if clip_id in unusable:
             report.add(set_name, "unusable id", detail)
         elif len(numbers) > 1:
@@ -168,7 +168,7 @@ def _read_groups(set_name, rows, config, report) -> Counter:
             report.add(set_name, "clip without group", str(error))
     elif "group" in rows:
         if lines := lines_without_group(rows):
-            detail = f"{plural(len(lines), 'clip')}, on line {first_few(lines)}"
+            detail = f"{plural(len(lines), 'clip')}, on line {summarize(lines)}"
             report.add(set_name, "clip without group", detail)
         return Counter(rows["group"][rows["group"] != ""])
     return Counter()
@@ -187,7 +187,7 @@ def _find_shared_groups(clip_sets, report):
 def _find_folders(clip_set, ids, config, report):
     """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
-        clip_set.present = clips_beside(clip_set.folder, ids)
+        clip_set.present = siblings(clip_set.folder, ids)
         if isinstance(clip_set.folder, Pack):
             clip_set.folder.check(config)
     except (OSError, UserError) as error:
@@ -320,7 +320,7 @@ def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
         result.num_frames = len(frames)
         others = sorted(name for name in set(names).difference(frames) if name[0] != ".")
         if others:
-            result.add("other files", first_few(map(repr, others)))
+            result.add("other files", summarize(map(repr, others)))
         _check_length(result, frames_needed)
         _check_numbers(frames, result)
         _check_frames(frames, read, max_pixels, result)
@@ -350,7 +350,7 @@ def _check_numbers(frames, result):
     if decimals := decimals_of(frames):  # times, so there are no gaps
         doubled = [key[-1] for key, count in Counter(decimals.values()).items() if count > 1]
         if doubled:
-            result.add("misnumbered frames", f"more than once: {first_few(doubled)}")
+            result.add("misnumbered frames", f"more than once: {summarize(doubled)}")
         return
     numbers = [[int(n) for n in re.findall(r"\d+", os.path.splitext(name)[0])] for name in frames]
     if not all(numbers):
@@ -362,9 +362,9 @@ def _check_numbers(frames, result):
     doubled = [number for number, count in Counter(own).items() if count > 1]
     gaps = [f"{a} to {b}" for a, b in pairwise(sorted(set(own))) if b > a + 1]
     if doubled:
-        result.add("misnumbered frames", f"more than once: {first_few(doubled)}")
+        result.add("misnumbered frames", f"more than once: {summarize(doubled)}")
     if gaps:
-        result.add("misnumbered frames", f"gaps in the numbers: {first_few(gaps)}")
+        result.add("misnumbered frames", f"gaps in the numbers: {summarize(gaps)}")
     if min(own) > 1:
         result.add("late first number", f"the first is {min(own)}")
 

@@ -1,11 +1,12 @@
 """The data doctor's report: the kinds of findings, their severity, and how they are written."""
 
+import io
 import os
 from collections import Counter, defaultdict
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
+from system.files import atomic_write
 
 # Every kind of finding with its severity and remedy, in the order of the summary.
 KINDS = {
@@ -76,21 +77,19 @@ class Report:
 @contextmanager
 def open_report(path):
     """Yield a Report; its file appears at `path` when the `with` block ends without an error."""
-    partial_path = Path(f"{path}.{os.getpid()}.partial")  # two commands may run in one folder
     try:
-        with partial_path.open("w", newline="", encoding="utf-8") as file:
-            report = Report(file)
+        # Two commands may run in one folder.
+        with atomic_write(path, partial=f"{path}.{os.getpid()}.partial") as file:
+            text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+            report = Report(text)
             yield report
             report.write_rows()
-        partial_path.replace(path)
+            text.detach()
     except OSError as error:
         raise UserError(
             f"{path}: the report cannot be written ({error}); run the command in a folder that "
             "you may write to"
         ) from None
-    finally:
-        with suppress(OSError):
-            partial_path.unlink()
 
 
 def _printable(text) -> str:
@@ -131,5 +130,5 @@ def plural(count, noun) -> str:
 def describe_sizes(sizes) -> str:
     """Return `176 x 100 (36 frames), ...` from a Counter by (width, height), most common first."""
     ordered = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-    few = first_few([f"{w} x {h} ({plural(count, 'frame')})" for (w, h), count in ordered], 5)
+    few = summarize([f"{w} x {h} ({plural(count, 'frame')})" for (w, h), count in ordered], 5)
     return f"{len(sizes):,} sizes: {few}" if len(sizes) > 1 else few or "none"

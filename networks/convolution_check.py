@@ -18,18 +18,18 @@ import torch
 from torch import nn
 
 from networks.convolutions import Conv2dInFp32, Conv3dInFp32, PaddedBeforehand
-from networks.stages import as_kind, run_without_data, without_data
+from networks.stages import run_on_meta, to_meta, with_class
 from system import processes
 from system.device import computes_natively, computing_in, number_format, precision_name
-from system.errors import first_few
+from system.errors import summarize
 
-LARGEST_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
+MAX_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
 # Filled into freed memory, so that what a kernel leaves unwritten shows; NaN can be taken for 0.
 FILLS = (float("nan"), 1e4)
 # Operations of the forward passes of all convolutions together: about a second of checking.
 FLOP_ON_CPU, FLOP_ON_GPU, FLOP_EMULATED = 3e10, 1e13, 1e8
 # Where this many clips cost more than so many times a convolution's share, H and W are halved.
-FEWEST_CLIPS, TOLERATED_COST = 2, 4
+MIN_CLIPS, TOLERATED_COST = 2, 4
 
 
 class Case(NamedTuple):
@@ -54,12 +54,12 @@ REMEDIES = {PaddedBeforehand: "time is padded beforehand", Conv2dInFp32: "comput
 
 
 def remedy_for(module, errors_of) -> type[nn.Module]:
-    """The cheapest kind of convolution that is right; errors_of: gives the errors of a module."""
+    """Return the cheapest kind of convolution that is right; errors_of: errors of a module."""
     if not isinstance(module, nn.Conv3d):
         return Conv2dInFp32
     if not isinstance(module.padding, str) and module.padding[0]:
-        errors = errors_of(as_kind(PaddedBeforehand, module))
-        if max(errors.values()) <= LARGEST_ERROR:
+        errors = errors_of(with_class(PaddedBeforehand, module))
+        if max(errors.values()) <= MAX_ERROR:
             return PaddedBeforehand
     return Conv3dInFp32  # fp32 is what the others are compared with
 
@@ -84,19 +84,19 @@ def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, 
     for fault in sorted(faults, key=lambda fault: fault.remedy is not PaddedBeforehand):
         remedies |= dict.fromkeys(fault.layers, fault.remedy)
     for name, remedy in remedies.items():
-        model.set_submodule(name, as_kind(remedy, model.get_submodule(name)))
+        model.set_submodule(name, with_class(remedy, model.get_submodule(name)))
     for remedy, words in REMEDIES.items():
         names = [name for name, chosen in remedies.items() if chosen is remedy]
         if names:
             worst = next(fault for fault in faults if names[0] in fault.layers)
             print(f"{precision_name(precision, device)} convolutions that are wrong on this "
-                  f"machine: {first_few(names)} ({worst.part} of {names[0]} off by "
+                  f"machine: {summarize(names)} ({worst.part} of {names[0]} off by "
                   f"{worst.error:.0%}); {words}", flush=True)
     return faults
 
 
 def find_faults(model, clip_shape, num_clips, device, precision, training) -> list[Fault]:
-    """The convolutions of `model` that are wrong, each with the first remedy that is right."""
+    """Return the convolutions of `model` that are wrong, with the first remedy that is right."""
     cases = convolution_cases(model, clip_shape, num_clips)
     flop = FLOP_ON_GPU if device.type == "cuda" else FLOP_ON_CPU
     if not computes_natively(number_format(precision, device), device):
@@ -109,14 +109,14 @@ def find_faults(model, clip_shape, num_clips, device, precision, training) -> li
                             precision=precision, training=training)  # fmt: skip
         errors = errors_of(module)
         part = max(errors, key=errors.get)
-        if errors[part] > LARGEST_ERROR:
+        if errors[part] > MAX_ERROR:
             faults.append(Fault(names, part, errors[part], remedy_for(module, errors_of)))
     return faults
 
 
 def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
-    """The distinct convolutions of `model`, each with the names of its layers."""
-    meta_model, cases = without_data(model), {}
+    """Return the distinct convolutions of `model`, each with the names of its layers."""
+    meta_model, cases = to_meta(model), {}
 
     def record(name, module, inputs):
         case = Case(repr(module), (num_clips * len(inputs), *inputs.shape[1:]))
@@ -128,12 +128,12 @@ def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
             module.register_forward_pre_hook(
                 lambda module, inputs, name=name: record(name, module, inputs[0])
             )
-    run_without_data(meta_model, clip_shape)
+    run_on_meta(meta_model, clip_shape)
     return cases
 
 
 def affordable_shape(module, input_shape, flop) -> tuple[int, ...]:
-    """The input's shape with as many clips as about `flop` operations are enough for.
+    """Return the input's shape with as many clips as about `flop` operations allow.
 
     The number of frames, on which faults have depended, stays; H and W shrink where two clips
     would cost far more.
@@ -145,9 +145,9 @@ def affordable_shape(module, input_shape, flop) -> tuple[int, ...]:
         return 2 * module.weight.numel() * math.prod(places)
 
     smallest = 2 * max(module.kernel_size[-2:])
-    while FEWEST_CLIPS * cost_of_a_clip() > TOLERATED_COST * flop and min(sizes[-2:]) >= smallest:
+    while MIN_CLIPS * cost_of_a_clip() > TOLERATED_COST * flop and min(sizes[-2:]) >= smallest:
         sizes[-2:] = [size // 2 for size in sizes[-2:]]
-    return min(num_clips, max(FEWEST_CLIPS, int(flop / cost_of_a_clip()))), channels, *sizes
+    return min(num_clips, max(MIN_CLIPS, int(flop / cost_of_a_clip()))), channels, *sizes
 
 
 def relative_errors(module, input_shape, device, precision, training) -> dict[str, float]:
@@ -181,7 +181,7 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
 
 
 def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
-    """The output and, if gradients are wanted, those of the input, the weight and the bias."""
+    """Return the output and, if wanted, the gradients of the input, the weight and the bias."""
     sizes = [tensor.numel() for tensor in (inputs, gradient, module.weight)]
     _fill_freed_memory(fill, sizes, inputs.device)
     output = module(inputs)

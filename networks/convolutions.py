@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.stages import as_kind
+from networks.stages import with_class
 
 
 class PaddedBeforehand(nn.Conv3d):
@@ -49,7 +49,7 @@ class _UnfoldedGradient(torch.autograd.Function):
 
 
 def _gradients(context, gradient, wanted):
-    """Those of input, weight and bias that are wanted; None for the others."""
+    """Return the wanted gradients of input, weight and bias; None for the others."""
     (inputs, weight), (stride, padding, dilation, groups) = context.saved_tensors, context.settings
     return torch.ops.aten.convolution_backward(
         gradient, inputs, weight, [len(weight)], stride, padding, dilation, False, [0, 0, 0],
@@ -82,4 +82,4 @@ def replace_slow_gradients(model: nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Conv3d and module.groups == 1:
-            model.set_submodule(name, as_kind(UnfoldedGradient, module))
+            model.set_submodule(name, with_class(UnfoldedGradient, module))

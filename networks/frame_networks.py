@@ -14,7 +14,7 @@ NUM_FLOW_CHANNELS = 2  # pixels moved to the right, and down
 
 
 def build_backbone(name) -> tuple[nn.Sequential, int]:
-    """torchvision's network of that name without its last layers, and how many features it gives.
+    """Build torchvision's network of that name without its last layers; return its features, too.
 
     Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
     """
@@ -30,7 +30,7 @@ def build_backbone(name) -> tuple[nn.Sequential, int]:
 
 
 def features_of_frames(backbone, clips) -> torch.Tensor:
-    """Each frame through the 2D network: [N, C, T, H, W] -> [N, T, F]."""
+    """Pass each frame through the 2D network: [N, C, T, H, W] -> [N, T, F]."""
     num_clips, _, num_frames = clips.shape[:3]
     frames = clips.transpose(1, 2).flatten(0, 1)
     return backbone(frames).view(num_clips, num_frames, -1)
@@ -97,7 +97,7 @@ class TemporalRelationNetwork(nn.Module):
         return logits
 
     def tuples(self, scale, device) -> torch.Tensor:
-        """Positions of frames in rising order, [tuples, scale]."""
+        """Return positions of frames in rising order, [tuples, scale]."""
         if scale == self.num_frames:
             return torch.arange(scale, device=device)[None]
         if self.training:
@@ -142,7 +142,7 @@ class TwoStream(nn.Module):
 
 
 def replace_first_convolution(network, channels_in) -> None:
-    """Makes the first convolution of a 2D network take another number of channels."""
+    """Make the first convolution of a 2D network take another number of channels."""
     name, first = next(
         (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     )

@@ -8,8 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def for_inference(model) -> nn.Module:
-    """A copy of `model` with each BatchNorm that follows a convolution folded into its weights.
+def fold_batchnorm(model) -> nn.Module:
+    """Return a copy of `model`, each BatchNorm after a convolution folded into its weights.
 
     It gives the same logits up to rounding, with one pass less over the activations.
     """

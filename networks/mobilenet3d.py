@@ -75,6 +75,6 @@ def conv_norm_relu(channels_in, channels_out, kernel, stride=1, groups=1):
 
 
 def multiple_of_8(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller, as in MobileNetV2."""
+    """Return the nearest multiple of 8 that is at most a tenth smaller, as in MobileNetV2."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8

@@ -11,25 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 MAX_ELEMENTS = 2**31 - 1
 
 
-def without_data(model) -> nn.Module:
-    """A copy in evaluation mode on the meta device, which computes shapes but no values."""
+def to_meta(model) -> nn.Module:
+    """Return a copy in evaluation mode on the meta device, which computes only shapes."""
     return copy.deepcopy(model).to("meta").eval()
 
 
 def num_channels(model) -> int:
-    """Channels of the network's input: RGB, unless its class says otherwise."""
+    """Return the channels of the network's input: RGB, unless its class says otherwise."""
     return getattr(model, "num_channels", 3)
 
 
 @torch.no_grad()
-def run_without_data(meta_model, clip_shape) -> None:
-    """Raises RuntimeError or ValueError if the network cannot take clips of this (T, H, W)."""
+def run_on_meta(meta_model, clip_shape) -> None:
+    """Raise RuntimeError or ValueError if the network cannot take clips of this (T, H, W)."""
     meta_model(torch.empty(1, num_channels(meta_model), *clip_shape, device="meta"))
 
 
 def output_shapes(model, clip_shape) -> dict[str, torch.Size]:
-    """The shape of each module's output for one clip, by the module's name."""
-    meta_model, shapes = without_data(model), {}
+    """Return the shape of each module's output for one clip, by the module's name."""
+    meta_model, shapes = to_meta(model), {}
 
     def note_shape(name, output):
         output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
@@ -40,7 +40,7 @@ def output_shapes(model, clip_shape) -> dict[str, torch.Size]:
         module.register_forward_hook(
             lambda _module, _inputs, output, name=name: note_shape(name, output)
         )
-    run_without_data(meta_model, clip_shape)
+    run_on_meta(meta_model, clip_shape)
     return shapes
 
 
@@ -91,7 +91,7 @@ def format_description(network: Description, num_clips: int = 1) -> str:
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:
-    """The model's children by name, with containers opened."""
+    """Return the model's children by name, with containers opened."""
     containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
     return [
         (f"{name}.{part_name}" if part_name else name, part)
@@ -106,8 +106,8 @@ def count_parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def as_kind(kind: type[nn.Module], module: nn.Module) -> nn.Module:
-    """A module of class `kind` with the very parameters, buffers and children of `module`."""
+def with_class(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """Return a module of class `kind` that shares parameters, buffers and children."""
     other = kind.__new__(kind)
     vars(other).update(vars(module))
     return other

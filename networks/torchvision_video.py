@@ -7,7 +7,7 @@ from system.errors import UserError
 
 
 def build_torchvision_video(config: Config, num_classes) -> nn.Module:
-    """One of torchvision's video models, with fresh weights.
+    """Build one of torchvision's video models, with random weights.
 
     Raises UserError for `mvit_*` with other clips than the one shape that they are made for.
     """

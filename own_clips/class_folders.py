@@ -12,7 +12,7 @@ import pandas as pd
 from clips.frames import composed, natural_key
 from clips.packs import Pack
 from clips.search import search_folder
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
          "validation": "validation", "test": "test"}  # fmt: skip
@@ -38,7 +38,7 @@ def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFra
             others += [path.relative_to(root).as_posix() for path in found.others]
         empty = [path.relative_to(root).as_posix() for path in found.empty if path != Path(root)]
         if problems := [message for path, message in found.problems if path not in found.empty]:
-            raise UserError(f"--data {first_few(problems, 3)}")
+            raise UserError(f"--data {summarize(problems, 3)}")
     _check_names(root, [*ids, *empty])
     ids = sorted(ids, key=natural_key)
     paths = [clip_id.split("/") for clip_id in ids]
@@ -72,8 +72,8 @@ def _parts(root, paths: list[list[str]]) -> list[str]:
               if not part or (part == "validation" and len(path) < 3)]
     if beside:
         raise UserError(
-            f"--data {root}: is split into {first_few(sorted({path[0] for path in paths}), 5)}, "
-            f"but {first_few(beside, 2)} are in no class folder of train/ or validation/; move "
+            f"--data {root}: is split into {summarize(sorted({path[0] for path in paths}), 5)}, "
+            f"but {summarize(beside, 2)} are in no class folder of train/ or validation/; move "
             "them there, or out of the folder"
         )
     return parts
@@ -83,7 +83,7 @@ def _check_depth(root, paths: list[list[str]]) -> None:
     outside = ["/".join(path) for path in paths if len(path) < 2]
     if paths and not outside:
         return
-    reason = f"there are clips directly in it ({first_few(outside, 2)})"
+    reason = f"there are clips directly in it ({summarize(outside, 2)})"
     if not paths:
         reason = "it has no videos and no folders of frames in it"
     raise UserError(
@@ -98,7 +98,7 @@ def _check_names(root, names: list[str]) -> None:
     if wrong:
         raise UserError(
             f"--data {root}: {len(wrong):,} names with control characters, a backslash, a space at "
-            f"their end, or bytes that are not UTF-8: {first_few(map(repr, wrong), 2)}; rename them"
+            f"their end, or bytes that are not UTF-8: {summarize(map(repr, wrong), 2)}; rename them"
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from own_clips.looking import Looks
+from own_clips.survey import ClipStats
 
 CLIP_SIZE = 12  # frames, at most
 WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start can vary
@@ -13,14 +13,14 @@ WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start 
 # clips differ much, it is as long as this share of the median clip. (On words of 2 to 63 frames, 11
 # in the middle, windows of 12 scored 62.1 %, of 8 59.4, of 6 50.9: docs/results.md.)
 SHORT_PERCENTILE, SHORT_SHARE = 10, 0.8
-LONGEST_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
+MAX_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
 FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets that this recipe was chosen on
 STILL = 0.01  # of the picture; where less changes, nothing moves
-MOST_STILL_CLIPS = 0.05  # that may look alike without their background
+MAX_STILL_CLIPS = 0.05  # that may look alike without their background
 FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
 SIDE = 40  # pixels of the shorter side; with 96, the recipe scored 6 points less on actions
 CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # over a training, which is affordable then
-FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
+MIN_EPOCHS, MAX_EPOCHS = 20, 100
 
 
 class Choice(NamedTuple):
@@ -31,28 +31,28 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_settings(looks: Looks, num_clips: int, device_type: str, given=()) -> list[Choice]:
+def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()) -> list[Choice]:
     """Return the settings for these clips, without those that are given.
 
     num_clips: those for training. given: key -> value of what the user has set, which the others
     are chosen to suit.
     """
     given = dict(given)
-    choices = [*_time(looks, given), *_size(looks, given), _background(looks),
+    choices = [*_time(stats, given), *_size(stats, given), _background(stats),
                *training_length(num_clips, device_type)]
     return [choice for choice in choices if choice.key not in given]
 
 
-def _time(looks: Looks, given: dict) -> list[Choice]:
+def _time(stats: ClipStats, given: dict) -> list[Choice]:
     """Choose the frames of a window: evenly spaced in time, since a rhythm tells movements apart.
 
     One frame from each part of a clip (segments) would span the whole clip, but at a rhythm of its
     own.
     """
-    rates = looks.native_rates[~np.isnan(looks.native_rates)]
+    rates = stats.native_rates[~np.isnan(stats.native_rates)]
     rate = round(float(np.median(rates)), 3) if len(rates) else FRAME_RATE_OF_FOLDERS
     rate = given.get("frame_rate", rate)
-    num_frames = np.where(np.isnan(looks.native_rates), looks.num_frames, looks.seconds * rate)
+    num_frames = np.where(np.isnan(stats.native_rates), stats.num_frames, stats.seconds * rate)
     low, frames, high = np.percentile(num_frames, [5, 50, 95])
     is_segments = given.get("sampling") == "segments"
     clip_size, step = _window(num_frames, rate, is_segments, given)
@@ -79,7 +79,7 @@ def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict)
     longest = int(max(np.percentile(num_frames, SHORT_PERCENTILE), SHORT_SHARE * middle, least))
     step = 1 if is_segments else given.get("step_size", 1)
     clip_size = given.get("clip_size", min(CLIP_SIZE, 1 + (longest - 1) // step))
-    step = min(round(WINDOW_SHARE * middle / clip_size), round(LONGEST_GAP * rate),
+    step = min(round(WINDOW_SHARE * middle / clip_size), round(MAX_GAP * rate),
                (longest - 1) // max(1, clip_size - 1))
     return clip_size, given.get("step_size", max(1, step))
 
@@ -88,8 +88,8 @@ def _num_windows(windows_per_clip: float) -> int:
     return int(np.clip(np.ceil(windows_per_clip) + 1, 2, 10))
 
 
-def _size(looks: Looks, given: dict) -> list[Choice]:
-    heights, widths = looks.sizes.T
+def _size(stats: ClipStats, given: dict) -> list[Choice]:
+    heights, widths = stats.sizes.T
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
     height = SIDE if ratio >= 1 else SIDE / ratio
     height = min(height, np.median(heights))
@@ -106,29 +106,29 @@ def _size(looks: Looks, given: dict) -> list[Choice]:
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
-def _background(looks: Looks) -> Choice:
-    share = float(np.median(looks.moving_shares))
+def _background(stats: ClipStats) -> Choice:
+    share = float(np.median(stats.moving_shares))
     reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
-    is_fixed, num_alike = share < FEW_MOVING_PIXELS, _still_clips(looks)
-    if num_alike > MOST_STILL_CLIPS * len(looks.moving_shares):
+    is_fixed, num_alike = share < FEW_MOVING_PIXELS, _still_clips(stats)
+    if num_alike > MAX_STILL_CLIPS * len(stats.moving_shares):
         is_fixed = False
-        reason = f"nothing moves in {num_alike:,} of the {len(looks.moving_shares):,} clips that " \
+        reason = f"nothing moves in {num_alike:,} of the {len(stats.moving_shares):,} clips that " \
                  "were looked at: without their background, they would be alike"
     elif is_fixed:
         reason += ": something small moves before a fixed camera"
     return Choice("subtract_background", is_fixed, reason)
 
 
-def _still_clips(looks: Looks) -> int:
+def _still_clips(stats: ClipStats) -> int:
     """Return the number of clips in which nothing moves, without those of the class with most.
 
     One class may be that nothing moves.
     """
-    is_still = looks.moving_shares < STILL
-    if looks.labels is None:
+    is_still = stats.moving_shares < STILL
+    if stats.labels is None:
         return int(is_still.sum())
-    classes = set(looks.labels[is_still]) - {""}  # of test clips
-    of_each = [int((is_still & (looks.labels == name)).sum()) for name in classes]
+    classes = set(stats.labels[is_still]) - {""}  # of test clips
+    of_each = [int((is_still & (stats.labels == name)).sum()) for name in classes]
     return sum(of_each) - max(of_each, default=0)
 
 
@@ -137,6 +137,6 @@ def training_length(num_clips: int, device_type: str) -> list[Choice]:
     largest = 8 if num_clips < 200 else 16
     # Of equal size: BatchNorm's statistics of a last batch of two clips are noise.
     batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))
-    epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, FEWEST_EPOCHS, MOST_EPOCHS))
+    epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, MIN_EPOCHS, MAX_EPOCHS))
     return [Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
             Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen")]

@@ -13,7 +13,7 @@ from clips.annotations import groups_of
 from clips.frames import FrameError, composed, list_frames
 from clips.packs import Pack
 from scoring.folds import stratified_folds
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 NUM_FOLDS = 5  # one of them is the validation set
 READ_BYTES = 2**20
@@ -65,11 +65,11 @@ def _groups_from_csv(ids, path, column):
     rows = rows.rename(columns=str.strip).map(str.strip).map(composed)
     missing = {"video_id", column} - set(rows.columns)
     if missing:
-        raise UserError(f"--group {path}: has no column {first_few(sorted(missing))}, only "
-                        f"{first_few(rows.columns)}")
+        raise UserError(f"--group {path}: has no column {summarize(sorted(missing))}, only "
+                        f"{summarize(rows.columns)}")
     rows = rows[["video_id", column]].drop_duplicates()
     if twice := rows["video_id"][rows["video_id"].duplicated()].tolist():
-        raise UserError(f"--group {path}: has two groups for {first_few(twice, 3)}; correct it, or "
+        raise UserError(f"--group {path}: has two groups for {summarize(twice, 3)}; correct it, or "
                         "give such a clip's path, as in wave/1.mp4")
     table = dict(rows.itertuples(index=False))
     names = list(map(composed, ids))
@@ -77,7 +77,7 @@ def _groups_from_csv(ids, path, column):
     without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
     if without:
         raise UserError(f"--group {path}: has no group for {len(without):,} of {len(ids):,} clips: "
-                        f"{first_few(without, 3)}; add them")
+                        f"{summarize(without, 3)}; add them")
     return groups
 
 

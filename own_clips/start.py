@@ -12,7 +12,6 @@ from clips.packs import open_folder
 from clips.search import no_films
 from config import SET_PREFIXES
 from own_clips.class_folders import find_clips
-from own_clips.looking import look_at
 from own_clips.settings import choose_settings
 from own_clips.splitting import (
     duplicates,
@@ -22,15 +21,15 @@ from own_clips.splitting import (
     likely_rule,
     split,
 )
+from own_clips.survey import survey
 from system.config_file import load_config, parse_override
-from system.errors import UserError, first_few
-from system.locks import FolderLock
+from system.errors import UserError, summarize
+from system.files import FolderLock, write_text
 from training.run_folder import (
     CONFIG_FILE,
     check_unoccupied,
     has_run,
     make_run_folder,
-    write_whole,
 )
 
 RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
@@ -68,10 +67,10 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     root = open_folder(options.data)
     others = []
     clips, empty = find_clips(root, others)
-    looks = look_at(root, clips["id"].tolist(), config, clips["label"].tolist())
-    _check_classes(root, clips, empty, looks.bad)
-    clips = clips[~clips["id"].isin(list(looks.bad))].reset_index(drop=True)
-    _print_found(root, clips, empty, looks.bad)
+    stats = survey(root, clips["id"].tolist(), config, clips["label"].tolist())
+    _check_classes(root, clips, empty, stats.bad)
+    clips = clips[~clips["id"].isin(list(stats.bad))].reset_index(drop=True)
+    _print_found(root, clips, empty, stats.bad)
     if others:
         print(f"  passed over: {no_films(others)}")
     rule, is_grouped = options.group, clips["part"] != "test"
@@ -85,10 +84,10 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     values["group"] = group_pattern(rule) if rule else None
     given = {key: value for key, value in values.items() if key in given}
     num_clips = int((clips["part"] == "train").sum())
-    for choice in choose_settings(looks, num_clips, device_type, given):
+    for choice in choose_settings(stats, num_clips, device_type, given):
         values[choice.key] = choice.value
         print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
-    write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path}: --config {path} repeats this run", flush=True)
     return str(path)
 
@@ -133,21 +132,21 @@ def _check_classes(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, s
                 if path.count("/") >= depth and path.partition("/")[0].lower() != "test"}
     few = {path: reason for path, reason in reasons.items() if class_folder(path) not in sound}
     if lost := sorted(set(map(class_folder, few)), key=natural_key):
-        raise UserError(f"--data {root}: none of the clips in {first_few(lost)} can be read: "
-                        f"{first_few(few.values(), 3)}; repair them, or remove the class")
+        raise UserError(f"--data {root}: none of the clips in {summarize(lost)} can be read: "
+                        f"{summarize(few.values(), 3)}; repair them, or remove the class")
 
 
 def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
     """Print how many clips each class has, and what is left out."""
     counts = Counter(clips["label"])
     names = [f"{name} {counts[name]:,}" for name in class_names(clips)]
-    print(f"{root}: {len(clips):,} clips of {len(names):,} classes: {first_few(names)}")
+    print(f"{root}: {len(clips):,} clips of {len(names):,} classes: {summarize(names)}")
     if counts[""]:
         print(f"  without a class: {counts['']:,} test clips")
     if bad:
-        print(f"  left out, since they cannot be read: {len(bad):,}: {first_few(bad.values(), 3)}")
+        print(f"  left out, since they cannot be read: {len(bad):,}: {summarize(bad.values(), 3)}")
     if empty:
-        print(f"  left out, since there are no clips in them: {first_few(empty)}")
+        print(f"  left out, since there are no clips in them: {summarize(empty)}")
 
 
 def class_names(clips: pd.DataFrame) -> list[str]:
@@ -166,7 +165,7 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     rows = clips.index[clips["part"] != "test"] if is_open else []
     if same:
         print(f"  exact duplicates: {sum(map(len, same)):,} clips, such as "
-              f"{first_few([ids[position] for position in same[0]], 3)}"
+              f"{summarize([ids[position] for position in same[0]], 3)}"
               f"{'; they stay on one side' if is_open else ''}")
     if is_open:
         groups = clips["group"].tolist() if rule else ids
@@ -176,7 +175,7 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     parts = clips["part"].tolist()
     if both := [each for each in same if len({parts[position] for position in each}) > 1]:
         print("  warning: the same clip is in two sets, which makes the score of the second too "
-              f"high: {first_few([ids[position] for position in both[0]], 3)}"
+              f"high: {summarize([ids[position] for position in both[0]], 3)}"
               f"{f' and {len(both) - 1:,} more' if len(both) > 1 else ''}; remove one of each")
     _print_split(clips, rule, is_open, seed)
 
@@ -189,7 +188,7 @@ def _print_split(clips, rule, is_open, seed):
     own = {part: set(clips["group"][clips["part"] == part]) for part in ("train", "validation")}
     if rule:
         print(f"  groups ({rule}): {len(own['train'])} for training, {len(own['validation'])} for "
-              f"validation ({first_few(sorted(own['validation']), 5)})")
+              f"validation ({summarize(sorted(own['validation']), 5)})")
     elif is_open:
         own = clips[clips["part"] != "test"]
         likely = likely_rule(own["id"].tolist(), own["label"].tolist())
@@ -198,15 +197,15 @@ def _print_split(clips, rule, is_open, seed):
               f"which makes the validation score too high; {hint}")
     names = set(class_names(clips))
     if missing := names - set(clips["label"][clips["part"] == "train"]):
-        raise UserError(f"--data: no training clips of {first_few(sorted(missing))}; add some")
+        raise UserError(f"--data: no training clips of {summarize(sorted(missing))}; add some")
     if unseen := names - set(clips["label"][clips["part"] == "validation"]):
-        print(f"  warning: no validation clips of {first_few(sorted(unseen))}; add some")
+        print(f"  warning: no validation clips of {summarize(sorted(unseen))}; add some")
 
 
 def _write_lists(root, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
     """Write labels.csv and a CSV for each set; return the config keys that name them."""
     names = class_names(clips)
-    write_whole(folder / "labels.csv", "\n".join(names) + "\n")
+    write_text(folder / "labels.csv", "\n".join(names) + "\n")
     keys = {"labels_csv": str(folder / "labels.csv")}
     for part, prefix in SET_PREFIXES.items():
         rows = clips[clips["part"] == part]
@@ -219,6 +218,6 @@ def _write_lists(root, clips: pd.DataFrame, folder: Path) -> dict[str, str]:
             columns["group"] = "group"
         text = rows[list(columns)].rename(columns=columns).to_csv(index=False)
         path = folder / f"{part}.csv"
-        write_whole(path, text)
+        write_text(path, text)
         keys |= {f"{prefix}_data_folder": str(root), f"{prefix}_data_csv": str(path)}
     return keys

@@ -18,17 +18,17 @@ from reporting.line_chart import draw_curves
 from reporting.palette import DARK, LIGHT, css_variables
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
+from scoring.baselines import NAMES as BASELINES
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
-from scoring.yardsticks import NAMES as YARDSTICKS
 from system.config_file import parse_override
-from system.errors import UserError, first_few, message_for_user
+from system.errors import UserError, message_for_user, summarize
+from system.files import write_text
 from training.run_folder import (
     CONFIG_FILE,
     HISTORY_FILE,
     REPORT_FILE,
     VERSIONS_FILE,
     run_seconds,
-    write_whole,
 )
 
 TEMPLATE = "report_template.html"
@@ -52,8 +52,7 @@ def write_report(folder: str | Path) -> Path:
     environment.filters["unbroken"] = unbroken
     page = environment.get_template(TEMPLATE).render(contents(run))
     path = run.folder / REPORT_FILE
-    # Paths in a command line may contain bytes that are not valid UTF-8.
-    write_whole(path, page.encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_text(path, page)
     return path
 
 
@@ -206,8 +205,8 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         best = f"best of {len(scored)} epochs, validation top-1"
         found = [(name, f"{row['val_top1']:.2f} %", _remark(row)) for name, row in
                  (("last validation top-1", scored[-1]), (best, best_of(scored)))]
-        found += [(f"yardstick: {name}", f"{scored[-1][f'val_{key}']:.2f} %", "validation top-1")
-                  for key, name in YARDSTICKS.items() if f"val_{key}" in scored[-1]]
+        found += [(f"baseline: {name}", f"{scored[-1][f'val_{key}']:.2f} %", "validation top-1")
+                  for key, name in BASELINES.items() if f"val_{key}" in scored[-1]]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)
@@ -334,12 +333,12 @@ def origin(run: RunFolder) -> tuple[str, bool]:
                 "weights."), True
     networks = run.saved.origin.networks
     if len(networks) > 1:
-        each = ", ".join(map(_in_words, networks))
+        each = ", ".join(map(_describe_weights, networks))
         stack = run.saved.origin.stack
         kind = f"a stack ({stack})" if stack else "the mean"
         return f"Results of {kind} of {len(networks)} networks: {each}.", False
     (network,) = networks
-    text = f"Results of the weights of {_in_words(network)}."
+    text = f"Results of the weights of {_describe_weights(network)}."
     if not run.history:
         return text, False
     row = next((row for row in run.history if row["epoch"] == network.epoch), None)
@@ -355,7 +354,7 @@ def origin(run: RunFolder) -> tuple[str, bool]:
     return text, False
 
 
-def _in_words(network: results.Weights) -> str:
+def _describe_weights(network: results.Weights) -> str:
     epoch = "an unknown epoch" if network.epoch is None else f"epoch {network.epoch}"
     steps = f" and {network.step} steps" if network.step else ""
     return f"{epoch}{steps} ({network.path})"
@@ -391,7 +390,7 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
     try:
         config, note = Config.model_validate({"model_name": "evaluation"} | (keys or {})), ""
     except ValidationError as error:
-        names = first_few(".".join(map(str, problem["loc"])) for problem in error.errors())
+        names = summarize(".".join(map(str, problem["loc"])) for problem in error.errors())
         note = f"the config is from another version of the program ({names})"
     if keys is None:
         config, note = None, "the folder of the clips is unknown"

@@ -101,7 +101,7 @@ def _scores(logits, annotations) -> str:
 
 
 def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torch.Tensor:
-    """Logits float32 [N, classes] of one network; tolerated unreadable clips get NaN."""
+    """Return logits float32 [N, classes] of one network; tolerated unreadable clips get NaN."""
     loader = build_loader(annotations, loaded.config, False, device)
     bad_clips = BadClips(loaded.config)
     record = partial(bad_clips.record, annotations=annotations, set_name=set_name, epoch=1)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from clips.batches import batches_of
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from scoring.intervals import Interval, accuracy_interval
 from system import processes
 from system.device import evaluating, to_network_input
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 from utils import accuracy_ranks, top_k_correct
 
 
@@ -32,7 +32,7 @@ def compute_logits(model, num_classes, loader, device, title, on_batch) -> torch
     data_set = loader.dataset
     config = data_set.config
     processes.copy_buffers_from_main(model)
-    model = for_inference(model)
+    model = fold_batchnorm(model)
     logits = torch.zeros(len(data_set), num_classes, device=device)
     bad = []
     silent = None if processes.is_main() else True
@@ -77,7 +77,7 @@ def _check_logits(logits, annotations):
     if is_wrong.any():
         raise UserError(
             "the network's logits contain NaN or inf for the clips "
-            f"{first_few(annotations.ids[is_wrong.numpy()])}; lower lr, or use an earlier "
+            f"{summarize(annotations.ids[is_wrong.numpy()])}; lower lr, or use an earlier "
             "checkpoint"
         )
 
@@ -156,9 +156,9 @@ def class_intervals(logits, labels, groups=None) -> list[Interval | None]:
     right, labels = right_clips(logits, labels), labels.numpy()
     found = []
     for label in range(logits.shape[1]):
-        is_own = (labels == label) & ~np.isnan(right)
-        own_groups = None if groups is None else groups[is_own]
-        found.append(accuracy_interval(right[is_own], own_groups) if is_own.any() else None)
+        in_class = (labels == label) & ~np.isnan(right)
+        own_groups = None if groups is None else groups[in_class]
+        found.append(accuracy_interval(right[in_class], own_groups) if in_class.any() else None)
     return found
 
 

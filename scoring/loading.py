@@ -11,14 +11,14 @@ from torch import nn
 from config import INPUT_AND_NETWORK_KEYS, Config
 from model import build_model
 from networks.convolution_check import replace_wrong_convolutions
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from system import processes
 from system.config_file import config_of_checkpoint
 from system.device import check_precision, has_tf32, to_device
 from system.errors import UserError
 from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
 from training.resuming import load_for
-from training.run import say_what_changed
+from training.run import print_changed_keys
 
 CLIPS_AT_ONCE = 8  # that a network computes outside `--eval_only`
 
@@ -53,7 +53,7 @@ def load_network(path, device: torch.device, config: Config | None = None, class
         to_device(model, device), (own_config.clip_size, *own_config.crop),
         num_clips * own_config.windows_per_video, device, own_config.eval_precision, training=False,
     )  # fmt: skip
-    return LoadedNetwork(for_inference(model), own_config, classes, checkpoint)
+    return LoadedNetwork(fold_batchnorm(model), own_config, classes, checkpoint)
 
 
 def _read(path, config: Config | None, class_names) -> dict:
@@ -75,7 +75,7 @@ def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, 
     Used alone, a network of tf32 computes in fp32 on a device without.
     """
     if config is not None and not takes_own_input:
-        say_what_changed(config, checkpoint)
+        print_changed_keys(config, checkpoint)
         return config
     if not checkpoint.get("config"):  # a published one, in an ensemble
         return config

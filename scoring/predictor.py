@@ -16,13 +16,13 @@ from clips.sampling import frames_needed
 from config import Config
 from scoring.evaluation import clip_logits
 from scoring.loading import CLIPS_AT_ONCE, load_network
-from scoring.stack import LEAST_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
+from scoring.stack import MIN_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
 from system.device import to_network_input
 from system.errors import UserError
 
 # Scores over time: of a video of up to this many windows' length they are those of the whole; of a
 # longer one, of overlapping parts.
-LONGEST_GESTURE = 2
+MAX_GESTURE = 2
 LIVE_SECONDS = 3.0  # the least that a live prediction looks back, and a part of sampling segments
 
 
@@ -35,7 +35,7 @@ class Scores:
     frames: np.ndarray | None = None  # float [T, classes], of the parts around each frame
 
     def top(self, count) -> list[tuple[str, float]]:
-        """The likeliest classes with their probabilities, the likeliest first."""
+        """Return the likeliest classes with their probabilities, the likeliest first."""
         order = np.argsort(-self.whole, kind="stable")[:count]
         return [(self.classes[index], float(self.whole[index])) for index in order]
 
@@ -51,7 +51,7 @@ class Predictor:
     epoch: int  # that it was saved after
 
     def inputs(self, windows) -> torch.Tensor:
-        """uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
+        """Return uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
         return to_network_input(torch.from_numpy(windows), self.device, self.config)
 
     def scores(self, source, over_time=False) -> Scores:
@@ -88,7 +88,7 @@ class Predictor:
         length = self.gesture_length
         if self.config.sampling == "segments":  # which have no length of their own
             length = max(length, round(LIVE_SECONDS * self.config.frame_rate))
-        if num_frames <= LONGEST_GESTURE * length:
+        if num_frames <= MAX_GESTURE * length:
             return [(0, num_frames)]
         starts = [*range(0, num_frames - length, max(1, length // 2)), num_frames - length]
         return [(start, start + length) for start in starts]
@@ -109,7 +109,7 @@ class Predictor:
 
 
 def load_predictor(path, device) -> Predictor:
-    """Raises UserError if the checkpoint does not say what its classes and its input are."""
+    """Load a network; raise UserError if the checkpoint lacks its classes or input."""
     loaded = load_network(path, device)
     epoch = loaded.checkpoint.get("epoch", 0)
     return Predictor(loaded.config, loaded.classes, loaded.network, device, epoch)
@@ -134,18 +134,18 @@ def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scor
 
 
 def averaged(scores: list[Scores]) -> Scores:
-    """The mean of what several networks say of one video."""
+    """Return the mean of what several networks say of one video."""
     frames = _frames(scores)
     return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
                   None if frames is None else frames.mean(0))
 
 
 def stacked(stack: Stack, scores: list[Scores]) -> Scores:
-    """What a stack makes of what its networks say of one video."""
+    """Return what a stack makes of what its networks say of one video."""
     rows, frames = np.stack([one.whole for one in scores])[:, None], _frames(scores)
     if frames is not None:
         rows = np.concatenate([rows, frames], axis=1)  # [M, 1 + T, classes]
-    logits = stack.logits(torch.from_numpy(np.log(np.maximum(rows, LEAST_PROBABILITY))))
+    logits = stack.logits(torch.from_numpy(np.log(np.maximum(rows, MIN_PROBABILITY))))
     combined = logits.softmax(1).numpy()
     return Scores(stack.classes, combined[0], None if frames is None else combined[1:])
 

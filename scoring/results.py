@@ -1,10 +1,8 @@
 """Files and reports about the scores of a set. Shapes: N clips."""
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from scoring.evaluation import (
     method_of_classes,
 )
 from system.errors import UserError
+from system.files import atomic_write
 from training.run_folder import LAST_CHECKPOINT
 
 LOGITS_FILE = "logits.npz"
@@ -176,14 +175,8 @@ def write_logits(path, annotations, logits, class_names, origin: Origin | None =
     arrays |= {} if annotations.groups is None else {"groups": annotations.groups}
     arrays |= {"ids": annotations.ids, "logits": logits.numpy(), "labels": annotations.labels,
                "classes": np.array(class_names)}
-    partial = Path(f"{path}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not name it
-        raise
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def is_scored(config: Config) -> bool:
@@ -195,7 +188,7 @@ def is_scored(config: Config) -> bool:
 
 
 def read_logits(path) -> SavedLogits:
-    """Raises UserError if the file is damaged or was not written by `write_logits`."""
+    """Read logits; raise UserError if the file is damaged or not of `write_logits`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])

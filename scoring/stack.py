@@ -16,15 +16,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scoring.folds import stratified_folds
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
+from system.files import write_text
 from training.checkpoint import check_classes
-from training.run_folder import write_whole
 
 STACK_FILE = "stack.json"
-LEAST_CLIPS = 3  # per class, so that there is one in each part of the parts
+MIN_CLIPS = 3  # per class, so that there is one in each part of the parts
 NUM_FOLDS, NUM_INNER_FOLDS = 5, 3
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, chosen by cross-validation
-LEAST_PROBABILITY = 1e-6  # lower ones are raised to it, so that no logarithm outweighs the others
+MIN_PROBABILITY = 1e-6  # lower ones are raised to it, so that no logarithm outweighs the others
 
 
 class Layer(BaseModel):
@@ -89,7 +89,7 @@ class Stack(BaseModel):
 
 def features(all_logits: torch.Tensor) -> np.ndarray:
     """Return what the linear layer takes, float64 [N, M * K]; all_logits: [M, N, K]."""
-    logarithms = all_logits.double().log_softmax(-1).clamp(min=np.log(LEAST_PROBABILITY))
+    logarithms = all_logits.double().log_softmax(-1).clamp(min=np.log(MIN_PROBABILITY))
     return logarithms.transpose(0, 1).flatten(1).numpy()
 
 
@@ -105,11 +105,11 @@ def fit_stack(all_logits: torch.Tensor, annotations, class_names, members) -> St
     inputs, labels = features(all_logits)[known], annotations.labels[known]
     groups = None if annotations.groups is None else annotations.groups[known]
     counts = np.bincount(labels, minlength=len(class_names))
-    few = [name for name, count in zip(class_names, counts, strict=True) if count < LEAST_CLIPS]
+    few = [name for name, count in zip(class_names, counts, strict=True) if count < MIN_CLIPS]
     if few:
         raise UserError(
-            f"--stack: each class needs {LEAST_CLIPS} validation clips or more, for "
-            f"cross-validation; fewer have {first_few(few)}; add clips to val_data_csv"
+            f"--stack: each class needs {MIN_CLIPS} validation clips or more, for "
+            f"cross-validation; fewer have {summarize(few)}; add clips to val_data_csv"
         )
     layers, folds = [], np.zeros(len(labels), int)
     for number, (train, test) in enumerate(split(labels, groups, NUM_FOLDS)):
@@ -168,7 +168,7 @@ def _regression(inputs, labels, strength, num_classes) -> Layer:
                                     for values in (coefficients, intercepts))
     weights = np.zeros((num_classes, inputs.shape[1]))
     # Classes that a fold lacks are unlikely.
-    biases = np.full(num_classes, intercepts.min() + np.log(LEAST_PROBABILITY))
+    biases = np.full(num_classes, intercepts.min() + np.log(MIN_PROBABILITY))
     weights[known], biases[known] = coefficients, intercepts
     return Layer(weights=weights.tolist(), biases=biases.tolist())
 
@@ -197,7 +197,7 @@ def member(path, folder) -> Member:
 
 
 def write_stack(path, stack: Stack) -> None:
-    write_whole(path, stack.model_dump_json(indent=1) + "\n")
+    write_text(path, stack.model_dump_json(indent=1) + "\n")
 
 
 def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str]]:

@@ -11,7 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import MODEL_OPTIONS, SET_PREFIXES, Config
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
+
+# Keys of earlier versions, in configs and checkpoints, and what they are called today.
+RENAMED_KEYS = {"yardstick_clips": "baseline_clips"}
 
 
 def load_config(
@@ -31,6 +34,7 @@ def load_config(
         values = {key: value for key, value in values.items()
                   if given["model"] in MODEL_OPTIONS.get(key, (given["model"],))}  # fmt: skip
     values |= given
+    values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
     # Existing configs have "" as well as null for no checkpoint.
     if values.get("checkpoint") == "":
         values["checkpoint"] = None
@@ -49,9 +53,10 @@ def load_config(
 def config_of_checkpoint(path: str | Path, values: dict) -> Config:
     """Return the config in a checkpoint; raise UserError if its keys are of another version."""
     try:
+        values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
         return Config.model_validate(values)
     except ValidationError as error:
-        names = first_few([".".join(map(str, problem["loc"])) or problem["msg"]
+        names = summarize([".".join(map(str, problem["loc"])) or problem["msg"]
                            for problem in error.errors()])
         raise UserError(f"{path}: its config is from another version ({names}); update") from None
 
@@ -108,7 +113,7 @@ def _missing_paths(values: dict, sets: Iterable[str]) -> list[str]:
 
 
 def _is_other_alternative(problem) -> bool:
-    """True for pydantic's error about the alternative type of a key with two types.
+    """Return whether pydantic's error is about the other type of a key with two types.
 
     These are a number or a list, and a word or a dict.
     """

@@ -95,7 +95,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """With glibc, keep freed memory for the next tensor instead of returning it to the system.
+    """Keep freed memory for the next tensor, with glibc, instead of returning it to the system.
 
     Clearing new pages takes a fifth of the tutorial's training step on the CPU. (mallopt(3): no
     trimming, and no memory maps for single allocations)
@@ -145,7 +145,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 
 
 def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
-    """True if the device has instructions for `dtype`; its emulation is slower than fp32."""
+    """Return whether the device has instructions for `dtype`; emulation is slower than fp32."""
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return dtype is not torch.bfloat16 or has_bf16
@@ -160,7 +160,7 @@ def precision_name(precision: str, device: torch.device) -> str:
     return precision if precision != "auto" else "bf16" if is_bf16 else "fp32"
 
 
-def devices_in_words(device: torch.device, config: Config, is_trained: bool) -> str:
+def describe_devices(device: torch.device, config: Config, is_trained: bool) -> str:
     """Return, for example, `2 x NVIDIA H200, training in bf16, evaluation in fp32`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     words = [f"{processes.world_size()} x {name}"]
@@ -190,7 +190,7 @@ def autocast(device: torch.device, precision: str):
 
 @contextmanager
 def computing_in(device: torch.device, precision: str):
-    """Like `autocast`, and fp32 is IEEE fp32 or TF32 as `precision` says."""
+    """Compute as in `autocast`; fp32 is IEEE fp32 or TF32 as `precision` says."""
     before = torch.backends.cudnn.allow_tf32
     allow_tf32(precision == "tf32")
     try:
@@ -202,7 +202,7 @@ def computing_in(device: torch.device, precision: str):
 
 @contextmanager
 def evaluating(device: torch.device, config: Config):
-    """Inside, compute in `eval_precision` and in inference mode."""
+    """Compute in `eval_precision` and in inference mode."""
     with torch.inference_mode(), computing_in(device, config.eval_precision):
         yield
 

@@ -57,7 +57,7 @@ def exit_if_packages_are_missing() -> None:
         sys.exit(status)
 
 
-def first_few(names, limit: int = 10) -> str:
+def summarize(names, limit: int = 10) -> str:
     """Return `a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
     names = [str(name) for name in names]
     shown = ", ".join(names[:limit])

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SECONDS_TO_SAVE = 170
 
 
 def launched() -> bool:
-    """True if torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "LOCAL_RANK" in os.environ
 
 
@@ -79,62 +80,65 @@ def _without_gpus(arguments: list[str]) -> list[str]:
     return parser.parse_known_args(arguments)[1]
 
 
-# --- meeting -----------------------------------------------------------------------------------
+# --- rendezvous --------------------------------------------------------------------------------
 
 
-class Meeting:
-    """How the processes that torchrun started find each other."""
+@dataclass
+class _Rendezvous:
+    """What the processes of this start share before they have a process group."""
 
-    def __init__(self):
-        self.store = None  # the launcher's; used before the processes have joined
-        self.num_waits = 0
-
-    def meet(self) -> None:
-        """Wait until all processes have started; without torchrun, do nothing."""
-        if launched():
-            names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
-            if missing := [name for name in names if name not in os.environ]:
-                raise UserError(f"LOCAL_RANK is set in the environment, but not {missing[0]}; "
-                                "start with torchrun, which sets both, or unset LOCAL_RANK")
-            store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
-            self.store = dist.PrefixStore(_roll_call(store, own_rank, num_processes), store)
-
-    def is_first_to_report(self) -> bool:
-        """True for the first process to report the error that ended the run; called once."""
-        try:
-            return self.store is None or self.store.add("reported", 1) == 1
-        except dist.DistError:  # the launcher is gone, and its store
-            return True
-
-    def wait_for_main(self) -> None:
-        """Block until the main process has come as far, even if that takes longer than TIMEOUT."""
-        self.num_waits += 1
-        name = f"main has come {self.num_waits}"
-        if is_main():
-            self.store.set(name, "yes")
-        while not self.store.check([name]):
-            time.sleep(0.01)
-
-    def join(self, device: torch.device) -> None:
-        """Initialize the process group of the processes that have met."""
-        if not launched():
-            return
-        # Its functions keep, as a default argument, the group that exists when it is imported, and
-        # DDP imports it: the group's threads would live as long as the process. See `leave`.
-        from torch.distributed.nn import functional  # noqa: F401
-
-        # Flags and metrics travel between CPUs, gradients between the devices.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        count = int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(
-            backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=self.store
-        )
+    store: dist.Store | None = None  # the launcher's
+    num_waits: int = 0  # for the main process
 
 
-# A process meets others once in its life, as it has one default process group.
-_meeting = Meeting()
-meet, join, is_first_to_report = _meeting.meet, _meeting.join, _meeting.is_first_to_report
-wait_for_main = _meeting.wait_for_main
+# As PyTorch has one default process group per process, so it has one rendezvous.
+_rendezvous = _Rendezvous()
+
+
+def rendezvous() -> None:
+    """Wait until all processes have started; without torchrun, do nothing."""
+    if launched():
+        names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+        if missing := [name for name in names if name not in os.environ]:
+            raise UserError(f"LOCAL_RANK is set in the environment, but not {missing[0]}; "
+                            "start with torchrun, which sets both, or unset LOCAL_RANK")
+        store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        name = _roll_call(store, own_rank, num_processes)
+        _rendezvous.store, _rendezvous.num_waits = dist.PrefixStore(name, store), 0
+
+
+def is_first_to_report() -> bool:
+    """Return whether this is the first process to report the run's error; called once."""
+    try:
+        return _rendezvous.store is None or _rendezvous.store.add("reported", 1) == 1
+    except dist.DistError:  # the launcher is gone, and its store
+        return True
+
+
+def wait_for_main() -> None:
+    """Block until the main process has come as far, even if that takes longer than TIMEOUT."""
+    _rendezvous.num_waits += 1
+    name = f"main has come {_rendezvous.num_waits}"
+    if is_main():
+        _rendezvous.store.set(name, "yes")
+    while not _rendezvous.store.check([name]):
+        time.sleep(0.01)
+
+
+def join(device: torch.device) -> None:
+    """Initialize the process group, after `rendezvous`."""
+    if not launched():
+        return
+    # Its functions keep, as a default argument, the group that exists when it is imported, and
+    # DDP imports it: the group's threads would live as long as the process. See `shutdown`.
+    from torch.distributed.nn import functional  # noqa: F401
+
+    # Flags and metrics travel between CPUs, gradients between the devices.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    count = int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        backend, timeout=TIMEOUT, world_size=count, rank=rank(), store=_rendezvous.store
+    )
 
 
 def _roll_call(store, own_rank: int, num_processes: int) -> str:
@@ -159,7 +163,7 @@ def _roll_call(store, own_rank: int, num_processes: int) -> str:
 
 @contextmanager
 def only_main_prints():
-    """Inside, processes other than the main one print nothing on stdout."""
+    """Silence stdout of processes other than the main one."""
     if is_main():
         yield
         return
@@ -172,7 +176,7 @@ def wait_for_all() -> None:
     all_max(done=1)
 
 
-def leave(has_failed: bool = False) -> None:
+def shutdown(has_failed: bool = False) -> None:
     """Destroy the process group, if there is one, and join its threads.
 
     gloo's threads release tensors, which needs the GIL. If Python is exiting at that moment, it
@@ -194,7 +198,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """True in the process that prints and writes files: rank 0."""
+    """Return whether this process prints and writes files: rank 0."""
     return rank() == 0
 
 
@@ -336,7 +340,7 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
 
 
 def gradients_shared(network: nn.Module, is_last_part: bool):
-    """The context of one part of a batch: gradients are averaged after the last part only."""
+    """Return the context of one part of a batch: gradients are averaged after the last only."""
     if is_last_part or not isinstance(network, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return network.no_sync()

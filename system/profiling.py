@@ -23,11 +23,11 @@ class WaitingTime:
         self.device, self.seconds, self._pairs = device, 0.0, []
 
     def begin(self):
-        """The device has nothing to do from now on."""
+        """Begin to wait for the next batch."""
         self._start = self._moment()
 
     def end(self):
-        """The next batch has come."""
+        """End the wait: the next batch has come."""
         self._pairs.append((self._start, self._moment()))
         is_gpu = self.device.type == "cuda"
         while self._pairs and (not is_gpu or self._pairs[0][1].query()):

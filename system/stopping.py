@@ -130,7 +130,7 @@ def open_closed_streams() -> None:
 
 @contextmanager
 def watched_output():
-    """Inside, a closed stdout or stderr counts as SIGPIPE instead of raising BrokenPipeError."""
+    """Treat a closed stdout or stderr as SIGPIPE instead of raising BrokenPipeError."""
     before = sys.stdout, sys.stderr
     sys.stdout = _watch(sys.stdout, "standard output")
     sys.stderr = _watch(sys.stderr, "standard error")

@@ -20,12 +20,11 @@ from clips.frames import decode_frame, natural_key
 from clips.reading import open_clip
 from config import Config
 from own_clips.splitting import split
-from system.errors import UserError, first_few
-from system.locks import try_lock
-from training.run_folder import write_whole
+from system.errors import UserError, summarize
+from system.files import try_lock, write_text
 
-MOST_CLIPS, MOST_FRAMES, MOST_PIXELS = 2000, 120, 640 * 480
-LONGEST_NAME = 60  # characters
+MAX_CLIPS, MAX_FRAMES, MAX_PIXELS = 2000, 120, 640 * 480
+MAX_NAME = 60  # characters
 SHARE_FOR_VALIDATION = 5  # one clip in so many
 STRIP_FRAMES, STRIP_HEIGHT = 12, 60  # of a thumbnail
 SETS = ("train", "validation")
@@ -66,7 +65,7 @@ class DataSet:
         if others:
             raise UserError(
                 f"--data {self.folder}: is no data set of this page, since it has "
-                f"{first_few(others, 3)} but no folder `clips`; name a new folder, and drop "
+                f"{summarize(others, 3)} but no folder `clips`; name a new folder, and drop "
                 "videos and folders into the page"
             )
 
@@ -78,7 +77,7 @@ class DataSet:
                 columns = [column.strip() for column in next(csv.reader(file))]
             if others := set(columns) - {"video_id", "label"} if "video_id" in columns else ():
                 raise UserError(f"{path}: has columns that this page cannot keep: "
-                                f"{first_few(sorted(others))}; give it a copy of the folder "
+                                f"{summarize(sorted(others))}; give it a copy of the folder "
                                 "without them")
             found = read_annotations(path, self.folder / "clips", sorted(labels))
             for clip_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True):
@@ -91,13 +90,13 @@ class DataSet:
         frames or a picture that is not accepted.
         """
         name = checked_name(name)
-        if not 2 <= len(pictures) <= MOST_FRAMES:
-            raise UserError(f"a clip has 2 to {MOST_FRAMES} frames, not {len(pictures)}")
+        if not 2 <= len(pictures) <= MAX_FRAMES:
+            raise UserError(f"a clip has 2 to {MAX_FRAMES} frames, not {len(pictures)}")
         for picture in pictures:
             decode_jpeg(picture)
         with self.lock:
-            if len(self.clips) >= MOST_CLIPS:
-                raise UserError(f"there are {MOST_CLIPS:,} clips already; remove some")
+            if len(self.clips) >= MAX_CLIPS:
+                raise UserError(f"there are {MAX_CLIPS:,} clips already; remove some")
             clip_id = str(self.last_number + 1)
             folder = self._unfinished(clip_id)
             shutil.rmtree(folder, ignore_errors=True)  # of a try that a full disk ended
@@ -135,9 +134,9 @@ class DataSet:
             text = io.StringIO()
             rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
             csv.writer(text, lineterminator="\n").writerows([("video_id", "label"), *rows])
-            write_whole(path, text.getvalue())
+            write_text(path, text.getvalue())
         names = sorted({label for label, _ in clips.values()}, key=natural_key)
-        write_whole(self.folder / "labels.csv", "".join(f"{name}\n" for name in names))
+        write_text(self.folder / "labels.csv", "".join(f"{name}\n" for name in names))
         self.clips = clips
 
     def counts(self) -> Counter:
@@ -177,8 +176,8 @@ def checked_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name.strip())
     # Joiners, which are not printable, make one emoji of several, and are part of Persian words.
     shown = name.replace("\u200c", "").replace("\u200d", "")
-    if not shown or len(name) > LONGEST_NAME or not shown.isprintable():
-        raise UserError(f"a gesture's name has 1 to {LONGEST_NAME} printable characters; change it")
+    if not shown or len(name) > MAX_NAME or not shown.isprintable():
+        raise UserError(f"a gesture's name has 1 to {MAX_NAME} printable characters; change it")
     return name
 
 
@@ -186,4 +185,4 @@ def decode_jpeg(picture: bytes) -> np.ndarray:
     """Return a JPEG as uint8 RGB [H, W, 3]. Raises UserError if it is damaged or too large."""
     if not picture.startswith(JPEG_MAGIC):
         raise UserError("only JPEG pictures are accepted")
-    return decode_frame(picture, MOST_PIXELS)
+    return decode_frame(picture, MAX_PIXELS)

@@ -12,16 +12,16 @@ from urllib.parse import parse_qsl, urlsplit
 from clips.films import VIDEO_SUFFIXES
 from system.config_file import load_config
 from system.errors import UserError, message_for_user
-from teaching.data_set import MOST_FRAMES, DataSet
+from teaching.data_set import MAX_FRAMES, DataSet
+from teaching.live import LiveSession
 from teaching.training import RECIPE, Training
-from teaching.trying import Trial
 from training.run_folder import REPORT_FILE
 
 PAGE = Path(__file__).with_name("page.html")
 ADDRESS = "127.0.0.1"
-MOST_BYTES = 4 * 2**20  # of a request
+MAX_BYTES = 4 * 2**20  # of a request
 SECONDS = 60  # without a byte, after which a connection is closed
-MOST_FIELDS = 10  # of a query
+MAX_FIELDS = 10  # of a query
 PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src "
                "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
                "'none'; frame-ancestors 'none'")
@@ -49,9 +49,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, data_set: DataSet, training: Training, trial: Trial):
-        """Raises UserError if the port cannot be used; 0 takes a free one."""
-        self.data_set, self.training, self.trial = data_set, training, trial
+    def __init__(self, port: int, data_set: DataSet, training: Training, session: LiveSession):
+        """Bind the port, 0 for a free one. Raises UserError if it cannot be used."""
+        self.data_set, self.training, self.session = data_set, training, session
         self.key, self.recipe = secrets.token_urlsafe(16), load_config(RECIPE)
         try:
             super().__init__((ADDRESS, port), Handler)
@@ -96,20 +96,20 @@ class Server(ThreadingHTTPServer):
         return self.data_set.remove(query["id"])
 
     def train(self, query, body):
-        return self.training.start(goes_on=query["go_on"] == "true")
+        return self.training.start(is_resumed=query["go_on"] == "true")
 
     def stop(self, query, body):
         return self.training.stop()
 
     def begin(self, query, body):
-        return self.trial.begin()
+        return self.session.begin()
 
     def look(self, query, body):
         times = [number(text) / 1000 for text in query["times"].split(",")]
-        return self.trial.look(number(query["turn"]), times, unpacked(body))
+        return self.session.look(number(query["turn"]), times, unpacked(body))
 
     def backwards(self, query, body):
-        return self.trial.backwards(number(query["turn"]))
+        return self.session.backwards(number(query["turn"]))
 
 
 PATHS = {
@@ -137,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self):
         try:
-            content = self.looked_at()
+            content = self.dispatch()
         except RequestError as error:
             self.close_connection = True  # its body may not have been read
             self.send(error.status, {"error": str(error)})
@@ -152,11 +152,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send(200, content)
 
-    def looked_at(self):
+    def dispatch(self):
         """Return what is asked for."""
         try:
             url = urlsplit(self.path)
-            query = Query(parse_qsl(url.query, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+            query = Query(parse_qsl(url.query, keep_blank_values=True, max_num_fields=MAX_FIELDS))
         except ValueError:
             raise RequestError(400, "the address cannot be read") from None
         host = self.headers.get("Host", "").removesuffix(f":{self.server.server_port}")
@@ -171,8 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdecimal()):
             raise RequestError(400, "the Content-Length is not a number")
-        if len(length) > 10 or int(length) > MOST_BYTES:
-            raise RequestError(413, f"a request has at most {MOST_BYTES // 2**20} MiB")
+        if len(length) > 10 or int(length) > MAX_BYTES:
+            raise RequestError(413, f"a request has at most {MAX_BYTES // 2**20} MiB")
         if url.path not in PATHS[self.command]:
             raise RequestError(404, "there is no such page")
         body = self.rfile.read(int(length))
@@ -204,12 +204,12 @@ def unpacked(body: bytes) -> list[bytes]:
     Raises UserError if they do not fill the request exactly, or are too many.
     """
     pictures, place = [], 0
-    while place < len(body) and len(pictures) <= MOST_FRAMES:
+    while place < len(body) and len(pictures) <= MAX_FRAMES:
         length = int.from_bytes(body[place : place + 4], "little")
         pictures.append(body[place + 4 : place + 4 + length])
         place += 4 + length
-    if len(pictures) > MOST_FRAMES:
-        raise UserError(f"a request has at most {MOST_FRAMES} frames")
+    if len(pictures) > MAX_FRAMES:
+        raise UserError(f"a request has at most {MAX_FRAMES} frames")
     if place != len(body):
         raise UserError("the frames do not fill the request; load the page anew")
     return pictures

@@ -11,11 +11,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from own_clips.looking import look_at
 from own_clips.settings import choose_settings
+from own_clips.survey import survey
 from system.config_file import load_config
-from system.errors import UserError, first_few
-from system.locks import try_lock
+from system.errors import UserError, summarize
+from system.files import try_lock, write_text
 from teaching.data_set import DataSet
 from training.run_folder import (
     CONFIG_FILE,
@@ -23,13 +23,12 @@ from training.run_folder import (
     LAST_CHECKPOINT,
     REPORT_FILE,
     STATUS_FILE,
-    write_whole,
 )
 from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"
-FEWEST_CLASSES, FEWEST_CLIPS = 2, 5  # clips of each class
+MIN_CLASSES, MIN_CLIPS = 2, 5  # clips of each class
 SHOWN_BYTES = 4000  # of the log
 ENDED = "the training ended without a message"
 KILLED = f"{ENDED}; it may have been killed, for example because memory was short: see the log"
@@ -49,7 +48,7 @@ class Training:
         self.run_folder = data_set.folder / "trainings" / name
         self.lock, self.process, self.is_stopping = threading.Lock(), None, False
 
-    def start(self, goes_on: bool) -> None:
+    def start(self, is_resumed: bool) -> None:
         """Train anew, or go on with the run that was stopped. Raises UserError if that cannot be.
 
         The process outlives neither `close` nor its end; its messages go to the log.
@@ -57,15 +56,15 @@ class Training:
         with self.lock, open(self.log, "ab") as log:
             if not try_lock(log.fileno()):
                 raise UserError("a training is running already")
-            if not goes_on:
+            if not is_resumed:
                 self._check_clips()
                 self.data_set.balance()
-            self.write_config(anew=not goes_on)
+            self.write_config(anew=not is_resumed)
             self.is_stopping = False
             log.truncate(0)
             (self.run_folder / STATUS_FILE).unlink(missing_ok=True)
             command = [sys.executable, str(PROJECT / "train.py"), "--config",
-                       str(self.config_path), "--resume" if goes_on else "--overwrite", "True"]
+                       str(self.config_path), "--resume" if is_resumed else "--overwrite", "True"]
             # The process and its children keep the log locked while they run.
             self.process = subprocess.Popen(
                 command + (["-g", self.gpus] if self.gpus else []), stdin=subprocess.DEVNULL,
@@ -75,10 +74,10 @@ class Training:
 
     def _check_clips(self):
         counts = self.data_set.counts()
-        few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST_CLIPS]
-        if len(counts) < FEWEST_CLASSES or few:
-            raise UserError(f"training needs {FEWEST_CLASSES} gestures with {FEWEST_CLIPS} clips "
-                            f"each; record more{f' of {first_few(few)}' if few else ''}")
+        few = [f"{name} ({count})" for name, count in counts.items() if count < MIN_CLIPS]
+        if len(counts) < MIN_CLASSES or few:
+            raise UserError(f"training needs {MIN_CLASSES} gestures with {MIN_CLIPS} clips "
+                            f"each; record more{f' of {summarize(few)}' if few else ''}")
 
     def write_config(self, anew: bool) -> None:
         """Write config.json: the recipe, the reader's own keys, and what follows from the clips.
@@ -97,10 +96,10 @@ class Training:
             values[f"{prefix}_data_folder"] = str(folder / "clips")
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
         if anew:
-            looks = look_at(folder / "clips", list(self.data_set.clips), recipe, labels)
-            for choice in choose_settings(looks, sets.count("train"), self.device_type):
+            stats = survey(folder / "clips", list(self.data_set.clips), recipe, labels)
+            for choice in choose_settings(stats, sets.count("train"), self.device_type):
                 values[choice.key] = choice.value
-        write_whole(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def stop(self) -> None:
         """Ask the process to save and exit, as Ctrl-C does in a terminal."""

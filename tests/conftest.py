@@ -24,7 +24,7 @@ TINY_NETWORK = {
     "block_widths": [4, 8],
     "head_widths": [16, 8],
     "precision": "fp32",  # as CPUs with and without bf16 compute alike
-    "yardstick_clips": 0,
+    "baseline_clips": 0,
 }
 
 

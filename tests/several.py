@@ -186,7 +186,7 @@ def run_command(flags, watch=False, **fault) -> dict:
         except PowerCut:
             status = "power cut"
     threads = names_of_threads()
-    processes.leave()  # which a command that failed did not do, as its process would end
+    processes.shutdown()  # which a command that failed did not do, as its process would end
     return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue(),
             "written": list(WRITTEN), "ended": time.time(), "watched": watched, "threads": threads}
 

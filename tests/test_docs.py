@@ -27,7 +27,7 @@ from docs.shape_picture import draw_shapes
 from docs.svg import WIDTH
 from explaining.time_probe import TimeProbe
 from model import build_model
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from reporting.palette import DARK, LIGHT
 from scoring.predictor import Predictor
 from system.config_file import load_config
@@ -137,7 +137,7 @@ def test_shapes_are_those_of_the_network():
 def predictor():
     config = make_config(**TINY_NETWORK)
     torch.manual_seed(0)
-    model = for_inference(build_model(config, len(demo_data.GESTURES)))
+    model = fold_batchnorm(build_model(config, len(demo_data.GESTURES)))
     return Predictor(config, list(demo_data.GESTURES), model, torch.device("cpu"), epoch=1)
 
 
@@ -220,9 +220,9 @@ def make_row(variant, top1, gflop=0.1):
             "train_top1": 80.0, "gflop": gflop}  # fmt: skip
 
 
-def test_remedies_are_shown_beside_yardsticks():
+def test_remedies_are_shown_beside_baselines():
     results = {"rows": [make_row("the recipe", 50.0), make_row("<&>", 12.25)],
-               "yardsticks": {"the most frequent class": 17.9, "a linear model": 43.75}}
+               "baselines": {"the most frequent class": 17.9, "a linear model": 43.75}}
     picture = charts.draw_remedies(results)
     words = check(picture)
     assert "<&>" in words and "12.2" in words and "95 % interval" in words
@@ -234,9 +234,9 @@ def test_remedies_are_shown_beside_yardsticks():
     assert "validation" in words and "interval" not in words
 
 
-def test_approaches_are_shown_beside_yardsticks():
+def test_approaches_are_shown_beside_baselines():
     rows = [make_row("conv3d", 61.5), make_row("one frame", 15.0), make_row("swin3d_t", 20.25)]
-    results = {"rows": rows, "yardsticks": {"the most frequent class": 15.0,
+    results = {"rows": rows, "baselines": {"the most frequent class": 15.0,
                                             "a linear model": 43.75}}  # fmt: skip
     words = check(charts.draw_approaches(results))
     assert "61.5" in words and "swin3d t" in words and "43.8" in words
@@ -337,7 +337,7 @@ def test_an_old_notebook_is_found(tmp_path):
 
 def test_figures_that_are_not_those_of_the_results_are_found(page, tmp_path, monkeypatch):
     monkeypatch.setattr(docs_check, "RESULTS", tmp_path)
-    contents = json.dumps({"yardsticks": {"linear": 17.5}, "rows": [
+    contents = json.dumps({"baselines": {"linear": 17.5}, "rows": [
         {"top1": 62.14, "top1_interval": [52.9, 70.58]},
         {"top1": 40.0, "top1_interval": [30.0, 50.0]}]})  # fmt: skip
     for name in ("mine", "approaches_lips8", "few_clips_parts"):

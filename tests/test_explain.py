@@ -18,7 +18,7 @@ from explaining import grad_cam, layer_films
 from explaining.layers import first_kernels, share_of_change, stage_outputs
 from explaining.time_probe import TimeProbe, positions, reordered, table
 from model import build_model
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
 ])  # fmt: skip
 def test_every_kind_of_network_can_be_looked_into(keys, stage, last):
     config = make_config(**{"clip_size": 6, "crop_size": 32} | keys)
-    network = for_inference(build_model(config, 3))
+    network = fold_batchnorm(build_model(config, 3))
     clip = torch.rand(1, config.num_channels, 6, *config.crop)
     outputs, logits = stage_outputs(network, clip)
     assert torch.equal(logits, network(clip))
@@ -167,7 +167,7 @@ class LikeCudnn(torch.autograd.Function):
 
 
 def test_an_lstm_can_be_looked_into_where_cudnn_computes_it(monkeypatch):
-    network = for_inference(build_model(make_config(model="cnn_lstm", clip_size=3), 3))
+    network = fold_batchnorm(build_model(make_config(model="cnn_lstm", clip_size=3), 3))
     clip, forward = torch.rand(1, 3, 3, 32, 32), nn.LSTM.forward
     expected = network(clip)
 

@@ -208,7 +208,7 @@ def saved(tmp_path):
         clips.right = 1 - clips.right
     assert len(clip_sets) == 1
     contents = {"machine": "a machine", "versions": "python 3", "date": "today", "command": "c",
-                "note": "", "folds": "", "yardsticks": {}, "rows": rows, "clip_sets": clip_sets}
+                "note": "", "folds": "", "baselines": {}, "rows": rows, "clip_sets": clip_sets}
     path = tmp_path / "saved.json"
     path.write_text(json.dumps(contents))
     return path, clips
@@ -279,7 +279,7 @@ def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
 
 def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls, capsys):
     command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--save", "test",
-               "--clips_per_class", "1", "3", "--set", "yardstick_clips=50", "num_epochs=1",
+               "--clips_per_class", "1", "3", "--set", "baseline_clips=50", "num_epochs=1",
                "--variant", "plain", "batch_size=4"]  # fmt: skip
     assert compare.main(command) == 0
     rows = [read_csv(tmp_path / "runs" / f"train_{number}.csv") for number in (1, 3)]
@@ -290,7 +290,7 @@ def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls,
     assert [row["variant"] for row in saved["rows"]] == [
         "plain, 1 clips per class", "plain, 3 clips per class"]  # fmt: skip
     output = capsys.readouterr().out
-    assert "| a linear model, % |" in output and "Yardsticks" not in output
+    assert "| a linear model, % |" in output and "Baselines" not in output
     folder = tmp_path / "runs" / "plain, 3 clips per class-0"
     assert json.loads((folder / "config.json").read_text())["num_epochs"] == 1
     assert compare.main([*command, "--folds", "2"]) == 2

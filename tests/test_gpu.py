@@ -13,7 +13,7 @@ import train
 from benchmarks.step import make_config, our_trainer
 from config import Config
 from model import build_model
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from system.device import autocast, prepare, to_device, to_network_input
 from training.run import start_run
 
@@ -56,7 +56,7 @@ def test_a_deterministic_run_resumes_bit_for_bit(tmp_path, precision):
 def test_the_gpu_gives_the_logits_of_the_cpu(precision):
     config = config_with(**TINY_NETWORK)
     clips = torch.randint(256, (16, 4, 20, 20, 3), dtype=torch.uint8)
-    model, logits = for_inference(build_model(config, 5)), {}
+    model, logits = fold_batchnorm(build_model(config, 5)), {}
     for device, used in ((torch.device("cpu"), "fp32"), (torch.device("cuda", 0), precision)):
         prepare(device, used, deterministic=False)
         with torch.inference_mode(), autocast(device, used):

@@ -31,13 +31,13 @@ FLOORS = (
     COMMANDS,
     TOOLS,
 )
-MOST_AT_THE_TOP = 14
-MOST_IN_A_ROOM = 14  # without __init__.py
-MOST_LINES = 450
+MAX_TOP_FILES = 14
+MAX_PACKAGE_FILES = 14  # without __init__.py
+MAX_LINES = 450
 LONGER_FILES = {
     "config.py": "each key with its type, default and meaning",
 }
-MOST_LINES_OF_MAIN = 79
+MAX_LINES_OF_MAIN = 79
 
 
 # --- the rules ---------------------------------------------------------------------------------
@@ -102,21 +102,21 @@ def wrong_sizes(root) -> list[str]:
     files = python_files(root)
     at_the_top = [name for name in files if "." not in name]
     problems = []
-    if len(at_the_top) > MOST_AT_THE_TOP:
+    if len(at_the_top) > MAX_TOP_FILES:
         problems.append(f"{len(at_the_top)} Python files at the top")
     for room in ROOMS:
         door, inside = root / room / "__init__.py", list((root / room).glob("[!_]*"))
         if not door.exists() or not ast.get_docstring(ast.parse(door.read_text())):
             problems.append(f"{room}/__init__.py does not say what the room is for")
-        if len(inside) > MOST_IN_A_ROOM:
+        if len(inside) > MAX_PACKAGE_FILES:
             problems.append(f"{len(inside)} files in {room}/")
     for path in files.values():
         name, num_lines = path.relative_to(root).as_posix(), len(path.read_text().splitlines())
-        if num_lines > MOST_LINES and name not in LONGER_FILES:
+        if num_lines > MAX_LINES and name not in LONGER_FILES:
             problems.append(f"{name} has {num_lines} lines")
         for node in ast.parse(path.read_text()).body:
             is_main = isinstance(node, ast.FunctionDef) and node.name == "main"
-            if is_main and node.end_lineno - node.lineno >= MOST_LINES_OF_MAIN:
+            if is_main and node.end_lineno - node.lineno >= MAX_LINES_OF_MAIN:
                 problems.append(f"main() of {name} is too long")
     return problems
 
@@ -192,7 +192,7 @@ def test_a_wrong_arrow_is_found(house, file, text, problem):
 
 
 @pytest.mark.parametrize("file, text, problem", [
-    ("clips/frames.py", "#\n" * MOST_LINES, "clips/frames.py has "),
+    ("clips/frames.py", "#\n" * MAX_LINES, "clips/frames.py has "),
     ("predict.py", "def main():\n" + "    pass\n" * 79, "main() of predict.py is too long"),
 ])  # fmt: skip
 def test_what_is_too_long_is_found(house, file, text, problem):
@@ -201,7 +201,7 @@ def test_what_is_too_long_is_found(house, file, text, problem):
 
 
 def test_too_many_files_and_a_room_without_a_purpose_are_found(house):
-    for number in range(MOST_AT_THE_TOP):
+    for number in range(MAX_TOP_FILES):
         (house / f"new_{number}.py").touch()
         (house / "clips" / f"new_{number}.py").touch()
     (house / "doctor" / "__init__.py").write_text("")

@@ -6,7 +6,7 @@ import torch
 import train
 from model import ConvColumn, conv_block
 from networks import stages
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from networks.stages import count_parameters, describe, format_description
 from system.errors import UserError
 
@@ -80,7 +80,7 @@ def test_for_inference_folds_batchnorm_and_gives_the_same_logits():
         model(torch.randn(8, 3, 4, 20, 20))
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    folded = for_inference(model)
+    folded = fold_batchnorm(model)
     clips = torch.randn(6, 3, 4, 20, 20)
     torch.testing.assert_close(folded(clips), model(clips), atol=1e-5, rtol=1e-5)
     assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in folded.modules())

@@ -108,8 +108,8 @@ def test_python_commands_run(workplace, capsys):
     for arguments in commands("train.py"):
         if not {"--config", "--data"} & set(arguments):
             continue
-        goes_on = {"--resume", "--checkpoint"} & set(arguments)
-        overwrite = [] if goes_on else ["--overwrite"]
+        is_resumed = {"--resume", "--checkpoint"} & set(arguments)
+        overwrite = [] if is_resumed else ["--overwrite"]
         assert train.main(arguments + overwrite + SMALL) == 0, arguments
     (shown,) = commands("predict.py")
     assert predict.main([*shown, "-g", "cpu"]) == 0

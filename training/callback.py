@@ -11,41 +11,41 @@ class Callback:
     """
 
     def on_start(self, run: Run, train_loader, validation_loader) -> None:
-        """Before the first epoch that this process trains."""
+        """Act before the first epoch that this process trains."""
 
     def on_epoch_start(self, run: Run, loader) -> None:
-        """Before the first step of an epoch, or the first one since the run was resumed."""
+        """Act before the first step of an epoch, or the first one since the run was resumed."""
 
     def vote(self, run: Run) -> int:
-        """Before each step and after the last one: a number above 0 makes all call `on_vote`."""
+        """Return a number above 0 to call `on_vote` in all processes. Asked around each step."""
         return 0
 
     def on_vote(self, run: Run, highest: int) -> None:
-        """In all processes, after a vote above 0 in one; highest: the highest of all processes."""
+        """Act in all processes after a vote above 0 in one; highest: that of all processes."""
 
     def on_batch(self, run: Run, batch) -> None:
-        """Before the step of a training batch."""
+        """Act before the step of a training batch."""
 
     def before_optimizer_step(self, run: Run, batch, loss_sum, gradient_norm) -> None:
-        """After the backward pass. loss_sum, gradient_norm: scalars on the device."""
+        """Act after the backward pass. loss_sum, gradient_norm: scalars on the device."""
 
     def on_step(self, run: Run, num_clips: int) -> None:
-        """After a step. num_clips: those of all processes."""
+        """Act after a step. num_clips: those of all processes."""
 
     def on_validation_start(self, run: Run) -> None:
-        """After all steps of the epoch."""
+        """Act after all steps of the epoch."""
 
     def on_validation_batch(self, run: Run, batch) -> None:
-        """Before the clips of a validation batch are scored."""
+        """Act before the clips of a validation batch are scored."""
 
     def on_validation_end(self, run: Run, logits, labels) -> None:
-        """logits: of all validation clips, [N, classes], NaN where unreadable; labels: [N]."""
+        """Act after validation. logits: [N, classes], NaN for unreadable clips; labels: [N]."""
 
     def add_to_row(self, run: Run, row: dict[str, float]) -> None:
         """Add columns to the row of the epoch that ends."""
 
     def on_epoch_end(self, run: Run, is_best: bool) -> None:
-        """The epoch's row is in the history."""
+        """Act after an epoch; its row is in the history."""
 
     def on_save(self, run: Run) -> dict:
         """Return what a checkpoint is to keep of this callback; may raise, so that none is saved.
@@ -58,13 +58,13 @@ class Callback:
         """Continue from a checkpoint with what `on_save` returned, if it has that."""
 
     def on_end(self, run: Run, reason: str) -> None:
-        """Training is over, for this reason."""
+        """Act after the last epoch. reason: why training is over."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """An error or a signal ends the run."""
+        """Act when an error or a signal ends the run."""
 
     def close(self, run: Run) -> None:
-        """However the run ended, at its very end."""
+        """Release what was opened, however the run ended."""
 
 
 def sync_callbacks(callbacks: list[Callback], run: Run, num_clips: int) -> list[int]:

@@ -19,7 +19,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clips.frames import composed
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
+from system.files import atomic_write
 
 # int64 is that of the counters of batches.
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
@@ -106,19 +107,10 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
 
     Raises UserError if it cannot be written; the old one is then untouched.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with atomic_write(path, backup=previous_path, sync=True) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous_path and path.exists():
-            os.replace(path, previous_path)
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
         # For a full disk PyTorch raises a RuntimeError about positions, after the true one.
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise UserError(
@@ -169,7 +161,7 @@ def _load_plain_data(path):
         found = _refused_types(path, error)
         if found and not any(DANGEROUS.match(name) for name in found):
             raise kind(_conversion_message(path, found)) from None
-        reason = f"it has {first_few(found, 3)}" if found else \
+        reason = f"it has {summarize(found, 3)}" if found else \
             f"{type(error).__name__}: {_first_line(error)}"
         raise kind(
             f"{path}: damaged checkpoint, or one with more than plain data, which is not loaded "
@@ -197,7 +189,7 @@ def _conversion_message(path, found: list[str]) -> str:
     code = (f"import torch; saved = torch.load({str(path)!r}, 'cpu', weights_only=False); "
             f"torch.save({{'state_dict': saved['state_dict']}}, {weights!r})")
     is_plain = not set('"$`\\!') & set(code)
-    return (f"{path}: has more than plain data: {first_few(found, 5)}; it is not loaded, since it "
+    return (f"{path}: has more than plain data: {summarize(found, 5)}; it is not loaded, since it "
             f"could run code; if you trust who made it, copy its weights to {weights} by python -c "
             + (f'"{code}"' if is_plain else shlex.quote(code)))
 
@@ -224,7 +216,7 @@ def _checked_contents(checkpoint, path) -> dict:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
                     for problem in error.errors()]
         raise UserError(
-            f"{path}: damaged checkpoint: {first_few(problems, 3)}; take an earlier one"
+            f"{path}: damaged checkpoint: {summarize(problems, 3)}; take an earlier one"
         ) from None
     return {name: getattr(contents, name) for name in contents.model_fields_set}
 
@@ -245,7 +237,7 @@ def _first_line(error) -> str:
 
 
 def with_averaged_weights(checkpoint: dict) -> dict:
-    """The checkpoint with the running mean of its weights in their place, if it has one."""
+    """Return the checkpoint with its averaged weights as `state_dict`, if it has them."""
     if "state_dict_ema" not in checkpoint:
         return checkpoint
     print("using the averaged weights of the checkpoint (ema_decay)")
@@ -292,7 +284,7 @@ def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torc
     ]  # fmt: skip
     if problems:
         raise UserError(
-            f"{path}: weights of another network: {first_few(problems, 3)}; use the config and the "
+            f"{path}: weights of another network: {summarize(problems, 3)}; use the config and the "
             "labels that they were trained with, or other weights"
         )
     check_usable(weights, path)
@@ -308,7 +300,7 @@ def check_usable(weights: dict[str, torch.Tensor], path) -> None:
     if unusable:
         raise UserError(
             f"{path}: weights that are NaN, infinite or of an unusual type: "
-            f"{first_few(unusable, 3)}; take an earlier checkpoint"
+            f"{summarize(unusable, 3)}; take an earlier checkpoint"
         )
 
 
@@ -325,6 +317,6 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
     if differences:
         raise UserError(
             f"{path}: knows {len(known)} classes, {labels_csv} names {len(class_names)}: "
-            f"{first_few(differences, 3)}; use the labels file it was trained with, or start a new "
+            f"{summarize(differences, 3)}; use the labels file it was trained with, or start a new "
             'run from its weights with "pretrained" and "new_head": true'
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from system import processes
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 from training.callback import Callback
 
 
@@ -93,6 +93,6 @@ class StopOnBadLoss(Callback):
         raise UserError(
             f"the loss or its gradient is NaN or inf in epoch {first.epoch + 1}, step "
             f"{first.step + 1}, at a learning rate of {first.learning_rate:g}, with the clips "
-            f"{first_few(ids, 100)}; {in_fp32}lower lr, or look at these clips; the last "
+            f"{summarize(ids, 100)}; {in_fp32}lower lr, or look at these clips; the last "
             "checkpoint is from before this step"
         )

@@ -7,14 +7,14 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import Config
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
 # A validation loss counts as lower if it is by this fraction (as in PyTorch's scheduler).
 PLATEAU_THRESHOLD = 1e-4
 
 
 def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Optimizer:
-    """The optimizer that the config names.
+    """Build the optimizer that the config names.
 
     Adam is with AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
     Loshchilov and Hutter, arXiv 1711.05101.
@@ -31,7 +31,7 @@ def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Opt
 
 
 def decayed_and_others(model: nn.Module) -> list[dict]:
-    """Parameter groups: weights with weight decay; biases and BatchNorm's without.
+    """Return parameter groups: weights with weight decay; biases and BatchNorm's without.
 
     A scale or an offset that is pulled to 0 makes a network no simpler. (He et al., arXiv
     1812.01187, section 3.1)
@@ -43,7 +43,7 @@ def decayed_and_others(model: nn.Module) -> list[dict]:
 
 
 def optimizer_state(optimizer, model: nn.Module) -> dict:
-    """The optimizer's `state_dict` with its states numbered as `model.parameters()` are.
+    """Return the optimizer's `state_dict`, states numbered as `model.parameters()` are.
 
     So a checkpoint does not depend on how parameters are grouped.
     """
@@ -53,7 +53,7 @@ def optimizer_state(optimizer, model: nn.Module) -> dict:
 
 
 def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
-    """Puts back what `optimizer_state` gave; the settings (lr, betas ...) stay those of the config.
+    """Load what `optimizer_state` returned; settings (lr, betas ...) stay those of the config.
 
     Raises UserError if the state is of another network or optimizer.
     """
@@ -61,7 +61,7 @@ def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None
     problems = _differences(states, list(model.parameters()), optimizer.defaults)
     if problems:
         raise UserError(
-            f"{path}: optimizer state of another network or optimizer: {first_few(problems, 3)}; "
+            f"{path}: optimizer state of another network or optimizer: {summarize(problems, 3)}; "
             "resume with the config it was trained with, or start a new run with `pretrained`"
         )
     numbers = _numbers_of_parameters(optimizer, model)
@@ -70,14 +70,14 @@ def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None
 
 
 def _numbers_of_parameters(optimizer, model) -> list[int]:
-    """For each parameter in the order of the optimizer's groups, its number in the model's."""
+    """Return each parameter's number in the model, in the order of the optimizer's groups."""
     numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
     return [numbers[id(parameter)] for group in optimizer.param_groups
             for parameter in group["params"]]
 
 
 def _differences(states, parameters, defaults) -> list[str]:
-    """What of the optimizer's state is missing, or does not fit the parameters."""
+    """Return what of the optimizer's state is missing, or does not fit the parameters."""
     if "betas" in defaults:
         names = ["step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * defaults["amsgrad"]]
     else:  # SGD, which without momentum keeps nothing
@@ -95,7 +95,7 @@ def _differences(states, parameters, defaults) -> list[str]:
 
 
 def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     epochs_done: epochs that are finished once the step is, with the fraction of the running one.
     validation_losses: one per finished epoch; the plateau schedule is computed from them anew, so
@@ -117,7 +117,7 @@ def set_learning_rate(optimizer, rate: float) -> None:
 
 
 def plateau_learning_rate(config: Config, validation_losses) -> float:
-    """`lr`, times `plateau_factor` for each time the loss had not fallen for too many epochs."""
+    """Return `lr`, times `plateau_factor` for each time the loss had not fallen for too long."""
     rate, best, epochs_without_progress = config.lr, math.inf, 0
     for loss in validation_losses:
         if loss < best * (1 - PLATEAU_THRESHOLD):
@@ -130,7 +130,7 @@ def plateau_learning_rate(config: Config, validation_losses) -> float:
 
 
 def training_is_over(config: Config, epochs_done: int, validation_losses) -> str | None:
-    """Why training ends after `epochs_done` epochs, or None if it goes on."""
+    """Return why training ends after `epochs_done` epochs, or None if it goes on."""
     if 0 < config.num_epochs <= epochs_done:  # a resumed run may be beyond it already
         return f"{epochs_done} epochs are done"
     patience = config.early_stopping_epochs
@@ -148,7 +148,7 @@ def training_is_over(config: Config, epochs_done: int, validation_losses) -> str
 
 
 def clip_gradients(model: nn.Module, largest_norm: float | None) -> torch.Tensor:
-    """Scales the gradients down to `largest_norm`, if given; returns their norm before that."""
+    """Scale the gradients down to `largest_norm`, if given; return their norm before that."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters])
     if largest_norm:

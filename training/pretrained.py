@@ -16,7 +16,7 @@ from torch import nn
 
 from config import Config
 from system import processes
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 from training.checkpoint import (
     check_classes,
     check_usable,
@@ -39,31 +39,32 @@ NAMES_IN_2D = (
 )
 
 
-def take_pretrained(model: nn.Module, head: str, config: Config, class_names) -> None:
-    """Copy the weights of `pretrained` into `model`, and print which, and which start fresh.
+def load_pretrained(model: nn.Module, head: str, config: Config, class_names) -> None:
+    """Copy the weights of `pretrained` into `model`, and print which start from random values.
 
-    head: how the names of the last layer begin, which keeps its fresh weights with `new_head`.
+    head: the prefix of the last layer's names, which keeps its random weights with `new_head`.
     Raises UserError if there are no such weights, or if they are of another network.
     """
-    source, fresh, notes = config.pretrained, [head] if config.new_head else [], []
+    source, reinitialized, notes = config.pretrained, [head] if config.new_head else [], []
     contents = processes.broadcast_from_main(read_source, source)
     if "state_dict" in contents:
         contents = with_averaged_weights(contents)
         if not config.new_head:
             check_classes(contents, class_names, source, config.labels_csv)
     else:
-        contents, num_inflated = placed(network_weights(contents), model.state_dict(), source)
-        fresh += fresh_layers(contents, model.state_dict(), head)
+        weights = network_weights(contents)
+        contents, num_inflated = match_weights(weights, model.state_dict(), source)
+        reinitialized += layers_without_weights(contents, model.state_dict(), head)
         if num_inflated:
             notes.append(f"{num_inflated} of them are inflated over time")
-        if head not in fresh:
+        if head not in reinitialized:
             check_classes({}, class_names, source, config.labels_csv)
-    taken = load_weights(model, contents, source, except_for=fresh)
-    left = [name for name in model.state_dict()
+    taken = load_weights(model, contents, source, except_for=reinitialized)
+    missing = [name for name in model.state_dict()
             if name not in taken and not name.endswith("num_batches_tracked")]
-    notes += [f"{len(left)} start fresh: {first_few(left)}"] if left else []
+    notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
     print("; ".join([f"weights from {source}: {len(taken)} tensors taken", *notes]))
-    say_colours(config)
+    warn_normalization(config)
 
 
 # --- where they are ----------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def named_weights(name: str):
     return known[name]
 
 
-def say_colours(config: Config) -> None:
+def warn_normalization(config: Config) -> None:
     """Print what to set for colours as torchvision's weights were trained with."""
     if not is_weights_name(config.pretrained):
         return
@@ -120,7 +121,7 @@ def say_colours(config: Config) -> None:
 # --- where they go -----------------------------------------------------------------------------
 
 
-def placed(weights: dict, own: dict, source: str) -> tuple[dict, int]:
+def match_weights(weights: dict, own: dict, source: str) -> tuple[dict, int]:
     """Rename and inflate weights of torchvision or of a part of a network.
 
     weights: name -> tensor, of the file; own: of the network. Returns the network's new values,
@@ -151,18 +152,18 @@ def inflated(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return (value.to(own.dtype) / own.shape[2]).unsqueeze(2).expand_as(own)
 
 
-def fresh_layers(values: dict, own: dict, head: str) -> list[str]:
-    """Return how the names begin of what starts fresh, since plain weights have nothing for it.
+def layers_without_weights(values: dict, own: dict, head: str) -> list[str]:
+    """Return the prefixes of layers for which plain weights have nothing.
 
     These are layers that the file lacks, the last layer if it is of other classes, and the first
     convolution of stacked flow, which has more channels than a picture.
     """
     body = [name for name in own if not name.startswith(head)]
-    fresh = [name for name in body if name not in values]
-    if len(fresh) == len(body):  # not one layer fits
+    reinitialized = [name for name in body if name not in values]
+    if len(reinitialized) == len(body):  # not one layer fits
         return [head]
     fits = {name for name in own if name in values and values[name].shape == own[name].shape}
     if not {name for name in own if name.startswith(head)} <= fits:
-        fresh.append(head)
+        reinitialized.append(head)
     of_flow = [name for name in body if name.startswith("temporal.") and name not in fits]
-    return fresh + of_flow[:1]
+    return reinitialized + of_flow[:1]

@@ -12,13 +12,13 @@ from training.run_folder import (
     HISTORY_FILE,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
-    is_own,
-    occupied,
+    is_in_run_folder,
+    occupied_message,
 )
 
 
 def named_checkpoint(config: Config, name: str | None = None) -> Path:
-    """The file that `--checkpoint` names: `best`, `last` or a path.
+    """Return the file that `--checkpoint` names: `best`, `last` or a path.
 
     None: the config's `checkpoint`, or else the run folder's last.
     """
@@ -29,7 +29,7 @@ def named_checkpoint(config: Config, name: str | None = None) -> Path:
 
 
 def load_for(path, config: Config, class_names) -> dict:
-    """The checkpoint at `path`; if it is the run folder's last and damaged, the one before it.
+    """Load `path`; if it is the run folder's last and damaged, the one before it.
 
     Raises UserError if there is none, or if it knows other classes than `class_names`.
     """
@@ -49,20 +49,21 @@ def load_for(path, config: Config, class_names) -> dict:
 
 
 def which_weights(config: Config, checkpoint: dict) -> str:
-    """`epoch 8 (trainings/quickstart/checkpoint.pth.tar)`, and how to get the best if it is not."""
+    """Return `epoch 8 (run/checkpoint.pth.tar)`, and how to get the best if it is not."""
     path, epoch, step = (checkpoint.get(key) for key in ("path", "epoch", "step"))
     words = "an unknown epoch" if epoch is None else f"epoch {epoch}"
     words += f" and {step} steps ({path})" if step else f" ({path})"
     best = [row["epoch"] for row in checkpoint.get("history", [])
             if row.get("val_top1") == checkpoint.get("best_prec1", math.nan)]
-    is_last = is_own(path, config) and Path(path).name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    is_last = Path(path).name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    is_last = is_last and is_in_run_folder(path, config)
     if is_last and best and (best[0] != epoch or step):
         words += f"; the best is of epoch {best[0]}: --checkpoint best"
     return words
 
 
 def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
-    """What `--resume auto` resumes from: the run's own checkpoint, or else what `checkpoint` names.
+    """Return what `--resume auto` resumes from: the run's checkpoint, or what `checkpoint` names.
 
     None: there is none, so a run is to be started. Raises UserError as `load_for`, and where going
     on would lose epochs, because the checkpoint is not the last one, unless `overwrite` allows it.
@@ -72,12 +73,12 @@ def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
         return None
     checkpoint = load_for(path, config, class_names)
     history = folder / HISTORY_FILE
-    if is_own(path, config) and path.name != LAST_CHECKPOINT and history.exists():
+    if is_in_run_folder(path, config) and path.name != LAST_CHECKPOINT and history.exists():
         num_epochs = len(history.read_text().splitlines()) - 1
         if num_epochs > checkpoint.get("epoch", 0):
             if overwrite:
                 return None
-            raise UserError(occupied(folder))
+            raise UserError(occupied_message(folder))
     return checkpoint
 
 
@@ -88,11 +89,11 @@ def _path_for_auto(config) -> Path | None:
     if (folder / BEST_CHECKPOINT).exists():  # it died in its first save, which writes this first
         return folder / BEST_CHECKPOINT
     # A config may name the checkpoint that its own run is going to write.
-    return named if named and (named.exists() or not is_own(named, config)) else None
+    return named if named and (named.exists() or not is_in_run_folder(named, config)) else None
 
 
 def checkpoint_to_resume(config: Config, options, class_names) -> dict | None:
-    """What `--resume` goes on from; None: a run is to be started."""
+    """Return the checkpoint that `--resume` continues from, or None to start a run."""
     if options.resume == "auto":
         return load_for_auto(config, class_names, options.overwrite)
     if options.resume:

@@ -20,8 +20,13 @@ from training.optimization import (
     optimizer_state,
     training_is_over,
 )
-from training.pretrained import take_pretrained
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, is_own
+from training.pretrained import load_pretrained
+from training.run_folder import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    is_in_run_folder,
+)
 from utils import TrainingMetrics
 
 # What must not change between two steps of one epoch; nor must the training clips.
@@ -104,14 +109,14 @@ class Run:
 
 
 def start_run(config: Config, class_names, device, checkpoint=None, train_clips="") -> Run:
-    """A run at its beginning, or where `checkpoint`, one that `load_for` gave, was saved.
+    """Start a run, or continue one from `checkpoint`, which `load_for` returned.
 
     train_clips: the digest of the training set.
     """
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
     if checkpoint is None and config.pretrained:
-        take_pretrained(model, NETWORKS[config.model].head, config, class_names)
+        load_pretrained(model, NETWORKS[config.model].head, config, class_names)
     if config.deterministic and device.type == "cuda":
         warn_if_not_repeatable(model, config.model)
     _check_convolutions(model, config, device)
@@ -203,7 +208,7 @@ def restore(run: Run, checkpoint: dict) -> None:
         run.average.num_updates = checkpoint.get("ema_updates", 0)
     elif run.average:  # it was not kept so far
         run.average = AverageOfWeights(run.model, run.config.ema_decay)
-    run.state.load_state(checkpoint, is_own(path, run.config))
+    run.state.load_state(checkpoint, is_in_run_folder(path, run.config))
     run.is_last_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
     saved_scaler = checkpoint.get("scaler")
     if saved_scaler and run.config.precision == "fp16":
@@ -213,10 +218,10 @@ def restore(run: Run, checkpoint: dict) -> None:
     # Before its first step it is empty; fp16 leaves steps out while its scale is too high.
     elif checkpoint["optimizer"].get("state") or (run.state.epoch and not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
-    _check_epoch(run, checkpoint, say_what_changed(run.config, checkpoint))
+    _check_epoch(run, checkpoint, print_changed_keys(run.config, checkpoint))
 
 
-def say_what_changed(config: Config, checkpoint: dict) -> list[str]:
+def print_changed_keys(config: Config, checkpoint: dict) -> list[str]:
     """Print and return the keys whose values have changed since the checkpoint was saved."""
     saved = checkpoint.get("config", {})
     if saved:  # keys that an older version did not have were at their defaults

@@ -16,6 +16,7 @@ import torch
 
 from config import Config
 from system.errors import UserError
+from system.files import write_text
 
 LAST_CHECKPOINT = "checkpoint.pth.tar"
 PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
@@ -47,29 +48,29 @@ RESULTS_BELOW = {  # folder -> patterns of files
 TIME = "%Y-%m-%d %H:%M:%S"
 
 
-def is_own(path, config: Config) -> bool:
-    """Whether a checkpoint is one of the run folder's."""
+def is_in_run_folder(path, config: Config) -> bool:
+    """Return whether a checkpoint is one of the run folder's."""
     return Path(path).resolve().parent == config.run_folder.resolve()
 
 
-def prepare_run_folder(config: Config, goes_on: bool, overwrite: bool, devices: str) -> None:
-    """Makes the run folder and writes `config.json` and `versions.json` into it.
+def prepare_run_folder(config: Config, is_resumed: bool, overwrite: bool, devices: str) -> None:
+    """Make the run folder and write `config.json` and `versions.json` into it.
 
-    goes_on: the run in it is the one that is resumed. devices: what computes, in words.
+    is_resumed: the run in it is the one that is resumed. devices: what computes, in words.
     Raises UserError if another run is there already and may not be overwritten, OSError if the
     folder cannot be written.
     """
     folder = config.run_folder
-    if not (goes_on or overwrite):
+    if not (is_resumed or overwrite):
         check_unoccupied(folder)
     make_run_folder(config)
-    if not goes_on:
+    if not is_resumed:
         if overwrite:
             _delete_run(folder)
         for name in STARTED:
             (folder / name).unlink(missing_ok=True)
     _append_versions(folder / VERSIONS_FILE, devices)
-    write_whole(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
 
 
 def _delete_run(folder: Path) -> None:
@@ -99,10 +100,10 @@ def has_run(folder) -> bool:
 def check_unoccupied(folder) -> None:
     """Raise UserError if there is a run in the folder."""
     if has_run(folder):
-        raise UserError(occupied(folder))
+        raise UserError(occupied_message(folder))
 
 
-def occupied(folder) -> str:
+def occupied_message(folder) -> str:
     found = _records(folder)
     names = {LAST_CHECKPOINT: "last", PREVIOUS_CHECKPOINT: "last", BEST_CHECKPOINT: "best"}
     name = next((name for file, name in names.items() if file in found), None)
@@ -113,19 +114,19 @@ def occupied(folder) -> str:
 
 
 def make_run_folder(config: Config) -> Path:
-    """Makes the folder for what a command writes."""
+    """Make the folder for what a command writes."""
     config.run_folder.mkdir(parents=True, exist_ok=True)
     return config.run_folder
 
 
 def _append_versions(path, devices) -> None:
-    """Adds this start of the run to a JSON list: a resumed run may have been moved or updated."""
+    """Add this start of the run to a JSON list: a resumed run may have been moved or updated."""
     starts = _read_starts(path)
     if starts is None:
         raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
     started = time.strftime(TIME)
     starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
-    write_whole(path, json.dumps(starts, indent=2) + "\n")
+    write_text(path, json.dumps(starts, indent=2) + "\n")
 
 
 def _read_starts(path) -> list | None:
@@ -140,7 +141,7 @@ def record_last_epoch(folder) -> None:
     """Add the time to the last start of the run, in place of that of an earlier epoch."""
     if starts := _read_starts(folder / VERSIONS_FILE):  # someone may have deleted it
         starts[-1]["last_epoch"] = time.strftime(TIME)
-        write_whole(folder / VERSIONS_FILE, json.dumps(starts, indent=2) + "\n")
+        write_text(folder / VERSIONS_FILE, json.dumps(starts, indent=2) + "\n")
 
 
 def run_seconds(start: dict) -> float | None:
@@ -158,19 +159,8 @@ def is_recorded(config: Config, history: list[dict]) -> bool:
     return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > len(history)
 
 
-def write_whole(path, text) -> None:
-    """Write atomically: a process that dies here leaves the file as it was."""
-    partial = Path(f"{path}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not name it
-        raise
-
-
 def versions() -> dict[str, str]:
-    """Versions of what figures depend on, and the commit of this code."""
+    """Return the versions of what figures depend on, and the commit of this code."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

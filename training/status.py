@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from system import processes, stopping
 from system.errors import message_for_user
+from system.files import write_text
 from training.callback import Callback
-from training.run_folder import STATUS_FILE, write_whole
+from training.run_folder import STATUS_FILE
 
 
 class Status(BaseModel):
@@ -37,7 +38,7 @@ def write_status(folder: Path, state: str, **fields) -> None:
     """Write the status of this process's run to `folder`, atomically."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     status = Status(state=state, process_id=os.getpid(), time=now, **fields)
-    write_whole(folder / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
+    write_text(folder / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
 
 
 def read_status(folder: Path) -> Status | None:

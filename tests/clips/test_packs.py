@@ -125,7 +125,7 @@ def test_frames_that_are_near_are_read_together(packed):
     frames = PackedFrames(packed.clip("жест/ü ö;,"), MAX_PIXELS)
     size = max(frames.sizes)
     for gap, largest, num_reads in ((2**17, 2**23, 1), (size // 2, 2**23, 3), (2**17, size, 3)):
-        with mock.patch.multiple(packs, LARGEST_GAP=gap, LARGEST_READ=largest), \
+        with mock.patch.multiple(packs, MAX_GAP=gap, MAX_READ=largest), \
                 mock.patch.object(os, "pread", wraps=os.pread) as pread:
             assert len(list(frames.read([2, 9, 16]))) == 3
         assert pread.call_count == num_reads

@@ -17,9 +17,9 @@ from benchmarks.activations import kept_for_backward
 from config import MODEL_OPTIONS
 from model import build_model
 from networks.convolution_check import replace_wrong_convolutions
-from networks.inference import for_inference
+from networks.inference import fold_batchnorm
 from networks.recompute import recompute_activations
-from networks.stages import describe, without_data
+from networks.stages import describe, to_meta
 from system.memory import format_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
@@ -98,8 +98,8 @@ def test_a_copy_has_weights_of_its_own(name):
 def test_every_copy_that_the_program_makes_works():
     model, other, clips = build_pair("mobilenet3d")
     assert describe(other, (4, 40, 40)) == describe(model, (4, 40, 40))
-    assert all(parameter.is_meta for parameter in without_data(other).parameters())
-    assert torch.equal(for_inference(other)(clips), for_inference(model)(clips))
+    assert all(parameter.is_meta for parameter in to_meta(other).parameters())
+    assert torch.equal(fold_batchnorm(other)(clips), fold_batchnorm(model)(clips))
     assert list(other.state_dict()) == list(model.state_dict())
     for names in ("named_modules", "named_parameters", "named_buffers"):
         assert dict(getattr(other, names)()).keys() == dict(getattr(model, names)()).keys()

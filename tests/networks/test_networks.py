@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from config import BACKBONES, MODELS
 from model import build_model
 from networks.frame_networks import TemporalRelationNetwork
-from networks.inference import for_inference
-from networks.stages import count_parameters, describe, run_without_data, without_data
+from networks.inference import fold_batchnorm
+from networks.stages import count_parameters, describe, run_on_meta, to_meta
 from system.errors import UserError
 
 SMALL = {"clip_size": 4, "crop_size": 40, "backbone": "mobilenet_v3_small"}
@@ -50,7 +50,7 @@ def test_clips_become_logits_and_every_weight_learns(name):
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(clips), model(clips))
-        torch.testing.assert_close(for_inference(model)(clips), model(clips), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(fold_batchnorm(model)(clips), model(clips), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,7 +83,7 @@ def test_sizes_are_the_published_ones(name, keys, num_classes, shape, parameters
         model = build_model(config, num_classes)
     assert count_parameters(model) == pytest.approx(parameters, rel=0.02)
     with FlopCounterMode(display=False) as counter:
-        run_without_data(without_data(model), shape)
+        run_on_meta(to_meta(model), shape)
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.1)
 
 

@@ -23,8 +23,8 @@ import train
 from clips.annotations import read_annotations, read_labels
 from clips.sampling import sample_window
 from own_clips.class_folders import find_clips
-from own_clips.looking import Looks, look_at
 from own_clips.settings import choose_settings
+from own_clips.survey import ClipStats, survey
 
 # --- what is found -----------------------------------------------------------------------------
 
@@ -127,9 +127,9 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, capfd, name):
 def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5,
            labels=None, **given):
     """frames, moving: of each of 9 clips, or of all."""
-    looks = Looks(np.broadcast_to(frames, 9), np.full(9, rate), np.tile(size, (9, 1)),
+    stats = ClipStats(np.broadcast_to(frames, 9), np.full(9, rate), np.tile(size, (9, 1)),
                   np.broadcast_to(moving, 9), {}, labels)
-    choices = choose_settings(looks, num_clips, device, given)
+    choices = choose_settings(stats, num_clips, device, given)
     return {choice.key: choice.value for choice in choices}
 
 
@@ -184,7 +184,7 @@ def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
     write_clip(tmp_path / "still", frames)
     write_clip(tmp_path / "shaking", np.stack([np.roll(frame, 4 * number) + 20 * number
                                                for number, frame in enumerate(frames)]))
-    still, shaking = (look_at(tmp_path, [name], make_config()).moving_shares[0]
+    still, shaking = (survey(tmp_path, [name], make_config()).moving_shares[0]
                       for name in ("still", "shaking"))
     assert 0.1 < still < 0.25 and shaking > 0.9
 
@@ -245,7 +245,7 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
     assert do_train(root, tmp_path, "--group", "^([a-z]+)_") == 0
     output = capfd.readouterr().out
     assert "18 clips of 3 classes: Left 6, Right 6, Still 6" in output
-    assert "validation (" in output and "yardsticks" not in output
+    assert "validation (" in output and "baselines" not in output
     folder = tmp_path / "runs" / "clips"
     names = read_labels(folder / "labels.csv")
     people = []
@@ -474,12 +474,12 @@ def test_a_folder_of_the_same_name_does_not_take_over_a_run(tmp_path, capfd, fla
 
 
 def test_two_folders_of_one_name_at_once(tmp_path, capfd, monkeypatch):
-    """The second comes while the first looks at its clips, before it has written anything."""
+    """The second comes while the first stats at its clips, before it has written anything."""
     root = write_class_folders(tmp_path / "clips")
     folder = tmp_path / "runs" / "clips"
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\n"
-         "from system.locks import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
+         "from system.files import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
          "print('locked', flush=True)\ntime.sleep(60)", str(folder)],
         cwd=Path(train.__file__).parent, stdout=subprocess.PIPE)  # fmt: skip
     try:

@@ -153,16 +153,16 @@ import sys, time
 from datetime import timedelta
 import torch
 from system import processes
-processes.meet()  # imports may take one of them longer
+processes.rendezvous()  # imports may take one of them longer
 processes.TIMEOUT = timedelta(seconds=4)
 processes.join(torch.device("cpu"))
 assert processes.broadcast_from_main(lambda: time.sleep(6) or 7) == 7
-processes.leave()
+processes.shutdown()
 """
 
 
 def test_the_others_wait_for_long_work_of_the_main_process(tmp_path):
-    """Such as the yardsticks of thousands of long videos, which take longer than the time limit."""
+    """Such as the baselines of thousands of long videos, which take longer than the time limit."""
     (tmp_path / "slow.py").write_text(SLOW_MAIN)
     process = torchrun(2, tmp_path / "slow.py")
     assert process.returncode == 0, process.stderr

@@ -17,7 +17,7 @@ import train
 from clips.annotations import read_annotations, read_labels
 from system.errors import UserError
 from teaching import data_set as data_set_module
-from teaching.data_set import MOST_CLIPS, MOST_FRAMES, MOST_PIXELS, UNFINISHED, DataSet
+from teaching.data_set import MAX_CLIPS, MAX_FRAMES, MAX_PIXELS, UNFINISHED, DataSet
 
 NAMES = ['wave, "hi"', "拍手; x", "'quoted' <b>", "👨‍👩‍👧"]  # the last is joined of three
 
@@ -134,7 +134,7 @@ def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, t
         data.remove("1")
 
 
-@pytest.mark.parametrize("function", ["write_whole", "rename"])
+@pytest.mark.parametrize("function", ["write_text", "rename"])
 def test_an_interruption_leaves_what_was_there(open_folder, tmp_path, monkeypatch, function):
     def die(*_):
         raise OSError("the disk is full")
@@ -147,7 +147,7 @@ def test_an_interruption_leaves_what_was_there(open_folder, tmp_path, monkeypatc
         if function == "rename":
             patch.setattr("pathlib.Path.rename", die)
         else:
-            patch.setattr(data_set_module, "write_whole", die)
+            patch.setattr(data_set_module, "write_text", die)
         with pytest.raises(OSError, match="full"):
             data.add("c", jpegs([1, 2]))
     assert data.clips == before
@@ -165,7 +165,7 @@ def png():
 
 
 def large():
-    return simplejpeg.encode_jpeg(np.zeros((480, MOST_PIXELS // 480 + 1, 3), np.uint8))
+    return simplejpeg.encode_jpeg(np.zeros((480, MAX_PIXELS // 480 + 1, 3), np.uint8))
 
 
 PAIR = jpegs([1, 2])
@@ -176,7 +176,7 @@ REFUSED = {
     "a line end": ("a\nb", PAIR, "a gesture's name"),
     "control": ("a\x1b[0m", PAIR, "a gesture's name"),
     "one frame": ("a", PAIR[:1], "2 to 120 frames, not 1"),
-    "too many": ("a", PAIR * 61, f"2 to {MOST_FRAMES} frames, not 122"),
+    "too many": ("a", PAIR * 61, f"2 to {MAX_FRAMES} frames, not 122"),
     "text": ("a", [PAIR[0], b"<script>"], "only JPEG"),
     "png": ("a", [PAIR[0], png()], "only JPEG"),
     "cut": ("a", [PAIR[0], PAIR[1][:-30]], "damaged JPEG"),
@@ -194,8 +194,8 @@ def test_what_is_no_clip_is_refused(open_folder, tmp_path, case):
 
 
 def test_there_is_a_limit_to_clips(open_folder, monkeypatch):
-    assert MOST_CLIPS == 2000
-    monkeypatch.setattr(data_set_module, "MOST_CLIPS", 1)
+    assert MAX_CLIPS == 2000
+    monkeypatch.setattr(data_set_module, "MAX_CLIPS", 1)
     data = open_folder()
     data.add("a", PAIR)
     with pytest.raises(UserError, match="1 clips already"):

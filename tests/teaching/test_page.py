@@ -16,8 +16,8 @@ from movies import write_video
 from teach_page import served
 
 from clips.frames import FrameFolder
-from teaching import trying
-from teaching.data_set import MOST_PIXELS
+from teaching import live
+from teaching.data_set import MAX_PIXELS
 
 pytestmark = needs_chromium
 
@@ -112,7 +112,7 @@ def record(page, name) -> str:
 
 
 def frames_of(server, clip_id):
-    folder = FrameFolder(server.data_set.folder / "clips" / clip_id, MOST_PIXELS)
+    folder = FrameFolder(server.data_set.folder / "clips" / clip_id, MAX_PIXELS)
     return list(folder.frames_at(range(len(folder))))
 
 
@@ -214,9 +214,9 @@ def test_videos_and_folders_can_be_dropped_in(page, server, tmp_path):
 @pytest.fixture
 def network(server, monkeypatch):
     """The server has a network, which knows whether the numbers go up."""
-    monkeypatch.setattr(trying, "load_predictor", lambda path, device: Watcher())
+    monkeypatch.setattr(live, "load_predictor", lambda path, device: Watcher())
     server.training.run_folder.mkdir(parents=True)
-    server.trial.checkpoint.touch()
+    server.session.checkpoint.touch()
 
 
 def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
@@ -244,13 +244,13 @@ def test_a_network_is_only_replaced_after_a_second_press(network, page, server, 
     assert not pressed
     page.js("$('train').disabled = false; $('train').click()")
     page.until("/has begun/.test($('message').textContent)")
-    assert pressed == [{"goes_on": False}]
+    assert pressed == [{"is_resumed": False}]
 
 
 def test_a_page_that_begins_later_takes_over(network, page, server):
     page.js("$('try').click()")
     page.until("trial")
-    server.trial.begin()
+    server.session.begin()
     page.until("/another page has taken over/.test($('message').textContent)")
     assert page.js("$('try').textContent") == "Start"
     page.complaints.clear()  # Chromium reports each refused request

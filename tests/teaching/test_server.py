@@ -12,8 +12,8 @@ from runs import PROJECT
 from teach_page import ask, jpegs, packed, served
 
 import teach
-from teaching.data_set import MOST_FRAMES
-from teaching.server import MOST_BYTES, PATHS
+from teaching.data_set import MAX_FRAMES
+from teaching.server import MAX_BYTES, PATHS
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ REFUSED = {
     "no picture": (("POST", "/add", packed([b"<svg/>", b"GIF89a"]), {"name": "a"}), 400, "JPEG"),
     "cut off": (("POST", "/add", CLIP[:-1], {"name": "a"}), 400, "do not fill the request"),
     "no frames": (("POST", "/add", b"", {"name": "a"}), 400, "2 to 120 frames"),
-    "frames without end": (("POST", "/add", b"\0" * 4 * (MOST_FRAMES + 1), {"name": "a"}), 400,
+    "frames without end": (("POST", "/add", b"\0" * 4 * (MAX_FRAMES + 1), {"name": "a"}), 400,
                            "at most 120 frames"),
     "no clip": (("POST", "/remove", b"", {"id": "../../x"}), 400, "no clip ../../x"),
     "no thumbnail": (("GET", "/strip", None, {"id": "../../etc"}), 400, "no clip"),
@@ -78,7 +78,7 @@ UNREAD = {
     "no length": (("POST", "/stop", "", "127.0.0.1:{port}", ""), 411),
     "strange length": (("POST", "/stop", "", "127.0.0.1:{port}", "Content-Length: -1\r\n"), 400),
     "too large": (("POST", "/add", "", "127.0.0.1:{port}",
-                   f"Content-Length: {MOST_BYTES + 1}\r\n"), 413),
+                   f"Content-Length: {MAX_BYTES + 1}\r\n"), 413),
     "much too large": (("POST", "/add", "", "127.0.0.1:{port}",
                         f"Content-Length: {'9' * 5000}\r\n"), 413),
 }  # fmt: skip

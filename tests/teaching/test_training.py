@@ -100,7 +100,7 @@ def has_begun(found):
 def test_a_training_runs_to_its_end(training, project):
     assert training.progress()["state"] == "none"
     project("end")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "done" and found["has_report"] and found["has_network"]
     assert not found["can_go_on"] and found["log"] == "epoch 1\n"
@@ -117,7 +117,7 @@ def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project
         "model_name": "another place", "train_data_folder": "x", "train_data_csv": "x",
         "val_data_folder": "x", "val_data_csv": "x", "labels_csv": "x", "lr": 0.5,
     }))  # fmt: skip
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, lambda found: found["state"] == "done")
     config = load_config(training.config_path, sets=["train", "validation"])
     assert config.run_folder == training.data_set.folder / "trainings" / "mine"
@@ -127,7 +127,7 @@ def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project
 
 def test_a_renamed_folder_has_its_training(training, project, tmp_path):
     project("end")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, lambda found: found["state"] == "done")
     shutil.copytree(training.data_set.folder, tmp_path / "renamed")
     data = DataSet(tmp_path / "renamed")
@@ -138,7 +138,7 @@ def test_a_renamed_folder_has_its_training(training, project, tmp_path):
 
 def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_path):
     project("wait")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, has_begun)
     training.close()
     values = json.loads(training.config_path.read_text())
@@ -149,7 +149,7 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
     data = DataSet(tmp_path / "copy")
     copy = Training(data, "cpu", "cpu")
     project("end")
-    copy.start(goes_on=True)
+    copy.start(is_resumed=True)
     assert until(copy, lambda found: found["state"] != "running")["state"] == "done"
     data.close()
     assert (training.run_folder / "arguments.json").read_text() == before
@@ -161,7 +161,7 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
 
 def test_a_training_that_was_killed_is_said_to_be(training, project):
     project("wait")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, has_begun)
     os.kill(read_status(training.run_folder).process_id, signal.SIGKILL)
     found = until(training, lambda found: found["state"] != "running")
@@ -174,27 +174,27 @@ def test_a_training_that_was_killed_is_said_to_be(training, project):
 ])
 def test_a_failure_is_said(training, project, mode, error):
     project("fail")  # its status must not be taken for that of the next training
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, lambda found: found["state"] != "running")
     project(mode)
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "failed" and found["error"] == error
     training.config_path.write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        training.start(goes_on=False)
+        training.start(is_resumed=False)
 
 
 def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, project,
                                                                     make_training):
     project("wait")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, has_begun)
     later = make_training()  # after the server was killed and started again
     assert later.progress()["state"] == "running"
     for one in (training, later):
         with pytest.raises(UserError, match="running already"):
-            one.start(goes_on=False)
+            one.start(is_resumed=False)
     later.stop()
     for one in (training, later):
         found = until(one, lambda found: found["state"] != "running")
@@ -202,7 +202,7 @@ def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, pr
     config = json.loads(training.config_path.read_text())
     later.data_set.add("wave", jpegs([1, 2]))
     project("end")
-    later.start(goes_on=True)
+    later.start(is_resumed=True)
     assert until(later, lambda found: found["state"] != "running")["state"] == "done"
     arguments = json.loads((training.run_folder / "arguments.json").read_text())
     assert arguments[2:4] == ["--resume", "True"]
@@ -211,7 +211,7 @@ def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, pr
 
 def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project):
     project("end")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, lambda found: found["state"] == "done")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         write_status(training.run_folder, "training")
@@ -228,7 +228,7 @@ def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project)
 
 def test_the_server_stops_it_and_waits_until_all_is_saved(training, project):
     project("wait")
-    training.start(goes_on=False)
+    training.start(is_resumed=False)
     until(training, has_begun)
     training.close()
     assert (training.run_folder / "checkpoint.pth.tar").exists()
@@ -239,5 +239,5 @@ def test_five_clips_of_two_gestures_are_needed(training, project):
     project("end")
     training.data_set.remove("1")
     with pytest.raises(UserError, match=r"record more of wave \(4\)"):
-        training.start(goes_on=False)
+        training.start(is_resumed=False)
     assert training.progress()["state"] == "none"

@@ -64,7 +64,7 @@ def recognised(page, gesture) -> str:
 @needs_chromium
 @pytest.mark.slow
 def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(settings, "MOST_EPOCHS", 60)
+    monkeypatch.setattr(settings, "MAX_EPOCHS", 60)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads than idle cores wait for each other
     mine = tmp_path / "mine"
     cameras = {gesture: camera_of(tmp_path, gesture) for gesture in GESTURES}

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import train
 from model import NETWORKS, build_model
 from system.errors import UserError
-from training.pretrained import take_pretrained
+from training.pretrained import load_pretrained
 
 SMALL = {"clip_size": 4, "crop_size": 40}
 NAMES = ["Left", "Right", "Still"]
@@ -79,7 +79,7 @@ def into_hub(hub, weights_name, content) -> Path:
 def loaded(source, model="cnn_lstm", class_names=NAMES, **keys):
     config = make_config(model=model, pretrained=source, **SMALL | keys)
     network = build_model(config, len(class_names))
-    take_pretrained(network, NETWORKS[model].head, config, class_names)
+    load_pretrained(network, NETWORKS[model].head, config, class_names)
     return network.eval()
 
 

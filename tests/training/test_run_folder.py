@@ -14,7 +14,7 @@ import train
 HOLDER = """
 import sys, time
 from pathlib import Path
-from system.locks import FolderLock
+from system.files import FolderLock
 with FolderLock() as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)

@@ -17,14 +17,14 @@ from training.status import read_status
 def written(monkeypatch):
     """The states in the order in which they are written, with epochs, steps and messages."""
     found = []
-    write = status.write_whole
+    write = status.write_text
 
     def record(path, text):
         write(path, text)
         values = json.loads(text)
         found.append((values["state"], values["epoch"], values["step"], values["message"]))
 
-    monkeypatch.setattr(status, "write_whole", record)
+    monkeypatch.setattr(status, "write_text", record)
     monkeypatch.setattr(status.StatusFile, "SECONDS_BETWEEN_UPDATES", 0.0)
     return found
 

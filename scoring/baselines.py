@@ -18,18 +18,18 @@ from clips.transforms import LUMA
 from config import Config
 from data_loader import VideoFolder
 from system import processes
-from system.errors import first_few
+from system.errors import summarize
 from training.run import Run
 
 NAMES = {"most_frequent_top1": "the most frequent class", "linear_top1": "a linear model"}
 NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
 PENALTIES = np.logspace(-2, 5, 15)
-FEW_CLIPS = 8  # of a run without yardsticks, to find out whether any can be read
-MOST_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
+FEW_CLIPS = 8  # of a run without baselines, to find out whether any can be read
+MAX_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
 
 
-def yardsticks_of_run(run: Run, train: Annotations, validation: Annotations) -> dict[str, float]:
-    """Return the yardsticks of a run, computed by the main process unless its history has them.
+def baselines_of_run(run: Run, train: Annotations, validation: Annotations) -> dict[str, float]:
+    """Return the baselines of a run, computed by the main process unless its history has them.
 
     Raises FrameError if one of the clips that are read on the way cannot be read, and would stop
     the run, at the latest when the epoch is over.
@@ -42,8 +42,8 @@ def yardsticks_of_run(run: Run, train: Annotations, validation: Annotations) -> 
     def known_or_new():
         last_row = run.state.history[-1] if run.state.history else {}
         known = {name: last_row[f"val_{name}"] for name in NAMES if f"val_{name}" in last_row}
-        if known or config.yardstick_clips:
-            return known or yardsticks(train, validation, config, check)
+        if known or config.baseline_clips:
+            return known or baselines(train, validation, config, check)
         for annotations in (train, validation):
             few = np.linspace(0, len(annotations) - 1, min(FEW_CLIPS, len(annotations))).astype(int)
             _, unreadable = grey_pixels(annotations, config, few)
@@ -69,17 +69,17 @@ def _check_as_read(annotations, unreadable, config: Config, epoch: int, training
         raise FrameError(
             f"train_data_csv: no step of epoch {epoch + 1} can be done, since only one of "
             f"{num_clips:,} clips in {annotations.folder} can be read: "
-            f"{first_few(reasons.values(), 3)}; --check_data finds them all"
+            f"{summarize(reasons.values(), 3)}; --check_data finds them all"
         )
     check_bad_clips(reasons, annotations, "train" if training else "validation", config)
 
 
-def yardsticks(train: Annotations, validation: Annotations, config: Config,
+def baselines(train: Annotations, validation: Annotations, config: Config,
                check=lambda annotations, unreadable: None) -> dict[str, float]:
     """Return the validation top-1 of the most frequent class and of a linear model, in percent.
 
     The linear model is a ridge regression on 8 frames of 16 x 16 grey pixels, whose penalty is
-    chosen by leave-one-out validation on the training clips. It reads at most `yardstick_clips`
+    chosen by leave-one-out validation on the training clips. It reads at most `baseline_clips`
     training clips, drawn with the config's seed; unreadable ones are left out. Without clips of two
     classes, or validation clips, there is none.
     check: called with the positions of the unreadable clips of each set; may raise.
@@ -89,7 +89,7 @@ def yardsticks(train: Annotations, validation: Annotations, config: Config,
     counts = np.bincount(train.labels, minlength=len(train.class_names))
     scores = {"most_frequent_top1": 100 * float(np.mean(validation.labels == counts.argmax()))}
     rng, sets = np.random.default_rng(config.seed), []
-    for annotations, most in ((train, config.yardstick_clips), (validation, MOST_VALIDATION_CLIPS)):
+    for annotations, most in ((train, config.baseline_clips), (validation, MAX_VALIDATION_CLIPS)):
         indices = np.arange(len(annotations))
         if len(indices) > most:
             indices = np.sort(rng.choice(indices, most, replace=False))

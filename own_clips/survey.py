@@ -10,17 +10,17 @@ from clips.frames import FrameError
 from clips.packs import Pack, clip_path
 from clips.reading import open_clip
 from config import Config
-from scoring.yardsticks import small_grey_frames
+from scoring.baselines import small_grey_frames
 from system import processes
-from system.errors import UserError, first_few
+from system.errors import UserError, summarize
 
-MOST_CLIPS = 2000  # that are opened; of more, a sample
-LARGEST_BAD_SHARE = 0.1
-LEAST_CHANGE = 5 / 255  # standard deviation of a pixel over time, above the noise of a camera
+MAX_CLIPS = 2000  # that are opened; of more, a sample
+MAX_BAD_SHARE = 0.1
+MIN_CHANGE = 5 / 255  # standard deviation of a pixel over time, above the noise of a camera
 
 
 @dataclass
-class Looks:
+class ClipStats:
     """What a sample of clips looks like. Arrays have one entry per clip that can be read."""
 
     num_frames: np.ndarray
@@ -36,7 +36,7 @@ class Looks:
         return self.num_frames / self.native_rates
 
 
-def look_at(root: str | Pack, ids: list[str], config: Config, labels=None) -> Looks:
+def survey(root: str | Pack, ids: list[str], config: Config, labels=None) -> ClipStats:
     """Open each clip, or an even sample of 2,000, and decode a few of its frames.
 
     labels: the class of each clip, if known.
@@ -45,43 +45,43 @@ def look_at(root: str | Pack, ids: list[str], config: Config, labels=None) -> Lo
     own_rate = root.about.get("frame_rate") if isinstance(root, Pack) else None
     keys = {"frame_rate": own_rate or config.frame_rate, "frame_height": None}
     config = config.model_copy(update=keys)  # nothing is chosen yet
-    places = np.linspace(0, len(ids) - 1, min(MOST_CLIPS, len(ids))).astype(int)
+    places = np.linspace(0, len(ids) - 1, min(MAX_CLIPS, len(ids))).astype(int)
     chosen = [ids[place] for place in places]
     good, bad = [], {}
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        found = pool.map(lambda clip_id: _look(clip_path(root, clip_id), config), chosen)
+        found = pool.map(lambda clip_id: _measure(clip_path(root, clip_id), config), chosen)
         for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
                                               disable=None), strict=True):
             if isinstance(look, str):
                 bad[clip_id] = look
             else:
                 good.append(look)
-    if len(bad) > LARGEST_BAD_SHARE * len(chosen):
+    if len(bad) > MAX_BAD_SHARE * len(chosen):
         folders = {clip_id: clip_id.rpartition("/")[0] for clip_id in chosen}
         sound = {folder for clip_id, folder in folders.items() if clip_id not in bad}
         lost = sorted(set(folders.values()) - sound)
         raise UserError(
             f"--data {root}: {len(bad):,} of {len(chosen):,} clips cannot be read"
-            f"{f', all those in {first_few(lost, 5)}' if lost else ''}, such as "
-            f"{first_few(bad.values(), 2)}; repair or remove them"
+            f"{f', all those in {summarize(lost, 5)}' if lost else ''}, such as "
+            f"{summarize(bad.values(), 2)}; repair or remove them"
         )
     num_frames, rates, sizes, moving = map(np.array, zip(*good, strict=True))
     if own_rate:
         rates = np.full(len(good), own_rate)
     if labels is not None:
         labels = np.array([labels[place] for place in places if ids[place] not in bad])
-    return Looks(num_frames, rates, sizes, moving, bad, labels)
+    return ClipStats(num_frames, rates, sizes, moving, bad, labels)
 
 
-def _look(path, config):
-    """Return a clip's entries of `Looks`, or why the clip cannot be read."""
+def _measure(path, config):
+    """Return a clip's entries of `ClipStats`, or why the clip cannot be read."""
     try:
         source = open_clip(path, config)
         size = next(iter(source.frames_at([0]))).shape[:2]
         changes = small_grey_frames(source).std(0)
     except FrameError as error:
         return str(error)
-    moving_share = float(np.mean(changes > LEAST_CHANGE))
+    moving_share = float(np.mean(changes > MIN_CHANGE))
     if hasattr(source, "native_rate"):  # a film
         num_frames = round(len(source) / config.frame_rate * source.native_rate)
         return num_frames, source.native_rate, size, moving_share

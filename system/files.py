@@ -1,4 +1,4 @@
-"""File locks: one process at a time writes a file or a folder.
+"""Files that are written whole or not at all, and locks: one process at a time writes a folder.
 
 A lock ends with its process, however that ends. File systems without locks lock nothing.
 """
@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from system.errors import UserError
@@ -15,6 +15,43 @@ from system.errors import UserError
 LOCK_FILE = "run.lock"
 SECONDS_TO_NOTICE = 120  # that a host has died; NFS takes 90
 MAX_HOLDER_BYTES = 4096
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path, backup=None, sync: bool = False, partial=None):
+    """Yield a binary file that takes the place of `path` when the block ends without an error.
+
+    backup: where the file goes that is replaced. sync: wait until the disk has the new one.
+    partial: its name until then. Raises OSError that names `path`, which is then as it was.
+    """
+    partial = Path(partial or f"{path}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        if backup and os.path.exists(path):
+            os.replace(path, backup)
+        os.replace(partial, path)
+    except Exception as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk does not name it
+        raise
+
+
+def write_text(path, text: str) -> None:
+    """Write UTF-8 text atomically; bytes of paths that are not UTF-8 are escaped."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+# --- locks -------------------------------------------------------------------------------------
 
 
 def try_lock(descriptor: int, with_children: bool = True) -> bool:

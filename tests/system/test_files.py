@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from system.errors import UserError
-from system.locks import LOCK_FILE, FolderLock, open_locked, try_lock
+from system.files import LOCK_FILE, FolderLock, open_locked, try_lock
 
 PROJECT = Path(__file__).parent.parent.parent
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from system.locks import FolderLock
+from system.files import FolderLock
 with FolderLock() as lock:
     lock.take(Path(sys.argv[1]))
     child = os.fork()  # as a worker of the loader, which outlives a killed process

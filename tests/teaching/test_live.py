@@ -8,8 +8,8 @@ import pytest
 from teach_page import jpegs
 
 from system.errors import UserError
-from teaching import trying
-from teaching.trying import SMOOTHING_SECONDS, SURE, Trial
+from teaching import live
+from teaching.live import SMOOTHING_SECONDS, SURE, LiveSession
 
 
 class Witness:
@@ -28,99 +28,99 @@ class Witness:
 
 
 @pytest.fixture
-def make_trial(tmp_path, monkeypatch):
+def make_session(tmp_path, monkeypatch):
     def make(rate=12.0):
         witness = Witness(rate)
-        monkeypatch.setattr(trying, "load_predictor", lambda path, device: witness)
+        monkeypatch.setattr(live, "load_predictor", lambda path, device: witness)
         (tmp_path / "best").touch()
-        trial = Trial(tmp_path / "best", None)
-        assert trial.begin() == {"turn": 1, "classes": Witness.classes}
-        return trial, witness
+        session = LiveSession(tmp_path / "best", None)
+        assert session.begin() == {"turn": 1, "classes": Witness.classes}
+        return session, witness
 
     return make
 
 
-def show(trial, times, values=None):
+def show(session, times, values=None):
     """Frames whose grey value is 4 per twelfth of a second; returns the last answer."""
     values = [round(48 * time) for time in times] if values is None else values
-    return trial.look(trial.turn, list(times), jpegs(values))
+    return session.look(session.turn, list(times), jpegs(values))
 
 
 TWELFTHS = np.arange(37) / 12
 
 
-def test_there_are_no_scores_before_three_seconds(make_trial):
-    trial, witness = make_trial()
-    assert show(trial, TWELFTHS[:35]) == {"scores": None, "verdict": None}
+def test_there_are_no_scores_before_three_seconds(make_session):
+    session, witness = make_session()
+    assert show(session, TWELFTHS[:35]) == {"scores": None, "verdict": None}
     assert not witness.seen
-    assert show(trial, TWELFTHS[35:36]) == {"scores": [1, 0], "verdict": 0}
+    assert show(session, TWELFTHS[35:36]) == {"scores": [1, 0], "verdict": 0}
     assert witness.seen == [[4 * number for number in range(36)]]
-    show(trial, TWELFTHS[36:])
+    show(session, TWELFTHS[36:])
     assert witness.seen[1] == [4 * number for number in range(1, 37)]
 
 
-def test_a_slow_machine_shows_fewer_frames_at_the_same_speed(make_trial):
-    trial, witness = make_trial()
-    show(trial, [0, 1, 1.25, 2, 3])
+def test_a_slow_machine_shows_fewer_frames_at_the_same_speed(make_session):
+    session, witness = make_session()
+    show(session, [0, 1, 1.25, 2, 3])
     assert witness.seen == [[0] * 11 + [48] * 3 + [60] * 9 + [96] * 12 + [144]]
-    trial, witness = make_trial(rate=4.0)  # a network that was trained on other clips
-    show(trial, TWELFTHS)
+    session, witness = make_session(rate=4.0)  # a network that was trained on other clips
+    show(session, TWELFTHS)
     assert witness.seen == [[12 * number for number in range(1, 13)]]
 
 
-def test_after_a_pause_the_movement_begins_anew(make_trial):
-    trial, witness = make_trial()
-    assert show(trial, TWELFTHS)["scores"]
-    assert show(trial, [4.5])["scores"] is None
-    assert show(trial, 4.5 + TWELFTHS[1:36], range(35))["scores"]
+def test_after_a_pause_the_movement_begins_anew(make_session):
+    session, witness = make_session()
+    assert show(session, TWELFTHS)["scores"]
+    assert show(session, [4.5])["scores"] is None
+    assert show(session, 4.5 + TWELFTHS[1:36], range(35))["scores"]
     assert witness.seen[-1][1:] == list(range(35))
 
 
-def test_scores_are_smoothed_by_time_and_a_verdict_needs_a_sure_one(make_trial):
-    trial, witness = make_trial()
+def test_scores_are_smoothed_by_time_and_a_verdict_needs_a_sure_one(make_session):
+    session, witness = make_session()
     witness.share = 0.9
-    assert show(trial, TWELFTHS[:36]) == {"scores": [pytest.approx(0.9), pytest.approx(0.1)],
+    assert show(session, TWELFTHS[:36]) == {"scores": [pytest.approx(0.9), pytest.approx(0.1)],
                                           "verdict": 0}  # fmt: skip
     witness.share, before = 0.3, 0.9
     for time in (3.0, 3.25, 4.0):
-        last = trial.frames[-1][0]
+        last = session.frames[-1][0]
         keep = math.exp(-(time - last) / SMOOTHING_SECONDS)
         before = keep * before + (1 - keep) * 0.3
-        answer = show(trial, [time])
+        answer = show(session, [time])
         assert answer["scores"] == [pytest.approx(before), pytest.approx(1 - before)]
         assert answer["verdict"] == (0 if before >= SURE else 1 if 1 - before >= SURE else None)
 
 
-def test_backwards_the_same_frames_are_seen_in_reverse(make_trial):
-    trial, witness = make_trial()
+def test_backwards_the_same_frames_are_seen_in_reverse(make_session):
+    session, witness = make_session()
     with pytest.raises(UserError, match="wait until 3 seconds"):
-        trial.backwards(1)
-    show(trial, TWELFTHS)
-    assert trial.backwards(1) == {"forwards": [1, 0], "backwards": [0, 1]}
+        session.backwards(1)
+    show(session, TWELFTHS)
+    assert session.backwards(1) == {"forwards": [1, 0], "backwards": [0, 1]}
     assert witness.seen[-1] == witness.seen[-2][::-1] == witness.seen[0][::-1]
 
 
-def test_a_page_that_begins_later_takes_over(make_trial):
-    trial, _ = make_trial()
-    show(trial, TWELFTHS)
-    assert trial.begin()["turn"] == 2
-    for request in (lambda: trial.look(1, [9], jpegs([0])), lambda: trial.backwards(1)):
+def test_a_page_that_begins_later_takes_over(make_session):
+    session, _ = make_session()
+    show(session, TWELFTHS)
+    assert session.begin()["turn"] == 2
+    for request in (lambda: session.look(1, [9], jpegs([0])), lambda: session.backwards(1)):
         with pytest.raises(UserError, match="another page has taken over"):
             request()
-    assert show(trial, [0.0]) == {"scores": None, "verdict": None}
+    assert show(session, [0.0]) == {"scores": None, "verdict": None}
 
 
 def test_a_request_before_a_network_is_loaded_is_refused(tmp_path):
     with pytest.raises(UserError, match="another page has taken over"):
-        Trial(tmp_path / "none.tar", None).backwards(0)
+        LiveSession(tmp_path / "none.tar", None).backwards(0)
 
 
 @pytest.mark.parametrize(("times", "message"), [
     ([], "1 frames with 0 times"), ([1, 2], "1 frames with 2 times"), ([0.5], "must increase"),
     ([0.4], "must increase"),
 ])  # fmt: skip
-def test_frames_without_a_place_in_time_are_refused(make_trial, times, message):
-    trial, _ = make_trial()
-    show(trial, [0.5])
+def test_frames_without_a_place_in_time_are_refused(make_session, times, message):
+    session, _ = make_session()
+    show(session, [0.5])
     with pytest.raises(UserError, match=message):
-        trial.look(1, times, jpegs([0]))
+        session.look(1, times, jpegs([0]))

@@ -9,7 +9,7 @@ from runs import make_settings, read_csv, run_folder, write_config
 
 import train
 from clips.annotations import read_annotations
-from scoring.yardsticks import yardsticks
+from scoring.baselines import baselines
 
 
 def bright_and_dark(root, counts, labels=("dark", "bright")):
@@ -28,27 +28,27 @@ def bright_and_dark(root, counts, labels=("dark", "bright")):
 def test_a_linear_model_tells_bright_from_dark(tmp_path):
     training = bright_and_dark(tmp_path / "train", (9, 6))
     validation = bright_and_dark(tmp_path / "validation", (3, 7))
-    found = yardsticks(training, validation, make_config())
+    found = baselines(training, validation, make_config())
     assert found == {"most_frequent_top1": 30.0, "linear_top1": 100.0}
-    assert yardsticks(training, validation, make_config(yardstick_clips=8)) == found
+    assert baselines(training, validation, make_config(baseline_clips=8)) == found
 
 
 def test_clips_that_cannot_be_read_are_left_out(tmp_path):
     training = bright_and_dark(tmp_path / "train", (5, 5))
     for number in range(3):
         (tmp_path / "train" / "clips" / str(number) / "00003.jpg").write_bytes(b"")
-    assert yardsticks(training, training, make_config())["linear_top1"] == 100
+    assert baselines(training, training, make_config())["linear_top1"] == 100
 
 
 def test_one_class_gives_no_linear_model(tmp_path):
     training = bright_and_dark(tmp_path / "train", (4, 0))
-    assert yardsticks(training, training, make_config()) == {"most_frequent_top1": 100.0}
+    assert baselines(training, training, make_config()) == {"most_frequent_top1": 100.0}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("yardsticks")
-    settings = make_settings(folder, yardstick_clips=10, lr=1e-6, last_lr=0)
+    folder = tmp_path_factory.mktemp("baselines")
+    settings = make_settings(folder, baseline_clips=10, lr=1e-6, last_lr=0)
     return settings, write_config(folder / "config.json", settings)
 
 
@@ -57,7 +57,7 @@ def test_a_run_says_them_before_and_after(run, capfd):
     assert train.main(["-c", config, "-g", "cpu", "--set", "num_epochs=1"]) == 0
     output = capfd.readouterr().out
     before, after = output.split("epoch   1")
-    assert "yardsticks, validation top-1: the most frequent class 42.9 %, a linear model" in before
+    assert "baselines, validation top-1: the most frequent class 42.9 %, a linear model" in before
     row = read_csv(run_folder(settings) / "history.csv")[0]
     best = max(float(row["val_most_frequent_top1"]), float(row["val_linear_top1"]))
     assert ("is below the" in after) == (float(row["val_top1"]) < best)
@@ -65,16 +65,16 @@ def test_a_run_says_them_before_and_after(run, capfd):
 
 def test_a_resumed_run_keeps_them(run, monkeypatch, capfd):
     settings, config = run
-    monkeypatch.setattr("scoring.yardsticks.yardsticks", lambda *_: 1 / 0)
+    monkeypatch.setattr("scoring.baselines.baselines", lambda *_: 1 / 0)
     assert train.main(["-c", config, "-g", "cpu", "--resume", "auto"]) == 0
     rows = read_csv(run_folder(settings) / "history.csv")
     assert len(rows) == 2 and rows[0]["val_linear_top1"] == rows[1]["val_linear_top1"]
 
 
-def test_a_warning_names_the_yardstick_that_was_not_reached(tmp_path, capfd):
+def test_a_warning_names_the_baseline_that_was_not_reached(tmp_path, capfd):
     """Labels that say which side is bright, and a network that cannot move."""
     rng = np.random.default_rng(0)
-    settings = make_settings(tmp_path, yardstick_clips=100, lr=1e-9, last_lr=0, num_epochs=1)
+    settings = make_settings(tmp_path, baseline_clips=100, lr=1e-9, last_lr=0, num_epochs=1)
     for number in range(1, 30):
         folder = tmp_path / "data" / "clips" / str(number)
         for frame in folder.iterdir():
@@ -125,7 +125,7 @@ def error_of(settings, tmp_path, capfd, *flags) -> str:
 @pytest.mark.parametrize(("name", "numbers"), [
     ("train", range(1, 23)), ("validation", range(23, 30)), ("train", range(1, 30))])
 def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, skip):
-    settings = make_settings(tmp_path, yardstick_clips=100, **skip)
+    settings = make_settings(tmp_path, baseline_clips=100, **skip)
     damage(settings, numbers, content)
     error = error_of(settings, tmp_path, capfd)
     num_clips = {"train": 22, "validation": 7}[name]
@@ -144,7 +144,7 @@ def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, s
     ([29], "no validation clip of 'Still'"),
 ])  # fmt: skip
 def test_a_class_that_cannot_be_read_is_named(tmp_path, capfd, numbers, message, skip):
-    settings = make_settings(tmp_path, yardstick_clips=100, **skip)
+    settings = make_settings(tmp_path, baseline_clips=100, **skip)
     if numbers == [29]:
         numbers = [number for number in range(23, 30) if (number - 23) % 3 == 2]
     damage(settings, numbers)
@@ -152,7 +152,7 @@ def test_a_class_that_cannot_be_read_is_named(tmp_path, capfd, numbers, message,
 
 
 def test_a_clip_that_would_stop_the_run_stops_it_before_the_first_step(tmp_path, capfd):
-    settings = make_settings(tmp_path, yardstick_clips=100)
+    settings = make_settings(tmp_path, baseline_clips=100)
     damage(settings, [23, 29])
     error = error_of(settings, tmp_path, capfd)
     assert "clips/23/" in error and "nor can 1 more of the 7 validation clips be read: 29" in error
@@ -160,32 +160,32 @@ def test_a_clip_that_would_stop_the_run_stops_it_before_the_first_step(tmp_path,
 
 def test_damage_that_the_epoch_does_not_read_stops_nothing(tmp_path, capfd):
     """The window in the middle of a long clip does not have its last frame."""
-    settings = make_settings(tmp_path, yardstick_clips=100, num_epochs=1, step_size=1)
+    settings = make_settings(tmp_path, baseline_clips=100, num_epochs=1, step_size=1)
     damage(settings, [23], only_last=True)
     assert train.main(["-c", write_config(tmp_path / "c.json", settings), "-g", "cpu"]) == 0
-    assert "yardsticks, validation" in capfd.readouterr().out
+    assert "baselines, validation" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("numbers", [range(1, 23), range(23, 30)])
-def test_without_yardsticks_no_clip_at_all_is_noticed_early(tmp_path, capfd, numbers):
-    settings = make_settings(tmp_path, yardstick_clips=0)
+def test_without_baselines_no_clip_at_all_is_noticed_early(tmp_path, capfd, numbers):
+    settings = make_settings(tmp_path, baseline_clips=0)
     damage(settings, numbers)
     assert f"clips/{numbers[0]}/" in error_of(settings, tmp_path, capfd)
     assert not run_folder(settings).exists()  # it was before the first step
 
 
 def test_a_class_that_vanishes_in_an_epoch_is_named(tmp_path, capfd):
-    settings = make_settings(tmp_path, yardstick_clips=0, **SKIP)
+    settings = make_settings(tmp_path, baseline_clips=0, **SKIP)
     damage(settings, [24, 27])
     config = write_config(tmp_path / "config.json", settings)
     assert train.main(["-c", config, "-g", "cpu"]) == 2
     assert "no validation clip of 'Right' (2) can be read" in capfd.readouterr().err
 
 
-def test_yardsticks_without_readable_clips_have_no_linear_model(tmp_path):
+def test_baselines_without_readable_clips_have_no_linear_model(tmp_path):
     training = bright_and_dark(tmp_path / "train", (5, 5))
     broken = bright_and_dark(tmp_path / "broken", (2, 3))
     for path in (tmp_path / "broken" / "clips").glob("*/*"):
         path.write_bytes(b"")
-    assert yardsticks(training, broken, make_config()) == {"most_frequent_top1": 60.0}
-    assert yardsticks(broken, training, make_config()) == {"most_frequent_top1": 50.0}
+    assert baselines(training, broken, make_config()) == {"most_frequent_top1": 60.0}
+    assert baselines(broken, training, make_config()) == {"most_frequent_top1": 50.0}

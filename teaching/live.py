@@ -17,11 +17,11 @@ from teaching.data_set import decode_jpeg
 # As benchmarks/smoothing.py measured: all gestures are recognised, and no wrong one flashes up.
 SMOOTHING_SECONDS = 0.25  # time constant of the average of scores
 SURE = 0.8  # smoothed share above which there is a verdict
-LONGEST_GAP = 1.0  # seconds without a frame, after which the movement begins anew
-MOST_KEPT = 600  # frames
+MAX_GAP = 1.0  # seconds without a frame, after which the movement begins anew
+MAX_KEPT = 600  # frames
 
 
-class Trial:
+class LiveSession:
     """The camera's last seconds, by the page's own times, and the scores of what they show.
 
     A slow machine sends fewer frames; each is shown until the next, so movements keep their speed.
@@ -46,7 +46,7 @@ class Trial:
             return {"turn": self.turn, "classes": predictor.classes}
 
     def _forget(self):
-        self.frames = deque(maxlen=MOST_KEPT)  # (seconds, uint8 RGB [H, W, 3])
+        self.frames = deque(maxlen=MAX_KEPT)  # (seconds, uint8 RGB [H, W, 3])
         self.smooth, self.scored_at = None, 0.0
 
     def look(self, turn: float, times: list[float], pictures: list[bytes]) -> dict:
@@ -91,7 +91,7 @@ class Trial:
     def _append(self, time, frame):
         if self.frames and time <= self.frames[-1][0]:
             raise UserError("the times of frames must increase")
-        if self.frames and time - self.frames[-1][0] > LONGEST_GAP:
+        if self.frames and time - self.frames[-1][0] > MAX_GAP:
             self._forget()
         self.frames.append((time, frame))
         while len(self.frames) > 1 and time - self.frames[1][0] >= LIVE_SECONDS:
