@@ -62,7 +62,7 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
             f"{checkpoint}: {config.model} takes optical flow, which the exported network cannot "
             "compute; export a network that takes RGB only"
         )
-    shape = (config.clip_size, *config.crop, 3)
+    shape = (*config.clip_shape, 3)
     clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
     network = FromBytes(predictor).eval().requires_grad_(False)
     program = torch.export.export(

@@ -99,9 +99,8 @@ class Network(NamedTuple):
 
 
 def build_conv3d(config: Config, num_classes) -> nn.Module:
-    clip_shape = (config.clip_size, *config.crop)
     return ConvColumn(
-        num_classes, clip_shape, config.block_widths, config.head_widths, config.dropout
+        num_classes, config.clip_shape, config.block_widths, config.head_widths, config.dropout
     )
 
 
@@ -126,7 +125,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.momentum = BATCHNORM_MOMENTUM
     try:
-        run_on_meta(to_meta(model), (config.clip_size, *config.crop))
+        run_on_meta(to_meta(model), config.clip_shape)
     except (RuntimeError, ValueError):
         height, width = config.crop
         raise UserError(

@@ -251,17 +251,16 @@ def run_training(config: Config, options, device) -> None:
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
-    clip_shape = (config.clip_size, *config.crop)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # In a log, too, before the first epoch.
-    print(format_description(describe(run.model, clip_shape), num_clips), flush=True)
+    print(format_description(describe(run.model, config.clip_shape), num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:
         run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
     run.network = processes.parallel(
-        run.model, device, (num_clips, *clip_shape, config.num_channels),
+        run.model, device, (num_clips, *config.clip_shape, config.num_channels),
         autocast(device, config.precision),
     )  # fmt: skip
     if options.profile:

@@ -232,7 +232,7 @@ def opposites_told_apart(predictions_csvs, opposites) -> dict:
 def size(options, changes) -> dict:
     """Return GFLOP per clip and number of parameters of a variant, and the memory per clip."""
     config, model = network_of(options, changes)
-    network = describe(model, (config.clip_size, *config.crop))
+    network = describe(model, config.clip_shape)
     return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": network.flops / 1e9,
             "parameters": network.num_parameters}
 
@@ -242,7 +242,7 @@ def kept_a_clip(options, changes) -> float:
     config, model = network_of(options, changes)
     if config.checkpoint_activations:
         recompute_activations(model)
-    clips = torch.zeros(2, config.num_channels, config.clip_size, *config.crop)
+    clips = torch.zeros(2, config.num_channels, *config.clip_shape)
     return kept_for_backward(model, clips) / 2 / MIB
 
 

@@ -87,7 +87,7 @@ def count(config, num_clips, num_classes, is_training, number_type) -> Work:
     with META:
         model = build_model(config, num_classes).to(number_type)
     model = model.train() if is_training else fold_batchnorm(model)
-    shape = (num_clips, config.clip_size, *config.crop, config.num_channels)
+    shape = (num_clips, *config.clip_shape, config.num_channels)
     with Work(is_fused=is_training and config.compile) as work:
         clips = to_network_input(torch.empty(shape, dtype=torch.uint8, device=META), META, config)
         with torch.set_grad_enabled(is_training):

@@ -145,7 +145,7 @@ def make_config(options) -> Config:
 def make_batch(config, num_clips) -> Batch:
     """Return a batch of noise, as a loader returns it."""
     generator = torch.Generator().manual_seed(0)
-    shape = (num_clips, 1, config.clip_size, *config.crop, 3)
+    shape = (num_clips, 1, *config.clip_shape, 3)
     clips = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     labels = torch.randint(NUM_CLASSES, (num_clips,), generator=generator)
     if torch.cuda.is_available():

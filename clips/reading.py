@@ -35,7 +35,7 @@ def eval_transforms(config: Config) -> list:
 
 def eval_shape(config: Config) -> tuple[int, ...]:
     """Return the shape of a clip's evaluation input, (K, T, H, W, C)."""
-    return config.windows_per_video, config.clip_size, *config.crop, config.num_channels
+    return config.windows_per_video, *config.clip_shape, config.num_channels
 
 
 def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:

@@ -138,7 +138,7 @@ def _check_convolutions(model, config: Config, device) -> None:
     """
     if device.type == "cuda" and precision_name(config.precision, device) == "fp32":
         replace_slow_gradients(model)
-    clip_shape = (config.clip_size, *config.crop)
+    clip_shape = config.clip_shape
     num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
     replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
     num_windows = config.videos_per_eval_batch * config.windows_per_video
