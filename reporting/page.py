@@ -21,7 +21,7 @@ from scoring import evaluation, results
 from scoring.baselines import NAMES as BASELINES
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
-from system.errors import UserError, message_for_user, summarize
+from system.errors import UserError, message_for_user, summarize_validation
 from system.files import write_text
 from training.run_folder import (
     CONFIG_FILE,
@@ -390,7 +390,7 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
     try:
         config, note = Config.model_validate({"model_name": "evaluation"} | (keys or {})), ""
     except ValidationError as error:
-        names = summarize(".".join(map(str, problem["loc"])) for problem in error.errors())
+        names = summarize_validation(error, with_reasons=False)
         note = f"the config is from another version of the program ({names})"
     if keys is None:
         config, note = None, "the folder of the clips is unknown"

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scoring.folds import stratified_folds
-from system.errors import UserError, summarize
+from system.errors import UserError, summarize, summarize_validation
 from system.files import write_text
 from training.checkpoint import check_classes
 
@@ -209,10 +209,8 @@ def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str
     try:
         stack = Stack.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:  # also pydantic's
-        reason = str(error).split("\n")[0]
-        if isinstance(error, ValidationError):
-            problem = error.errors()[0]
-            reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
+        is_invalid = isinstance(error, ValidationError)
+        reason = summarize_validation(error, 3) if is_invalid else error
         raise UserError(
             f"{path}: no checkpoint, and no stack or a damaged one ({reason}); fit it again by "
             "train.py --stack"
