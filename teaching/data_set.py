@@ -19,7 +19,7 @@ from clips.annotations import read_annotations, read_rows
 from clips.frames import decode_frame, natural_key
 from clips.reading import open_clip
 from config import Config
-from own_clips.splitting import split
+from own_clips.splitting import choose_validation
 from system.errors import UserError, summarize
 from system.files import try_lock, write_text
 
@@ -148,7 +148,7 @@ class DataSet:
         with self.lock:
             if len(set(self.clips.values())) < len(SETS) * len(self.counts()):
                 labels = [label for label, _ in self.clips.values()]
-                flags = split(labels, list(self.clips), seed=0)
+                flags = choose_validation(labels, list(self.clips), seed=0)
                 self._write({key: (label, SETS[int(flag)])
                              for key, label, flag in zip(self.clips, labels, flags, strict=True)})
 
