@@ -12,7 +12,7 @@ from clips.annotations import Annotations
 from clips.bad_clips import check_bad_clips
 from clips.batches import ClipKey
 from clips.frames import FrameError
-from clips.reading import open_clip
+from clips.reading import distinct_frames, open_clip
 from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
@@ -131,10 +131,8 @@ def small_grey_frames(source) -> np.ndarray:
 
     source: as `clips.reading.open_clip` returns it. Raises FrameError.
     """
-    positions = sample_segments(len(source), NUM_FRAMES)[0].tolist()
-    wanted = sorted(set(positions))
-    frames = {}
-    for position, frame in zip(wanted, source.frames_at(wanted), strict=True):
+    frames = np.empty((NUM_FRAMES, SIDE, SIDE), np.float32)
+    for places, frame in distinct_frames(source, sample_segments(len(source), NUM_FRAMES)[0]):
         small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        frames[position] = small @ np.array(LUMA, np.float32) / 255
-    return np.stack([frames[position] for position in positions])
+        frames[places] = small @ np.array(LUMA, np.float32) / 255
+    return frames
