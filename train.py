@@ -22,6 +22,7 @@ from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
+from model import normalize_clips
 from networks.recompute import recompute_activations
 from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
@@ -38,7 +39,6 @@ from system.device import (
     describe_devices,
     gpu_numbers,
     prepare,
-    to_network_input,
 )
 from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
@@ -162,7 +162,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     """
     config, section = run.config, run.profile.section
     with section("normalise"):
-        clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
+        clips = normalize_clips(clips, run.device, config)  # [N, C, T, H, W]
     clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
