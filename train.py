@@ -52,7 +52,7 @@ from training.optimization import (
     training_is_over,
 )
 from training.resuming import checkpoint_to_resume, named_checkpoint
-from training.run import Run, start_run
+from training.run import Run, start_run, validation_columns
 from training.run_folder import (
     PROFILE_FOLDER,
     check_unoccupied,
@@ -207,7 +207,7 @@ def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Ca
     groups = validation_loader.dataset.annotations.groups
     interval = score_intervals(logits, labels, groups)["top1"]
     scores |= {"top1_low": interval.low, "top1_high": interval.high}
-    row = epoch_row(run) | {f"val_{name}": value for name, value in scores.items()}
+    row = epoch_row(run) | validation_columns(scores)
     for callback in callbacks:
         callback.add_to_row(run, row)
     is_best = run.state.finish_epoch(row)

@@ -37,6 +37,7 @@ from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
 from scoring.baselines import NAMES as BASELINES
+from scoring.baselines import baselines_of_row
 from scoring.evaluation import right_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import load_config
@@ -87,9 +88,9 @@ def run(options, arguments) -> None:
 def baselines_of(trained: list["Trained"]) -> dict[str, float]:
     """Return the baselines of a seed's runs, in percent of the clips of all folds."""
     counts = [len(each.saved.ids) for each in trained]
-    return {words: float(np.average([each.last[f"val_{name}"] for each in trained], weights=counts))
-            for name, words in BASELINES.items()
-            if all(f"val_{name}" in each.last for each in trained)}
+    scores = [baselines_of_row(each.last) for each in trained]
+    return {words: float(np.average([own[name] for own in scores], weights=counts))
+            for name, words in BASELINES.items() if all(name in own for own in scores)}
 
 
 def variants_of(options) -> list[list[str]]:

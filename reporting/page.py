@@ -19,6 +19,7 @@ from reporting.palette import DARK, LIGHT, css_variables
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
 from scoring.baselines import NAMES as BASELINES
+from scoring.baselines import baselines_of_row
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
 from system.errors import UserError, message_for_user, summarize_validation
@@ -205,8 +206,8 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         best = f"best of {len(scored)} epochs, validation top-1"
         found = [(name, f"{row['val_top1']:.2f} %", _remark(row)) for name, row in
                  (("last validation top-1", scored[-1]), (best, best_of(scored)))]
-        found += [(f"baseline: {name}", f"{scored[-1][f'val_{key}']:.2f} %", "validation top-1")
-                  for key, name in BASELINES.items() if f"val_{key}" in scored[-1]]
+        found += [(f"baseline: {BASELINES[name]}", f"{value:.2f} %", "validation top-1")
+                  for name, value in baselines_of_row(scored[-1]).items()]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)

@@ -31,6 +31,21 @@ from utils import TrainingMetrics
 
 # What must not change between two steps of one epoch; nor must the training clips.
 EPOCH_KEYS = ("batch_size", "seed")
+VALIDATION_PREFIX = "val_"  # of columns of the history
+
+
+def validation_columns(scores: dict) -> dict:
+    """Return the columns of the history for scores of the validation set."""
+    return {f"{VALIDATION_PREFIX}{name}": value for name, value in scores.items()}
+
+
+def split_columns(row: dict) -> tuple[dict, dict]:
+    """Return the training columns of a row of the history, and the scores of the validation set."""
+    training, validation = {}, {}
+    for name, value in row.items():
+        part = validation if name.startswith(VALIDATION_PREFIX) else training
+        part[name.removeprefix(VALIDATION_PREFIX)] = value
+    return training, validation
 
 
 @dataclass
