@@ -16,11 +16,6 @@ Legend: `T` frames, `H` height, `W` width, `P` points of an outline. Pictures ar
 the right and y downwards, so a growing angle turns clockwise.
 """
 
-from system.errors import UserError, exit_if_packages_are_missing, exit_status
-
-if __name__ == "__main__":
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import colorsys
 import json
@@ -38,6 +33,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from tqdm import tqdm
+
+from system.errors import UserError, exit_status
 
 VERSION = 1  # increase it when the same arguments give other pictures
 CLIPS_PER_SET = {"train": 800, "validation": 160, "test": 40}

@@ -6,11 +6,6 @@ backwards, and cannot classify a single frame. Grad-CAM shows where and when it 
 its first kernels and the activations of each stage. The pictures are files and a TensorBoard log.
 """
 
-from system.errors import UserError, exit_if_packages_are_missing, exit_status
-
-if __name__ == "__main__":
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import sys
 from pathlib import Path
@@ -29,6 +24,7 @@ from explaining.layers import first_kernels, share_of_change, stage_names, stage
 from explaining.pictures import save_gif
 from scoring.predictor import Predictor, load_predictor
 from system.device import choose_device, prepare
+from system.errors import UserError, exit_status
 
 KERNEL_RATE, MIN_FRAME_RATE = 2, 4  # pictures per second, of kernels and of clips
 

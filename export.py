@@ -4,19 +4,10 @@ The exported network takes uint8 clips, so using it needs no code of this projec
 onnxruntime is compared with that of the checkpoint's network.
 """
 
-from system.errors import (
-    UserError,
-    check_packages,
-    exit_if_packages_are_missing,
-    exit_status,
-)
-
-if __name__ == "__main__":
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +16,10 @@ from torch import nn
 
 from model import normalize_clips
 from scoring.predictor import Predictor, load_predictor
+from system.errors import UserError, exit_status
 
 CPU = torch.device("cpu")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # that no other command needs
 MAX_DIFFERENCE = 1e-4  # of a probability
 EXAMPLE = """\
 import numpy, onnxruntime
@@ -54,7 +47,7 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
     program_path: where to write the network as a torch.export program, too.
     Raises UserError if the network cannot be exported, or if the exported one differs.
     """
-    check_packages("requirements-export.txt")
+    _check_packages()
     predictor = load_predictor(checkpoint, CPU)
     config = predictor.config
     if config.num_channels != 3:
@@ -79,6 +72,15 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
     onnx_program.save(str(path))
     check(path, program.module())
     return EXAMPLE.format(path=str(path), shape=(1, *shape))
+
+
+def _check_packages() -> None:
+    try:
+        for name in PACKAGES:
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; run `python -m pip install -r "
+                        "requirements-export.txt`") from None
 
 
 def check(path: Path, network: nn.Module) -> None:

@@ -4,13 +4,6 @@ The pack is an uncompressed ZIP file, which training reads like a folder: give i
 `train_data_folder`. Frames are copied byte for byte; archives are not unpacked.
 """
 
-from system import stopping
-from system.errors import UserError, exit_if_packages_are_missing, exit_status
-
-if __name__ == "__main__":
-    stopping.install()
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import sys
 import time
@@ -23,7 +16,8 @@ from clips.frames import FrameError, natural_key, prepare_decoders
 from clips.packing import MAX_FRAME_PIXELS, Packing, pack
 from clips.packs import Pack, PackedFrames
 from clips.search import no_films
-from system.errors import summarize
+from system import stopping
+from system.errors import UserError, exit_status, summarize
 
 
 def make_pack(options: argparse.Namespace) -> None:
@@ -127,4 +121,5 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
+    stopping.install()
     sys.exit(main())

@@ -1,10 +1,5 @@
 """Classify folders of frames and video files: `python predict.py --checkpoint FILE PATH...`."""
 
-from system.errors import UserError, exit_if_packages_are_missing, exit_status
-
-if __name__ == "__main__":
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import json
 import os
@@ -24,6 +19,7 @@ from explaining.score_overlay import save_with_scores
 from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictors
 from system.device import choose_device, prepare
+from system.errors import UserError, exit_status
 
 MAX_UNSEEN = 3.0  # seconds, in which a whole gesture could be missed
 

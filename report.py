@@ -1,16 +1,12 @@
 """Write report.html for a run: `python report.py trainings/quickstart`."""
 
-from system.errors import exit_if_packages_are_missing, exit_status
-
-if __name__ == "__main__":
-    exit_if_packages_are_missing()  # before the imports below
-
 import argparse
 import sys
 from pathlib import Path
 
 from clips.frames import prepare_decoders
 from reporting.page import write_report
+from system.errors import exit_status
 
 
 def main(arguments=None) -> int:

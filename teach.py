@@ -1,11 +1,10 @@
 """Teach a network your own gestures on a page of this machine: `python teach.py`."""
 
 from system import stopping
-from system.errors import exit_if_packages_are_missing, exit_status
+from system.errors import exit_status
 
-if __name__ == "__main__":  # before the imports below, which take seconds
+if __name__ == "__main__":  # a signal during the imports below, which take seconds, ends it cleanly
     stopping.install()
-    exit_if_packages_are_missing()
 
 import argparse
 import sys

@@ -1,11 +1,10 @@
 """Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
-from system.errors import UserError, exit_if_packages_are_missing, exit_status
+from system.errors import UserError, exit_status
 
-if __name__ == "__main__":  # before the imports below, which take seconds
+if __name__ == "__main__":  # a signal during the imports below, which take seconds, ends it cleanly
     stopping.install()
-    exit_if_packages_are_missing()
 
 import signal
 import sys

@@ -5,17 +5,8 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from system import stopping
-
-# Modules that a command imports, by the file that has their packages.
-MODULES = {
-    "requirements.txt": ("torch", "torchvision", "numpy", "pandas", "simplejpeg", "PIL", "cv2",
-                         "av", "pydantic", "tqdm", "scipy", "sklearn", "matplotlib",
-                         "jinja2", "markupsafe", "tensorboardX"),
-    "requirements-export.txt": ("onnx", "onnxscript", "onnxruntime"),
-}  # fmt: skip
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _DISK_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -44,19 +35,6 @@ def check_system() -> None:
         )
 
 
-def check_packages(file: str = "requirements.txt") -> None:
-    """Raise ModuleNotFoundError if a package of the requirements file is not installed."""
-    for name in MODULES[file]:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def exit_if_packages_are_missing() -> None:
-    """Exit with a message and status 2; commands call this before their imports."""
-    if status := exit_status(check_packages):
-        sys.exit(status)
-
-
 def summarize(names, limit: int = 10) -> str:
     """Return `a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
     names = [str(name) for name in names]
@@ -81,8 +59,6 @@ def message_for_user(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, ModuleNotFoundError):
-        return _message_for_missing_module(error.name or "")
     if isinstance(error, OSError):
         return _message_for_disk(error)
     import torch  # not at the top: the signal handlers are installed before this import
@@ -106,14 +82,6 @@ def message_for_user(error: Exception) -> str | None:
         reason = " ".join(text.split()).partition(". ")[0]
         return ("another process of this run has ended or was killed, or cannot be reached "
                 f"({reason[:300]}); continue with --resume auto")
-    return None
-
-
-def _message_for_missing_module(name: str) -> str | None:
-    package = name.partition(".")[0]
-    for file, modules in MODULES.items():
-        if package in modules:
-            return f"{name} is not installed; run `python -m pip install -r {file}`"
     return None
 
 
