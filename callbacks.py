@@ -20,7 +20,7 @@ from system.files import write_text
 from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.callback import Callback, save_with_callbacks
 from training.loss_watch import StopOnBadLoss
-from training.run import Run
+from training.run import Run, split_columns, validation_columns
 from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch
 from training.status import StatusFile
 
@@ -86,10 +86,9 @@ class Progress(Callback):
 
     def on_epoch_end(self, run, is_best):
         row = run.state.history[-1]
-        validation = {name.removeprefix("val_"): value for name, value in row.items()
-                      if name.startswith("val_")}
+        training, validation = split_columns(row)
         peak = memory.format_bytes(row["peak_memory_mib"] * memory.MIB)
-        print(f"epoch {run.state.epoch:>3}   train: {format_scores(row)}   "
+        print(f"epoch {run.state.epoch:>3}   train: {format_scores(training)}   "
               f"validation: {format_scores(validation)}   lr {row['learning_rate']:.1e}   "
               f"{row['clips_per_second']:.1f} clips/s   peak {peak}"
               f"{'   best' if is_best else ''}", flush=True)
@@ -227,7 +226,7 @@ class Baselines(Callback):
             print(f"baselines, validation top-1: {values}", flush=True)
 
     def add_to_row(self, run, row):
-        row |= {f"val_{name}": value for name, value in self.scores.items()}
+        row |= validation_columns(self.scores)
 
     def on_end(self, run, reason):
         name = max(self.scores, key=self.scores.get, default=None)

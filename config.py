@@ -433,6 +433,11 @@ class Config(BaseModel):
         return tuple(self.crop_size)
 
     @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of the network's input, (T, H, W)."""
+        return (self.clip_size, *self.crop)
+
+    @property
     def input_mean(self) -> tuple[float, ...]:
         """Return the mean of each input channel, in 0..1; optical flow is centred at 0.5."""
         return (*self.mean, *[0.5] * (self.num_channels - 3))

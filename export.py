@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from model import normalize_clips
 from scoring.predictor import Predictor, load_predictor
-from system.device import to_network_input
 
 CPU = torch.device("cpu")
 MAX_DIFFERENCE = 1e-4  # of a probability
@@ -45,7 +45,7 @@ class FromBytes(nn.Module):
         self.network, self.config = predictor.network, predictor.config
 
     def forward(self, clips):
-        return self.network(to_network_input(clips, CPU, self.config)).softmax(1)
+        return self.network(normalize_clips(clips, CPU, self.config)).softmax(1)
 
 
 def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str:
@@ -62,7 +62,7 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
             f"{checkpoint}: {config.model} takes optical flow, which the exported network cannot "
             "compute; export a network that takes RGB only"
         )
-    shape = (config.clip_size, *config.crop, 3)
+    shape = (*config.clip_shape, 3)
     clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
     network = FromBytes(predictor).eval().requires_grad_(False)
     program = torch.export.export(

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -99,9 +100,8 @@ class Network(NamedTuple):
 
 
 def build_conv3d(config: Config, num_classes) -> nn.Module:
-    clip_shape = (config.clip_size, *config.crop)
     return ConvColumn(
-        num_classes, clip_shape, config.block_widths, config.head_widths, config.dropout
+        num_classes, config.clip_shape, config.block_widths, config.head_widths, config.dropout
     )
 
 
@@ -126,7 +126,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.momentum = BATCHNORM_MOMENTUM
     try:
-        run_on_meta(to_meta(model), (config.clip_size, *config.crop))
+        run_on_meta(to_meta(model), config.clip_shape)
     except (RuntimeError, ValueError):
         height, width = config.crop
         raise UserError(
@@ -134,3 +134,28 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
             f"of {height} x {width} pixels; raise clip_size or crop_size"
         ) from None
     return model
+
+
+def normalize_clips(clips, device, config: Config) -> torch.Tensor:
+    """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
+
+    With `subtract_background`, the mean frame of each clip is subtracted, but not from its optical
+    flow, which is 0 where nothing moves. The result is in channels-last memory format, which is
+    fastest for convolutions.
+    """
+    mean, std = _per_channel(config.input_mean, device), _per_channel(config.input_std, device)
+    clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
+    clips = clips.div_(255).sub_(mean).div_(std)
+    if config.subtract_background:
+        clips[:, :3] -= clips[:, :3].mean(2, keepdim=True)
+    return clips
+
+
+def _per_channel(values: tuple, device) -> torch.Tensor:
+    """Return per-channel constants, float32 [1, C, 1, 1, 1].
+
+    They are filled in on the device: a copy in each step would wait for it. They are not cached:
+    what is made while a network is exported or compiled has no values.
+    """
+    constants = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(constants).view(1, -1, 1, 1, 1)

@@ -108,7 +108,7 @@ def table(found: dict[Path, Scores], count: int) -> str:
     )
 
 
-def write_results(path: Path, found: dict[Path, Scores], count: int) -> None:
+def write_scores(path: Path, found: dict[Path, Scores], count: int) -> None:
     """Write path, predicted class and top scores as JSON if the path ends with .json, else CSV."""
     rows = [{"path": str(clip), "predicted": scores.top(1)[0][0],
              "scores": dict(scores.top(count))} for clip, scores in found.items()]  # fmt: skip
@@ -211,7 +211,7 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
     problems += others
     if found:
         if options.output:
-            write_results(options.output, found, count)
+            write_scores(options.output, found, count)
         print(table(found, count))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -22,6 +22,7 @@ from clips.frames import prepare_decoders
 from config import Config
 from data_loader import build_loader, read_data
 from doctor.data_doctor import check_data
+from model import normalize_clips
 from networks.recompute import recompute_activations
 from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
@@ -39,7 +40,6 @@ from system.device import (
     describe_devices,
     gpu_numbers,
     prepare,
-    to_network_input,
 )
 from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
@@ -53,7 +53,7 @@ from training.optimization import (
     training_is_over,
 )
 from training.resuming import checkpoint_to_resume, named_checkpoint
-from training.run import Run, start_run
+from training.run import Run, start_run, validation_columns
 from training.run_folder import (
     PROFILE_FOLDER,
     check_unoccupied,
@@ -163,7 +163,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     """
     config, section = run.config, run.profile.section
     with section("normalise"):
-        clips = to_network_input(clips, run.device, config)  # [N, C, T, H, W]
+        clips = normalize_clips(clips, run.device, config)  # [N, C, T, H, W]
     clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
@@ -208,7 +208,7 @@ def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Ca
     groups = validation_loader.dataset.annotations.groups
     interval = score_intervals(logits, labels, groups)["top1"]
     scores |= {"top1_low": interval.low, "top1_high": interval.high}
-    row = epoch_row(run) | {f"val_{name}": value for name, value in scores.items()}
+    row = epoch_row(run) | validation_columns(scores)
     for callback in callbacks:
         callback.add_to_row(run, row)
     is_best = run.state.finish_epoch(row)
@@ -253,17 +253,16 @@ def run_training(config: Config, options, device) -> None:
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
-    clip_shape = (config.clip_size, *config.crop)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # In a log, too, before the first epoch.
-    print(format_description(describe(run.model, clip_shape), num_clips), flush=True)
+    print(format_description(describe(run.model, config.clip_shape), num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
     if config.compile:
         run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
     run.network = processes.parallel(
-        run.model, device, (num_clips, *clip_shape, config.num_channels),
+        run.model, device, (num_clips, *config.clip_shape, config.num_channels),
         autocast(device, config.precision),
     )  # fmt: skip
     if options.profile:

@@ -37,6 +37,7 @@ from model import build_model
 from networks.recompute import recompute_activations
 from networks.stages import describe
 from scoring.baselines import NAMES as BASELINES
+from scoring.baselines import baselines_of_row
 from scoring.evaluation import right_clips
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import load_config
@@ -87,9 +88,9 @@ def run(options, arguments) -> None:
 def baselines_of(trained: list["Trained"]) -> dict[str, float]:
     """Return the baselines of a seed's runs, in percent of the clips of all folds."""
     counts = [len(each.saved.ids) for each in trained]
-    return {words: float(np.average([each.last[f"val_{name}"] for each in trained], weights=counts))
-            for name, words in BASELINES.items()
-            if all(f"val_{name}" in each.last for each in trained)}
+    scores = [baselines_of_row(each.last) for each in trained]
+    return {words: float(np.average([own[name] for own in scores], weights=counts))
+            for name, words in BASELINES.items() if all(name in own for own in scores)}
 
 
 def variants_of(options) -> list[list[str]]:
@@ -232,7 +233,7 @@ def opposites_told_apart(predictions_csvs, opposites) -> dict:
 def size(options, changes) -> dict:
     """Return GFLOP per clip and number of parameters of a variant, and the memory per clip."""
     config, model = network_of(options, changes)
-    network = describe(model, (config.clip_size, *config.crop))
+    network = describe(model, config.clip_shape)
     return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": network.flops / 1e9,
             "parameters": network.num_parameters}
 
@@ -242,7 +243,7 @@ def kept_a_clip(options, changes) -> float:
     config, model = network_of(options, changes)
     if config.checkpoint_activations:
         recompute_activations(model)
-    clips = torch.zeros(2, config.num_channels, config.clip_size, *config.crop)
+    clips = torch.zeros(2, config.num_channels, *config.clip_shape)
     return kept_for_backward(model, clips) / 2 / MIB
 
 

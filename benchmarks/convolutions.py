@@ -27,9 +27,9 @@ def check(device, options, _folder):
             continue
         prepare(device, precision, deterministic=False)
         model = to_device(build_model(config, step.NUM_CLASSES), device)
-        clip_shape = (config.clip_size, *config.crop)
-        cases = convolution_cases(model, clip_shape, config.batch_size)
-        faults = find_faults(model, clip_shape, config.batch_size, device, precision, training=True)
+        shape, num_clips = config.clip_shape, config.batch_size
+        cases = convolution_cases(model, shape, num_clips)
+        faults = find_faults(model, shape, num_clips, device, precision, training=True)
         yield {"what": precision, "convolutions": len(cases),
                "found": "; ".join(f"{each.part} of {', '.join(each.layers)} off by "
                                   f"{each.error:.0%}" for each in faults) or "all are right"}
@@ -50,7 +50,7 @@ def measure_in(precision, config, device):
     """
     prepare(device, precision, deterministic=False)
     model, number_type = build_model(config, step.NUM_CLASSES), number_format(precision, device)
-    cases = convolution_cases(model, (config.clip_size, *config.crop), config.batch_size)
+    cases = convolution_cases(model, config.clip_shape, config.batch_size)
     for case, names in reversed(cases.items()):
         module = model.get_submodule(names[0]).to(device, number_type)
         inputs, weight = (

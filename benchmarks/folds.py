@@ -12,7 +12,7 @@ from clips.packs import Pack
 from config import Config
 from own_clips.settings import training_length
 from own_clips.splitting import duplicates, joined
-from scoring.stack import split
+from scoring.stack import cross_validation_folds
 from system.errors import UserError, summarize
 from system.files import write_text
 
@@ -98,7 +98,7 @@ def _assign(labels, groups, number: str, are_known: bool) -> tuple[np.ndarray, l
         words = f"one of {len(names)} groups left out ({', '.join(names)})"
         return fold_of, names.tolist(), words
     fold_of = np.zeros(len(labels), int)
-    for fold, (_, test) in enumerate(split(labels, groups, int(number))):
+    for fold, (_, test) in enumerate(cross_validation_folds(labels, groups, int(number))):
         fold_of[test] = fold
     num_folds = int(fold_of.max()) + 1
     if num_folds < int(number):

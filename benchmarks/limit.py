@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.machine import seconds_of
-from model import build_model
+from model import build_model, normalize_clips
 from networks.inference import fold_batchnorm
-from system.device import number_format, prepare, to_network_input
+from system.device import number_format, prepare
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -87,9 +87,9 @@ def count(config, num_clips, num_classes, is_training, number_type) -> Work:
     with META:
         model = build_model(config, num_classes).to(number_type)
     model = model.train() if is_training else fold_batchnorm(model)
-    shape = (num_clips, config.clip_size, *config.crop, config.num_channels)
+    shape = (num_clips, *config.clip_shape, config.num_channels)
     with Work(is_fused=is_training and config.compile) as work:
-        clips = to_network_input(torch.empty(shape, dtype=torch.uint8, device=META), META, config)
+        clips = normalize_clips(torch.empty(shape, dtype=torch.uint8, device=META), META, config)
         with torch.set_grad_enabled(is_training):
             logits = model(clips.to(number_type)).float()
         if is_training:

@@ -11,7 +11,7 @@ from benchmarks.machine import Subprocesses
 from benchmarks.plain import plain_evaluation, plain_step
 from clips.batches import Batch
 from config import Config
-from model import build_model
+from model import build_model, normalize_clips
 from networks.inference import fold_batchnorm
 from system.config_file import parse_override
 from system.device import (
@@ -20,7 +20,6 @@ from system.device import (
     precision_name,
     prepare,
     to_device,
-    to_network_input,
 )
 from system.memory import MIB, peak_bytes
 from train import train_step
@@ -116,7 +115,7 @@ def our_evaluator(device, config):
     batch = make_batch(config, config.videos_per_eval_batch)
 
     def evaluate():
-        windows = to_network_input(batch.clips[:, 0], device, config)
+        windows = normalize_clips(batch.clips[:, 0], device, config)
         with evaluating(device, config):
             model(windows)
 
@@ -145,7 +144,7 @@ def make_config(options) -> Config:
 def make_batch(config, num_clips) -> Batch:
     """Return a batch of noise, as a loader returns it."""
     generator = torch.Generator().manual_seed(0)
-    shape = (num_clips, 1, config.clip_size, *config.crop, 3)
+    shape = (num_clips, 1, *config.clip_shape, 3)
     clips = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     labels = torch.randint(NUM_CLASSES, (num_clips,), generator=generator)
     if torch.cuda.is_available():
@@ -161,7 +160,7 @@ def plain_model(config, device):
 
 def plain_clips(batch, config) -> torch.Tensor:
     """Return the same clips as the plain loader returns them: normalised floats [N, C, T, H, W]."""
-    clips = to_network_input(batch.clips[:, 0], torch.device("cpu"), config)
+    clips = normalize_clips(batch.clips[:, 0], torch.device("cpu"), config)
     return clips.contiguous()
 
 

@@ -134,7 +134,8 @@ def _written_whole(target: Path, num_bytes: int):
     """Yield a file that becomes `target` if the block ends without an error.
 
     num_bytes: how much it will be at least. Raises UserError if there is less room, or if another
-    process writes the same file.
+    process writes the same file. The file stays locked until it is renamed, unlike one of
+    `atomic_write`, which is closed before.
     """
     folder, part = target.absolute().parent, Path(f"{target}.part")
     free = shutil.disk_usage(folder).free

@@ -4,6 +4,7 @@ Shapes: K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with opt
 """
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def eval_transforms(config: Config) -> list:
 
 def eval_shape(config: Config) -> tuple[int, ...]:
     """Return the shape of a clip's evaluation input, (K, T, H, W, C)."""
-    return config.windows_per_video, config.clip_size, *config.crop, config.num_channels
+    return config.windows_per_video, *config.clip_shape, config.num_channels
 
 
 def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:
@@ -83,21 +84,28 @@ def open_clip(path, config: Config) -> VideoFile | AnimatedPicture | FrameFolder
     return FrameFolder(path, config.max_frame_pixels)
 
 
+def distinct_frames(source, positions: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield each frame once, in order, and the indices of `positions` at which it is.
+
+    positions: int [P]. Padding and overlapping windows repeat frames, which are decoded once.
+    """
+    places = {}
+    for place, position in enumerate(positions.tolist()):
+        places.setdefault(position, []).append(place)
+    chosen = sorted(places)
+    for position, frame in zip(chosen, source.frames_at(chosen), strict=True):
+        yield places[position], frame
+
+
 def read_windows(source, positions: np.ndarray, transforms: list, clip: np.ndarray) -> None:
     """Fill `clip`, uint8 [K, T, H, W, C], with the transformed frames and their optical flow.
 
     positions: [windows, T]; K is transforms x windows, grouped by transform.
-    A frame that is used more than once, as padding or by several windows, is decoded once.
     """
     has_flow = clip.shape[-1] > 3
     colours = np.empty((*clip.shape[:-1], 3), np.uint8) if has_flow else clip
     windows = colours.reshape(len(transforms), positions.size, *colours.shape[2:])
-    places = {}
-    for place, position in enumerate(positions.ravel().tolist()):
-        places.setdefault(position, []).append(place)
-    chosen = sorted(places)
-    for position, frame in zip(chosen, source.frames_at(chosen), strict=True):
-        first, *others = places[position]
+    for (first, *others), frame in distinct_frames(source, positions.ravel()):
         for transform, results in zip(transforms, windows, strict=True):
             transform(frame, results[first])
         for place in others:

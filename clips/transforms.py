@@ -1,7 +1,7 @@
 """From decoded frames to the network's input window, for training and for evaluation.
 
-The result is uint8; normalisation happens on the device (`system.device.to_network_input`), so only
-a quarter of the bytes are copied. Shapes: T frames, H, W pixels, 3 colours (RGB).
+The result is uint8; `model.normalize_clips` runs on the device, so only a quarter of the bytes are
+copied. Shapes: T frames, H, W pixels, 3 colours (RGB).
 """
 
 import functools

@@ -20,7 +20,7 @@ def draw_shapes(config: Config) -> str:
     """Draw all stages, as SVG."""
     with torch.device("meta"):
         model = build_model(config, config.num_classes)
-    network = describe(model, (config.clip_size, *config.crop))
+    network = describe(model, config.clip_shape)
     stages = network.stages
     total = f"{network.num_parameters:,} parameters, {network.flops / 1e9:.2f} GFLOP per clip"
     inputs, classes = stages[0].shape, stages[-1].shape[0]

@@ -172,7 +172,7 @@ def frames_seen(config: Config) -> list[tuple[int, list[int]]]:
             nn.init.ones_(module.bias)
         elif isinstance(module, nn.BatchNorm3d):
             module.running_var.fill_(module.weight.numel() ** 2)  # keeps the numbers small
-    clip = torch.ones(1, 3, config.clip_size, *config.crop, dtype=torch.double, requires_grad=True)
+    clip = torch.ones(1, 3, *config.clip_shape, dtype=torch.double, requires_grad=True)
     found, output = [], clip
     for block in network.blocks:
         for module in block:

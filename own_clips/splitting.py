@@ -157,7 +157,7 @@ def joined(groups: list[str], same: list[list[int]]) -> list[str]:
 # --- the split ---------------------------------------------------------------------------------
 
 
-def split(labels: list[str], groups: list[str], seed: int) -> np.ndarray:
+def choose_validation(labels: list[str], groups: list[str], seed: int) -> np.ndarray:
     """Return which clips are for validation, bool [N]: about a fifth of each class.
 
     Groups stay together, and one that has all clips of a class is for training. Of the folds of a

@@ -14,12 +14,12 @@ from config import SET_PREFIXES
 from own_clips.class_folders import find_clips
 from own_clips.settings import choose_settings
 from own_clips.splitting import (
+    choose_validation,
     duplicates,
     group_pattern,
     groups_of_clips,
     joined,
     likely_rule,
-    split,
 )
 from own_clips.survey import survey
 from system.config_file import load_config, parse_override
@@ -170,7 +170,9 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     if is_open:
         groups = clips["group"].tolist() if rule else ids
         groups = joined(groups, same)
-        is_validation = split([labels[row] for row in rows], [groups[row] for row in rows], seed)
+        is_validation = choose_validation(
+            [labels[row] for row in rows], [groups[row] for row in rows], seed
+        )
         clips.loc[rows, "part"] = ["validation" if flag else "train" for flag in is_validation]
     parts = clips["part"].tolist()
     if both := [each for each in same if len({parts[position] for position in each}) > 1]:

@@ -13,6 +13,7 @@ from reporting.confusion_matrix import draw_confusion_matrix
 from scoring.evaluation import confusion_matrix
 from system import processes
 from training.callback import Callback
+from training.run import split_columns
 from training.run_folder import LOG_FOLDER
 
 FAILED = ("note: the TensorBoard log cannot be written any more, for example because the disk was "
@@ -50,10 +51,11 @@ class TensorBoardLog:
         """Add one row of the history to the curves."""
         if not self.can_write():
             return
-        for name, value in row.items():
-            writer = self.writers["validation" if name.startswith("val_") else "train"]
-            if name != "epoch":
-                writer.add_scalar(name.removeprefix("val_"), value, row["epoch"])
+        training, validation = split_columns(row)
+        epoch = training.pop("epoch")
+        for writer, values in (("train", training), ("validation", validation)):
+            for name, value in values.items():
+                self.writers[writer].add_scalar(name, value, epoch)
 
     def can_write(self) -> bool:
         """Return False, and print a note once, if a writer's thread has died.

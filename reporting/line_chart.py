@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from reporting.palette import LIGHT, themed_svg
+from training.run import split_columns
 
 WIDTH, HEIGHT = 420, 240  # pixels; small, so that its text is readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the plotting area
@@ -48,14 +49,15 @@ def draw_curves(history: list[dict]) -> list[LineChart]:
 
 
 def line_chart(title, column, history, unit="", limits=(None, None)) -> LineChart | None:
-    """Draw `column` and `val_column` of the history's rows; NaN, inf and empty cells leave gaps.
+    """Draw a column of the history in training and validation; NaN, inf and empty cells leave gaps.
 
     limits: minimum and maximum of the axis; None: that of the curves. Returns None if there is no
     number to draw.
     """
-    names = {"training": column, "validation": f"val_{column}"}
-    curves = {name: [(row["epoch"], _finite(row.get(column))) for row in history]
-              for name, column in names.items()}  # fmt: skip
+    curves = {"training": [], "validation": []}
+    for row in history:
+        for curve, values in zip(curves.values(), split_columns(row), strict=True):
+            curve.append((row["epoch"], _finite(values.get(column))))
     numbers = {name: [pair for pair in curve if not math.isnan(pair[1])]
                for name, curve in curves.items()}  # fmt: skip
     numbers = {name: pairs for name, pairs in numbers.items() if pairs}

@@ -19,9 +19,10 @@ from reporting.palette import DARK, LIGHT, css_variables
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
 from scoring.baselines import NAMES as BASELINES
+from scoring.baselines import baselines_of_row
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
-from system.errors import UserError, message_for_user, summarize
+from system.errors import UserError, message_for_user, summarize_validation
 from system.files import write_text
 from training.run_folder import (
     CONFIG_FILE,
@@ -205,8 +206,8 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         best = f"best of {len(scored)} epochs, validation top-1"
         found = [(name, f"{row['val_top1']:.2f} %", _remark(row)) for name, row in
                  (("last validation top-1", scored[-1]), (best, best_of(scored)))]
-        found += [(f"baseline: {name}", f"{scored[-1][f'val_{key}']:.2f} %", "validation top-1")
-                  for key, name in BASELINES.items() if f"val_{key}" in scored[-1]]
+        found += [(f"baseline: {BASELINES[name]}", f"{value:.2f} %", "validation top-1")
+                  for name, value in baselines_of_row(scored[-1]).items()]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)
@@ -390,7 +391,7 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
     try:
         config, note = Config.model_validate({"model_name": "evaluation"} | (keys or {})), ""
     except ValidationError as error:
-        names = summarize(".".join(map(str, problem["loc"])) for problem in error.errors())
+        names = summarize_validation(error, with_reasons=False)
         note = f"the config is from another version of the program ({names})"
     if keys is None:
         config, note = None, "the folder of the clips is unknown"

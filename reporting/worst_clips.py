@@ -93,7 +93,7 @@ def input_frames(path, config: Config) -> tuple[np.ndarray, float]:
     source = open_clip(path, config)
     positions = eval_positions(len(source), config)
     middle = len(positions) // 2
-    clip = np.empty((1, config.clip_size, *config.crop, 3), np.uint8)
+    clip = np.empty((1, *config.clip_shape, 3), np.uint8)
     read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], clip)
     every = -(-config.clip_size // MAX_FRAMES)
     seconds = every * frames_apart(len(source), config) / config.frame_rate

@@ -12,14 +12,14 @@ from clips.annotations import Annotations
 from clips.bad_clips import check_bad_clips
 from clips.batches import ClipKey
 from clips.frames import FrameError
-from clips.reading import open_clip
+from clips.reading import distinct_frames, open_clip
 from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
 from data_loader import VideoFolder
 from system import processes
 from system.errors import summarize
-from training.run import Run
+from training.run import Run, split_columns
 
 NAMES = {"most_frequent_top1": "the most frequent class", "linear_top1": "a linear model"}
 NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
@@ -40,8 +40,7 @@ def baselines_of_run(run: Run, train: Annotations, validation: Annotations) -> d
         _check_as_read(annotations, unreadable, config, run.state.epoch, annotations is train)
 
     def known_or_new():
-        last_row = run.state.history[-1] if run.state.history else {}
-        known = {name: last_row[f"val_{name}"] for name in NAMES if f"val_{name}" in last_row}
+        known = baselines_of_row(run.state.history[-1]) if run.state.history else {}
         if known or config.baseline_clips:
             return known or baselines(train, validation, config, check)
         for annotations in (train, validation):
@@ -52,6 +51,12 @@ def baselines_of_run(run: Run, train: Annotations, validation: Annotations) -> d
         return {}
 
     return processes.broadcast_from_main(known_or_new)
+
+
+def baselines_of_row(row: dict) -> dict[str, float]:
+    """Return the baselines in a row of the history, in percent by name."""
+    _, validation = split_columns(row)
+    return {name: validation[name] for name in NAMES if name in validation}
 
 
 def _check_as_read(annotations, unreadable, config: Config, epoch: int, training: bool) -> None:
@@ -131,10 +136,8 @@ def small_grey_frames(source) -> np.ndarray:
 
     source: as `clips.reading.open_clip` returns it. Raises FrameError.
     """
-    positions = sample_segments(len(source), NUM_FRAMES)[0].tolist()
-    wanted = sorted(set(positions))
-    frames = {}
-    for position, frame in zip(wanted, source.frames_at(wanted), strict=True):
+    frames = np.empty((NUM_FRAMES, SIDE, SIDE), np.float32)
+    for places, frame in distinct_frames(source, sample_segments(len(source), NUM_FRAMES)[0]):
         small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        frames[position] = small @ np.array(LUMA, np.float32) / 255
-    return np.stack([frames[position] for position in positions])
+        frames[places] = small @ np.array(LUMA, np.float32) / 255
+    return frames

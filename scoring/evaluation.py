@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from clips.batches import batches_of
+from model import normalize_clips
 from networks.inference import fold_batchnorm
 from scoring.intervals import Interval, accuracy_interval
 from system import processes
-from system.device import evaluating, to_network_input
+from system.device import evaluating
 from system.errors import UserError, summarize
 from utils import accuracy_ranks, top_k_correct
 
@@ -56,7 +57,7 @@ def clip_logits(network, windows, num_clips, device, config) -> torch.Tensor:
     windows: uint8 [N * K, T, H, W, C]; the K windows of a clip follow each other, and its logits
     are the logarithm of their mean probabilities.
     """
-    inputs = to_network_input(windows, device, config)
+    inputs = normalize_clips(windows, device, config)
     with evaluating(device, config):
         logits = network(inputs).float()  # [N * K, classes]
     if len(logits) > num_clips:

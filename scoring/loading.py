@@ -50,7 +50,7 @@ def load_network(path, device: torch.device, config: Config | None = None, class
     load_weights(model, checkpoint, checkpoint["path"])
     num_clips = own_config.videos_per_eval_batch if config else CLIPS_AT_ONCE
     replace_wrong_convolutions(
-        to_device(model, device), (own_config.clip_size, *own_config.crop),
+        to_device(model, device), own_config.clip_shape,
         num_clips * own_config.windows_per_video, device, own_config.eval_precision, training=False,
     )  # fmt: skip
     return LoadedNetwork(fold_batchnorm(model), own_config, classes, checkpoint)

@@ -14,10 +14,10 @@ from torch import nn
 from clips.reading import window_input
 from clips.sampling import frames_needed
 from config import Config
+from model import normalize_clips
 from scoring.evaluation import clip_logits
 from scoring.loading import CLIPS_AT_ONCE, load_network
 from scoring.stack import MIN_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
-from system.device import to_network_input
 from system.errors import UserError
 
 # Scores over time: of a video of up to this many windows' length they are those of the whole; of a
@@ -52,7 +52,7 @@ class Predictor:
 
     def inputs(self, windows) -> torch.Tensor:
         """Return uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
-        return to_network_input(torch.from_numpy(windows), self.device, self.config)
+        return normalize_clips(torch.from_numpy(windows), self.device, self.config)
 
     def scores(self, source, over_time=False) -> Scores:
         """Return what `--eval_only` computes for a clip of any length.

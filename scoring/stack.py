@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scoring.folds import stratified_folds
-from system.errors import UserError, summarize
+from system.errors import UserError, summarize, summarize_validation
 from system.files import write_text
 from training.checkpoint import check_classes
 
@@ -112,7 +112,7 @@ def fit_stack(all_logits: torch.Tensor, annotations, class_names, members) -> St
             f"cross-validation; fewer have {summarize(few)}; add clips to val_data_csv"
         )
     layers, folds = [], np.zeros(len(labels), int)
-    for number, (train, test) in enumerate(split(labels, groups, NUM_FOLDS)):
+    for number, (train, test) in enumerate(cross_validation_folds(labels, groups, NUM_FOLDS)):
         own_groups = None if groups is None else groups[train]
         layers.append(fit_layer(inputs[train], labels[train], own_groups, len(class_names)))
         folds[test] = number
@@ -125,7 +125,7 @@ def fit_stack(all_logits: torch.Tensor, annotations, class_names, members) -> St
     )
 
 
-def split(labels, groups, num_folds) -> list[tuple[np.ndarray, np.ndarray]]:
+def cross_validation_folds(labels, groups, num_folds) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (training, test) positions of each fold, stratified; no group is in both.
 
     With fewer clips per class, or groups, than `num_folds` there are fewer folds, or none; a single
@@ -145,7 +145,7 @@ def fit_layer(inputs, labels, groups, num_classes) -> Layer:
 
     def loss(strength) -> float:
         total = 0.0
-        for train, test in split(labels, groups, NUM_INNER_FOLDS):
+        for train, test in cross_validation_folds(labels, groups, NUM_INNER_FOLDS):
             layer = _regression(inputs[train], labels[train], strength, num_classes)
             logits = torch.from_numpy(layer(inputs[test]))
             total += torch.nn.functional.cross_entropy(
@@ -209,10 +209,8 @@ def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str
     try:
         stack = Stack.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:  # also pydantic's
-        reason = str(error).split("\n")[0]
-        if isinstance(error, ValidationError):
-            problem = error.errors()[0]
-            reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
+        is_invalid = isinstance(error, ValidationError)
+        reason = summarize_validation(error, 3) if is_invalid else error
         raise UserError(
             f"{path}: no checkpoint, and no stack or a damaged one ({reason}); fit it again by "
             "train.py --stack"

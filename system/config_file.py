@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import MODEL_OPTIONS, SET_PREFIXES, Config
-from system.errors import UserError, summarize
+from system.errors import UserError, summarize_validation
 
 # Keys of earlier versions, in configs and checkpoints, and what they are called today.
 RENAMED_KEYS = {"yardstick_clips": "baseline_clips"}
@@ -56,8 +56,7 @@ def config_of_checkpoint(path: str | Path, values: dict) -> Config:
         values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
         return Config.model_validate(values)
     except ValidationError as error:
-        names = summarize([".".join(map(str, problem["loc"])) or problem["msg"]
-                           for problem in error.errors()])
+        names = summarize_validation(error, with_reasons=False)
         raise UserError(f"{path}: its config is from another version ({names}); update") from None
 
 

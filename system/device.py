@@ -1,4 +1,4 @@
-"""The device: choosing it, its precision and settings, and moving clips to it."""
+"""The device: choosing it, and its precision and settings."""
 
 import ctypes
 import functools
@@ -224,31 +224,3 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         if parameter.dim() in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
     return model
-
-
-# --- input -------------------------------------------------------------------------------------
-
-
-def to_network_input(clips, device, config: Config) -> torch.Tensor:
-    """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
-
-    With `subtract_background`, the mean frame of each clip is subtracted, but not from its optical
-    flow, which is 0 where nothing moves. The result is in channels-last memory format, which is
-    fastest for convolutions.
-    """
-    mean, std = _channels(config.input_mean, device), _channels(config.input_std, device)
-    clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
-    clips = clips.div_(255).sub_(mean).div_(std)
-    if config.subtract_background:
-        clips[:, :3] -= clips[:, :3].mean(2, keepdim=True)
-    return clips
-
-
-def _channels(values: tuple, device) -> torch.Tensor:
-    """Return per-channel constants, float32 [1, C, 1, 1, 1].
-
-    They are filled in on the device: a copy in each step would wait for it. They are not cached:
-    what is made while a network is exported or compiled has no values.
-    """
-    constants = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
-    return torch.stack(constants).view(1, -1, 1, 1, 1)

@@ -64,6 +64,18 @@ def summarize(names, limit: int = 10) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
+def summarize_validation(error, limit: int = 10, with_reasons: bool = True) -> str:
+    """Return the keys that pydantic's ValidationError is about, each with the reason.
+
+    A problem that is about no single key is named by its reason.
+    """
+    problems = []
+    for problem in error.errors():
+        key, reason = ".".join(map(str, problem["loc"])), problem["msg"]
+        problems.append(f"{key}: {reason}" if key and with_reasons else key or reason)
+    return summarize(problems, limit)
+
+
 def message_for_user(error: Exception) -> str | None:
     """Return the message for an error that the user can correct, or None if it is a bug."""
     text = str(error)

@@ -17,9 +17,9 @@ import numpy as np
 
 from clips.annotations import read_annotations, read_rows
 from clips.frames import decode_frame, natural_key
-from clips.reading import open_clip
+from clips.reading import distinct_frames, open_clip
 from config import Config
-from own_clips.splitting import split
+from own_clips.splitting import choose_validation
 from system.errors import UserError, summarize
 from system.files import try_lock, write_text
 
@@ -148,7 +148,7 @@ class DataSet:
         with self.lock:
             if len(set(self.clips.values())) < len(SETS) * len(self.counts()):
                 labels = [label for label, _ in self.clips.values()]
-                flags = split(labels, list(self.clips), seed=0)
+                flags = choose_validation(labels, list(self.clips), seed=0)
                 self._write({key: (label, SETS[int(flag)])
                              for key, label, flag in zip(self.clips, labels, flags, strict=True)})
 
@@ -160,13 +160,13 @@ class DataSet:
         if clip_id not in self.clips:
             raise UserError(f"there is no clip {clip_id}")
         source = open_clip(self.folder / "clips" / clip_id, config)
-        positions = np.linspace(0, len(source) - 1, STRIP_FRAMES).astype(int).tolist()
-        shown = sorted(set(positions))
-        frames = dict(zip(shown, source.frames_at(shown), strict=True))
+        positions = np.linspace(0, len(source) - 1, STRIP_FRAMES).astype(int)
+        frames = {place: frame for places, frame in distinct_frames(source, positions)
+                  for place in places}
         height, width = frames[0].shape[:2]
         size = (max(1, round(STRIP_HEIGHT * width / height)), STRIP_HEIGHT)
         tiles = [cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
-                 for place in positions]
+                 for place in range(STRIP_FRAMES)]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))
         return jpeg.tobytes()
 

@@ -256,7 +256,7 @@ def problems_of_step(keys) -> dict:
     if config.checkpoint_activations:
         recompute.recompute_activations(own_run.model)
     own_run.network.train()
-    shape = (BATCH_SIZE, 1, config.clip_size, *config.crop, config.num_channels)
+    shape = (BATCH_SIZE, 1, *config.clip_shape, config.num_channels)
     clips, labels = torch.zeros(shape, dtype=torch.uint8), torch.zeros(BATCH_SIZE).long()
     indices = SimpleNamespace(numpy=lambda: np.arange(BATCH_SIZE))  # with its values
     watch_loss = StopOnBadLoss(CUDA, config.precision)

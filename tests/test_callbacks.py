@@ -11,6 +11,7 @@ import callbacks
 import train
 from callbacks import Callback
 from reporting.curves import TensorBoardLog
+from training.run import split_columns, validation_columns
 
 NAMES = [callback.__name__ for callback in Callback.__subclasses__()
          if not callback.__module__.startswith(("benchmarks", "test"))]
@@ -131,3 +132,10 @@ def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
         "2 steps, 8 clips", "batch 2", "3 steps, 6 clips", "validation",
         "4 clips", "3 clips", ((7, 3), (7,)), (1, 42, True), "1 epochs are done", "close",
     ]  # fmt: skip
+
+
+def test_the_columns_of_a_row_are_told_apart():
+    scores = {"loss": 0.5, "top1": 90.0}
+    row = {"epoch": 3, "loss": 1.5} | validation_columns(scores)
+    assert split_columns(row) == ({"epoch": 3, "loss": 1.5}, scores)
+    assert {"val_loss", "val_top1"} < row.keys()  # as history.csv has always had them

@@ -11,8 +11,8 @@ from runs import make_settings, run_folder, write_config
 import export
 import train
 from clips.reading import open_clip, window_input
+from model import normalize_clips
 from scoring.predictor import load_predictor
-from system.device import to_network_input
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_predictions_in_the_process_of_an_export_are_right(trained, tmp_path):
         program = torch.export.export(network, (clips,), strict=strict).module()
         expected = predictor.probabilities(windows, 2)
         np.testing.assert_allclose(program(clips).detach().numpy(), expected, atol=1e-5)
-        pixel = to_network_input(clips, CPU, predictor.config)[0, :, 0, 0, 0]
+        pixel = normalize_clips(clips, CPU, predictor.config)[0, :, 0, 0, 0]
         assert pixel.tolist() == pytest.approx(
             (windows[0, 0, 0, 0] / 255 - mean) / predictor.config.std, abs=1e-5)
 

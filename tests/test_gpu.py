@@ -12,9 +12,9 @@ from runs import differences, make_settings, run_folder, train_until, write_conf
 import train
 from benchmarks.step import make_config, our_trainer
 from config import Config
-from model import build_model
+from model import build_model, normalize_clips
 from networks.inference import fold_batchnorm
-from system.device import autocast, prepare, to_device, to_network_input
+from system.device import autocast, prepare, to_device
 from training.run import start_run
 
 pytestmark = pytest.mark.gpu
@@ -60,7 +60,7 @@ def test_the_gpu_gives_the_logits_of_the_cpu(precision):
     for device, used in ((torch.device("cpu"), "fp32"), (torch.device("cuda", 0), precision)):
         prepare(device, used, deterministic=False)
         with torch.inference_mode(), autocast(device, used):
-            inputs = to_network_input(clips, device, config)
+            inputs = normalize_clips(clips, device, config)
             logits[device.type] = to_device(model, device)(inputs).float().cpu()
     difference = (logits["cuda"] - logits["cpu"]).norm() / logits["cpu"].norm()
     assert difference < {"fp32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}[precision]
@@ -76,7 +76,7 @@ def test_the_gpu_gives_the_gradients_of_the_cpu(precision):
         config = config.model_copy(update={"precision": used})
         model = start_run(config, ["a", "b", "c"], device).model.eval()
         with autocast(device, used):
-            logits = model(to_network_input(clips, device, config))
+            logits = model(normalize_clips(clips, device, config))
         logits.float().square().sum().backward()
         found[device.type] = torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
     difference = (found["cuda"] - found["cpu"]).norm() / found["cpu"].norm()

@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
+from conftest import make_config as config_with
 
 import train
-from model import ConvColumn, conv_block
+from model import ConvColumn, conv_block, normalize_clips
 from networks import stages
 from networks.inference import fold_batchnorm
 from networks.stages import count_parameters, describe, format_description
@@ -101,3 +102,26 @@ def test_pooling_before_the_activation_gives_the_same_bits():
             output.square().sum().backward()
     gradients = [[p.grad for p in layers.parameters()] for layers in (block, tutorial)]
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_the_input_is_normalised_and_channels_last():
+    clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)  # [N, T, H, W, C]
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    inputs = normalize_clips(clips, torch.device("cpu"), config_with(mean=mean, std=std))
+    expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(inputs.double(), expected.permute(0, 4, 1, 2, 3), atol=1e-6, rtol=0)
+    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_background_can_be_subtracted():
+    clips = torch.randint(256, (2, 1, 4, 5, 3), dtype=torch.uint8).repeat(1, 3, 1, 1, 1)
+    clips[:, 1, 2, 3] ^= 255  # one pixel changes for one frame
+    inputs = normalize_clips(clips, torch.device("cpu"), config_with(subtract_background=True))
+    torch.testing.assert_close(inputs.mean(2), torch.zeros(2, 3, 4, 5), atol=1e-6, rtol=0)
+    moving = inputs.abs().amax((0, 1, 2)) > 1e-6
+    assert moving.nonzero().tolist() == [[2, 3]]
+    flow = config_with(subtract_background=True, model="two_stream", crop_size=16)
+    clips = torch.full((1, 3, 16, 16, 5), 200, dtype=torch.uint8)  # all moves, steadily
+    inputs = normalize_clips(clips, torch.device("cpu"), flow)
+    assert inputs[:, :3].abs().max() < 1e-6 and inputs[:, 3:].min() > 1
+    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)

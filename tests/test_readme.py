@@ -288,7 +288,7 @@ def test_stage_table_is_what_a_run_prints():
     )  # fmt: skip
     with torch.device("meta"):
         model = build_model(config, config.num_classes)
-    table = format_description(describe(model, (config.clip_size, *config.crop)))
+    table = format_description(describe(model, config.clip_shape))
     assert table + "\n" in code_blocks("text")
 
 

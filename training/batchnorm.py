@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clips.batches import batches_of
 from config import Config
+from model import normalize_clips
 from system import processes
-from system.device import evaluating, to_network_input
+from system.device import evaluating
 
 NUM_CLIPS = 512  # enough for means and variances; an epoch may have fewer
 
@@ -41,7 +42,7 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
             counts = [row["clips"] for row in processes.all_gather_ints(clips=len(batch.labels))]
             num_parts = min(config.accumulate_steps, min(counts) // 2)  # as in a training step
             for part in range(num_parts):
-                copied(to_network_input(batch.clips[part::num_parts, 0], device, config))
+                copied(normalize_clips(batch.clips[part::num_parts, 0], device, config))
     counts = [float(norm.num_batches_tracked) for norm in norms]
     sums = [torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])
             .double().cpu() * count for norm, count in zip(norms, counts, strict=True)]

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clips.frames import composed
-from system.errors import UserError, summarize
+from system.errors import UserError, summarize, summarize_validation
 from system.files import atomic_write
 
 # int64 is that of the counters of batches.
@@ -213,11 +213,8 @@ def _checked_contents(checkpoint, path) -> dict:
     try:
         contents = Contents.model_validate(checkpoint)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-                    for problem in error.errors()]
-        raise UserError(
-            f"{path}: damaged checkpoint: {summarize(problems, 3)}; take an earlier one"
-        ) from None
+        problems = summarize_validation(error, 3)
+        raise UserError(f"{path}: damaged checkpoint: {problems}; take an earlier one") from None
     return {name: getattr(contents, name) for name in contents.model_fields_set}
 
 

@@ -31,6 +31,21 @@ from utils import TrainingMetrics
 
 # What must not change between two steps of one epoch; nor must the training clips.
 EPOCH_KEYS = ("batch_size", "seed")
+VALIDATION_PREFIX = "val_"  # of columns of the history
+
+
+def validation_columns(scores: dict) -> dict:
+    """Return the columns of the history for scores of the validation set."""
+    return {f"{VALIDATION_PREFIX}{name}": value for name, value in scores.items()}
+
+
+def split_columns(row: dict) -> tuple[dict, dict]:
+    """Return the training columns of a row of the history, and the scores of the validation set."""
+    training, validation = {}, {}
+    for name, value in row.items():
+        part = validation if name.startswith(VALIDATION_PREFIX) else training
+        part[name.removeprefix(VALIDATION_PREFIX)] = value
+    return training, validation
 
 
 @dataclass
@@ -138,7 +153,7 @@ def _check_convolutions(model, config: Config, device) -> None:
     """
     if device.type == "cuda" and precision_name(config.precision, device) == "fp32":
         replace_slow_gradients(model)
-    clip_shape = (config.clip_size, *config.crop)
+    clip_shape = config.clip_shape
     num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
     replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
     num_windows = config.videos_per_eval_batch * config.windows_per_video

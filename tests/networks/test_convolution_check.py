@@ -41,7 +41,7 @@ NETWORKS = {
 def model_of(name, **keys):
     torch.manual_seed(0)
     config = make_config(model=name, **keys)
-    return to_device(build_model(config, 3), CPU), (config.clip_size, *config.crop)
+    return to_device(build_model(config, 3), CPU), config.clip_shape
 
 
 class Unwritten(torch.autograd.Function):

@@ -8,32 +8,33 @@ from conftest import draw_frames, write_clip
 from own_folders import do_train, write_class_folders
 
 from clips.annotations import read_annotations, read_labels
-from own_clips.splitting import duplicates, groups_of_clips, joined, likely_rule, split
+from own_clips.splitting import choose_validation, duplicates, groups_of_clips, joined, likely_rule
 from system.errors import UserError
 
 
 def test_a_split_is_stratified_seeded_and_keeps_groups_together():
     labels = [label for label in "abc" for _ in range(20)]
     groups = [f"person {number % 10}" for number in range(60)]
-    is_validation = split(labels, groups, seed=3)
+    is_validation = choose_validation(labels, groups, seed=3)
     assert Counter(np.array(labels)[is_validation]) == {"a": 4, "b": 4, "c": 4}
     sides = [set(np.array(groups)[mask]) for mask in (is_validation, ~is_validation)]
     assert not sides[0] & sides[1]
-    assert (split(labels, groups, seed=3) == is_validation).all()
-    assert any((split(labels, groups, seed) != is_validation).any() for seed in range(3))
+    assert (choose_validation(labels, groups, seed=3) == is_validation).all()
+    others = [choose_validation(labels, groups, seed) for seed in range(3)]
+    assert any((other != is_validation).any() for other in others)
 
 
 def test_classes_with_few_clips_keep_some_for_training():
     labels = ["a"] * 20 + ["b"] * 3 + ["c"]
     for seed in range(5):
-        is_validation = split(labels, [str(number) for number in range(24)], seed)
+        is_validation = choose_validation(labels, [str(number) for number in range(24)], seed)
         assert {"a", "b", "c"} == set(np.array(labels)[~is_validation])
-    assert split(["a", "a", "b", "b"], list("wxyz"), 0).sum() == 2
+    assert choose_validation(["a", "a", "b", "b"], list("wxyz"), 0).sum() == 2
 
 
 def test_many_classes_of_one_clip_are_for_training():
     labels = ["a"] * 40 + ["b"] * 20 + [f"single {number}" for number in range(9)]
-    is_validation = split(labels, [str(number) for number in range(69)], 0)
+    is_validation = choose_validation(labels, [str(number) for number in range(69)], 0)
     assert Counter(np.array(labels)[is_validation]) == {"a": 8, "b": 4}
 
 
@@ -45,12 +46,12 @@ def test_many_classes_of_one_clip_are_for_training():
 ])
 def test_a_split_that_empties_a_class_is_refused(labels, groups):
     with pytest.raises(UserError, match="no split leaves clips of each class"):
-        split(labels, groups, 0)
+        choose_validation(labels, groups, 0)
 
 
 def test_many_small_groups_are_split_like_their_first_clips():
     groups = [str(number // 2 if number < 20 else number) for number in range(1000)]
-    is_validation = split([str(number % 4) for number in range(1000)], groups, 0)
+    is_validation = choose_validation([str(number % 4) for number in range(1000)], groups, 0)
     assert (is_validation[:20:2] == is_validation[1:20:2]).all()
     assert 195 <= is_validation.sum() <= 205
 

@@ -15,7 +15,7 @@ from runs import make_settings, read_csv, run_folder, write_config
 import predict
 import train
 from scoring.evaluation import log_mean_probability, score
-from scoring.stack import Member, fit_stack, split
+from scoring.stack import Member, cross_validation_folds, fit_stack
 from system.errors import UserError
 
 MEMBERS = [Member(path=f"{name}.tar", sha256="0") for name in "ab"]
@@ -79,11 +79,11 @@ def test_sure_networks_and_unreadable_clips_are_no_obstacle():
 def test_no_group_is_on_both_sides(num_groups):
     labels = np.arange(56) % 4
     groups = np.array([f"person {number % num_groups}" for number in range(56)])
-    folds = split(labels, groups, 5)
+    folds = cross_validation_folds(labels, groups, 5)
     assert len(folds) == min(5, num_groups)
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(56))
     assert not any(set(groups[train]) & set(groups[test]) for train, test in folds)
-    assert len(split(labels, np.array(["one"] * 56), 5)) == 5
+    assert len(cross_validation_folds(labels, np.array(["one"] * 56), 5)) == 5
 
 
 def test_a_fold_may_lack_a_class():

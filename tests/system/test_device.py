@@ -50,29 +50,6 @@ def test_versions_that_compute_16_bit_convolutions_badly_are_known(cudnn, is_bad
         assert f"cuDNN 9.{cudnn // 100 % 100} " in device.version_problem(cudnn, torch.float16)
 
 
-def test_the_input_is_normalised_and_channels_last():
-    clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)  # [N, T, H, W, C]
-    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    inputs = device.to_network_input(clips, CPU, config_with(mean=mean, std=std))
-    expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
-    torch.testing.assert_close(inputs.double(), expected.permute(0, 4, 1, 2, 3), atol=1e-6, rtol=0)
-    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-def test_a_background_can_be_subtracted():
-    clips = torch.randint(256, (2, 1, 4, 5, 3), dtype=torch.uint8).repeat(1, 3, 1, 1, 1)
-    clips[:, 1, 2, 3] ^= 255  # one pixel changes for one frame
-    inputs = device.to_network_input(clips, CPU, config_with(subtract_background=True))
-    torch.testing.assert_close(inputs.mean(2), torch.zeros(2, 3, 4, 5), atol=1e-6, rtol=0)
-    moving = inputs.abs().amax((0, 1, 2)) > 1e-6
-    assert moving.nonzero().tolist() == [[2, 3]]
-    flow = config_with(subtract_background=True, model="two_stream", crop_size=16)
-    clips = torch.full((1, 3, 16, 16, 5), 200, dtype=torch.uint8)  # all moves, steadily
-    inputs = device.to_network_input(clips, CPU, flow)
-    assert inputs[:, :3].abs().max() < 1e-6 and inputs[:, 3:].min() > 1
-    assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, precision):
     settings = make_settings(tmp_path, precision="fp32")

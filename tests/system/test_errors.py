@@ -11,16 +11,39 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ValidationError, model_validator
 from runs import PROJECT, differences, make_settings, run_folder, write_config
 
 import train
 from system import processes, stopping
-from system.errors import UserError, exit_status, message_for_user
+from system.errors import UserError, exit_status, message_for_user, summarize_validation
 from training.checkpoint import load_checkpoint
 
 LOST = "another process of this run has ended"
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
 KILLED = "DataLoader worker (pid 7) is killed by signal: "
+
+
+def test_a_problem_in_a_file_is_named_by_its_key_and_reason():
+    class Saved(BaseModel):
+        epoch: int
+        folds: dict[str, int]
+
+        @model_validator(mode="after")
+        def check(self):
+            if not self.folds:
+                raise ValueError("no folds")
+            return self
+
+    with pytest.raises(ValidationError) as found:
+        Saved.model_validate({"epoch": "x", "folds": {"a": "y", "b": "z"}})
+    assert summarize_validation(found.value, 2, with_reasons=False) == "epoch, folds.a and 1 more"
+    words = summarize_validation(found.value)
+    assert all(f"{key}: Input should be" in words for key in ("epoch", "folds.a", "folds.b"))
+    with pytest.raises(ValidationError) as found:
+        Saved.model_validate({"epoch": 1, "folds": {}})
+    for with_reasons in (False, True):
+        assert "no folds" in summarize_validation(found.value, 3, with_reasons)
 
 
 # --- told apart --------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import train
 from clips.batches import batches_of
 from config import Config
 from data_loader import build_loader, read_class_names, read_set
-from model import build_model
+from model import build_model, normalize_clips
 from system.config_file import load_config
-from system.device import to_device, to_network_input
+from system.device import to_device
 from training.batchnorm import refresh_statistics
 from training.checkpoint import load_checkpoint
 
@@ -35,7 +35,7 @@ def test_they_are_means_over_the_epochs_training_clips_without_dropout(config, n
     loader.batch_sampler.start_at(3, 0)
     for batch in batches_of(loader):
         for part in range(num_parts):
-            clips = to_network_input(batch.clips[part::num_parts, 0], CPU, config)
+            clips = normalize_clips(batch.clips[part::num_parts, 0], CPU, config)
             first = model.blocks[0][0](clips).detach()
             means.append(first.mean(dim=(0, 2, 3, 4)))
             variances.append(first.var(dim=(0, 2, 3, 4)))
