@@ -11,7 +11,7 @@ from tqdm import tqdm
 from clips.bad_clips import BadClips
 from reporting.curves import TensorBoard
 from reporting.page import add_report, write_evaluation
-from scoring.baselines import NAMES, baselines_of_run
+from scoring.baselines import NAMES
 from scoring.evaluation import format_scores
 from scoring.results import Origin
 from system import memory, processes, stopping
@@ -215,12 +215,11 @@ BASELINE_HINT = (
 class Baselines(Callback):
     """What the network has to beat, before the first epoch; and whether it did, after the last."""
 
-    def __init__(self):
-        self.scores = {}  # percent, by name
+    def __init__(self, scores: dict[str, float]):
+        """scores: percent, by name."""
+        self.scores = scores
 
     def on_start(self, run, train_loader, validation_loader):
-        sets = train_loader.dataset.annotations, validation_loader.dataset.annotations
-        self.scores = baselines_of_run(run, *sets)
         if self.scores:
             values = ", ".join(f"{NAMES[name]} {value:.1f} %"
                                for name, value in self.scores.items())
@@ -287,13 +286,16 @@ class BadClipList(Callback):
 # --- all of them -------------------------------------------------------------------------------
 
 
-def build_callbacks(run: Run) -> list[Callback]:
-    """Return what watches and records a run, in the order in which it is called."""
+def build_callbacks(run: Run, baselines: dict[str, float]) -> list[Callback]:
+    """Return what watches and records a run, in the order in which it is called.
+
+    baselines: as `scoring.baselines.baselines_of_run` returns them.
+    """
     precision = precision_name(run.config.precision, run.device)
     watches = [BadClipList(run.config), StopOnBadLoss(run.device, precision)]
     return [
         *watches,
-        Baselines(),
+        Baselines(baselines),
         TensorBoard(),
         Checkpoints(run.config.checkpoint_minutes, watches),
         History(),  # after what else is written: `is_recorded` looks at history.csv only

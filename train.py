@@ -25,6 +25,7 @@ from model import normalize_clips
 from networks.recompute import recompute_activations
 from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
+from scoring.baselines import baselines_of_run
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
 from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
 from scoring.results import is_scored, print_results
@@ -248,6 +249,7 @@ def run_training(config: Config, options, device) -> None:
     if not (is_resumed or options.overwrite):  # before the work, which takes minutes
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
+    baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
@@ -269,7 +271,7 @@ def run_training(config: Config, options, device) -> None:
     processes.broadcast_from_main(
         prepare_run_folder, config, is_resumed, options.overwrite, devices
     )
-    fit(run, train_loader, validation_loader, build_callbacks(run), checkpoint)
+    fit(run, train_loader, validation_loader, build_callbacks(run, baselines), checkpoint)
 
 
 def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], checkpoint) -> None:

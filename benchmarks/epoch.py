@@ -58,7 +58,7 @@ def train_and_watch(arguments) -> float:
     """Train in this process, and return the seconds that the last epoch waited for data."""
     waiting = Waiting()
     with mock.patch.object(train, "build_callbacks",
-                           lambda run: [waiting, *build_callbacks(run)]):  # fmt: skip
+                           lambda *arguments: [waiting, *build_callbacks(*arguments)]):  # fmt: skip
         status = train.main(arguments)
     if status:
         raise RuntimeError(f"train.py {' '.join(arguments)} ended with {status}")

@@ -107,6 +107,8 @@ class PacketIndex:
 
     def _scanned(self, container, stream):
         header = stream.codec_context.extradata or b""
+        # AVI stores no times for showing; what FFmpeg guesses is the time of the next packet.
+        is_in_order = self.format == "avi" and not stream.codec_context.has_b_frames
         packets = []
         for packet in container.demux(stream):
             if packet.size:
@@ -114,7 +116,8 @@ class PacketIndex:
                     self._palettes[len(packets)] = packet.get_sidedata("palette")
                 is_key = packet.is_keyframe and _is_intra(packet, self.codec)
                 is_clean = is_key and (self.codec != "h264" or _has_idr(bytes(packet), header))
-                packets.append(Packet(packet.pts, packet.dts, packet.pos, packet.size,
+                pts = packet.dts if is_in_order else packet.pts
+                packets.append(Packet(pts, packet.dts, packet.pos, packet.size,
                                       self._mark(packet), is_key, is_clean,
                                       packet.is_discard))
         return packets

@@ -37,7 +37,7 @@ def atomic_write(path, backup=None, sync: bool = False, partial=None):
         if backup and os.path.exists(path):
             os.replace(path, backup)
         os.replace(partial, path)
-    except Exception as error:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):

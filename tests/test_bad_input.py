@@ -298,13 +298,13 @@ def no_frames(clip):
 
 def no_pictures(clip):
     for path in clip.iterdir():
-        path.rename(path.with_suffix(".tiff"))
+        path.rename(path.with_suffix(".svg"))
 
 
 # What is planted in one clip, and what the message must hold besides the path.
 FRAMES = {
     "empty clip": (no_frames, ["empty", "drop its CSV row"]),
-    "other kinds of file": (no_pictures, ["no frames", "'00001.tiff'", "convert"]),
+    "other kinds of file": (no_pictures, ["no frames", "'00001.svg'", "convert"]),
     "truncated": (frame_is(jpeg(99)[:-300]), [FRAME, "damaged JPEG", "extract the frame again"]),
     "header only": (frame_is(jpeg(99)[:100]), [FRAME, "damaged JPEG", "extract the frame again"]),
     "zero bytes": (frame_is(b""), [FRAME, "0 bytes", "extract the frame again"]),

@@ -125,7 +125,7 @@ def test_a_class_that_a_fold_lacks_is_said(config, tmp_path, capsys):
 
 @pytest.mark.parametrize("number, changes, message", [
     ("group", {}, "--folds group: needs two groups or more"),
-    ("group", {"group": "_()"}, "--folds group: needs two groups or more"),
+    ("group", {"group": "(_)"}, "--folds group: needs two groups or more"),
     ("7", {}, "--folds 7: there are clips, or groups, for 6 folds only"),
     ("3", {"val_data_folder": "elsewhere"}, "--folds: train_data_folder and val_data_folder"),
     ("3", {"val_data_csv": "train"}, "--folds: 12 clips are in both"),

@@ -83,8 +83,12 @@ def test_packed_b_frames_of_divx(tmp_path):
     assert numbers(video, [30, 31]) == [30, 31]
 
 
-def test_a_dropped_frame_of_avi_keeps_the_one_before(tmp_path):
-    plain = write_video(tmp_path / "a.avi", FRAMES, codec="mjpeg", pix_fmt="yuvj420p")
+@pytest.mark.parametrize("codec, options", [
+    ("mjpeg", {"pix_fmt": "yuvj420p"}),
+    ("libx264", {"g": "1", "pix_fmt": "yuv420p"}),
+])  # fmt: skip
+def test_a_dropped_frame_of_avi_keeps_the_one_before(tmp_path, codec, options):
+    plain = write_video(tmp_path / "a.avi", FRAMES, codec=codec, **options)
 
     def without_some(packets):
         return [packet for number, packet in enumerate(packets) if number not in (5, 6, 20)]

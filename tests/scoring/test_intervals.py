@@ -281,7 +281,7 @@ def test_each_accuracy_is_printed_with_its_interval(tmp_path, capsys):
         page = (run_folder(settings) / "report.html").read_text()
         assert f"95 % interval {interval}" in page and f"95 % intervals: {method}" in page
         assert f"<small>({int(of_class.sum())} of {len(of_class)}) {low:.1f} to {high:.1f}" in page
-        assert "best of 2 epochs, validation top-1" in page
+        assert 'best of 2 epochs, validation <span class="unbroken">top-1' in page
     assert (saved.groups is None) and torch.is_tensor(saved.labels)
 
 

@@ -4,7 +4,6 @@ The messages for mistakes in the input are those of test_bad_input.py.
 """
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -170,11 +169,11 @@ def test_a_mistake_is_told_by_one_process_only(capsys):
 # --- leaving -----------------------------------------------------------------------------------
 
 
-def test_only_a_command_that_succeeded_leaves_the_others(tmp_path, monkeypatch, capsys):
-    """With NCCL, leaving waits for the others, who may be waiting for this one."""
+def test_the_process_group_is_told_whether_the_command_succeeded(tmp_path, monkeypatch):
+    """With NCCL, destroying the group waits for the others, who may wait for this process."""
     calls = []
-    monkeypatch.setattr(processes, "leave", lambda: calls.append(os.getpid()))
+    monkeypatch.setattr(processes, "shutdown", lambda has_failed: calls.append(has_failed))
     settings = make_settings(tmp_path, num_epochs=1)
     config = write_config(tmp_path / "config.json", settings)
-    assert train.main(["-c", config, "-g", "cpu", "--set", "lr=-1"]) == 2 and not calls
-    assert train.main(["-c", config, "-g", "cpu"]) == 0 and len(calls) == 1
+    assert train.main(["-c", config, "-g", "cpu", "--set", "lr=-1"]) == 2 and calls == [True]
+    assert train.main(["-c", config, "-g", "cpu"]) == 0 and calls == [True, False]

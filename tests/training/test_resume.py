@@ -3,12 +3,13 @@
 The long form: `python -m pytest -m slow tests/training/test_resume.py`.
 """
 
+import io
 import itertools
 import json
 import os
 import shutil
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -226,12 +227,14 @@ def test_a_start_that_dies_while_it_writes_leaves_a_folder_to_start_in(settings,
     train_until(arguments, epoch=0, step=1)
     before = (run_folder(own) / "versions.json").read_text()
 
-    def write_half(path, text, **_):
-        with open(path, "w") as file:
-            file.write(text[: len(text) // 2])
+    @contextmanager
+    def write_half(path, *_, **__):
+        file = io.BytesIO()
+        yield file
+        Path(f"{path}.partial").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
         raise PowerCut
 
-    with mock.patch.object(Path, "write_text", write_half), pytest.raises(PowerCut):
+    with mock.patch("system.files.atomic_write", write_half), pytest.raises(PowerCut):
         train.main(arguments)
     assert (run_folder(own) / "versions.json").read_text() == before
     assert train.main(arguments) == 0
