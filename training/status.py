@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -87,8 +88,10 @@ class StatusFile(Callback):
     def write(self, run, state, message=""):
         if processes.is_main():
             self.written, history = time.monotonic(), run.state.history
-            write_status(
-                run.config.run_folder, state, epoch=run.state.epoch, step=run.state.step,
-                num_steps=self.num_steps, scores=history[-1] if history else {}, message=message,
-                num_epochs=run.config.num_epochs if run.config.num_epochs > 0 else None,
-            )  # fmt: skip
+            with suppress(OSError):  # a full disk must not end the run because of its status
+                write_status(
+                    run.config.run_folder, state, epoch=run.state.epoch, step=run.state.step,
+                    num_steps=self.num_steps, scores=history[-1] if history else {},
+                    num_epochs=run.config.num_epochs if run.config.num_epochs > 0 else None,
+                    message=message,
+                )  # fmt: skip

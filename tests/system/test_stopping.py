@@ -86,11 +86,7 @@ MOMENTS = {
     "training, whole group": Moment("epoch 2/2  step 1/3", 0, signal.SIGINT, 2, True),
     "validation": Moment("step 3/3", 0.7, signal.SIGINT, 0, True, "validation"),
     "workers wait": Moment("step 2/3", 0.7, signal.SIGTERM, 2, True, "train"),
-    "training, workers": Moment("step 2/3", 0, signal.SIGTERM, 2, False),
-    "training, Ctrl-C": Moment("epoch 2/2  step 2/3", 0.05, signal.SIGINT, 0, True),
-    "validation, workers": Moment("step 3/3", 0.7, signal.SIGTERM, 2, True, "validation"),
     "loader waits": Moment("step 2/3", 0.7, signal.SIGINT, 0, False, "train"),
-    "workers wait, Ctrl-C": Moment("step 2/3", 0.7, signal.SIGINT, 2, False, "train"),
     "building": Moment("validation: 7 clips", 0, signal.SIGTERM, 2, True),
     "workers start": Moment("GFLOP", 0, signal.SIGINT, 2, True),
 }
@@ -198,7 +194,7 @@ sys.exit(train.main())
 """
 
 
-@pytest.mark.parametrize("pauses", [[1.5], pytest.param([0.1] * 25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pauses", [[1.5], pytest.param([0.1] * 9, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
     """A step that never ends, and with it what one Ctrl-C waits for, on a machine of any speed.
 
@@ -382,7 +378,7 @@ def fill(folder, bytes_left):
 # those of the log, which it writes anew.
 @pytest.mark.parametrize("pages_left", [
     pytest.param(pages, marks=[] if pages in (0, 1, 6, 20) else pytest.mark.slow)
-    for pages in range(21)
+    for pages in (0, 1, 2, 3, 5, 6, 8, 11, 14, 17, 20)
 ])  # fmt: skip
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     pages_left, settings, whole_run, small_disk, tmp_path, capsys
