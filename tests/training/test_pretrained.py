@@ -101,11 +101,11 @@ def test_networks_on_frames_take_those_of_2d_networks(model, networks, write, ca
     output = capsys.readouterr().out
     if model != "two_stream":
         check_equal(network.backbone, weights)
-        assert "120 tensors taken; " in output and "inflated" not in output
+        assert "120 tensors loaded; " in output and "inflated" not in output
         return
     check_equal(network.spatial, weights)
     check_equal(network.temporal, weights, without=["conv1.weight"])
-    assert "239 tensors taken; 5 start fresh: temporal.conv1.weight, classifier.spatial" in output
+    assert "239 tensors loaded; 5 start from random values: temporal.conv1.weight, classifier.spatial" in output
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
@@ -124,7 +124,7 @@ def test_a_3d_network_takes_its_own_and_a_head_of_other_classes_starts_fresh(
     wrapped = nn.DataParallel(source) if parallel else source
     network = loaded(write(wrapped.state_dict()), "r3d_18")
     output = capsys.readouterr().out
-    assert "2 start fresh: fc.weight, fc.bias" in output
+    assert "2 start from random values: fc.weight, fc.bias" in output
     assert network.fc.weight.shape == (3, 512)
     network.fc = source.fc
     clips = torch.randn(2, 3, 4, 40, 40)
@@ -143,7 +143,7 @@ def test_the_same_number_of_classes_keeps_the_head_unless_a_new_one_is_asked_for
     network = loaded(path, "r3d_18", new_head=True)
     output = capsys.readouterr().out
     assert not torch.equal(network.fc.weight, source.fc.weight)
-    assert "2 start fresh: fc.weight, fc.bias" in output and "no class names" not in output
+    assert "2 start from random values: fc.weight, fc.bias" in output and "no class names" not in output
 
 
 def test_inflated_resnet_sees_in_a_clip_of_one_picture_what_it_saw_in_the_picture(
@@ -152,7 +152,7 @@ def test_inflated_resnet_sees_in_a_clip_of_one_picture_what_it_saw_in_the_pictur
     flat = networks("resnet18")
     network = loaded(write(flat.state_dict()), "r3d_18")
     output = capsys.readouterr().out
-    assert "120 tensors taken; 20 of them are inflated over time; 2 start fresh" in output
+    assert "120 tensors loaded; 20 of them are inflated over time; 2 start from random values" in output
     picture = torch.randn(2, 3, 24, 24)
     clips = picture.unsqueeze(2).expand(-1, -1, 20, -1, -1)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_plain_weights_under_the_published_names(write, capsys):
     source = PublishedNetwork(27)
     network = loaded(write(source.state_dict()), "conv3d", clip_size=18, crop_size=84)
     assert torch.equal(network.last_conv.weight, source.conv_layer5.weight)
-    assert "2 start fresh: classifier.weight, classifier.bias" in capsys.readouterr().out
+    assert "2 start from random values: classifier.weight, classifier.bias" in capsys.readouterr().out
 
 
 def test_our_own_checkpoint_says_what_was_taken(write, capsys):
@@ -205,11 +205,11 @@ def test_our_own_checkpoint_says_what_was_taken(write, capsys):
     path = write({"state_dict": source.state_dict(), "classes": NAMES})
     check_equal(loaded(path, **keys), source.state_dict())
     count = len(source.state_dict())
-    assert capsys.readouterr().out == f"weights from {path}: {count} tensors taken\n"
+    assert capsys.readouterr().out == f"weights from {path}: {count} tensors loaded\n"
     network = loaded(path, **keys, class_names=["a", "b"], new_head=True)
     check_equal(network.hidden, source.hidden.state_dict())
     output = capsys.readouterr().out
-    assert f"{count - 2} tensors taken; 2 start fresh: classifier.weight, classifier" in output
+    assert f"{count - 2} tensors loaded; 2 start from random values: classifier.weight, classifier" in output
 
 
 # --- torchvision's by name ---------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_weights_by_name_are_found_in_the_folder_of_torch_hub(networks, hub, cap
     into_hub(hub, RESNET, weights)
     check_equal(loaded(RESNET).backbone, weights)
     output = capsys.readouterr().out
-    assert f"weights from {RESNET}: 120 tensors taken" in output and "colours" not in output
+    assert f"weights from {RESNET}: 120 tensors loaded" in output and "normalization" not in output
 
 
 def test_the_colours_that_weights_were_trained_with_are_named(networks, hub, capsys):
@@ -255,7 +255,7 @@ def test_without_a_network_it_says_where_to_put_which_file(hub, monkeypatch):
     with pytest.raises(UserError) as caught:
         loaded(RESNET)
     message = str(caught.value)
-    assert message.startswith(f"pretrained: {RESNET} cannot be fetched")
+    assert message.startswith(f"pretrained: {RESNET} cannot be downloaded")
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
     assert str(hub / "resnet18-f37072fd.pth") in message
 
@@ -277,7 +277,7 @@ def test_what_is_fetched_is_read_as_any_file(hub, networks, monkeypatch):
 def test_a_damaged_file_in_the_folder_of_torch_hub_is_named(hub, networks):
     path = into_hub(hub, RESNET, networks("resnet18").state_dict())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=rf"cannot be fetched or read .* put it to {path}"):
+    with pytest.raises(UserError, match=rf"cannot be downloaded or read .* save it as {path}"):
         loaded(RESNET)
 
 
@@ -323,7 +323,7 @@ def test_weights_of_another_network(name, model, keys, message, networks, write)
         ({1: torch.zeros(2)}, "no state_dict"),
         ([torch.zeros(2)], "no state_dict"),
         ({"a": torch.zeros(2, 2).to_sparse()}, "of an unusual type: a"),
-        ({"a": torch.full([3], torch.nan)}, "NaN, infinite or of an unusual type: a"),
+        ({"a": torch.full([3], torch.nan)}, "NaN, inf or of an unusual type: a"),
         ({"a": torch.zeros(3, dtype=torch.complex64)}, "of an unusual type: a"),
     ],
 )
