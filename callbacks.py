@@ -1,4 +1,4 @@
-"""What happens around the loop: progress, history, curves, checkpoints, stopping.
+"""Callbacks around the loop: progress, history, curves, checkpoints, stopping.
 
 Training works without any of them; `build_callbacks` lists those of a run.
 """
@@ -24,11 +24,11 @@ from training.run import Run, split_columns, validation_columns
 from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch
 from training.status import StatusFile
 
-# --- what is printed ---------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------
 
 
 class Progress(Callback):
-    """A bar in a terminal, else a line every `print_freq` steps; and a line per epoch."""
+    """Show a bar in a terminal, otherwise a line every `print_freq` steps; and a line per epoch."""
 
     SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -39,7 +39,7 @@ class Progress(Callback):
         of_all = f"/{run.config.num_epochs}" if run.config.num_epochs > 0 else ""
         self.title = f"epoch {run.state.epoch + 1}{of_all}"
         self.first_step, self.num_steps, self.num_clips = run.state.step, len(loader), 0
-        silent = None if processes.is_main() else True  # None: where there is no terminal
+        silent = None if processes.is_main() else True  # None: only in a terminal
         self.bar = tqdm(total=self.num_steps, initial=self.first_step, desc=self.title, leave=False,
                         disable=silent)
         self.start = self.shown = time.perf_counter()
@@ -51,7 +51,7 @@ class Progress(Callback):
         self.waiting.end()
 
     def on_step(self, run, num_clips):
-        """Update the bar; not at each step, since reading the metrics waits for a GPU."""
+        """Update the bar; not in each step, since reading the metrics waits for a GPU."""
         self.num_clips += num_clips
         self.bar.update(1)
         now = time.perf_counter()
@@ -69,17 +69,17 @@ class Progress(Callback):
         averages, rate = run.state.metrics.averages(), run.optimizer.param_groups[0]["lr"]
         return (f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
                 f"lr {rate:.2e}  {self.num_clips / (now - self.start):.1f} clips/s  "
-                f"{100 * self._waiting_share(now):.0f} % waiting for data")
+                f"{100 * self._waiting_fraction(now):.0f} % waiting for data")
 
-    def _waiting_share(self, now) -> float:
-        """Return the share of the epoch's time so far in which the device waited for a batch."""
+    def _waiting_fraction(self, now) -> float:
+        """Return the fraction of the epoch's time in which the device waited for a batch."""
         return self.waiting.seconds / (now - self.start)
 
     def on_validation_start(self, run):
-        """Print once per run what to change if data came too slowly."""
+        """Print advice once per run if data loading is too slow."""
         self.bar.close()
-        share = self._waiting_share(time.perf_counter())
-        hint = waiting_hint(share, run.state.step - self.first_step, run.config)
+        fraction = self._waiting_fraction(time.perf_counter())
+        hint = waiting_hint(fraction, run.state.step - self.first_step, run.config)
         if hint and not self.has_hinted:
             self.has_hinted = True
             print(hint, flush=True)
@@ -99,7 +99,7 @@ class Progress(Callback):
 
 
 class Profile(Callback):
-    """For `--profile`: a trace of some steps, and where their time goes."""
+    """For `--profile`: trace some steps, and print where their time goes."""
 
     def __init__(self, profile: StepProfile):
         self.profile = profile
@@ -117,22 +117,22 @@ class Profile(Callback):
         self.profile.close()
 
 
-# --- what is written ---------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------
 
 
 def write_history(path: Path, history: list[dict]) -> None:
-    """Write the whole history as CSV, one row per epoch; a resumed run rewrites the same rows."""
+    """Write the history as CSV, one row per epoch; a resumed run rewrites the same rows."""
     if not history:
         return
-    import pandas as pd  # here, since the other processes of a run do without
+    import pandas as pd  # not at the top: only the main process needs it
 
     rows = [{name: f"{value:.8g}" for name, value in row.items()} for row in history]
-    # A row of an earlier version may have fewer columns; its cells stay empty.
+    # Rows of an earlier version may have fewer columns; those cells are empty.
     write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"))
 
 
 class History(Callback):
-    """history.csv, in the main process."""
+    """Write history.csv in the main process."""
 
     def on_start(self, run, train_loader, validation_loader):
         if not run.is_over:
@@ -153,10 +153,10 @@ class History(Callback):
 
 
 class Checkpoints(Callback):
-    """The run's checkpoints: after each epoch, and every `checkpoint_minutes` within one."""
+    """Save checkpoints: after each epoch, and every `checkpoint_minutes` within one."""
 
     def __init__(self, minutes: float, callbacks: list[Callback]):
-        """callbacks: those that checkpoints keep something of."""
+        """Remember the callbacks whose state checkpoints keep."""
         self.seconds, self.saved, self.callbacks = 60 * minutes, time.monotonic(), callbacks
 
     def on_epoch_start(self, run, loader):
@@ -178,7 +178,7 @@ class Checkpoints(Callback):
 
 
 class Evaluation(Callback):
-    """The logits, predictions and confusion matrix of the last epoch, in the main process."""
+    """Write logits, predictions and confusion matrix of the last epoch, in the main process."""
 
     def __init__(self):
         self.logits = None
@@ -199,7 +199,7 @@ class Evaluation(Callback):
 
 
 class Report(Callback):
-    """report.html, in the main process."""
+    """Write report.html in the main process."""
 
     def on_end(self, run, reason):
         if processes.is_main():
@@ -213,7 +213,7 @@ BASELINE_HINT = (
 
 
 class Baselines(Callback):
-    """What the network has to beat, before the first epoch; and whether it did, after the last."""
+    """Print baselines before the first epoch, and after the last whether the network beats them."""
 
     def __init__(self, scores: dict[str, float]):
         """scores: percent, by name."""
@@ -238,11 +238,11 @@ class Baselines(Callback):
                   f"of {NAMES[name]}: {BASELINE_HINT}", flush=True)
 
 
-# --- what stops a run --------------------------------------------------------------------------
+# --- stopping ----------------------------------------------------------------------------------
 
 
 class StopOnSignal(Callback):
-    """SIGTERM and Ctrl-C in any process stop all of them after a step."""
+    """Stop all processes after a step if one of them receives SIGTERM or Ctrl-C."""
 
     def vote(self, run):
         return stopping.requested()
@@ -252,7 +252,7 @@ class StopOnSignal(Callback):
 
 
 class BadClipList(Callback):
-    """Clips that cannot be read stop the run, or are skipped, counted and listed."""
+    """Stop the run at unreadable clips, or count and list those that are skipped."""
 
     def __init__(self, config):
         self.bad_clips = BadClips(config)
@@ -274,7 +274,7 @@ class BadClipList(Callback):
         self.bad_clips.report(self.validation_set, "validation", run.state.epoch + 1)
 
     def on_save(self, run):
-        rows = self.bad_clips.share()
+        rows = self.bad_clips.gather()
         if processes.is_main():
             self.bad_clips.write(run.config.run_folder / "bad_clips.csv")
         return {"bad_clips": rows}
@@ -283,11 +283,11 @@ class BadClipList(Callback):
         self.bad_clips.restore(checkpoint.get("bad_clips", []), run.state.epoch)
 
 
-# --- all of them -------------------------------------------------------------------------------
+# --- the list ----------------------------------------------------------------------------------
 
 
 def build_callbacks(run: Run, baselines: dict[str, float]) -> list[Callback]:
-    """Return what watches and records a run, in the order in which it is called.
+    """Return the callbacks of a run, in the order in which they are called.
 
     baselines: as `scoring.baselines.baselines_of_run` returns them.
     """
@@ -298,7 +298,7 @@ def build_callbacks(run: Run, baselines: dict[str, float]) -> list[Callback]:
         Baselines(baselines),
         TensorBoard(),
         Checkpoints(run.config.checkpoint_minutes, watches),
-        History(),  # after what else is written: `is_recorded` looks at history.csv only
+        History(),  # after the other files: `is_recorded` only checks history.csv
         StopOnSignal(),
         Profile(run.profile),
         Progress(),

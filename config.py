@@ -17,17 +17,17 @@ SCHEMA_FILE = Path(__file__).parent / "configs" / "schema.json"
 # The sets of clips, and the prefixes of their config keys.
 SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 
-# torchvision's video networks, and the name of the classification head of each.
+# torchvision's video networks -> the names of their classification heads.
 TORCHVISION_VIDEO_MODELS = {
     "r3d_18": "fc", "mc3_18": "fc", "r2plus1d_18": "fc", "s3d": "classifier",
     "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
     "mvit_v1_b": "head", "mvit_v2_s": "head",
 }  # fmt: skip
-MIN_ALPHA = 1e-3  # of a Beta distribution; its samples are not computed right far below
+MIN_ALPHA = 1e-3  # of a Beta distribution; far below, its samples are inaccurate
 MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
           *TORCHVISION_VIDEO_MODELS)  # fmt: skip
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
-# Keys that apply to some of the networks only.
+# Keys that apply only to some networks.
 MODEL_OPTIONS = {
     "block_widths": ("conv3d",),
     "head_widths": ("conv3d",),
@@ -47,7 +47,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_s
              "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# The limits refuse early what would later exceed memory or an integer.
+# The limits refuse values that would later exceed memory or an integer.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
@@ -57,7 +57,7 @@ Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class Config(BaseModel):
-    """The settings of one run. Paths are relative to the folder that the command is run in."""
+    """The settings of one run. Paths are relative to the current folder."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -110,10 +110,10 @@ class Config(BaseModel):
     train_data_folder: str = Field(
         description="Folder with one folder of frames, or one video file, per clip; or a pack."
     )
-    train_data_csv: str = Field(description="Training clips, one line each: id;label.")
-    val_data_folder: str = Field(description="As train_data_folder, for validation.")
-    val_data_csv: str = Field(description="As train_data_csv, for validation.")
-    test_data_folder: str | None = Field(None, description="As train_data_folder, for --test_only.")
+    train_data_csv: str = Field(description="Training clips, one per line: id;label.")
+    val_data_folder: str = Field(description="Like train_data_folder, for validation.")
+    val_data_csv: str = Field(description="Like train_data_csv, for validation.")
+    test_data_folder: str | None = Field(None, description="Like the others, for --test_only.")
     test_data_csv: str | None = Field(None, description="Test clips, one id per line, no labels.")
     labels_csv: str = Field(description="Class names, one per line; line number = class index.")
     group: str | None = Field(
@@ -131,7 +131,7 @@ class Config(BaseModel):
         "per core, up to 16; 0: load in the training process.",
     )
     max_frame_pixels: PositiveInt = Field(
-        2**26,  # 8192 x 8192: films of 8K, and as much of 360 degrees
+        2**26,  # 8192 x 8192: enough for 8K films, also of 360 degrees
         description="Frames with more pixels than this are refused before decoding.",
     )
     on_bad_clip: Literal["stop", "skip"] = Field(
@@ -140,12 +140,13 @@ class Config(BaseModel):
         "it in bad_clips.csv.",
     )
     max_bad_share: Fraction = Field(
-        0.01, description="With skip: stop the run if more than this share of a set cannot be read."
+        0.01, description="With skip: stop the run if more of a set than this cannot be read."
     )
 
     baseline_clips: int = Field(
-        2000, ge=0, le=2**31 - 1, description="Training clips of the linear model whose score is "
-        "shown beside the network's, at most; 0: no such baselines.",
+        2000, ge=0, le=2**31 - 1,
+        description="Maximum number of training clips of the linear model, whose score is "
+        "shown beside the network's; 0: no baselines.",
     )
 
     # --- from frames to clips ----------------------------------------------------------------
@@ -181,21 +182,21 @@ class Config(BaseModel):
         0.0, ge=0, lt=90, description="... and sheared by up to +- this many degrees."
     )
     horizontal_flip: Share = Field(
-        0.0, description="Share of training clips that are mirrored; see flip_labels."
+        0.0, description="Fraction of training clips that are mirrored; see flip_labels."
     )
     flip_labels: dict[str, str] | Literal["unchanged"] | None = Field(
         None,
         description="Labels of mirrored clips: pairs of class names that are swapped, or "
-        '"unchanged" if none is.',
+        '"unchanged" if there are none.',
     )
     colour_jitter: Fraction = Field(
         0.0, description="Brightness, contrast and saturation change by up to +- this fraction."
     )
     random_erasing: Share = Field(
-        0.0, description="Share of training clips in which a random box is erased."
+        0.0, description="Fraction of training clips in which a random box is erased."
     )
     time_masking: Share = Field(
-        0.0, description="Largest share of a training clip's frames that its mean frame replaces; "
+        0.0, description="Maximum fraction of a clip's frames that its mean frame replaces; "
         "the number and place of these consecutive frames are drawn per clip.",
     )
     step_jitter: Fraction = Field(
@@ -213,7 +214,7 @@ class Config(BaseModel):
     )
 
     subtract_background: bool = Field(
-        False, description="Subtract each clip's mean frame, so that what does not move is 0: for "
+        False, description="Subtract each clip's mean frame, so that still pixels are 0: for "
         "fixed cameras; for clips that differ in movement only.",
     )
 
@@ -245,7 +246,7 @@ class Config(BaseModel):
     width: PositiveFloat = Field(
         1.0, le=16, description="mobilenet3d, csn: multiplier of the number of channels."
     )
-    dropout: Fraction = Field(0.15, description="Share of hidden units dropped in training.")
+    dropout: Fraction = Field(0.15, description="Fraction of hidden units dropped in training.")
 
     # --- the training ------------------------------------------------------------------------
     batch_size: Size = Field(100, description="Clips per training step, over all processes.")
@@ -281,7 +282,7 @@ class Config(BaseModel):
     )
     eval_precision: Precision = Field(
         "fp32",
-        description="As precision, for validation, test and prediction; in fp32, a checkpoint has "
+        description="The same for validation, test and prediction; in fp32, a checkpoint has "
         "the same scores on every machine.",
     )
     compile: bool = Field(
@@ -307,7 +308,7 @@ class Config(BaseModel):
     )
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
     label_smoothing: Fraction = Field(
-        0.0, description="Share of each label that is distributed over all classes."
+        0.0, description="Fraction of each label that is distributed over all classes."
     )
     mixup_alpha: float = Field(
         0.0, ge=0, le=100, description="mixup: pairs of clips are blended with a weight from "
@@ -315,7 +316,7 @@ class Config(BaseModel):
     )
     cutmix_alpha: float = Field(
         0.0, ge=0, le=100, description="CutMix: a box of each clip is replaced by that of another "
-        "clip, likewise; with both, each step draws one of the two.",
+        "clip, in the same way; with both, each step draws one of the two.",
     )
     ema_decay: Fraction = Field(
         0.0, description="Evaluate the exponential moving average of the weights with this decay; "
@@ -422,12 +423,12 @@ class Config(BaseModel):
 
     @property
     def num_channels(self) -> int:
-        """Channels of the network's input: RGB, and for two_stream two of optical flow."""
+        """Return the number of input channels: RGB, and for two_stream two of optical flow."""
         return 5 if self.model == "two_stream" else 3
 
     @property
     def crop(self) -> tuple[int, int]:
-        """Height and width of the network's input, in pixels."""
+        """Return height and width of the network's input, in pixels."""
         if isinstance(self.crop_size, int):
             return self.crop_size, self.crop_size
         return tuple(self.crop_size)
@@ -444,17 +445,17 @@ class Config(BaseModel):
 
     @property
     def input_std(self) -> tuple[float, ...]:
-        """Standard deviation of each input channel."""
+        """Return the standard deviation of each input channel."""
         return (*self.std, *[0.1] * (self.num_channels - 3))
 
     @property
     def windows_per_video(self) -> int:
-        """Windows per video in evaluation, whose scores are averaged."""
+        """Return the number of windows per video in evaluation, whose scores are averaged."""
         return self.nclips * self.ncrops
 
     @property
     def videos_per_eval_batch(self) -> int:
-        """Videos per batch in evaluation."""
+        """Return the number of videos per batch in evaluation."""
         return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.windows_per_video)
 
     @property

@@ -1,8 +1,8 @@
 """Annotations -> clips -> batches.
 
-Whatever is random here is a function of (seed, epoch, clip), never of a stored generator: the
+All random numbers here are functions of (seed, epoch, clip), so no generator's state is stored: the
 same clip looks the same in the same epoch, in any worker, and after a resume.
-Shapes: N clips in a batch, K windows a video, T frames, H, W pixels, C = 3 colours, or 5 with
+Shapes: N clips in a batch, K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with
 optical flow.
 """
 
@@ -40,7 +40,7 @@ from system.errors import UserError, summarize
 
 
 class VideoFolder(Dataset):
-    """The clips of one set, read from folders of frames or a pack, a batch at a time."""
+    """The clips of one set, read from folders of frames or a pack, one batch at a time."""
 
     def __init__(self, annotations: Annotations, config: Config, training: bool):
         self.annotations = annotations
@@ -48,14 +48,14 @@ class VideoFolder(Dataset):
         self.training = training
         self.mirrored_labels = mirrored_labels(annotations, config) if training else None
         if isinstance(annotations.folder, Pack):
-            annotations.folder.check(config)  # opened here, the workers share what it has in memory
+            annotations.folder.check(config)  # opened here, so that workers share its memory
 
     def __len__(self):
         return len(self.annotations)
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
-        """(K, T, H, W, C) of a clip; K is 1 in training."""
+        """Return (K, T, H, W, C) of a clip; K is 1 in training."""
         shape = eval_shape(self.config)
         return (1, *shape[1:]) if self.training else shape
 
@@ -72,7 +72,7 @@ class VideoFolder(Dataset):
         return torch.from_numpy(clip), label
 
     def __getitems__(self, keys: list[ClipKey]) -> Batch:
-        """Return a batch of the clips of `keys`; those that cannot be read are listed as bad.
+        """Return a batch of the clips of `keys`; unreadable ones are listed as bad.
 
         PyTorch's loader calls this in a worker, where a raised error would reach the user wrapped
         in a traceback.
@@ -127,7 +127,7 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         worker_init_fn=prepare_decoders,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
-        # The loader draws its base seed from this one instead of from the global generator,
+        # The loader draws its base seed from this one, not from the global generator,
         # whose state dropout depends on.
         generator=torch.Generator(),
     )

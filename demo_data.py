@@ -99,7 +99,7 @@ def draw_phases(num_frames, rng):
 
 
 def rotation(angle):
-    """Return the matrix `[2, 2]` that turns rows (x, y) clockwise by `angle` radians."""
+    """Return the matrix `[2, 2]` that rotates rows (x, y) clockwise by `angle` radians."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[cos, sin], [-sin, cos]])
 
@@ -275,7 +275,7 @@ def write_lists(output, clips, ids):
 
 
 def make_room(output, recipe, force):
-    """Prepare `output` for a set, unless it contains it already; return whether it is needed.
+    """Prepare `output` for a set, unless it contains that set; return whether to draw it.
 
     Raises UserError if the folder contains anything else: `force` replaces a set of this program.
     """

@@ -67,7 +67,7 @@ def explain_kernels(predictor: Predictor, folder: Path) -> list[Path]:
     for name, films in first_kernels(predictor.network).items():
         count, moments, height, width = films.shape[:4]
         print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
-              f"{share_of_change(films):.0f} % of their squares are change over time (random "
+              f"{share_of_change(films):.0f} % of their energy is change over time (random "
               f"kernels: {100 * (moments - 1) / moments:.0f} %)")
         paths.append(folder / f"kernels_{name}.gif")
         save_gif(paths[-1], layer_films.draw_kernels(films.numpy()), KERNEL_RATE)
@@ -98,7 +98,7 @@ def films_of_clip(predictor: Predictor, source, stage_name: str | None = None):
     per input frame of the network, of the middle window where several are averaged. source: from
     `clips.reading.open_clip`.
     """
-    windows = window_input(source, None, predictor.config)  # those of the centre crop come first
+    windows = window_input(source, None, predictor.config)  # the centre crop's come first
     scores = predictor.probabilities(windows, 1)[0]
     predicted = int(scores.argmax())
     middle = predictor.config.nclips // 2

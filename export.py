@@ -44,7 +44,7 @@ class FromBytes(nn.Module):
 def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str:
     """Write the ONNX file and return example code that uses it.
 
-    program_path: where to write the network as a torch.export program, too.
+    program_path: where to write a torch.export program of the network, too.
     Raises UserError if the network cannot be exported, or if the exported one differs.
     """
     _check_packages()

@@ -1,7 +1,7 @@
-"""`ConvColumn`, the tutorial's network, and `build_model`, which makes the one the config names.
+"""`ConvColumn`, the tutorial's network, and `build_model`, which builds the config's network.
 
 Shapes: N clips, C channels, T frames, H, W pixels. A network maps float [N, C, T, H, W] to logits
-[N, num_classes]; C is 3, or 5 where it takes optical flow, too.
+[N, num_classes]; C is 3, or 5 with optical flow.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from networks.stages import run_on_meta, to_meta
 from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
-BATCHNORM_MOMENTUM = 0.1  # share of a step in the running statistics: the default of PyTorch
+BATCHNORM_MOMENTUM = 0.1  # of the running statistics: PyTorch's default
 MIN_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
 
 
@@ -62,10 +62,10 @@ class ConvColumn(nn.Module):
 
 
 def conv_block(channels_in, channels_out, has_time):
-    """Halve H and W, and T where it `has_time`; a single frame keeps kernels of one frame.
+    """Build a block that halves H and W, and T if `has_time`; otherwise kernels have one frame.
 
-    The tutorial pools after the second LeakyReLU. That never changes which value is the largest,
-    so pooling first gives the same bits, and leaves it an eighth of the values.
+    The tutorial pools after the second LeakyReLU, which does not change which value is largest.
+    So pooling first gives the same bits, and leaves LeakyReLU an eighth of the values.
     """
     time = 2 if has_time else 1
     kernel = (time, 3, 3)
@@ -81,7 +81,7 @@ def conv_block(channels_in, channels_out, has_time):
 
 
 def shape_after_block(shape) -> tuple[int, int, int]:
-    """Return (T, H, W) after `conv_block`: the first convolution trims, the pooling halves."""
+    """Return (T, H, W) after `conv_block`: its first convolution trims, its pooling halves."""
     frames, height, width = shape
     return max(1, frames // 2), (height - 2) // 2, (width - 2) // 2
 
@@ -93,10 +93,10 @@ def hidden_layer(inputs, outputs, dropout):
 
 
 class Network(NamedTuple):
-    """How a network is made, and which of its layers belong to the classes."""
+    """How to build a network, and the prefix of its classifier."""
 
     build: Callable  # (config, number of classes) -> module
-    head: str = "classifier"  # the layers whose names begin so
+    head: str = "classifier"  # prefix of the classifier's names
 
 
 def build_conv3d(config: Config, num_classes) -> nn.Module:
@@ -120,8 +120,8 @@ NETWORKS = {
 def build_model(config: Config, num_classes: int) -> nn.Module:
     """Build the network `config.model`. Raises UserError for clips too small for it."""
     model = NETWORKS[config.model].build(config, num_classes)
-    # torchvision's s3d and mobilenet_v3 have 0.001 and 0.01, with which the running statistics lag
-    # behind for hundreds of steps: a network that has learnt is at chance in evaluation.
+    # torchvision's s3d and mobilenet_v3 use 0.001 and 0.01, so that running statistics lag
+    # behind for hundreds of steps: in evaluation, a trained network is at chance level.
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = BATCHNORM_MOMENTUM
@@ -130,7 +130,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     except (RuntimeError, ValueError):
         height, width = config.crop
         raise UserError(
-            f"clip_size, crop_size: {config.model} cannot take clips of {config.clip_size} frames "
+            f"clip_size, crop_size: {config.model} cannot use clips of {config.clip_size} frames "
             f"of {height} x {width} pixels; raise clip_size or crop_size"
         ) from None
     return model

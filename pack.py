@@ -21,7 +21,7 @@ from system.errors import UserError, exit_status, summarize
 
 
 def make_pack(options: argparse.Namespace) -> None:
-    """Write a pack, and print what is in it and what was left out."""
+    """Write a pack, and print its contents and what was left out."""
     prepare_decoders()
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     bar = partial(tqdm, desc="packing", unit="B", unit_scale=True, **pace)
@@ -42,7 +42,7 @@ def make_pack(options: argparse.Namespace) -> None:
 
 
 def describe(made: Pack) -> str:
-    """Return a pack's counts, and what was done to its frames, in words."""
+    """Describe a pack: its counts, and what was done to its frames."""
     about = made.about
     text = f"{made}: {about['clips']:,} clips, {about['frames']:,} frames"
     if "height" in about:
@@ -93,7 +93,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                         "(default: %(default)s)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="verify the CRC-32 of all frames")
-    action.add_argument("--list", action="store_true", help="print what is inside")
+    action.add_argument("--list", action="store_true", help="print the clips")
     options = parser.parse_args(arguments)
     if bool(options.sources) == (options.check or options.list):
         parser.error("give a SOURCE to pack, or --check or --list alone")
@@ -101,7 +101,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command of the options; return its exit status."""
+    """Run the command that the options select; return its exit status."""
     for name, least, most in (("height", 1, 2**16), ("quality", 1, 100), ("frame_rate", 1e-3, 1e3),
                               ("max_frame_pixels", 1, 1e9)):
         value = getattr(options, name)

@@ -21,7 +21,7 @@ from scoring.predictor import Predictor, Scores, averaged, load_predictors
 from system.device import choose_device, prepare
 from system.errors import UserError, exit_status
 
-MAX_UNSEEN = 3.0  # seconds, in which a whole gesture could be missed
+MAX_UNSEEN = 3.0  # seconds: a whole gesture could be missed
 
 # --- clips from files --------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ def predict(
 ) -> tuple[dict[Path, Scores], list[str]]:
     """Return the scores of each clip, and a message for each clip that cannot be classified.
 
-    combine: makes one score of those of all networks, as `load_predictors` returns it.
+    combine: from `load_predictors`; combines the scores of all networks.
     """
     found, problems, lengths = {}, [], [[] for _ in predictors]
     places = places_for(save_path, clips) if save_path else {}
@@ -59,7 +59,7 @@ def predict(
 
 
 def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
-    """Return notes on clips that a network gets padded, or with long parts that it does not see.
+    """Return notes on clips that are padded, or of which the network does not see long parts.
 
     lengths: frames of each clip.
     """
@@ -68,8 +68,8 @@ def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
         notes.append(short_clips_note(num_short, len(lengths), config))
     if num_long := sum(unseen_seconds(length, config) > MAX_UNSEEN for length in lengths):
         notes.append(
-            f"long clips (over {MAX_UNSEEN:g} s of which no frame is looked at): {num_long:,} "
-            f"of {len(lengths):,}; like --eval_only, this takes each for one gesture and looks at "
+            f"long clips (over {MAX_UNSEEN:g} s of which no frame is used): {num_long:,} "
+            f"of {len(lengths):,}; like --eval_only, this treats each as one gesture and uses "
             f"{config.nclips * config.clip_size:,} of its frames; cut it into one clip per "
             "gesture, or see its scores over time with --save"
         )
@@ -79,8 +79,8 @@ def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
 def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:
     """Return the file that --save writes for each clip.
 
-    A single clip is written to `save_path` itself; several clips to a folder of that name, with
-    their paths relative to the folder that they share.
+    A single clip is written to `save_path`; several clips to a folder of that name, with their
+    paths relative to their common folder.
     """
     if len(clips) == 1 and save_path.suffix.lower() in (".gif", ".mp4"):
         return {clips[0]: save_path}
@@ -98,8 +98,8 @@ def table(found: dict[Path, Scores], count: int) -> str:
     """Return one line per clip: its path and its top classes with their probabilities."""
     width = max(len(str(clip)) for clip in found)
     return "\n".join(
-        f"{clip!s:<{width}}  " + "   ".join(f"{name} {100 * share:.1f} %"
-                                               for name, share in scores.top(count))
+        f"{clip!s:<{width}}  " + "   ".join(f"{name} {100 * probability:.1f} %"
+                                               for name, probability in scores.top(count))
         for clip, scores in found.items()
     )
 
@@ -112,8 +112,8 @@ def write_scores(path: Path, found: dict[Path, Scores], count: int) -> None:
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     else:
         for row in rows:
-            for rank, (name, share) in enumerate(row.pop("scores").items(), 1):
-                row |= {f"top{rank}": name, f"score{rank}": f"{share:.6f}"}
+            for rank, (name, probability) in enumerate(row.pop("scores").items(), 1):
+                row |= {f"top{rank}": name, f"score{rank}": f"{probability:.6f}"}
         text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\r\n")
     path.write_bytes(text.encode("utf-8", "backslashreplace"))  # a path may be of any bytes
 
@@ -149,7 +149,7 @@ def _count(text: str) -> int:
 
 
 def check_places(options: argparse.Namespace) -> None:
-    """Make the folder of --output. Raises UserError, before hours of work, for unusable places."""
+    """Make the folder of --output. Raises UserError, before hours of work, for unusable paths."""
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         if options.output.is_dir():
@@ -200,7 +200,7 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
             problems.append(str(error))
     clips = list({os.path.abspath(clip): clip for clip in reversed(clips)}.values())[::-1]
     if others:
-        print(f"note: passed over: {no_films(others)}", file=sys.stderr)
+        print(f"note: ignored: {no_films(others)}", file=sys.stderr)
     check_overwritten(options, clips)
     count = min(options.top, len(predictors[0].classes))
     found, others = predict(predictors, clips, options.save, combine)

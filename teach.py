@@ -1,4 +1,4 @@
-"""Teach a network your own gestures on a page of this machine: `python teach.py`."""
+"""Teach a network your own gestures on a local page: `python teach.py`."""
 
 from system import stopping
 from system.errors import exit_status
@@ -28,13 +28,13 @@ def port_number(text: str) -> int:
 
 
 def serve(options) -> None:
-    """Serve the page until a signal arrives; then stop a training, which saves all."""
+    """Serve the page until a signal arrives; then stop a running training, which is saved."""
     prepare_decoders()
     device = choose_device(options.gpus)
     prepare(device, "auto", deterministic=False)
     data_set = DataSet(options.data.resolve())
     training = Training(data_set, device.type, options.gpus)
-    # Not the best one: on a handful of validation clips that is an early one which was lucky.
+    # Not the best one: on a handful of validation clips that is an early, lucky one.
     session = LiveSession(training.run_folder / LAST_CHECKPOINT, device)
     with Server(options.port, data_set, training, session) as server:
         print(f"open {server.address}   (Ctrl-C ends; clips are in {options.data})", flush=True)

@@ -1,4 +1,4 @@
-"""Trains, evaluates and predicts: `python train.py --config configs/config.json -g 0`."""
+"""Train, evaluate and predict: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
 from system.errors import UserError, exit_status
@@ -70,7 +70,7 @@ from utils import seed_step
 def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) -> str:
     """Train and validate, epoch by epoch; return why training is over.
 
-    Raises Stopped, with everything saved, after SIGTERM or Ctrl-C.
+    Raises Stopped after SIGTERM or Ctrl-C, once everything is saved.
     """
     state = run.state
     with stopping.deferred():
@@ -84,10 +84,10 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
                 finish_epoch(run, logits, labels, validation_loader, callbacks)
         except stopping.Stopped as stopped:
             save_with_callbacks(run, callbacks)
-            # Once a process has left, the launcher gives the others only seconds to finish.
+            # Once a process has exited, the launcher gives the others only seconds to finish.
             processes.all_max(saved=1)
             print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
-                  f"{state.epoch}, step {state.step}; all is saved: --resume True goes on")
+                  f"{state.epoch}, step {state.step}; all is saved: --resume True continues")
             raise
         scores = last_and_best(state.history) if state.best_top1 >= 0 else "no epoch"
         print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
@@ -96,7 +96,7 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
 
 
 def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
-    """Do the remaining steps of the current epoch."""
+    """Run the remaining steps of the current epoch."""
     config, state, num_steps = run.config, run.state, len(loader)
     loader.batch_sampler.start_at(state.epoch, state.step)
     run.network.train()
@@ -114,7 +114,7 @@ def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
         if min(counts) >= 2:  # BatchNorm needs two
             train_step(run, batch, counts, callbacks)
         else:
-            print(f"step {state.step + 1} left out: too few of its clips can be read")
+            print(f"step {state.step + 1} skipped: too few of its clips can be read")
         state.step += 1
         now = time.perf_counter()
         state.seconds, start = state.seconds + now - start, now
@@ -128,7 +128,7 @@ def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
 def train_step(
     run: Run, batch: Batch, counts: list[int], callbacks: Sequence[Callback] = ()
 ) -> None:
-    """Move the clips to the device, forward, backward, and step the optimizer.
+    """Move the clips to the device, run forward and backward, and step the optimizer.
 
     counts: clips of the batch in each process.
     """
@@ -148,14 +148,14 @@ def train_step(
         run.state.metrics.update_norm(gradient_norm)
         for callback in callbacks:
             callback.before_optimizer_step(run, batch, loss_sum, gradient_norm)
-        run.scaler.step(run.optimizer)  # moves nothing where a gradient is NaN or inf
+        run.scaler.step(run.optimizer)  # does nothing if a gradient is NaN or inf
         run.scaler.update()
     if run.average:
         run.average.update_parameters(run.model)
 
 
 def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Tensor:
-    """Add the gradients of some clips to those that are there; return the sum of their losses.
+    """Accumulate the gradients of some clips; return the sum of their losses.
 
     The loss is the mean over the clips of all processes and parts, whatever their sizes.
     clips: uint8 [N, T, H, W, C] on the device.
@@ -170,17 +170,17 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
         logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
     )
     with section("backward"):
-        # Gradients of processes are averaged, so each counts its share of them all. A loss of inf
-        # can have finite gradients; as NaN they keep the optimizers of all processes from moving.
-        share = processes.world_size() / sum(counts)
-        share = torch.where(loss_sum.detach().isfinite(), share, torch.nan)
-        run.scaler.scale(loss_sum * share).backward()
+        # DDP averages gradients over processes, so each weights its part. An inf loss can have
+        # finite gradients; as NaN they make the optimizers of all processes skip the step.
+        weight = processes.world_size() / sum(counts)
+        weight = torch.where(loss_sum.detach().isfinite(), weight, torch.nan)
+        run.scaler.scale(loss_sum * weight).backward()
     run.state.metrics.update(loss_sum, logits, labels)
     return loss_sum.detach()
 
 
 def refresh_batchnorm(run: Run, loader) -> None:
-    """Recompute BatchNorm's running statistics, which lag while few steps are done."""
+    """Recompute BatchNorm's running statistics, which lag behind in the first steps."""
     if (run.state.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
         refresh_statistics(run.evaluated_model, loader, run.state.epoch, run.device, run.config)
 
@@ -211,7 +211,7 @@ def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Ca
     for callback in callbacks:
         callback.add_to_row(run, row)
     is_best = run.state.finish_epoch(row)
-    # A run that was stopped in validation has had no step since to set it.
+    # A run resumed in validation has had no step to set it.
     set_learning_rate(run.optimizer, row["learning_rate"])
     for callback in callbacks:
         callback.on_epoch_end(run, is_best)
@@ -223,13 +223,13 @@ def epoch_row(run: Run) -> dict[str, float]:
     num_clips, epoch = metrics["loss"][1], state.epoch + 1
     if not num_clips:
         raise UserError(
-            f"train_data_csv: no step of epoch {epoch} could be done, since too few clips "
+            f"train_data_csv: epoch {epoch} had no step, since too few clips "
             "of each batch can be read; --check_data finds them all"
         )
-    # Of the process that needs most; of a resumed epoch, since it went on.
+    # The highest of all processes; in a resumed epoch, since it was resumed.
     peak = processes.all_max(peak=memory.peak_bytes(run.device))["peak"]
     row = {"epoch": epoch}
-    # Where fp16's scale was too high for each step, there was no norm of a gradient.
+    # If fp16's scale was too high in each step, there is no gradient norm.
     row |= {name: total / count for name, (total, count) in metrics.items() if count}
     rate = learning_rate(run.config, epoch, state.validation_losses)
     return row | {"learning_rate": rate, "seconds": state.seconds,
@@ -246,14 +246,14 @@ def run_training(config: Config, options, device) -> None:
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)
-    if not (is_resumed or options.overwrite):  # before the work, which takes minutes
+    if not (is_resumed or options.overwrite):  # before minutes of work
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
     run = start_run(config, class_names, device, checkpoint, train_set.digest())
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
-    # In a log, too, before the first epoch.
+    # Before the first epoch, in log files, too.
     print(format_description(describe(run.model, config.clip_shape), num_clips), flush=True)
     if config.checkpoint_activations:
         recompute_activations(run.model)
@@ -275,7 +275,7 @@ def run_training(config: Config, options, device) -> None:
 
 
 def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], checkpoint) -> None:
-    """Train, and tell the callbacks how it began and how it ended.
+    """Train, and call the callbacks at the start and at the end.
 
     checkpoint: the one that the run was resumed from, or None.
     """
@@ -304,9 +304,9 @@ def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], ch
 
 
 def run_evaluation(config: Config, options, device, set_name: str) -> None:
-    """Score the validation set, or predict the test set, with one checkpoint or several."""
+    """Score the validation set, or predict the test set, with one or several checkpoints."""
     class_names, (annotations,) = read_data(config, [set_name])
-    # Before the work: results that find no place are lost.
+    # Before the work: otherwise, results could not be written and would be lost.
     folder = processes.broadcast_from_main(make_run_folder, config)
     paths = options.ensemble or [named_checkpoint(config, options.checkpoint)]
     logits, origin, weights = evaluate_checkpoints(
@@ -336,11 +336,11 @@ def run_stacking(config: Config, options, device) -> None:
 def config_path(options, device_type: str, lock: FolderLock) -> str:
     """Return the config file of the flags, or one made for the folder of clips they name.
 
-    lock: of the run folder, which is taken before anything is written there.
+    lock: of the run folder, taken before anything is written there.
     """
     if options.config:
         return options.config
-    from own_clips.start import config_for_folder  # here, since pandas takes time to import
+    from own_clips.start import config_for_folder  # not at the top: importing pandas is slow
 
     return config_for_folder(options, device_type, lock)
 
@@ -348,7 +348,7 @@ def config_path(options, device_type: str, lock: FolderLock) -> str:
 def run_command(options, arguments, lock: FolderLock) -> int:
     if options.check_data:
         if processes.launched():
-            raise UserError("--check_data: one process does it; start it without torchrun")
+            raise UserError("--check_data: runs in one process; start it without torchrun")
         with lock:
             path = config_path(options, "cpu", lock)
         return check_data(load_config(path, options.overrides))
@@ -357,7 +357,7 @@ def run_command(options, arguments, lock: FolderLock) -> int:
     if device.type == "cuda" and "," in (options.gpus or ""):
         return processes.launch(__file__, arguments, gpu_numbers(options.gpus))
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # pinning memory, which names none, would take GPU 0
+        torch.cuda.set_device(device)  # pinning memory, which names no device, would use GPU 0
     processes.join(device)
     set_names = {"train": ["train", "validation"], "test": ["test"]}.get(
         options.command, ["validation"]
@@ -372,21 +372,21 @@ def run_command(options, arguments, lock: FolderLock) -> int:
     processes.report_workers(config.num_workers)
     try:
         if options.command == "train":
-            patience = SECONDS_TO_NOTICE if options.resume else 0  # a cluster resumes by itself
+            patience = SECONDS_TO_NOTICE if options.resume else 0  # a cluster resumes automatically
             processes.broadcast_from_main(lock.take, config.run_folder, patience)
             run_training(config, options, device)
         elif options.command == "stack":
             run_stacking(config, options, device)
         else:
             run_evaluation(config, options, device, set_names[0])
-        processes.wait_for_all()  # the main one has written a report meanwhile
+        processes.wait_for_all()  # meanwhile the main one writes a report
     finally:
         stopping.end_workers()
     return 0
 
 
 def main(arguments=None) -> int:
-    """Return the exit status: 0, 2 for a user's mistake, 128 + the number of a signal."""
+    """Run the command; return 0, 2 for a user's mistake, or 128 + the number of a signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
 
     def command():

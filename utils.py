@@ -20,10 +20,10 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 class AverageMeter:
     """Running mean over clips.
 
-    The sum stays on the device of the values, so updating never waits for a GPU; reading does.
+    The sum is on the device of the values, so that only reading waits for a GPU.
     """
 
-    # Sums of multiples of this are exact in a double, whatever their order: a resumed epoch, and
+    # Sums of multiples of this are exact in a double, in any order: a resumed epoch, and
     # one over several processes, give exactly the same mean.
     RESOLUTION = 2.0**-24
 
@@ -31,7 +31,7 @@ class AverageMeter:
         self.sum, self.count = 0.0, 0
 
     def update(self, batch_sum: torch.Tensor, count: int | torch.Tensor):
-        """batch_sum: sum of `count` values."""
+        """Add values; batch_sum: sum of `count` values."""
         steps = (batch_sum.detach().double() / self.RESOLUTION).round()
         self.sum = self.sum + steps * self.RESOLUTION
         self.count += count
@@ -51,7 +51,7 @@ def accuracy_ranks(num_classes: int) -> list[int]:
 
 def top_k_correct(logits, labels, k) -> torch.Tensor:
     """Return whether the label is among the k highest logits. [N, classes], [N] -> bool [N]."""
-    if k == 1:  # of equal logits, the first, as in predictions and the confusion matrix
+    if k == 1:  # the first of equal logits, as in predictions and the confusion matrix
         return logits.argmax(1) == labels
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
 
@@ -65,14 +65,14 @@ class TrainingMetrics:
         self.meters = {name: AverageMeter() for name in names}
 
     def update(self, loss_sum, logits, labels):
-        """loss_sum: sum over the clips; logits: [N, classes]; labels: [N]."""
+        """Add clips; loss_sum: sum over them; logits: [N, classes]; labels: [N]."""
         sums = {"loss": loss_sum}
         sums |= {f"top{k}": 100 * top_k_correct(logits, labels, k).sum() for k in self.ranks}
         for name, batch_sum in sums.items():
             self.meters[name].update(batch_sum, len(labels))
 
     def update_norm(self, norm):
-        """norm: of a step's gradients; inf, as from too high a scale in fp16, is ignored."""
+        """Add the norm of a step's gradients; ignore inf, as from too high a scale in fp16."""
         is_finite = norm.isfinite()
         self.meters["grad_norm"].update(torch.where(is_finite, norm, 0), is_finite.long())
 

@@ -53,7 +53,7 @@ def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:
         address, num_bytes = _storage(tensor)
         if address not in own:
             kept[address] = num_bytes
-        return tensor.detach()  # the tensor itself may belong to the graph that would keep it alive
+        return tensor.detach()  # the tensor may belong to the graph that would keep it alive
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         logits = model(clips)  # while it is alive, no address is reused

@@ -6,7 +6,7 @@
 
 Each section runs in a separate process with a time limit; if it fails or is stopped, the others
 still run. Each result is printed, and saved, as soon as it is known. With the same NAME again, the
-command runs the sections that are not done yet. Ways are timed in turn, round by round, and a ratio
+command runs the remaining sections. Ways are timed alternately, round by round, and a ratio
 is the median over the rounds, so that other work on the machine affects all of them. The limit is
 what no implementation could beat on this machine (for steps see limit.py).
 """
@@ -123,7 +123,7 @@ def parse_arguments(arguments):
     parser.add_argument("--device", help="(default: a GPU if there is one)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--minutes", type=float, default=9, help="in total (%(default)s)")
-    parser.add_argument("--again", action="store_true", help="repeat what is done already")
+    parser.add_argument("--again", action="store_true", help="repeat finished sections")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
     parser.add_argument("--rounds", type=int, help="(default: 3)")
@@ -137,7 +137,7 @@ def parse_arguments(arguments):
     parser.add_argument("--epoch_clips", type=int, help="(default: 64; on a GPU 30000)")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)),
                         help="of an epoch (%(default)s)")
-    for name in ("section", "report"):  # what the command tells the processes that it starts
+    for name in ("section", "report"):  # for the processes that the command starts
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     has_gpu = machine.device_of(options.device).type == "cuda"
@@ -202,7 +202,7 @@ def measure_section(options) -> int:
 
 
 class Report:
-    """The results so far, in results/NAME.json and results/NAME.md."""
+    """The results, in results/NAME.json and results/NAME.md."""
 
     def __init__(self, name, about):
         self.name, self.about, self.starts = name, about, {}
@@ -259,7 +259,7 @@ def table(results) -> str:
 
 
 def format_figure(value) -> str:
-    """Return the figure in three digits, of a list its median."""
+    """Return a figure, or a list's median, with three digits."""
     if value is None:
         return ""
     if isinstance(value, list):

@@ -135,7 +135,7 @@ def parse_arguments(arguments):
     parser.add_argument("--group", metavar="PATTERN", help="the config's key `group`: finds a "
                         "clip's group in its id")
     parser.add_argument("--clips_per_class", nargs="+", type=int, metavar="N",
-                        help="train on so many training clips of each class only")
+                        help="train on only this many training clips per class")
     parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
                         help="classes that differ in direction only")
     parser.add_argument("--note", default="", help="a line above the table")
@@ -154,7 +154,7 @@ def number_of_folds(text: str) -> str:
 
 @dataclass
 class Trained:
-    """What a finished run reached in its last epoch."""
+    """The scores of a finished run's last epoch."""
 
     last: pd.Series  # row of the history
     saved: SavedLogits  # of its validation clips
@@ -162,7 +162,7 @@ class Trained:
 
 
 def train(options, name, changes, seed, fold: Fold | None) -> Trained:
-    """Train and evaluate one run, unless that is done already."""
+    """Train and evaluate one run, unless that has been done."""
     own = [f"model_name={name}-{seed}", f"output_dir={options.output}", f"seed={seed}"]
     if fold:
         own += [*fold.keys, f"model_name={name}-{seed}-{fold.name}".replace("/", "_")]
@@ -256,7 +256,7 @@ def network_of(options, changes):
 def summary(options, name, changes, runs) -> dict:
     """Return the row of a variant, without intervals.
 
-    runs: as `scores_of_seed` returns them, one per seed.
+    runs: from `scores_of_seed`, one per seed.
     """
     csvs = [PROJECT / folder / "predictions.csv" for each in runs for folder in each["folders"]]
     opposites = opposites_told_apart(csvs, options.opposites) if options.opposites else {}

@@ -1,4 +1,4 @@
-"""The convolutions of the tutorial's network: are they right, and how long do they take.
+"""The convolutions of the tutorial's network: whether they are right, and how long they take.
 
 Libraries have slow kernels for some of them: see `networks/convolutions.py`.
 """
@@ -13,7 +13,7 @@ from model import build_model
 from networks.convolution_check import convolution_cases, find_faults
 from system.device import number_format, precision_name, prepare, to_device
 
-SLOW = 1.0  # seconds; what takes longer is timed once
+SLOW = 1.0  # seconds; slower ones are timed once
 PARTS = {"forward, ms": None, "input gradient, ms": (True, False, False),
          "weight gradient, ms": (False, True, False)}  # fmt: skip
 
@@ -23,7 +23,7 @@ def check(device, options, _folder):
     for precision in options.precisions:
         config = step.config_for(options, precision)
         precision = precision_name(config.precision, device)
-        if precision == "fp32":  # what the others are compared with
+        if precision == "fp32":  # the reference
             continue
         prepare(device, precision, deterministic=False)
         model = to_device(build_model(config, step.NUM_CLASSES), device)

@@ -46,7 +46,7 @@ class Case:
     correlation: float = 0  # of the clips of a group
     num_seeds: int = 1
     spread: float = 0  # standard deviation of the trainings' true scores
-    are_known: bool = True  # the interval is told the groups
+    are_known: bool = True  # whether the interval uses the groups
 
 
 def draw(rng, case: Case, repeats: int, num_networks: int = 1) -> list[np.ndarray]:
@@ -69,7 +69,7 @@ def draw(rng, case: Case, repeats: int, num_networks: int = 1) -> list[np.ndarra
 
 
 def _beta(quantile, mean, correlation):
-    """Return the quantile of the beta distribution of scores whose clips are so correlated."""
+    """Return a quantile of the beta distribution of scores with this correlation of clips."""
     total = 1 / correlation - 1
     mean = np.clip(mean, 1e-4, 1 - 1e-4)
     return betaincinv(mean * total, (1 - mean) * total, quantile)
@@ -104,9 +104,9 @@ def false_differences(case: Case, repeats: int, seed: int = 0) -> tuple[float, f
 
 
 def coverage_of_difference(shares, num_clips, repeats, seed=0) -> tuple[float, float]:
-    """Return the coverage and width for pairs of which `shares` of the clips are told apart.
+    """Return the coverage and width for pairs that differ on `shares` of the clips.
 
-    shares: of the clips that only the first, and only the second, classifies correctly.
+    shares: fractions of clips that only the first, and only the second, classifies correctly.
     """
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(num_clips, [*shares, 1 - sum(shares)], repeats)

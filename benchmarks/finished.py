@@ -20,7 +20,7 @@ IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "pri
 
 
 def is_finished(config: Config, folder: Path) -> bool:
-    """Whether the folder has the run's checkpoint after its last epoch.
+    """Return whether the folder has the run's checkpoint after its last epoch.
 
     Raises UserError if the run in it was trained with other keys, or on other clips.
     """
@@ -54,7 +54,7 @@ def changed_keys(config: Config, saved: dict) -> list[str]:
 
 
 def is_evaluated(config: Config, folder: Path, num_epochs: int) -> bool:
-    """Whether the folder has the logits of the last epoch, not of the best, for today's clips."""
+    """Return whether the folder has the logits of the last, not the best, epoch for these clips."""
     if not (folder / LOGITS_FILE).exists():
         return False
     saved, clips = read_logits(folder / LOGITS_FILE), clips_of(config, "val")

@@ -33,7 +33,7 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     number: of folds, which are stratified and keep the groups of the config together; or `group`:
     one fold per group. The files go to a folder inside `folder` that belongs to these clips and
     folds, so that later trainings on other clips or folds do not mix with these.
-    Returns the folds, and how the clips were split, in words.
+    Returns the folds, and a description of the split.
     """
     ids, labels, groups, names, root = _all_clips(config)
     same = duplicates(root, ids.tolist())
@@ -87,7 +87,7 @@ def _all_clips(
 
 
 def _assign(labels, groups, number: str, are_known: bool) -> tuple[np.ndarray, list[str], str]:
-    """Return the fold of each clip, the folds' names, and the kind of split in words.
+    """Return the fold of each clip, the folds' names, and a description of the split.
 
     groups: of clips that stay together, or None; are_known: they are more than exact duplicates.
     """

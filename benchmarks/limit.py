@@ -1,4 +1,4 @@
-"""The fastest that a step could be: from the bytes and operations that it needs.
+"""The fastest possible step, from the bytes and operations that it needs.
 
 A training step, or an evaluation, is run on the meta device, where tensors have no values, and its
 operations are counted:
@@ -36,7 +36,7 @@ PRODUCTS = {aten.mm.default: (0, 1), aten.addmm.default: (1, 2), aten.bmm.defaul
 
 
 class Work(TorchDispatchMode):
-    """Counts memory accesses (`accesses`, bytes of each) and `operations` while it is active."""
+    """Count memory accesses (`accesses`, bytes of each) and `operations` while active."""
 
     def __init__(self, is_fused: bool):
         super().__init__()
@@ -67,12 +67,12 @@ def operations_of(func, args) -> int:
     if func is CONVOLUTION:
         inputs, weight, _, *settings = args
         return 2 * multiplications(inputs, weight, *settings)
-    _, inputs, weight, _, *settings, wanted = args  # wanted: gradients of input, weight, bias
+    _, inputs, weight, _, *settings, wanted = args  # requested gradients: input, weight, bias
     return 2 * sum(wanted[:2]) * multiplications(inputs, weight, *settings)
 
 
 def multiplications(inputs, weight, stride, padding, dilation, _is_transposed, _, _groups) -> int:
-    """Products of an input and a weight, without those with the zeros of the padding."""
+    """Count products of an input and a weight, without those with the zeros of the padding."""
     pairs = 1
     for dim, size in enumerate(inputs.shape[2:]):
         reach = dilation[dim] * (weight.shape[2 + dim] - 1)
@@ -159,7 +159,7 @@ def least_seconds(function, device) -> float:
 
 
 def clips_per_second(work: Work, num_clips, speed: Speed) -> tuple[float, str]:
-    """Return the most clips/s that the device allows, and the reason in words."""
+    """Return the maximum clips/s that the device allows, and a description of the reason."""
     num_bytes = sum(max(0, access - speed.cache) for access in work.accesses)
     seconds = {
         f"{num_bytes / num_clips / 1e6:.0f} MB per clip at {speed.bandwidth / 1e9:,.0f} GB/s":

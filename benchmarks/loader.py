@@ -86,7 +86,7 @@ def write_clips(folder: Path, num_clips: int) -> Config:
 
 
 def _encode(frame) -> bytes:
-    """Return the frame as JPEG, with the quality that comes closest to Jester's file size."""
+    """Return the frame as JPEG, with the quality closest to Jester's file size."""
     for quality in range(98, 40, -3):
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, "RGB", "420")
         if len(data) <= FRAME_BYTES:

@@ -26,7 +26,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Return machine, versions and date, in words."""
+    """Describe the machine, versions and date."""
     cores = f"{torch.get_num_threads()} threads of {_cpu_name()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     numbers = ", ".join(f"{package} {number}" for package, number in versions().items())
@@ -34,7 +34,7 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 def save(name: str, contents: dict, text: str) -> None:
-    """Writes results/NAME.json and results/NAME.md."""
+    """Write results/NAME.json and results/NAME.md."""
     RESULTS.mkdir(exist_ok=True)
     write_text(RESULTS / f"{name}.json", as_json(contents))
     write_text(RESULTS / f"{name}.md", text)
@@ -91,13 +91,13 @@ def alternate(functions: dict, rounds: int, device: torch.device) -> dict[str, l
 
 
 class Subprocesses:
-    """Functions to time, each made and called in a separate process.
+    """Functions to time, each built and called in a separate process.
 
-    Settings that one way changes for its whole process, as ours does, do not affect the others.
+    So process-wide settings, which ours changes, do not affect the others.
     """
 
     def __init__(self, makers: dict, device: torch.device):
-        """makers: {name: (function, arguments)}, where the function returns the one to time."""
+        """Start the processes; makers: {name: (function, arguments)}, which return what to time."""
         self.makers, self.device = makers, device
 
     def __enter__(self):
@@ -125,11 +125,11 @@ class Subprocesses:
         return self._processes[name].submit(function, *arguments).result()
 
 
-_made = {}  # in a subprocess: the function that is timed there
+_made = {}  # in a subprocess: its function
 
 
 def _make(name, device, maker, arguments) -> float:
-    """Make the function and call it, since first calls choose algorithms and set things up."""
+    """Build the function and call it once, since first calls choose algorithms."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinning memory would use GPU 0
     _made[name] = maker(*arguments)

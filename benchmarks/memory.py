@@ -101,7 +101,7 @@ def our_loader(config_path) -> DataLoader:
 
 
 def unshared_megabytes(pid: int | str = "self", kind: str = "Private_") -> float:
-    """Return the MiB of a process that it shares with no other; Private_Dirty: those written."""
+    """Return the MiB that a process does not share with others; Private_Dirty: written ones."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 MAX_PIXELS = 16_000_000
 DRAWN_CLIPS = 200
 FRAMES_PER_CLIP, CLIPS_OF_JESTER = 36, 148_092  # of all its sets
-HOLE = 24 * 2**30  # bytes that Jester's frames have, but these have not
+HOLE = 24 * 2**30  # bytes by which Jester's frames are larger
 READS = 500  # clips that a worker reads
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")  # see proc(5)
 
@@ -173,7 +173,7 @@ def measure_opening(path):
 
 
 def write_many(path) -> None:
-    """Write a pack whose frames are as far apart as Jester's, by a hole in the file."""
+    """Write a pack whose frames are as far apart as Jester's, by holes in the file."""
     clip = [(f"{number:05d}.jpg", b"x") for number in range(1, FRAMES_PER_CLIP + 1)]
     with open(path, "wb", buffering=2**20) as file, tempfile.TemporaryFile() as central:
         writer = PackWriter(file, central)
@@ -186,11 +186,11 @@ def write_many(path) -> None:
 
 
 def open_many(path) -> tuple[float, float, float]:
-    """Return the seconds of opening it, its memory, and what a forked worker needs besides."""
+    """Return the seconds of opening it, its memory, and a forked worker's further memory."""
     gc.collect()
     before = unshared_megabytes(kind="Private_Dirty")
     packed = Pack(path)
-    num_clips = packed.about["clips"]  # opens it; its index is in the page cache now
+    num_clips = packed.about["clips"]  # opens it; the index is now in the page cache
     own = unshared_megabytes(kind="Private_Dirty") - before
     start = time.perf_counter()
     Pack(path).ids()

@@ -46,7 +46,7 @@ class PlainVideoFolder(Dataset):
 
 
 def plain_step(model, optimizer, clips, labels):
-    """A training step in fp32 with contiguous tensors; reads the loss, as progress lines do."""
+    """Do a training step in fp32 with contiguous tensors; read the loss, as progress lines do."""
     model.train()
     loss = nn.functional.cross_entropy(model(clips), labels)
     optimizer.zero_grad()
@@ -56,7 +56,7 @@ def plain_step(model, optimizer, clips, labels):
 
 
 def plain_evaluation(model, clips):
-    """Logits in fp32 with contiguous tensors, without gradients."""
+    """Return logits in fp32, with contiguous tensors and without gradients."""
     model.eval()
     with torch.no_grad():
         return model(clips)

@@ -1,4 +1,4 @@
-"""How much live scores should be smoothed: gestures recognised, and wrong verdicts that flash up.
+"""How much to smooth live scores: gestures recognised, and wrong verdicts that flash up.
 
     python benchmarks/smoothing.py --epochs 40
 
@@ -36,7 +36,7 @@ SECONDS, SURE = (0.0, 0.25, 0.5, 1.0), (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def frames_of(gesture, seed) -> list[np.ndarray]:
-    """A pause, the gesture, and a pause: the hand rests where it begins and ends."""
+    """Return a pause, the gesture, and a pause: the hand rests where it begins and ends."""
     rng = np.random.default_rng(seed)
     clip = [cv2.resize(frame, (160, 120)) for frame in demo_data.draw_clip(gesture, rng)]
 

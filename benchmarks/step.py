@@ -159,13 +159,13 @@ def plain_model(config, device):
 
 
 def plain_clips(batch, config) -> torch.Tensor:
-    """Return the same clips as the plain loader returns them: normalised floats [N, C, T, H, W]."""
+    """Return the same clips in the plain loader's format: normalised floats [N, C, T, H, W]."""
     clips = normalize_clips(batch.clips[:, 0], torch.device("cpu"), config)
     return clips.contiguous()
 
 
 def clips_per_second(plain_seconds, our_seconds, plain_clips, our_clips) -> dict:
-    """Return clips/s in each round, and the median ratio; seconds: per call of so many clips."""
+    """Return clips/s in each round, and the median ratio; seconds: per call with these clips."""
     row = {"plain": [plain_clips / s for s in plain_seconds],
            "ours": [our_clips / s for s in our_seconds]}
     ratio = statistics.median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
@@ -173,7 +173,7 @@ def clips_per_second(plain_seconds, our_seconds, plain_clips, our_clips) -> dict
 
 
 def against_the_limit(row, what, device, config, speed, is_training) -> dict:
-    """Return the row with the highest clips/s that the device allows, and our share of it."""
+    """Return the row with the maximum clips/s that the device allows, and our fraction of it."""
     precision = config.precision if is_training else config.eval_precision
     num_clips = config.batch_size if is_training else config.videos_per_eval_batch
     number_type = number_format(precision, device)

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py benchmarks/results/few_clips_lips8.json
 
-prints the tables of saved results anew and writes them to the files again, with the intervals that
+prints the tables of saved results and rewrites the files, with the intervals that
 `scoring/intervals.py` computes today. Files that lack the clips' results keep the intervals that
 they have. Shapes: S seeds, N clips.
 """
@@ -30,7 +30,7 @@ MAX_ALL_PAIRS = 6
 
 @dataclass
 class Tested:
-    """The validation clips of all folds, sorted by id, and which of them are right."""
+    """The validation clips of all folds, sorted by id, and whether each is classified correctly."""
 
     ids: np.ndarray  # str [N]
     groups: np.ndarray | None  # str [N]
@@ -38,7 +38,7 @@ class Tested:
 
 
 def packed(tested: Tested, clip_sets: list[dict]) -> dict:
-    """Return the clips' results as the fields of a row; adds its clips to `clip_sets` if new."""
+    """Return the clips' results as the fields of a row; add its clips to `clip_sets` if new."""
     groups = None if tested.groups is None else "\n".join(tested.groups)
     clips = {"ids": "\n".join(tested.ids), "groups": groups}
     if clips not in clip_sets:
@@ -58,7 +58,7 @@ def unpacked(row: dict, clip_sets: list[dict]) -> Tested:
 
 
 def add_intervals(contents: dict) -> None:
-    """Compute the intervals of all rows and the pairs, if the clips' results were saved."""
+    """Compute the intervals of all rows and pairs, if the clips' results were saved."""
     rows = contents["rows"]
     if not all("right" in row for row in rows):
         return
@@ -157,7 +157,7 @@ def table(columns, rows) -> str:
 
 
 def print_anew(path: Path) -> None:
-    """Print the tables of a saved file, and write it and its .md again."""
+    """Print the tables of a saved file, and rewrite it and its .md."""
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
         add_intervals(contents)

@@ -34,7 +34,7 @@ class Annotations:
     folder: str | Pack
     num_dropped: int  # rows whose label is not in the labels file
     class_names: tuple[str, ...] = ()  # empty for a test set
-    groups: np.ndarray | None = None  # str [num_clips], as of `groups_of`; None: unknown
+    groups: np.ndarray | None = None  # str [num_clips], as from `groups_of`; None: unknown
 
     def __len__(self):
         return len(self.ids)
@@ -44,7 +44,7 @@ class Annotations:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """Return a hash of the ids and labels in their order; for a pack, also its identity."""
+        """Return a hash of the ids and labels in their order and, for a pack, of its identity."""
         ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
         clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
         return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
@@ -79,7 +79,7 @@ def read_labels(path) -> list[str]:
 
 
 def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> Annotations:
-    """Return the clips that `csv_path` lists, after checking that they exist in `folder`, or pack.
+    """Return the clips that `csv_path` lists; check that they exist in `folder`, or pack.
 
     class_names: names from the labels file; rows with another label are left out and counted. None
         reads a test set, whose labels, if any, are ignored. with_groups: read the column `group`.
@@ -104,7 +104,7 @@ def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> An
     if with_groups and "group" in rows:
         if lines := lines_without_group(rows[is_kept]):
             raise UserError(f"{csv_path}: no group in {len(lines):,} lines: {summarize(lines)}; "
-                            "fill in the column `group`, with an own name, such as the id, where "
+                            "fill in the column `group`, with a unique name, such as the id, where "
                             "nothing is known of a clip; or delete the column")
         groups = rows["group"][is_kept].to_numpy(dtype=str)
     return Annotations(ids, labels[is_kept], folder, int((~is_kept).sum()),
@@ -114,13 +114,13 @@ def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> An
 def lines_without_group(rows: "pd.DataFrame") -> list[int]:
     """Return the numbers of the lines whose cell in the column `group` is empty.
 
-    Taken as a name, it would be one group of clips that have nothing in common.
+    As a name, it would group clips that have nothing in common.
     """
     return rows.index[rows["group"] == ""].tolist()
 
 
 def groups_of(ids, pattern: str) -> np.ndarray:
-    """Return the group of each clip, str [N]: what the first group of `pattern` finds in its name.
+    """Return each clip's group, str [N]: what the first group of `pattern` matches in its name.
 
     A group is, for example, the person that a clip shows. A pattern with a slash is searched in the
     whole id, others in what follows the id's last slash. Raises UserError if the pattern finds
@@ -157,7 +157,7 @@ def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
 
     Blank lines are skipped. Raises UserError for lines that do not have these columns.
     """
-    import pandas as pd  # here, so that only commands that read a clip list wait for it
+    import pandas as pd  # not at the top: only commands that read a clip list wait for it
 
     lines = _read_text(csv_path, "the clip list").split("\n")
     header = [field.strip().strip('"') for field in lines[0].split(",")]

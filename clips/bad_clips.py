@@ -1,6 +1,6 @@
-"""Clips that cannot be read during a run: they stop it, or are skipped and listed.
+"""Clips that cannot be read in a run: they stop it, or are skipped and listed.
 
-Clips that are too short are counted.
+Short clips are counted.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ COLUMNS = ("epoch", "set", "id", "reason")
 
 
 def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config: Config) -> None:
-    """Raise FrameError if a run cannot do without the clips of a set that cannot be read.
+    """Raise FrameError if the unreadable clips of a set must stop a run.
 
     That is, if they are all clips of the set or of a class, if `on_bad_clip` is "stop", or if they
     are too many. reasons: id -> why the clip cannot be read.
@@ -37,11 +37,11 @@ def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config:
         more = (f"; nor can {len(others):,} more of the {num_clips:,} {set_name} clips be read: "
                 f"{summarize(others)}; --check_data finds them all")
         raise FrameError(reasons[first] + (more if others else ""))
-    _check_share(reasons, annotations, set_name, config)
+    _check_fraction(reasons, annotations, set_name, config)
 
 
-def _check_share(ids, annotations, set_name: str, config: Config) -> None:
-    """Raise FrameError if `ids` are too large a share of the set."""
+def _check_fraction(ids, annotations, set_name: str, config: Config) -> None:
+    """Raise FrameError if `ids` are more of the set than `max_bad_share` allows."""
     if len(ids) > config.max_bad_share * len(annotations):
         raise FrameError(
             f"{annotations.folder}: {len(ids)} of the {len(annotations):,} {set_name} clips cannot "
@@ -51,7 +51,7 @@ def _check_share(ids, annotations, set_name: str, config: Config) -> None:
 
 
 def check_classes(reasons: dict[str, str], annotations, set_name: str) -> None:
-    """Raise FrameError if no clip of some class can be read. reasons: as of `check_bad_clips`."""
+    """Raise FrameError if no clip of a class can be read. reasons: as in `check_bad_clips`."""
     if not (reasons and annotations.class_names):  # a test set has no classes
         return
     num_classes, is_bad = len(annotations.class_names), np.isin(annotations.ids, list(reasons))
@@ -68,21 +68,21 @@ def check_classes(reasons: dict[str, str], annotations, set_name: str) -> None:
 
 
 class BadClips:
-    """The list of skipped clips: one row each time a clip is missing from a batch."""
+    """The list of skipped clips, with one row per clip and batch that lacks it."""
 
     def __init__(self, config: Config):
         self.config = config
         self.rows: list[dict] = []
-        self.unshared: list[dict] = []  # rows that only this process has
-        self.ids: dict[tuple, set[str]] = {}  # skipped clips by (set, epoch), of the latest
+        self.unshared: list[dict] = []  # rows of this process only
+        self.ids: dict[tuple, set[str]] = {}  # skipped clips by (set, epoch), of the latest only
         self.lengths: dict[str, list] = {}  # by set: number of short clips, and of all clips read
         self.told: set[str] = set()  # sets whose short clips have been reported
 
     def record(self, batch: Batch, annotations, set_name: str, epoch: int) -> None:
         """Record the clips that are missing from `batch`, and count its short ones.
 
-        Raises FrameError with the path if bad clips stop the run, or if their share of the set
-        exceeds `max_bad_share`.
+        Raises FrameError with the path if bad clips stop the run, or if there are more than
+        `max_bad_share` allows.
         """
         lengths = self.lengths.setdefault(set_name, [0, 0])
         lengths[0] += batch.num_short
@@ -94,17 +94,17 @@ class BadClips:
             self.unshared.append(dict(zip(COLUMNS, values, strict=True)))
             self._ids_in(set_name, epoch).add(values[2])
         if batch.bad:
-            _check_share(self._ids_in(set_name, epoch), annotations, set_name, self.config)
+            _check_fraction(self._ids_in(set_name, epoch), annotations, set_name, self.config)
 
     def _ids_in(self, set_name, epoch) -> set[str]:
-        """Return the skipped clips that this process knows; rows are searched once per epoch."""
+        """Return the skipped clips known to this process; searches the rows once per epoch."""
         key = set_name, epoch
         if key not in self.ids:
             self.ids = {key: {row["id"] for row in self.rows + self.unshared
                               if (row["set"], row["epoch"]) == key}}
         return self.ids[key]
 
-    def share(self) -> list[dict]:
+    def gather(self) -> list[dict]:
         """Return the rows of all processes, sorted; every process must call this."""
         new = processes.all_gather(self.unshared)
         self.rows = sorted(self.rows + new, key=lambda row: tuple(row[name] for name in COLUMNS))
@@ -120,11 +120,11 @@ class BadClips:
     def report(self, annotations, set_name: str, epoch: int, training=True) -> None:
         """Print which clips of a set were skipped in an epoch; every process must call this.
 
-        The first call also prints how many clips are short. Raises FrameError if the share of bad
-        clips over all processes exceeds `max_bad_share`, or if they are all clips of a class, of
-        which an evaluation that does not belong to a training only warns.
+        The first call also prints how many clips are short. Raises FrameError if bad clips in all
+        processes are more than `max_bad_share` allows, or are all clips of a class; without
+        `training`, the latter is a warning.
         """
-        self.share()
+        self.gather()
         if set_name not in self.told:
             self.told.add(set_name)
             counts = processes.all_gather([self.lengths.get(set_name, (0, 0))])
@@ -136,7 +136,7 @@ class BadClips:
         if reasons:
             print(f"{set_name}: {len(reasons)} clips skipped because they cannot be read: "
                   f"{summarize(reasons)}")
-            _check_share(reasons, annotations, set_name, self.config)
+            _check_fraction(reasons, annotations, set_name, self.config)
             try:
                 check_classes(reasons, annotations, set_name)
             except FrameError as error:
@@ -147,7 +147,7 @@ class BadClips:
     def write(self, path: Path) -> None:
         """Write `bad_clips.csv`, if there are bad clips."""
         if self.rows:
-            import pandas as pd  # here, since most runs have no bad clips
+            import pandas as pd  # not at the top: most runs have no bad clips
 
             rows = pd.DataFrame(self.rows, columns=COLUMNS)
             rows.to_csv(path, index=False, lineterminator="\r\n", errors="backslashreplace")

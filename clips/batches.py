@@ -1,6 +1,6 @@
 """Batches of clips, for any number of processes.
 
-The order of the clips is a function of (seed, epoch), never of a stored generator.
+The order of the clips is a function of (seed, epoch), so no generator's state is stored.
 """
 
 import math
@@ -15,7 +15,7 @@ from system import processes, stopping
 
 
 class ClipKey(NamedTuple):
-    """The clip that a worker reads, and the epoch that it is for."""
+    """The clip that a worker reads, and the epoch."""
 
     epoch: int
     index: int
@@ -29,7 +29,7 @@ class BadClip(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a data set returns for the keys of a batch."""
+    """A batch of clips, as a data set returns it."""
 
     clips: torch.Tensor  # uint8 [N, K, T, H, W, C]; K = 1 in training
     labels: torch.Tensor  # int64 [N]; -1 where the set has none
@@ -42,7 +42,7 @@ class TrainBatches:
     """This process's part of each training batch, in an order drawn from (seed, epoch).
 
     Call `start_at` before each pass. A last batch with fewer than two clips per process is left
-    out, since BatchNorm needs two; other clips are left out in each epoch.
+    out, since BatchNorm needs two; which clips these are changes with the epoch.
     """
 
     def __init__(self, num_clips, batch_size, seed):
@@ -50,7 +50,7 @@ class TrainBatches:
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, step: int, last: int | None = None) -> None:
-        """Make the next pass yield the steps from `step` up to `last` (excluded; None: all)."""
+        """Make the next pass yield the steps from `step` to `last` (excluded; None: all)."""
         self.epoch, self.first_step = epoch, step
         self.last_step = len(self) if last is None else min(last, len(self))
 
@@ -60,7 +60,7 @@ class TrainBatches:
         return full + (rest >= 2 * processes.world_size())
 
     def clips_per_part(self, num_parts: int) -> int:
-        """Return this process's clips in the first of `num_parts` parts of a full step."""
+        """Return the number of this process's clips in the first of `num_parts` parts of a step."""
         num_clips, num_processes = min(self.batch_size, self.num_clips), processes.world_size()
         fewest = num_clips // num_processes
         own = len(range(processes.rank(), num_clips, num_processes))
@@ -78,9 +78,9 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches of clip keys in CSV order, each clip once; the processes take turns.
+    """Batches of clip keys in CSV order, each clip once, dealt to the processes in turn.
 
-    A batch has the same clips for any number of processes, so its results are the same. All
+    A batch has the same clips for any number of processes, so that its results are the same. All
     processes get the same number of batches; the last ones may be empty.
     """
 
@@ -107,7 +107,7 @@ def empty_clips(shape) -> torch.Tensor:
 
 
 def as_it_is(batch: Batch) -> Batch:
-    """Collate function of the loader; the data set returns whole batches already."""
+    """Return the batch unchanged: the loader's collate function for whole batches."""
     return batch
 
 

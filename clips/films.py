@@ -1,4 +1,4 @@
-"""Which files are films, and animated pictures (GIF, WebP, APNG) as clips.
+"""Recognise films, and read animated pictures (GIF, WebP, APNG) as clips.
 
 A damaged animation is an error, never a shorter clip.
 """
@@ -30,15 +30,15 @@ VIDEO_SUFFIXES = (
 ANIMATED_SUFFIXES = (".gif", ".webp", ".apng")
 FILM_SUFFIXES = VIDEO_SUFFIXES + ANIMATED_SUFFIXES
 _TYPESCRIPT = (".ts", ".mts")  # suffixes of transport streams and of TypeScript, which is text
-_TEXT_BYTES = 4096  # that tell text from film
-_DEFAULT_DURATION = 100  # milliseconds of a picture without one, as browsers and ffmpeg show it
+_TEXT_BYTES = 4096  # to tell text from film
+_DEFAULT_DURATION = 100  # milliseconds of a picture without a duration, as in browsers and ffmpeg
 _LONGEST = 6 * 3600 * 1000  # milliseconds
 
 
 def is_video(path) -> bool:
     """Return whether the path is a video file or an animated picture, by its name and its start.
 
-    A GIF or WebP file with a single picture is none; one that is damaged is.
+    A GIF or WebP file with a single picture is not, but a damaged one is.
     """
     name = os.fspath(path).lower()
     if not name.endswith(FILM_SUFFIXES) or os.path.isdir(path):
@@ -73,7 +73,7 @@ def num_pictures(file) -> int:
 
 
 def _mapped(path) -> mmap.mmap:
-    """Map a file to memory, of which only what is looked at is read."""
+    """Map a file to memory; only the parts that are accessed are read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -84,7 +84,7 @@ def _mapped(path) -> mmap.mmap:
 
 
 class Sorted(NamedTuple):
-    """The names of the files in a folder, by what they are."""
+    """The names of the files in a folder, by type."""
 
     films: list[str]
     frames: list[str]  # pictures
@@ -116,8 +116,8 @@ def sort_files(folder, names: list[str]) -> Sorted:
 class AnimatedPicture:
     """The pictures of a GIF, WebP or APNG file, resampled to `frame_rate` frames per second.
 
-    Transparent places are white. max_pixels: larger pictures are refused before decoding. Raises
-    FrameError with the path if the file is another one, cut off, or has a single picture.
+    Transparent pixels are white. max_pixels: larger pictures are refused before decoding. Raises
+    FrameError with the path if the file is of another kind, cut off, or has a single picture.
     """
 
     def __init__(self, path, frame_rate: float, max_pixels: int):
@@ -135,12 +135,12 @@ class AnimatedPicture:
             raise self._error("a single picture: no movement to classify")
         ends = np.cumsum(durations)
         if ends[-1] > _LONGEST:
-            raise self._error(f"its pictures are to be shown for {ends[-1] / 3.6e6:.0f} hours")
+            raise self._error(f"its pictures last {ends[-1] / 3.6e6:.0f} hours")
         seconds = float(ends[-1]) / 1000
         self.native_rate = 1000 * len(durations) / float(ends[-1])  # pictures per second
         middles = (np.arange(max(2, round(seconds * frame_rate))) + 0.5) / frame_rate
         numbers = np.searchsorted(ends, middles * 1000, side="right")
-        self.numbers = np.minimum(numbers, len(durations) - 1)  # of the picture of each frame
+        self.numbers = np.minimum(numbers, len(durations) - 1)  # each frame's picture
 
     def __len__(self):
         return len(self.numbers)
@@ -188,7 +188,7 @@ def _on_white(picture) -> np.ndarray:
 
 
 def _durations(data) -> Iterator[float]:
-    """Yield how long each picture of an animation is shown, in milliseconds; none: not animated.
+    """Yield the duration of each picture in milliseconds; yield nothing for other pictures.
 
     Raises FrameError if the file is damaged or cut off, or of another kind.
     """
@@ -204,7 +204,7 @@ def _durations(data) -> Iterator[float]:
 
 
 def _gif_durations(data) -> Iterator[float]:
-    """Blocks of GIF89a, sections 18 to 27."""
+    """Walk the blocks of a GIF. (GIF89a, sections 18 to 27)"""
 
     def after_blocks(place):
         while size := data[place]:
@@ -235,7 +235,7 @@ def _gif_durations(data) -> Iterator[float]:
 
 
 def _webp_durations(data) -> Iterator[float]:
-    """ANMF chunks. (developers.google.com/speed/webp/docs/riff_container)"""
+    """Read the ANMF chunks. (developers.google.com/speed/webp/docs/riff_container)"""
     end, place = 8 + struct.unpack_from("<I", data, 4)[0], 12
     if end > len(data):
         raise IndexError
@@ -249,7 +249,7 @@ def _webp_durations(data) -> Iterator[float]:
 
 
 def _png_durations(data) -> Iterator[float]:
-    """fcTL chunks. (PNG, third edition, section 11.3.6)"""
+    """Read the fcTL chunks. (PNG, third edition, section 11.3.6)"""
     place, kind, num_promised = 8, b"", 0
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", data, place)

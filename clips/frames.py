@@ -29,7 +29,7 @@ _SOF = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 
 _SEQUENTIAL = (b"\xc0", b"\xc1")  # with Huffman codes
 _ALONE = (0x01, *range(0xD0, 0xDA))  # markers without a segment
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_READ_BYTES = 2**16  # nearly every frame in one piece
+_READ_BYTES = 2**16  # bytes: most frames in one piece
 # Non-blocking, so that a named pipe called 00001.jpg is an error instead of a hang.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # The formats of FRAME_SUFFIXES; Pillow tries no others.
@@ -43,7 +43,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_RATIO = 100  # of a frame's longer side to its shorter one
+_MAX_RATIO = 100  # maximum ratio of a frame's sides
 _DIGITS = re.compile(r"(\d+)")
 _DIGITS_TO_ZERO = str.maketrans("123456789", "000000000")
 # The last number of a name, with its decimals: 0.25, t=1.5s, but no part of 1.2.3.
@@ -61,7 +61,7 @@ class OversizedFrameError(FrameError):
 def prepare_decoders(_worker_number: int | None = None) -> None:
     """Set up OpenCV and Pillow for this process; also serves as a DataLoader's worker_init_fn.
 
-    OpenCV runs without threads of its own, since the loader's workers are the parallelism. Pillow's
+    OpenCV runs without threads, since the loader has one worker per core. Pillow's
     limit on pixels, which would report a large picture as damaged, is off: `check_size` refuses
     large pictures and names the config key.
     """
@@ -146,7 +146,7 @@ class FrameFolder:
 
 
 class FramesInMemory:
-    """Frames that are in memory already, from a camera for example: uint8 RGB [H, W, 3] each."""
+    """Frames in memory, for example from a camera: uint8 RGB [H, W, 3] each."""
 
     def __init__(self, frames):
         self.frames = frames
@@ -175,7 +175,7 @@ def read_frame(path, max_pixels: int) -> np.ndarray:
 
 
 def read_file(path) -> bytes:
-    """Read a file by system calls, which take half the time of a file object."""
+    """Read a file by system calls, in half the time of a file object."""
     descriptor = os.open(path, _OPEN_FLAGS)
     try:
         parts = []
@@ -228,10 +228,10 @@ def _decode_strictly(data, max_pixels):
 
 
 def _segments(data: bytes, start=2) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment of a JPEG's header, from its length on.
+    """Yield marker, start and end of each segment of a JPEG's header, without the marker's bytes.
 
-    The last is the first scan's header. Other bytes between segments are passed over, as libjpeg
-    does. Ends early where the file does.
+    The last is the first scan's header. Other bytes between segments are skipped, as in libjpeg.
+    Ends early where the file does.
     """
     marker = place = None
     while marker != _SOS:
@@ -253,13 +253,13 @@ def _segments(data: bytes, start=2) -> Iterator[tuple[int, int, int]]:
 
 def _orientation(data: bytes) -> int | None:
     """Return a JPEG's EXIF orientation, from any place in its header. (EXIF 2.3, tag 0x0112)"""
-    # Searching takes a hundredth of the time of decoding; most frames need not be walked through.
+    # Searching takes a hundredth of the time of decoding; few frames need a walk through segments.
     if data.find(b"Exif\0\0") < 0:
         return None
     for marker, start, end in _segments(data):
         if marker == _APP1 and data.startswith(b"Exif\0\0", start + 2):
             exif = Image.Exif()
-            with suppress(Exception):  # the picture may be sound although its EXIF block is broken
+            with suppress(Exception):  # the picture may be intact although its EXIF block is not
                 exif.load(data[start + 2 : end])
                 if orientation := exif.get(0x0112):
                     return orientation
@@ -267,11 +267,11 @@ def _orientation(data: bytes) -> int | None:
 
 
 def _with_plain_header(data: bytes) -> bytes | None:
-    """Return a JPEG without what libjpeg warns of in its headers and decodes all the same.
+    """Return a JPEG without the harmless parts of its headers that libjpeg warns about.
 
-    That is bytes between segments, unusual versions of JFIF and Adobe, and a spectral selection
-    in scans that have none, as phones and cameras write it. The scans' data stay as they are. None
-    if a table may be damaged or lost.
+    These are bytes between segments, unusual versions of JFIF and Adobe, and a spectral selection
+    in sequential scans, as phones and cameras write them. The scans' data are unchanged. Returns
+    None if a table may be damaged or lost.
     """
     parts, marker, content, end = [b"\xff\xd8"], _SOI, b"", 2
     tables, used, frame, has_gaps = {}, set(), b"", False
@@ -299,13 +299,13 @@ def _with_plain_header(data: bytes) -> bytes | None:
             scan = _END_OF_SCAN.search(data, end)
             start, end = end, scan.start() if scan else len(data)
             parts.append(data[start:end])
-    # Of tables that are lost, libjpeg takes the usual ones instead.
+    # libjpeg would replace lost tables by the usual ones.
     is_whole = used - {-1} <= set(tables) or not (tables or has_gaps)
     return b"".join(parts) + data[end:] if is_whole else None
 
 
 def _is_extra(gap: bytes, marker: int, content: bytes) -> bool:
-    """Return whether bytes after a segment are no end of it that others have pushed out."""
+    """Return whether bytes after a segment are extra, not its end displaced by inserted bytes."""
     if marker == _DQT:
         last = content[-16:]
         return min(gap) < min(last) / 2 or max(gap) > 2 * max(last)
@@ -323,8 +323,8 @@ def _tables_in(content: bytes) -> dict[int, bytes]:
 
 
 def _is_table(number: int, symbols: bytes) -> bool:
-    """Return whether each symbol is there once, with a size that there is."""
-    largest = 11 if number < 16 else 10  # bits of a coefficient
+    """Return whether each symbol occurs once and has a valid size."""
+    largest = 11 if number < 16 else 10  # bits per coefficient
     return len(set(symbols)) == len(symbols) and all(each & 15 <= largest for each in symbols)
 
 
@@ -345,7 +345,7 @@ def _decode_with_pillow(data, max_pixels):
         check_size(picture.height, picture.width, max_pixels)
         _check_single(picture)
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
+        if picture.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         return np.array(picture.convert("RGB"))
     except FrameError:
@@ -357,17 +357,17 @@ def _decode_with_pillow(data, max_pixels):
 
 
 def _check_single(picture) -> None:
-    """Raises FrameError for several pictures in one file, and for values without a known range."""
+    """Raise FrameError for several pictures in one file, and for values of unknown range."""
     if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
-        raise FrameError("an animated picture, which is a clip and no frame; name the file itself "
+        raise FrameError("an animated picture, which is a clip, not a frame; name the file itself "
                          "as the clip, with the suffix .webp or .apng")
     if picture.format == "TIFF":
         if picture.mode in ("I", "F"):
-            raise FrameError(f"values of 32 bits ({picture.mode}), whose range is not known; save "
+            raise FrameError(f"32-bit values ({picture.mode}), whose range is unknown; save "
                              "it with 8 or 16 bits per channel")
         if picture.n_frames > 1:
-            raise FrameError(f"{picture.n_frames} pictures in one file; save each as a frame of "
-                             "its own")
+            raise FrameError(f"{picture.n_frames} pictures in one file; save each as a separate "
+                             "frame")
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -1,4 +1,4 @@
-"""Making packs: from folders of frames and videos, and from archives, which are not unpacked."""
+"""Make packs from folders of frames and videos, and from archives without unpacking them."""
 
 import math
 import os
@@ -54,24 +54,24 @@ _DATE = 1 << 5 | 1  # 1980-01-01, so that the same frames give the same file
 
 @dataclass
 class Packing:
-    """How to make a pack, and what was noticed on the way."""
+    """How to make a pack, and what was left out."""
 
     height: int | None = None  # taller frames are shrunk to it
-    quality: int = 95  # of the JPEGs that are made of them, and of videos
+    quality: int = 95  # of the JPEGs made from these and from videos
     frame_rate: float | None = None  # frames per second of videos
     max_frame_pixels: int = MAX_FRAME_PIXELS  # larger frames are not decoded
     bar: object = None  # while packing: a progress bar, updated with the bytes that were read
     hidden: list[str] = field(default_factory=list)  # files that were left out
-    others: list[str] = field(default_factory=list)  # files that were left out, being no frames
+    others: list[str] = field(default_factory=list)  # files that are not frames
     no_films: list[str] = field(default_factory=list)  # the same, beside videos and folders
     unreadable: list[str] = field(default_factory=list)  # what could not be decoded, and why
 
     def progress(self, num_bytes: int) -> None:
-        """Note that so many bytes of the sources were read."""
+        """Advance the progress bar by bytes read from the sources."""
         self.bar.update(num_bytes)
 
     def is_frame(self, path: str) -> bool:
-        """Return whether to pack a file; note what is left out."""
+        """Return whether to pack a file; record it if it is left out."""
         if is_hidden(path):
             self.hidden.append(path)
             return False
@@ -86,14 +86,14 @@ class Packing:
 def pack(target: Path, sources: list[Path], packing: Packing, bar) -> Pack:
     """Write the clips of `sources` to the pack `target`, and return it.
 
-    sources: a folder, a video, an archive, or the parts of one. bar: tqdm, or its like; called
-    with `total`, the number of bytes to read. Raises UserError if a source cannot be read or the
-    target not be written; an earlier pack is then still there.
+    sources: a folder, a video, an archive, or the parts of one. bar: tqdm or similar; called with
+    `total`, the number of bytes to read. Raises UserError if a source cannot be read or the
+    target cannot be written; an earlier pack is then kept.
     """
     if missing := [path for path in sources if not path.exists()]:
         raise UserError(f"{missing[0]}: no such file or folder; correct the path")
     _check_target(target)
-    target = Path(os.path.realpath(target))  # a link stays one
+    target = Path(os.path.realpath(target))  # keep a link
     is_folder = os.path.isdir(sources[0]) or is_video(sources[0])
     try:
         num_bytes, clips, about = (_from_folder if is_folder else _from_archive)(sources, packing)
@@ -133,9 +133,9 @@ def _check_target(target: Path) -> None:
 def _written_whole(target: Path, num_bytes: int):
     """Yield a file that becomes `target` if the block ends without an error.
 
-    num_bytes: how much it will be at least. Raises UserError if there is less room, or if another
-    process writes the same file. The file stays locked until it is renamed, unlike one of
-    `atomic_write`, which is closed before.
+    num_bytes: its minimum size. Raises UserError if there is less space, or if another process
+    writes the same file. The file stays locked until it is renamed, unlike one of `atomic_write`,
+    which is closed before.
     """
     folder, part = target.absolute().parent, Path(f"{target}.part")
     free = shutil.disk_usage(folder).free
@@ -159,7 +159,7 @@ def _written_whole(target: Path, num_bytes: int):
 
 
 def _locked(part: Path) -> int:
-    """Open a file, which must be locked by no other process, and lock it."""
+    """Open and lock a file; raise UserError if another process has locked it."""
     descriptor = open_locked(part)
     if descriptor is None:
         raise UserError(f"{part}: another process is writing this pack; wait for it")
@@ -170,7 +170,7 @@ def _locked(part: Path) -> int:
 
 
 def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], dict]:
-    """Return the bytes to read, the clips with their paths, and what to say about them."""
+    """Return the bytes to read, the clips with their paths, and entries for the pack's comment."""
     folder, *others = sources
     if others:
         raise UserError(f"{others[0]}: a pack is made of one folder; put all clips into it")
@@ -180,7 +180,7 @@ def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], d
         if problems := [text for path, text in found.problems if path not in found.empty]:
             raise UserError(problems[0])
         clips = sorted(found.clips + found.empty, key=lambda clip: natural_key(str(clip)))
-        # Those beside frames are noted when the frames are read.
+        # Those beside frames are counted when the frames are read.
         packing.no_films += [str(path) for path in found.others if path.parent not in clips]
     has_videos = any(map(is_video, clips))
     if packing.frame_rate is not None and not has_videos:
@@ -221,7 +221,7 @@ def _read_frames(folder: Path, packing) -> Frames:
 
 
 def _decode_video(path: Path, packing) -> Frames:
-    """Return a video's frames as JPEGs; none if it is damaged, which is noted."""
+    """Return a video's frames as JPEGs; if it is damaged, record that and return none."""
     packing.progress(os.path.getsize(path))
     try:
         video = open_video(path, packing.frame_rate, packing.max_frame_pixels)
@@ -233,7 +233,7 @@ def _decode_video(path: Path, packing) -> Frames:
 
 
 def _from_archive(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], dict]:
-    """Do as `_from_folder`, for an archive or its parts."""
+    """Return the same as `_from_folder`, for an archive or its parts."""
     num_bytes, about = sum(map(os.path.getsize, sources)), {}
     with suppress(FrameError):
         known = Pack(sources[0]).about  # if it is a pack itself
@@ -259,7 +259,7 @@ def _without_films(clips) -> Iterator[tuple[str, Frames]]:
 
 
 def _shrunk(path: str, frames: Frames, packing) -> Frames:
-    """Shrink the frames that are taller than packing.height; those that are bad are left as is."""
+    """Shrink frames taller than packing.height; keep bad ones as they are."""
     if packing.height is None:
         return frames
     result = []
@@ -298,7 +298,7 @@ def _in_threads(function, items) -> Iterator:
 
 
 class PackWriter:
-    """Writes a pack in one pass.
+    """Writer of a pack in one pass.
 
     file: open for writing; central: a temporary file, which collects ZIP's central directory.
     """
@@ -315,7 +315,7 @@ class PackWriter:
         Raises UserError if the pack has this clip already, or if a name cannot be stored.
         """
         if path in self.clips:
-            raise UserError(f"{path}: the clip is there twice, or its frames are in two places of "
+            raise UserError(f"{path}: the clip occurs twice, or its frames are in two places of "
                             "the archive; unpack the archive and pack its folder")
         if len({name for name, _ in frames}) < len(frames):
             raise UserError(f"{path}: two frames have the same name; keep one of them")
@@ -352,8 +352,8 @@ class PackWriter:
     def finish(self, **about) -> None:
         """Append the index and ZIP's own directory.
 
-        about: what the comment says besides: height, quality, frame_rate; None says nothing. Ids
-        are relative to the folder that all clips with frames are in. Raises UserError if none has.
+        about: further entries of the comment: height, quality, frame_rate; None is left out. Ids
+        are relative to the common folder of clips with frames. Raises UserError if there are none.
         """
         parents = [path.rpartition("/")[0] for path, (_, count) in self.clips.items() if count]
         if not parents:

@@ -27,10 +27,10 @@ from config import Config
 from system.errors import UserError
 
 SUFFIX = ".zip"
-INDEX_NAME = ".clip-index"  # hidden, so that an unpacked pack has no further clip
+INDEX_NAME = ".clip-index"  # hidden, so that an unpacked pack has no additional clip
 VERSION = 1
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
-# Wanted frames are read together if no more than this is between them.
+# Frames are read together if at most this many bytes are between them.
 MAX_GAP = 2**17
 MAX_READ = 2**23
 BITS_32, BITS_16 = 2**32 - 1, 2**16 - 1
@@ -91,12 +91,12 @@ class Pack:
 
     @property
     def identity(self) -> str:
-        """Return a short text, another one for each set of frames."""
+        """Return a short text that differs between sets of frames."""
         return self._opened.identity
 
     @property
     def about(self) -> dict:
-        """Return what the comment says: counts, height, quality, frame_rate."""
+        """Return the comment's values: counts, height, quality, frame_rate."""
         return self._opened.about
 
     def check(self, config: Config) -> None:
@@ -121,7 +121,7 @@ class Pack:
         return self._opened.counts.tolist()
 
     def clip(self, clip_id: str) -> "PackedClip":
-        """Return the place of a clip; if there is none with this id, reading it is an error."""
+        """Return the clip with this id; reading it raises FrameError if there is none."""
         return PackedClip(self, clip_id)
 
     def rows(self, clip_id: str) -> np.ndarray:
@@ -158,13 +158,13 @@ class Pack:
 
 @functools.lru_cache(maxsize=16)
 def _pack_once(path, expected) -> Pack:
-    """Open a pack once in a worker that unpickles it with each of its tasks."""
+    """Open a pack once per worker, which unpickles it with each task."""
     return Pack(path, expected)
 
 
 @dataclass(frozen=True)
 class PackedClip:
-    """The place of a clip in a pack; its path is that of the pack and its id."""
+    """A clip in a pack; its path is that of the pack and its id."""
 
     pack: Pack
     id: str
@@ -199,7 +199,7 @@ class PackedFrames:
             yield frame
 
     def read(self, positions) -> Iterator[tuple[int, bytes]]:
-        """Yield each frame's position and content; frames that are near are read together."""
+        """Yield each frame's position and content; frames close to each other are read together."""
         for group in self._near(list(positions)):
             start = self.offsets[group[0]]
             size = self.offsets[group[-1]] + self.sizes[group[-1]] - start
@@ -217,7 +217,7 @@ class PackedFrames:
         return next(self.read([position]))[1]
 
     def _near(self, positions) -> Iterator[list[int]]:
-        """Split ascending positions where what is between two frames should not be read."""
+        """Split ascending positions where the gap between two frames should not be read."""
         group = positions[:1]
         for position in positions[1:]:
             gap = self.offsets[position] - self.offsets[group[-1]] - self.sizes[group[-1]]
@@ -268,7 +268,7 @@ class _Opened:
 
     @functools.cached_property
     def places_in_nfc(self) -> dict[str, int]:
-        """The places of ids with accents, by their composed form."""
+        """Return the places of ids with accents, by their composed form."""
         names = ((place, clip_id.decode()) for place, clip_id in enumerate(self.ids.tolist())
                  if not clip_id.isascii())
         return {composed(name): place for place, name in names}
@@ -291,7 +291,7 @@ def _open(path: str) -> _Opened:
 
 
 def _read_end(path, descriptor) -> tuple[dict, tuple[int, int]]:
-    """Return what the comment says, and where ZIP's central directory is."""
+    """Return the comment's values, and where ZIP's central directory is."""
     size = os.fstat(descriptor).st_size
     tail = _read(path, descriptor, max(0, size - _MAX_END), min(size, _MAX_END))
     comment = tail[tail.rfind(b"PK\5\6") + END.size :]
@@ -320,7 +320,7 @@ def _no_pack(path, descriptor, comment) -> str:
     if is_zip and b'"index_crc32"' in comment:
         return f"{path}: the pack is damaged at its end; copy it or pack again"
     if is_zip:
-        return (f"{path}: a pack that is cut off, or a ZIP file that is no pack; copy it again, or "
+        return (f"{path}: a pack that is cut off, or a ZIP file but not a pack; copy it again, or "
                 "make a pack of it with pack.py")
     return f"{path}: not a pack; pack.py makes one"
 
@@ -364,13 +364,13 @@ def open_folder(path) -> "str | Pack":
 
 
 def clip_path(folder: "str | Pack", clip_id) -> "str | PackedClip":
-    """Return the place of a clip in a folder or pack, however its accents are spelled there."""
+    """Return a clip in a folder or pack, in whichever Unicode form its accents are stored there."""
     if isinstance(folder, Pack):
         return folder.clip(str(clip_id))
     path = os.path.join(folder, clip_id := str(clip_id))
     if clip_id.isascii() or os.path.lexists(path):
         return path
-    # Its accents may be composed or apart (NFC, NFD), in each part of the path.
+    # Its accents may be composed or decomposed (NFC, NFD), in each part of the path.
     found = os.fspath(folder)
     for part in clip_id.split("/"):
         forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))

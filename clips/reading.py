@@ -24,7 +24,7 @@ from clips.videos import VideoFile
 from config import Config
 from system.errors import UserError, summarize
 
-# Places of the evaluation crops along the longer side, by the number of crops.
+# Places of evaluation crops along the longer side, by number of crops.
 CROP_PLACES = {1: (0.5,), 3: (0.5, 0.0, 1.0)}
 
 
@@ -53,7 +53,7 @@ def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:
 
 
 def window_input(source, span, config: Config) -> np.ndarray:
-    """Return the evaluation input for the frames from span[0] to span[1] - 1; None: for all.
+    """Return the evaluation input for the frames span[0] to span[1] - 1; None: for all.
 
     uint8 [K, T, H, W, C]. Raises FrameError with the path of a bad frame.
     """

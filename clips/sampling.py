@@ -1,4 +1,4 @@
-"""Which frames of a video a clip consists of. Shapes: K windows per video, T frames."""
+"""Choose the frames of a video that form a clip. Shapes: K windows per video, T frames."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from config import Config
 
 
 def frames_needed(config: Config) -> int:
-    """Return the number of frames that a video needs so that none is padded or repeated."""
+    """Return the number of frames that a video needs so that no frame is padded or repeated."""
     if config.sampling == "segments":
         return config.clip_size
     return (config.clip_size - 1) * config.step_size + 1
 
 
 def short_clips_note(num_short, num_clips, config: Config) -> str:
-    """Return a line about the number of short clips."""
+    """Return a line with the number of short clips."""
     how = "padded with their last frame"
     if config.sampling == "segments":
         how = "with some frames repeated"
@@ -22,7 +22,7 @@ def short_clips_note(num_short, num_clips, config: Config) -> str:
 
 
 def unseen_seconds(num_frames, config: Config) -> float:
-    """Return the longest time of a video from which evaluation looks at no frame."""
+    """Return the longest time of a video from which evaluation uses no frame."""
     seen = np.unique(eval_positions(num_frames, config))
     gaps = np.diff([-1, *seen, num_frames]) - 1
     return float(gaps.max()) / config.frame_rate

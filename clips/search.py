@@ -32,9 +32,8 @@ def find_clips(path: str | Path, others: list | None = None) -> tuple[list, list
     """Return the clips at or below a path, and a message for each folder that is not usable.
 
     A clip is a Path, of a film or a folder of frames, or a PackedClip. Other folders, for example
-    one per class, are searched. The path may also be a pack, or a folder in one. others: a list, to
-    which the files are added that are passed over. Raises UserError if the path does not exist or
-    is another file.
+    one per class, are searched. The path may also be a pack, or a folder in one. others: a list to
+    which ignored files are added. Raises UserError if the path does not exist or is another file.
     """
     path = Path(path)
     pack = next((each for each in (path, *path.parents)
@@ -62,17 +61,17 @@ def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[PackedClip]:
 
 
 class Found(NamedTuple):
-    """What is below a folder."""
+    """The result of searching a folder."""
 
     clips: list[Path]
     empty: list[Path]  # folders without frames, videos and other folders
-    problems: list[tuple[Path, str]]  # folders that are not usable, those of `empty` too
-    others: list[Path]  # files that are passed over
+    problems: list[tuple[Path, str]]  # folders that are not usable, including `empty`
+    others: list[Path]  # files that are ignored
 
 
 def no_films(paths) -> str:
-    """Return how many files are passed over, and the first of them, in words."""
-    kind = "file that is no film" if len(paths) == 1 else "files that are no films"
+    """Return a description of ignored files: how many there are, and the first ones."""
+    kind = "file that is not a film" if len(paths) == 1 else "files that are not films"
     return f"{len(paths):,} {kind}: {summarize(paths, 3)}"
 
 
@@ -100,7 +99,7 @@ def _search(folder: Path, found: Found) -> None:
     have_frames = are_frames(files.frames, inner)
     if have_frames and all(name.lower().endswith((".gif", ".apng")) for name in inner):
         found.clips.append(folder)
-        found.others.extend(folder / name for name in inner)  # such as a preview of the frames
+        found.others.extend(folder / name for name in inner)  # for example a preview of the frames
         return
     if have_frames:
         message = (f"{folder}: has both frames and other clips ({inner[0]}); put each clip in "
@@ -117,13 +116,13 @@ def _search(folder: Path, found: Found) -> None:
         if name not in folders:
             found.clips.append(path)
         elif not (folders[name] and folder.resolve().is_relative_to(path.resolve())):
-            _search(path, found)  # a link to a folder above would be searched forever
+            _search(path, found)  # a link to a parent would be searched forever
 
 
 def are_frames(pictures: list[str], clips: list[str]) -> bool:
-    """Return whether pictures beside clips are frames of a further clip, rather than thumbnails.
+    """Return whether pictures beside clips are frames of another clip, rather than thumbnails.
 
-    Frames are numbered and more than the clips are. A thumbnail may have the name of its clip.
+    Frames are numbered and outnumber the clips. A thumbnail may have the name of its clip.
     """
     if not clips:
         return bool(pictures)
@@ -137,7 +136,7 @@ def are_frames(pictures: list[str], clips: list[str]) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Return whether a path in an archive, or a file's name, is of the kind that is left out."""
+    """Return whether a path in an archive, or a file's name, is a hidden one to leave out."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
@@ -145,7 +144,7 @@ def is_hidden(path: str) -> bool:
 def ordered_parts(paths: list[Path]) -> list[Path]:
     """Return the parts of a split archive in natural order.
 
-    Raises UserError if their names do not count up, by numbers or letters, without a gap.
+    Raises UserError if their names do not count up, by numbers or letters, without gaps.
     """
     paths = sorted(paths, key=lambda path: natural_key(str(path)))
     if len(paths) == 1:
@@ -165,7 +164,7 @@ def ordered_parts(paths: list[Path]) -> list[Path]:
 def archive_clips(
     paths: list[Path], is_frame: Callable[[str], bool], progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Frames]]:
-    """Yield path and frames of each clip in an archive; last the folders that have nothing in them.
+    """Yield path and frames of each clip in an archive, then its empty folders.
 
     Arguments and errors are those of `archive_members`; UserError also for frames in no folder.
     """
@@ -173,13 +172,13 @@ def archive_clips(
     for path, data in archive_members(paths, is_frame, progress):
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if ".." in parts:
-            raise UserError(f"{path}: leads out of the archive; do not trust it")
+            raise UserError(f"{path}: points outside the archive; do not trust it")
         folder = "/".join(parts if data is None else parts[:-1])
         if data is None:
             folders.add(folder)
             continue
         if not folder:
-            raise UserError(f"{path}: is in no folder; each clip needs a folder of its own")
+            raise UserError(f"{path}: is in no folder; put each clip in its own folder")
         if folder != clip:
             if frames:
                 yield clip, _ordered(frames)
@@ -227,7 +226,7 @@ def archive_members(
     except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
             NotImplementedError, OSError) as error:  # fmt: skip
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # not of the archive's content, as gzip's and bzip2's are
+            raise  # an error of the disk, unlike gzip's and bzip2's
         raise UserError(f"{raw.path}: damaged, cut off, or not a whole ZIP or tar file ({error}); "
                         "download it again") from None
 
@@ -236,7 +235,7 @@ def _tar_members(stream, is_frame):
     watched = _Watched(stream)
     with tarfile.open(fileobj=watched, mode="r|", bufsize=_TAR_BLOCK) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # or millions of them fill the memory
+            archive.members.clear()  # otherwise millions of them fill the memory
             if member.isdir():
                 yield member.name, None
             elif (member.isfile() or member.issym() or member.islnk()) and is_frame(member.name):
@@ -256,7 +255,7 @@ def _tar_members(stream, is_frame):
 
 
 class _Watched:
-    """A stream for tarfile that notes where the last byte was that is not zero."""
+    """A stream for tarfile that records where the last nonzero byte was."""
 
     def __init__(self, stream):
         self.stream, self.size, self.end_of_data = stream, 0, 0
@@ -285,7 +284,7 @@ def _zip_members(path, is_frame, progress):
 def _check_zip_directory(path, archive: zipfile.ZipFile) -> None:
     """Raise BadZipFile if the directory lacks entries, or the file begins with something else.
 
-    zipfile reads what entries there are, and the last of two archives.
+    zipfile reads those entries that exist, and the last of two archives.
     """
     with open(path, "rb") as file:
         file.seek(-min(_ZIP_END + len(archive.comment), os.path.getsize(path)), os.SEEK_END)

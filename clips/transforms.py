@@ -14,7 +14,7 @@ import numpy as np
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (ITU-R BT.601)
 ERASED_SHARE = (0.02, 0.33)
 MAX_BOX_RATIO = 3.3
-# Optical flow. A byte covers movements of up to 16 pixels in steps of an eighth; 128 is none.
+# Optical flow. A byte covers movements of up to 16 pixels in steps of an eighth; 128 means none.
 STEPS_PER_PIXEL = 8
 REST = 128
 # Half of the resolution. By default the method uses a quarter of it for frames of 112 pixels, and
@@ -33,7 +33,7 @@ class Movement(NamedTuple):
 
 
 def draw_movement(rng, config) -> Movement:
-    """Draw a clip's movement; a disabled key draws nothing, so the other draws stay the same."""
+    """Draw a clip's movement; a disabled key draws nothing, so that other draws are unchanged."""
     angle = rng.uniform(-config.affine_degrees, config.affine_degrees)
     shift = rng.uniform(-config.affine_translate, config.affine_translate, size=2)
     scale, shear, is_mirrored = 1.0, 0.0, False
@@ -68,7 +68,7 @@ def train_transform(movement: Movement, *, frame_height, crop):
 
 
 def eval_transform(place: float = 0.5, *, frame_height, crop):
-    """Return a function as `train_transform` does, which only scales and crops.
+    """Return a function like that of `train_transform`, which only scales and crops.
 
     place: 0.5 crops the centre, 0 and 1 the ends of the longer side.
     """
@@ -79,11 +79,11 @@ def eval_transform(place: float = 0.5, *, frame_height, crop):
     return transform
 
 
-# --- what is done to a whole clip --------------------------------------------------------------
+# --- augmentation of a whole clip --------------------------------------------------------------
 
 
 def jitter_colours(clip, strength, rng) -> None:
-    """Change brightness, contrast and saturation of a clip in place, by one random factor each.
+    """Change brightness, contrast and saturation of a clip in place, each by a random factor.
 
     clip: uint8 [T, H, W, 3]; strength: the largest change, as a fraction. All three are linear in
     the colours, so one matrix applies them together.

@@ -1,10 +1,10 @@
-"""Whether all of a video file can be read: it may be cut off, or two files may have been joined."""
+"""Check that a video file is complete: it may be cut off, or two files may have been joined."""
 
 import os
 
 from clips.video_packets import MPEG_FORMATS, open_film
 
-# Formats whose packets are in the order of the file up to its end, and the part that may follow.
+# Formats whose packets are in file order up to its end, and the fraction that may follow.
 SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf")
 MAX_REST = 0.25
 
@@ -12,8 +12,8 @@ MAX_REST = 0.25
 def check_complete(path, container, stream, packets) -> None:
     """Raise ValueError if a video is cut off, or if another one follows that players do not show.
 
-    packets: all those of the stream. A header may count more: frames that an edit list leaves out,
-    and frames that AVI dropped, which are chunks without data.
+    packets: all packets of the stream. A header may count more: frames that an edit list leaves
+    out, and frames that AVI dropped, which are chunks without data.
     """
     name, num_packets = container.format.name, len(packets)
     is_short = stream.frames > num_packets
@@ -24,14 +24,14 @@ def check_complete(path, container, stream, packets) -> None:
     elif is_short and name == "avi":
         is_short = len(getattr(stream, "index_entries", ())) > num_packets or _is_cut_riff(path)
     if is_short:
-        raise ValueError(f"cut off: {num_packets} of {stream.frames} frames are there")
+        raise ValueError(f"cut off: has {num_packets} of {stream.frames} frames")
     if ("mp4" in name and _num_headers(path) > 1) or \
             (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST):
         raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
 
 
 def _rest(path, packet) -> float:
-    """Return how much of the file follows the packet."""
+    """Return the fraction of the file after the packet."""
     if packet.position is None:
         return 0
     return 1 - (packet.position + packet.size) / os.path.getsize(path)
@@ -54,7 +54,7 @@ def _num_headers(path) -> int:
 
 
 def _is_cut_riff(path) -> bool:
-    """Return whether the file is shorter than its RIFF chunks say."""
+    """Return whether the file is shorter than its RIFF chunks declare."""
     end, place = os.path.getsize(path), 0
     with open(path, "rb") as file:
         while file.read(4) == b"RIFF":

@@ -1,7 +1,7 @@
-"""The packets of a video file: which stream is the film, its clock, and where decoding may start.
+"""The packets of a video file: its stream, its clock, and where decoding may start.
 
-A file is demuxed once, without decoding. After that, packets are known by their number, whatever
-the demuxer says of them after a seek.
+A file is demuxed once, without decoding. After that, packets are identified by their numbers,
+whatever the demuxer reports after a seek.
 """
 
 import os
@@ -14,32 +14,32 @@ import av
 from av.stream import Disposition
 
 # Formats whose times may jump, in a recording or where two files were joined, and that have no
-# index: they are sought by the position in the file.
+# index: seek in them by the position in the file.
 MPEG_FORMATS = ("mpeg", "mpegts")
 MAX_GAP = 10  # seconds without a frame in these formats; ffmpeg's -dts_delta_threshold
 MAX_STEPS_BACK = 10  # frames by which times for decoding may go back without a jump
-MAX_SKIPPED = 5000  # packets between the place where a seek ends and what was sought
-# Where times are counted: packets from a key frame to the first frame that is wanted, and codecs
-# whose decoders hold back a number of frames that is not known after a seek.
+MAX_SKIPPED = 5000  # packets between the end of a seek and its target
+# Where times are counted: packets from a key frame to the first requested frame, and codecs whose
+# decoders delay an unknown number of frames after a seek.
 MARGIN = 20
 MAX_EMPTY_SIZE = 19  # bytes of an MPEG-4 packet without a picture
 DEEP_REORDERING = ("h264", "hevc")
 
 
 class SeekError(Exception):
-    """The packet that was sought was not found."""
+    """Seeking did not find the packet."""
 
 
 class Packet(NamedTuple):
-    """What is kept of a packet; times are in ticks of the stream."""
+    """A packet's properties; times are in ticks of the stream."""
 
     pts: int | None
     dts: int | None
     position: int | None  # in the file
     size: int  # bytes
-    mark: int | None  # tells it from others of its size
+    mark: int | None  # distinguishes it from others of its size
     is_key: bool  # can be decoded on its own
-    is_clean: bool  # and nothing after it refers to anything from before
+    is_clean: bool  # and nothing after it refers to earlier packets
     is_discarded: bool  # to be decoded, but not shown
 
 
@@ -47,8 +47,8 @@ class Packet(NamedTuple):
 def open_film(path, is_strict=True, **options):
     """Yield the container of the video at `path`, and its stream with the film.
 
-    is_strict: decoding raises an error for all that is missing. Raises ValueError with what is
-    wrong, and av.error.FFmpegError or OSError.
+    is_strict: decoding raises an error for anything missing. Raises ValueError with the problem,
+    and av.error.FFmpegError or OSError.
     """
     if os.path.getsize(path) == 0:
         raise ValueError("empty (0 bytes)")
@@ -63,7 +63,7 @@ def open_film(path, is_strict=True, **options):
 
 
 def _choose_stream(streams):
-    """Return the stream that ffmpeg shows: no cover, and the default one or the largest."""
+    """Return the stream that ffmpeg shows: not a cover, and the default one or the largest."""
     stills = Disposition.attached_pic | Disposition.timed_thumbnails
     films = [stream for stream in streams if not stream.disposition & stills]
     if not films:
@@ -127,7 +127,7 @@ class PacketIndex:
         return zlib.crc32(packet) if self.format in MPEG_FORMATS else packet.pos
 
     def _without_jumps(self, packets, max_gap):
-        """Let the clock go on where it jumps back, or ahead in MPEG streams, as players do."""
+        """Continue the clock where it jumps back, or ahead in MPEG streams, as players do."""
         if self.format not in MPEG_FORMATS:
             max_gap = float("inf")
         offset, previous, result = 0, None, []
@@ -160,12 +160,12 @@ class PacketIndex:
     def times(self) -> list[int]:
         """Return the times of the packets with pictures to show, ascending."""
         times = [getattr(packet, self.clock) for packet in self.packets
-                 # A single byte, in DivX and XviD, stands for no picture.
+                 # A single byte, in DivX and XviD, means no picture.
                  if packet.size > 1 and not packet.is_discarded]
         return sorted(time for time in times if time is not None)
 
     def start_for(self, time: int) -> int:
-        """Return the number of the packet from which to decode, for the frame at `time`."""
+        """Return the number of the packet at which decoding must start for the frame at `time`."""
         number = self._number_at.get(time, 0)
         if self.clock == "dts":
             number = 0 if self.codec in DEEP_REORDERING else number - MARGIN
@@ -180,11 +180,11 @@ class PacketIndex:
     def packets_from(self, start: int, is_sought: bool):
         """Yield (number, packet), from packet `start` on, with the times of the index.
 
-        The number of the last, which flushes the decoder, is None. is_sought: raise SeekError
-        where seeking does not find the packets; otherwise, the file is demuxed from its beginning.
+        The last one flushes the decoder; its number is None. is_sought: seek, and raise SeekError
+        if that does not find the packets; otherwise, demux the file from its beginning.
         """
-        # H.264 may refer to pictures from before that none that is shown needs. Where that is no
-        # error, its decoder marks the frames that damage touches; other decoders do not.
+        # H.264 may refer to earlier pictures that no shown picture needs. If that is not an
+        # error, its decoder marks damaged frames; other decoders do not.
         is_strict = self.codec != "h264" or self.packets[start or self.first_key].is_clean
         with open_film(self.path, is_strict) as (container, stream):
             if is_sought:
@@ -212,7 +212,7 @@ class PacketIndex:
 
     def _seek(self, container, stream, start):
         sought = self.packets[start]
-        if self.clock == "dts":  # the first packet may say how all are packed, as in DivX and XviD
+        if self.clock == "dts":  # may define how all are packed, as in DivX and XviD
             next(container.demux(stream)).decode()
         try:
             if self.format in MPEG_FORMATS:
@@ -234,7 +234,7 @@ class PacketIndex:
             packet.pts = known.pts
         if known.dts is not None and packet.dts != known.dts:
             packet.dts = known.dts
-        # A demuxer gives a palette once, which seeking drops.
+        # A demuxer returns a palette once, and seeking drops it.
         palettes = [place for place in self._palettes if place <= number] if is_first else ()
         if palettes and not packet.has_sidedata("palette"):
             packet.set_sidedata(self._palettes[max(palettes)])
@@ -242,7 +242,7 @@ class PacketIndex:
 
 
 def _has_idr(data: bytes, header: bytes) -> bool:
-    """Return whether H.264 data has an IDR slice, before which all can be forgotten."""
+    """Return whether H.264 data has an IDR slice, after which nothing refers to earlier data."""
     if not header.startswith(b"\1"):  # start codes (annex B of the standard)
         return any(part[0] & 31 == 5 for part in data.split(b"\0\0\1")[1:] if part)
     place, num_bytes = 0, (header[4] & 3) + 1  # lengths (ISO 14496-15)
@@ -255,7 +255,7 @@ def _has_idr(data: bytes, header: bytes) -> bool:
 
 
 def _is_intra(packet, codec) -> bool:
-    """Return whether a key packet is one: AVI's index also says so of empty MPEG-4 packets."""
+    """Return whether a key packet is one; AVI's index also marks empty MPEG-4 packets."""
     if codec != "mpeg4":
         return True
     data = bytes(packet)

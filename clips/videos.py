@@ -16,10 +16,11 @@ from clips.video_packets import PacketIndex, SeekError, open_film
 
 SAME_TIME = 1e-6  # seconds
 MAX_EMPTY = 3  # packets at the end without a picture
-# Frames at the rate of training, per frame in the file and besides: a clock that jumps makes more.
+# Maximum frames at the training's rate, per frame in the file and in addition: a jumping clock
+# gives more.
 MAX_REPEATS = 100
 MAX_STILL = 10_000
-MAX_STRETCH = 4  # of a pixel's longer side to its shorter one; otherwise, the file is wrong
+MAX_STRETCH = 4  # maximum ratio of a pixel's sides; otherwise, the file is wrong
 
 
 class VideoFile:
@@ -44,7 +45,7 @@ class VideoFile:
         if seconds <= 0:
             raise self._error("a single frame: no movement to classify")
         self.native_rate = (len(self._times) - 1) / seconds  # frames per second
-        # Including the duration of the last frame.
+        # With the duration of the last frame.
         seconds *= len(self._times) / (len(self._times) - 1)
         num_frames = seconds * frame_rate
         if num_frames > MAX_REPEATS * len(self._times) + MAX_STILL:
@@ -118,17 +119,17 @@ class VideoFile:
         return times[delay:]
 
     def _next_time(self, last, is_first):
-        """Return the time of a frame that the decoder held back, after that of the one before.
+        """Return the time of a delayed frame, after that of the previous one.
 
-        As ffmpeg: a chunk of AVI lasts one tick.
+        As in ffmpeg, a chunk of AVI lasts one tick.
         """
         return last + (1 if is_first and self._index.format == "avi" else self._index.step)
 
     def _frames_from(self, time: int):
-        """Yield (time, frame), from the one at `time` on or from an earlier one.
+        """Yield (time, frame), starting at `time` or earlier.
 
-        Decoding starts at the last key frame before. Where seeking does not find it, packets are
-        counted; damage must be there from the beginning of the film, too.
+        Decoding starts at the last key frame before it. If seeking does not find that, packets are
+        counted from the beginning of the film; damage is only reported if it occurs there, too.
         """
         start, last, error = self._index.start_for(time), None, None
         tries = [(start, True), (start, False), (0, False)] if start else [(0, False)]
@@ -175,14 +176,14 @@ class VideoFile:
                     yield last, frame
 
     def _time_of(self, frame, last, is_first):
-        """Return the time of a frame, in ticks; last: that of the frame before, or None."""
+        """Return the time of a frame, in ticks; last: that of the previous frame, or None."""
         time = frame.pts if self._index.clock == "pts" else frame.dts
         if time is None:
             time = self._index.times()[0] if last is None else self._next_time(last, is_first)
         return time
 
     def _size(self, stream) -> tuple[int, int]:
-        """Return the width and height at which frames are shown: their pixels may not be square."""
+        """Return the width and height at which frames are shown; pixels may not be square."""
         width, height = stream.codec_context.width, stream.codec_context.height
         if not (width and height):
             raise ValueError("its frames have no size; the file may be cut off")
@@ -200,7 +201,7 @@ class VideoFile:
         width, height = self.size
         with _Translated(self):
             check_size(frame.height, frame.width, self.max_pixels)
-            # From version 19 on, PyAV keeps a thread's converter. With threads of its own it would
+            # From version 19 on, PyAV keeps one converter per thread. If that had threads, it would
             # wait forever in a forked worker, which does not have them; and they cost more than
             # they save.
             picture = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
@@ -211,7 +212,7 @@ class VideoFile:
 
 
 def _turned(picture, frame):
-    """Rotate and mirror a picture as the display matrix of its frame says. (ISO 14496-12)"""
+    """Rotate and mirror a picture by its frame's display matrix. (ISO 14496-12)"""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture

@@ -38,7 +38,7 @@ def new_figure(height) -> Figure:
 
 
 def to_svg(figure, description) -> str:
-    """The figure on a card, in the colours of the reader's theme."""
+    """Return the figure on a card, in the colours of the reader's theme."""
     text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', themed_svg(figure))
     height = round(figure.get_figheight() * DOTS_PER_INCH)
     card = (
@@ -106,7 +106,7 @@ def draw_curves(reference, own) -> str:
 
 
 def _name_lines(axes, training_place, validation_place, side) -> None:
-    """Names the two curves; side: where the text is relative to its place."""
+    """Label the two curves; side: of the text relative to its place."""
     for name, place, colour in (("training", training_place, "orange"),
                                 ("validation", validation_place, "blue")):  # fmt: skip
         axes.text(*place, name, color=LIGHT[colour], ha=side, fontweight="bold")
@@ -117,7 +117,7 @@ def _name_lines(axes, training_place, validation_place, side) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_time_probe(result: TimeProbe) -> str:
-    """Accuracy on the same clips with their frames reordered, and the classes that are swapped."""
+    """Draw the accuracy on the same clips with reordered frames, and the swapped classes."""
     pairs = result.swapped()
     figure = new_figure(max(330, 90 + 30 * len(pairs)))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
@@ -160,7 +160,7 @@ def pair_and_direction(result: TimeProbe, order) -> tuple[float, float] | None:
 
 
 def _list_swaps(axes, pairs) -> None:
-    """Add a line per pair of classes that are swapped, with the share of the clips of each."""
+    """Add a line per pair of swapped classes, with the percentage of each one's clips."""
     axes.set_axis_off()
     axes.set_title("Played backwards, what is taken for what")
     shares = {(name, other): share for name, other, share in pairs}
@@ -194,7 +194,7 @@ def read_results(path: Path) -> dict:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_remedies(results) -> str:
-    """Top-1 of each variant and its interval, if known, best first, beside the baselines.
+    """Draw each variant's top-1 and interval, if known, best first, beside the baselines.
 
     results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps.
     """
@@ -229,7 +229,7 @@ def draw_remedies(results) -> str:
 
 
 def _draw_baselines(axes, baselines, top) -> None:
-    """Draw a line for each score that a network has to beat; baselines: percent, by name."""
+    """Draw a line for each baseline; baselines: percent, by name."""
     for index, (name, percent) in enumerate(baselines.items()):
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
         axes.text(percent + 1, top + 0.45 * index, f"{name.removeprefix('the ')}: {percent:.1f}",
@@ -238,7 +238,7 @@ def _draw_baselines(axes, baselines, top) -> None:
 
 
 def _draw_score(axes, row, place, colour) -> None:
-    """The mean of a variant's runs as a dot and a number, its interval, if known, as a line."""
+    """Draw the mean of a variant's runs as a dot and a number, its interval as a line."""
     if row["top1_interval"]:
         axes.plot(row["top1_interval"], [place, place], color=colour, linewidth=5, alpha=0.35,
                   solid_capstyle="round")  # fmt: skip
@@ -253,7 +253,7 @@ def _legend(rows) -> str:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_approaches(results) -> str:
-    """Accuracy of each network and its interval beside the baselines, and its operations.
+    """Draw each network's accuracy and interval beside the baselines, and its operations.
 
     Networks that are not above the most frequent class are left out.
     """

@@ -1,6 +1,6 @@
 """Check the pages, and what is made of the program for them: `make docs`.
 
-Links, headings and file names exist; pictures say what they show and are small; pictures, notebook
+Links, headings and file names exist; pictures have alt texts and are small; pictures, notebook
 and schema are what the program makes today; figures are those of `benchmarks/results/`. Prints each
 problem, and exits with status 1 if there is one.
 """
@@ -43,7 +43,7 @@ def text_of(page: Path) -> str:
 
 
 def check_links(page: Path) -> list[str]:
-    """Return the links and file names of a page that lead nowhere."""
+    """Return the broken links and file names of a page."""
     text, problems = text_of(page), []
     links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     for link in links:
@@ -67,7 +67,7 @@ def headings(text) -> list[str]:
 
 
 def check_alt_texts(page: Path) -> list[str]:
-    """Return the pictures of a page without a width, or a text that says what they show."""
+    """Return the pictures of a page without a width or an alt text."""
     tags = re.findall(r"<img [^>]*>", text_of(page))
     return [f"{page.name}: {tag[:60]}: needs width and an alt text of {MIN_ALT} letters or more"
             for tag in tags if 'width="' not in tag

@@ -28,7 +28,7 @@ MOVEMENT_KERNEL = np.stack([-EDGE_KERNEL, EDGE_KERNEL])
 
 
 def grey_cells(frames, height, width, cell) -> np.ndarray:
-    """Frames [T, H, W, 3] shrunk around the hand's path to int [T, height, width] of 0 to 9."""
+    """Shrink frames [T, H, W, 3] around the hand's path to int [T, height, width] of 0 to 9."""
     left = (frames.shape[2] - width * cell) // 2
     top = HAND_ROW - height * cell // 2
     grey = [
@@ -56,12 +56,12 @@ def strongest_of(values) -> int:
 
 
 def slide_2d(frame, kernel) -> np.ndarray:
-    """PyTorch's conv2d of one frame: int [H, W] -> [H - 2, W - 2]."""
+    """Compute PyTorch's conv2d of one frame: int [H, W] -> [H - 2, W - 2]."""
     return _convolved(conv2d, frame, kernel)
 
 
 def slide_3d(frames, kernel) -> np.ndarray:
-    """PyTorch's conv3d of frames: int [T, H, W] -> [T - 1, H - 2, W - 2]."""
+    """Compute PyTorch's conv3d of frames: int [T, H, W] -> [T - 1, H - 2, W - 2]."""
     return _convolved(conv3d, frames, kernel)
 
 
@@ -78,7 +78,7 @@ def signed(value) -> str:
 
 
 def draw_frame(picture, x, y, frame, cell) -> None:
-    """Grey cells, with their values where there is room."""
+    """Draw grey cells, with their values where there is space."""
     height, width = frame.shape
     picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "#0b0e12", line="edge")
     for (row, column), value in np.ndenumerate(frame):
@@ -92,7 +92,7 @@ def draw_frame(picture, x, y, frame, cell) -> None:
 
 
 def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> None:
-    """Cells that appear one after the other: blue above 0, orange below."""
+    """Draw cells that appear one after the other: blue above 0, orange below."""
     height, width = values.shape
     picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "faint", opacity=0.55)
     for index, value in enumerate(values.flat):
@@ -144,7 +144,7 @@ def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float,
 
 
 def draw_conv2d() -> str:
-    """Draw a frame, a 3 x 3 kernel, and the picture that comes out. SVG"""
+    """Draw a frame, a 3 x 3 kernel, and the output picture. SVG"""
     clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
     frame = grey_cells(clip[10:11], 10, 10, 6)[0]
     result = slide_2d(frame, EDGE_KERNEL)
@@ -181,7 +181,7 @@ def draw_conv2d() -> str:
 
 
 def bar_clips() -> dict[str, tuple[np.ndarray, str]]:
-    """Clips of a bar, int [T, H, W], by name; and the names of their outputs, frame by frame."""
+    """Return clips of a bar, int [T, H, W], by name; and names of their outputs, frame by frame."""
     right = moving_bar()
     return {
         "A bright bar moves right": (right, "a b c"),
@@ -192,7 +192,7 @@ def bar_clips() -> dict[str, tuple[np.ndarray, str]]:
 
 
 def draw_conv3d() -> str:
-    """Clips of a bar, a kernel of two frames, and the clips that come out. SVG"""
+    """Draw clips of a bar, a kernel of two frames, and the output clips. SVG"""
     clips = bar_clips()
     results = {name: slide_3d(frames.copy(), MOVEMENT_KERNEL)
                for name, (frames, _) in clips.items()}  # fmt: skip
@@ -214,7 +214,7 @@ def draw_conv3d() -> str:
 
 
 def sum_over_time() -> list[str]:
-    """Work out the sum at the place of the strongest output as text: a line per frame."""
+    """Return the sum at the strongest output as text, one line per frame."""
     result = slide_3d(moving_bar(2), MOVEMENT_KERNEL)
     patches = moving_bar(2)[:, :3, BAR_START : BAR_START + 3]
     lines, sums = [], []
@@ -246,7 +246,7 @@ def _draw_kernel_over_time(picture) -> None:
 
 
 def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:
-    """Frames at the left, the number of the moment, and the frames that come out."""
+    """Draw frames at the left, the number of the moment, and the output frames."""
     cell, distance, left = 12, 104, 24
     result_cell, result_distance, result_top = 15, 98, y + 6
     picture.text(left, y - 9, name, 14)

@@ -1,4 +1,4 @@
-"""Draws all pictures of the README, from the project's code and a quickstart run.
+"""Draw all pictures of the README, from the project's code and a quickstart run.
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
 
@@ -122,7 +122,7 @@ def draw_pictures(options) -> None:
 
 
 def main(arguments=None) -> int:
-    """Return the exit status: 2 for a user's mistake."""
+    """Run the command; return the exit status, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", "-c", metavar="FILE", help="checkpoint of a quickstart run")
     parser.add_argument("--only", nargs="+", choices=PICTURES, metavar="NAME",

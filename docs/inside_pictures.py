@@ -45,7 +45,7 @@ def inside_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -
 
 
 def draw_grad_cam(clips: list[Inside], colours) -> bytes:
-    """Two clips, each beside where the network looks, and below, how much at each frame. WebP"""
+    """Draw two clips, each beside where the network looks, and below, how much per frame. WebP"""
     return _film([_cam_moment(clips, moment, colours) for moment in range(len(clips[0].frames))])
 
 

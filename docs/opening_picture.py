@@ -45,7 +45,7 @@ class Shown:
 
 
 def watch(predictor: Predictor, frames) -> np.ndarray:
-    """Probabilities [T, classes] at each moment, from the frames played until then."""
+    """Return probabilities [T, classes] at each moment, from the frames played until then."""
     most = frames_needed(predictor.config)
     source = FramesInMemory(frames)
     windows = [window_input(source, (max(0, stop - most), stop), predictor.config)
@@ -75,7 +75,7 @@ def draw_opening(clips: list[Shown], colours) -> bytes:
 
 
 def draw_moment(clips: list[Shown], moment, colours) -> Image.Image:
-    """All clips at frame `moment`; shorter ones stay at their last frame."""
+    """Draw all clips at frame `moment`; shorter ones stay at their last frame."""
     size = (WIDTH * SHARPNESS, HEIGHT * SHARPNESS)
     picture = Image.new("RGB", size, colours["page"])
     canvas = Canvas(ImageDraw.Draw(picture), colours)
@@ -112,7 +112,7 @@ def draw_clip(picture, canvas, left, clip: Shown, at) -> None:
 
 
 def draw_scores(canvas, left, clip: Shown, at) -> None:
-    """Draw the scores of the classes so far, that of the final class in colour."""
+    """Draw the classes' scores up to this moment, that of the final class in colour."""
     bottom = CHART_TOP + CHART_HEIGHT
     for share in (0, 0.5, 1):
         canvas.line([(left, bottom - share * CHART_HEIGHT),
@@ -142,7 +142,7 @@ def draw_verdict(canvas, left, clip: Shown, at) -> None:
 
 
 class Canvas:
-    """Draws in GitHub's pixels and the palette's colours on a larger picture."""
+    """A canvas in GitHub's pixels and the palette's colours, on a larger picture."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, colours):
         self.draw, self.colours = draw, colours

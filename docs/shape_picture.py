@@ -72,7 +72,7 @@ def _draw_sheets(picture, middle, shape, scale, with_hand) -> None:
 
 
 def _draw_hand(picture, x, y, size) -> None:
-    """Draw the outline that the built-in data set has."""
+    """Draw the hand of the built-in data set."""
     for outline in demo_data.hand():
         corners = " ".join(f"{x + size * px:.1f} {y + size * py:.1f}" for px, py in outline)
         picture.path(f"M{corners}z", None, 0, "card")

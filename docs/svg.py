@@ -15,7 +15,7 @@ HOLD = 2.6  # seconds that the finished picture stays
 
 
 def style_sheet() -> str:
-    """CSS that names the colours for an SVG."""
+    """Return CSS variables for the colours of an SVG."""
     light, dark = css_variables(LIGHT), css_variables(DARK)
     return f"svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
 
@@ -23,8 +23,8 @@ def style_sheet() -> str:
 class Svg:
     """Shapes on a card, drawn in the order in which they are added.
 
-    With a card of its own, a picture is readable where the page's theme is not the one that the
-    browser reports.
+    The card keeps a picture readable where the page's theme is not the one that the browser
+    reports.
     """
 
     def __init__(self, height, description, width=WIDTH):
@@ -34,7 +34,7 @@ class Svg:
 
     def rect(self, x, y, width, height, fill=None, *, opacity=1, line=None, line_width=1,
              radius=0, extra=""):  # fmt: skip
-        """fill: a colour's name of the palette or a CSS colour; extra: further attributes."""
+        """Add a rectangle; fill: a name in the palette or a CSS colour; extra: attributes."""
         style = f"fill:{_colour(fill)}"
         style += f";fill-opacity:{_number(opacity)}" if opacity < 1 else ""
         style += f";stroke:{_colour(line)};stroke-width:{_number(line_width)}" if line else ""
@@ -45,7 +45,7 @@ class Svg:
         )
 
     def text(self, x, y, words, size=13, colour="ink", *, anchor="start", bold=False, extra=""):
-        """y: the baseline; anchor: start, middle or end."""
+        """Add text; y: the baseline; anchor: start, middle or end."""
         assert size >= MIN_TEXT, words
         weight = ";font-weight:600" if bold else ""
         place = f";text-anchor:{anchor}" if anchor != "start" else ""
@@ -55,7 +55,7 @@ class Svg:
         )
 
     def path(self, data, line="ink", width=1.5, fill=None, *, opacity=1, extra=""):
-        """Add a path; data: as SVG writes it."""
+        """Add a path; data: SVG's `d`."""
         fade = f";opacity:{_number(opacity)}" if opacity < 1 else ""
         self.parts.append(
             f'<path d="{data}" style="fill:{_colour(fill)};stroke:{_colour(line)};'
@@ -95,18 +95,18 @@ class Steps:
         self.names = set()
 
     def appears(self, step) -> str:
-        """Attributes of a shape that is visible from this step on."""
+        """Return attributes of a shape that is visible from this step on."""
         at = self._percent(step)
         return self._animation(f"a{step}", f"0%{{opacity:0}}{at}{{opacity:1}}")
 
     def only(self, step) -> str:
-        """Attributes of a shape that is visible only in this step, and not in the still picture."""
+        """Return attributes of a shape that only this step shows, and not the still picture."""
         start, end = self._percent(step), self._percent(step + 1)
         frames = f"0%{{opacity:0}}{start}{{opacity:1}}{end}{{opacity:0}}"
         return self._animation(f"o{step}", frames, ";opacity:0")
 
     def moves(self, name, places) -> str:
-        """Attributes of a shape that moves by (x, y) pixels in each step, and then disappears.
+        """Return attributes of a shape that moves by (x, y) pixels per step, and then disappears.
 
         In the still picture it is where it was added.
         """

@@ -1,4 +1,4 @@
-"""Draws teach.webp: the page of teach.py in Chromium, whose camera sees a built-in gesture.
+"""Draw teach.webp: the page of teach.py in Chromium, whose camera sees a built-in gesture.
 
     python docs/teach_picture.py --data FOLDER
 

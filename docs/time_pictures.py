@@ -1,4 +1,4 @@
-"""What becomes of time: in three kinds of convolution, in two layers, and in the whole network.
+"""What happens to time: in three kinds of convolution, in two layers, and in the whole network.
 
 All numbers are computed by PyTorch from the bars of `convolution_pictures`. T frames, H, W cells.
 """
@@ -85,7 +85,7 @@ def _draw_case(picture, y, name, frames, outputs, seen) -> None:
 
 
 def _draw_output(picture, x, y, values, cell, strongest) -> None:
-    """Cells in blue above 0 and orange below."""
+    """Draw cells, blue above 0 and orange below."""
     height, width = values.shape
     picture.rect(x - 1, y - 1, width * cell + 1, height * cell + 1, "faint", opacity=0.6)
     for (row, column), value in np.ndenumerate(values):
@@ -100,21 +100,21 @@ def _draw_output(picture, x, y, values, cell, strongest) -> None:
 
 
 def edges_then_movement(frames, with_relu=True) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of each frame, with or without ReLU, and the movement kernel's outputs for them."""
+    """Return each frame's edges, with or without ReLU, and the movement kernel's outputs."""
     edges = np.stack([slide_2d(frame, EDGE_KERNEL) for frame in frames])
     edges = np.maximum(edges, 0) if with_relu else edges
     return edges, slide_3d(edges, MOVEMENT_KERNEL)
 
 
 def wide_bar_clips() -> dict[str, np.ndarray]:
-    """Two frames of bars with room for two layers, int [T, H, W], by name."""
+    """Return two frames of bars with space for two layers, int [T, H, W], by name."""
     bright = moving_bar(2, height=5, width=12, start=4)
     return {"bright, to the right": bright, "dark, to the right": 9 - bright,
             "bright, to the left": bright[::-1], "dark, to the left": 9 - bright[::-1]}
 
 
 def draw_two_layers() -> str:
-    """One layer gives direction times contrast; edges, a ReLU and a second layer, direction. SVG"""
+    """Draw one layer, which gives direction times contrast, and two, which give direction. SVG"""
     picture = Svg(418, "Bars through one layer and through two: one layer cannot tell a bright bar "
                        "that moves right from a dark one that moves left; two layers with a ReLU "
                        "in between can")  # fmt: skip
@@ -161,7 +161,7 @@ def _draw_strongest(picture, x, y, values) -> None:
 
 
 def frames_seen(config: Config) -> list[tuple[int, list[int]]]:
-    """For each block: its positions in time, and the input frames that the middle one depends on.
+    """Return each block's positions in time, and the input frames that the middle one depends on.
 
     They are the frames where the output has a gradient, all weights being 1 and pooling a mean.
     """

@@ -87,7 +87,7 @@ class ClipSet:
     name: str
     folder: str | Pack
     root: str  # the folder's real path: sets with the same root share their folders
-    listed: set | None = None  # all ids of the CSV in NFC, any label; None: it is unreadable
+    listed: set | None = None  # all ids of the CSV in NFC, any label; None: unreadable
     present: set = field(default_factory=set)  # ids of the clips in `folder`, in NFC
     groups: Counter = field(default_factory=Counter)  # number of clips by group
     ids: list = field(default_factory=list)  # clips that training uses and that have a folder
@@ -221,7 +221,7 @@ def _find_unlisted_folders(clip_sets, report):
 
 
 class ClipChecks(Dataset):
-    """The result of each clip, as a data set, so that the workers of a loader examine them."""
+    """The results of all clips, as a data set, so that a loader's workers examine them."""
 
     def __init__(self, paths, config):
         self.paths = paths
@@ -255,7 +255,7 @@ def _examine_clips(clip_sets, config, report):
                 for kind, detail, frame in result.findings:
                     report.add(clip_set.name, kind, detail, clip_id, frame)
                 _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
-    except BaseException as error:  # above all Ctrl-C: do not wait for the workers' clips
+    except BaseException as error:  # mainly Ctrl-C: do not wait for the workers' clips
         stopping.end_workers()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise UserError(f"{paths[number]}: a worker process died at this clip or one of the "
@@ -288,7 +288,7 @@ def _start_worker(_number):
 
 @dataclass
 class ClipResult:
-    """What a worker found out about one clip."""
+    """A worker's findings about one clip."""
 
     num_frames: int = 0
     sizes: Counter = field(default_factory=Counter)  # number of frames by (width, height)
@@ -338,7 +338,7 @@ def _check_length(result, frames_needed):
 
 
 def _check_video(video, result):
-    """Decode all frames that training may use; raises FrameError for damage."""
+    """Decode all frames that training may use; raise FrameError for damage."""
     result.num_frames = len(video)
     for frame in video.frames_at(range(len(video))):
         height, width, _ = frame.shape
@@ -356,7 +356,7 @@ def _check_numbers(frames, result):
     if not all(numbers):
         result.add("unnumbered frames", f"no number in {frames[numbers.index([])]!r}")
         return
-    # A name may have several numbers: the frame's own is the first that changes.
+    # A name may have several numbers: the first that changes is the frame's.
     columns = list(zip(*numbers, strict=False))
     own = next((column for column in columns if len(set(column)) > 1), columns[-1])
     doubled = [number for number, count in Counter(own).items() if count > 1]

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from system.errors import UserError, summarize
 from system.files import atomic_write
 
-# Every kind of finding with its severity and remedy, in the order of the summary.
+# Each kind of finding with its severity and remedy, in the order of the summary.
 KINDS = {
-    "unusable labels file": ("error", "correct labels_csv (or num_classes) as the detail says"),
-    "unreadable clip list": ("error", "correct the CSV as the detail says"),
+    "unusable labels file": ("error", "correct labels_csv (or num_classes), see the detail"),
+    "unreadable clip list": ("error", "correct the CSV, see the detail"),
     "unreadable data folder": ("error", "correct the path, or the permissions"),
     "unusable id": ("error", "use the name of one folder directly in the data folder"),
     "duplicate id": ("error", "keep one line per clip"),
@@ -64,7 +64,7 @@ class Report:
             self.write_rows()
 
     def write_rows(self):
-        import pandas as pd  # here, since worker processes do without
+        import pandas as pd  # not at the top: worker processes do not need it
 
         rows = pd.DataFrame(self.rows, columns=REPORT_COLUMNS)
         rows.to_csv(self.file, header=self.file.tell() == 0, index=False)
@@ -78,7 +78,7 @@ class Report:
 def open_report(path):
     """Yield a Report; its file appears at `path` when the `with` block ends without an error."""
     try:
-        # Two commands may run in one folder.
+        # Two commands may run in the same folder.
         with atomic_write(path, partial=f"{path}.{os.getpid()}.partial") as file:
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
             report = Report(text)

@@ -36,7 +36,7 @@ def grad_cam(
 def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
     """Return the deepest stage with MIN_SIDE, and MIN_FRAMES if any such stage has them.
 
-    Where no stage has MIN_SIDE, as in 2D networks with small crops, the largest side counts.
+    If no stage has MIN_SIDE, as in 2D networks with small crops, the largest side is required.
     """
     shapes = {name: output.volume().shape[1:] for name, output in outputs.items()}
     side = min(MIN_SIDE, max(min(shape[1:]) for shape in shapes.values()))
@@ -46,7 +46,7 @@ def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
 
 
 def draw(frames: np.ndarray, values: np.ndarray, title: str) -> list[np.ndarray]:
-    """Draw the clip, next to it the clip with the map, and below a bar per frame with its weight.
+    """Draw the clip, the clip with the map beside it, and below one bar per frame with its weight.
 
     frames: uint8 [T, H, W, 3]; values: [T, H, W] from 0 to 1.
     """

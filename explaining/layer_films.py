@@ -38,7 +38,7 @@ def _grid(tiles) -> np.ndarray:
 def draw_activations(
     frames: np.ndarray, outputs: dict[str, np.ndarray], title: str
 ) -> list[np.ndarray]:
-    """Draw one row per stage: name, shape, and the channels with most variance. One film.
+    """Draw a film with one row per stage: name, shape, and the channels with most variance.
 
     frames: uint8 [T, H, W, 3]; outputs: [C, T, H, W] by stage.
     """

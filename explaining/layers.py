@@ -16,7 +16,7 @@ SILENT_LAYERS = nn.Identity | nn.Dropout | nn.Flatten
 
 
 class StageOutput(NamedTuple):
-    """Output of a stage for one clip, as a node of the graph of the logits."""
+    """A stage's output for one clip, as a node in the graph of the logits."""
 
     tensor: torch.Tensor
     channels_last: bool
@@ -32,7 +32,7 @@ class StageOutput(NamedTuple):
 
 
 def stage_names(network: nn.Module) -> list[str]:
-    """Return the names of the stages that have an output of their own."""
+    """Return the names of the stages that have a distinct output."""
     return [name for name, stage in stages(network) if not isinstance(stage, SILENT_LAYERS)]
 
 
@@ -44,7 +44,7 @@ def stage_outputs(
     inputs: float [1, C, T, H, W]
     """
     outputs, hooks = {}, []
-    # cuDNN's LSTM has a backward pass in training mode only; without dropout, as here, both modes
+    # cuDNN's LSTM only has a backward pass in training mode; without dropout, as here, both modes
     # compute the same.
     recurrent = [module for module in network.modules() if isinstance(module, nn.RNNBase)]
     channels_last = type(network).__name__ == "SwinTransformer3d"
@@ -104,7 +104,7 @@ def first_kernels(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _as_films(weight) -> torch.Tensor:
-    """[kernels, C, (T,) H, W] -> [kernels, T, H, W, 3]"""
+    """Convert [kernels, C, (T,) H, W] to [kernels, T, H, W, 3]."""
     if weight.dim() == 5:
         return weight.permute(0, 2, 3, 4, 1)[..., :3]
     if weight.shape[1] == 3:
@@ -114,6 +114,6 @@ def _as_films(weight) -> torch.Tensor:
 
 
 def share_of_change(films: torch.Tensor) -> float:
-    """Return the percentage of the kernels' squares that is change over time; 0 for a picture."""
+    """Return the percentage of the kernels' energy that is change over time; 0 for a picture."""
     still = films.mean(dim=1, keepdim=True)
     return 100 * float((films - still).square().sum() / films.square().sum())

@@ -17,7 +17,7 @@ BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which covers many scripts, from matplotlib. size: pixels."""
-    import matplotlib  # not at the top, since the import is slow
+    import matplotlib  # not at the top: the import is slow
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)
@@ -53,8 +53,8 @@ def heat(values: np.ndarray) -> np.ndarray:
 def save_gif(path: Path, pictures: Iterable[np.ndarray], frame_rate: float) -> None:
     """Write pictures of one size as a looping GIF. frame_rate: pictures per second.
 
-    The times of pictures are rounded to the format's hundredths of a second, their durations not
-    apart from that. Of more than MAX_GIF_RATE pictures per second, only some are shown.
+    Times, rather than durations, are rounded to the format's hundredths of a second, so that errors
+    do not add up. Of more than MAX_GIF_RATE pictures per second, only some are shown.
     """
     every = math.ceil(frame_rate / MAX_GIF_RATE)
     first, *others = [Image.fromarray(picture) for picture in islice(pictures, 0, None, every)]

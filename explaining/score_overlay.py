@@ -42,10 +42,11 @@ def overlay_scores(frame: np.ndarray, bars: list[tuple[str, float]]) -> np.ndarr
     height = max(2, round(frame.shape[0] * WIDTH / frame.shape[1] / 2) * 2)
     picture = blank(height + NUM_BARS * BAR_HEIGHT, WIDTH)
     picture[:height] = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_LINEAR)
-    for number, (name, share) in enumerate(bars):
+    for number, (name, probability) in enumerate(bars):
         top = height + number * BAR_HEIGHT
-        cv2.rectangle(picture, (0, top + 2), (round(share * WIDTH), top + BAR_HEIGHT - 3), BAR, -1)
-        write_text(picture, (6, top + BAR_HEIGHT // 2), f"{name} {100 * share:.0f} %")
+        right = round(probability * WIDTH)
+        cv2.rectangle(picture, (0, top + 2), (right, top + BAR_HEIGHT - 3), BAR, -1)
+        write_text(picture, (6, top + BAR_HEIGHT // 2), f"{name} {100 * probability:.0f} %")
     return picture
 
 

@@ -20,7 +20,7 @@ from scoring.predictor import Predictor
 from system.errors import UserError
 
 ORDERS = ("in order", "reversed", "shuffled", "frozen")
-MIN_SHARE = 0.5  # of a class's reversed clips that are predicted as its opposite
+MIN_FRACTION = 0.5  # of a class's reversed clips that get the same other class
 
 
 @dataclass
@@ -45,20 +45,20 @@ class TimeProbe:
             is_of_class = self.labels == index
             if is_of_class.any():
                 before, _ = _most_common(self.predicted["in order"][is_of_class])
-                other, share = _most_common(self.predicted["reversed"][is_of_class])
-                if other not in (index, before) and share >= MIN_SHARE:
-                    found.append((name, self.classes[other], 100 * share))
+                other, fraction = _most_common(self.predicted["reversed"][is_of_class])
+                if other not in (index, before) and fraction >= MIN_FRACTION:
+                    found.append((name, self.classes[other], 100 * fraction))
         return found
 
 
 def _most_common(predicted) -> tuple[int, float]:
-    """Return the most frequent prediction, and its share."""
+    """Return the most frequent prediction and its fraction."""
     (index, count), = Counter(predicted.tolist()).most_common(1)
     return index, count / len(predicted)
 
 
 def probe(predictor: Predictor, annotations: Annotations, seed: int = 0) -> TimeProbe:
-    """Classify every clip once for each order. The shuffled order depends on `seed` only.
+    """Classify every clip once per order. The shuffled order depends only on `seed`.
 
     Raises UserError with the path of a clip that cannot be read.
     """
@@ -89,7 +89,7 @@ def positions(order: str, num_frames: int, rng: np.random.Generator) -> np.ndarr
 
 
 def reordered(clip: np.ndarray, indices) -> np.ndarray:
-    """Return the clip, uint8 [K, T, H, W, C], in another order, with the optical flow of it."""
+    """Return the clip, uint8 [K, T, H, W, C], in another order, with that order's optical flow."""
     result = np.ascontiguousarray(clip[:, indices])
     if clip.shape[-1] > 3:
         for window in result:
@@ -108,8 +108,8 @@ def table(result: TimeProbe) -> str:
     if pairs:
         width = max(len(name) for name, _, _ in pairs)
         lines += ["", "reversed, most clips of"]
-        lines += [f"  {name:<{width}}  are classified as {other} ({share:.0f} %)"
-                  for name, other, share in pairs]  # fmt: skip
+        lines += [f"  {name:<{width}}  are classified as {other} ({percent:.0f} %)"
+                  for name, other, percent in pairs]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -125,7 +125,7 @@ def write(result: TimeProbe, folder: Path) -> list[Path]:
 
 def draw(result: TimeProbe) -> np.ndarray:
     """Draw a bar chart of the accuracies, with chance as a line. uint8 [H, W, 3]"""
-    # Not at the top, since the import takes a second.
+    # Not at the top: the import takes a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

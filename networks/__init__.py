@@ -1,1 +1,1 @@
-"""The other networks, and what is done to any network: stages, recomputing, checks, folding."""
+"""The other networks, and tools for any network: stages, recomputing, checks, folding."""

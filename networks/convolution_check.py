@@ -1,10 +1,10 @@
-"""Convolutions in 16 bits are checked before a run trusts them.
+"""Check a network's 16-bit convolutions, and replace those with wrong results.
 
 Libraries have computed some of them wrong. oneDNN leaves part of the weight gradient of a 3D
-convolution unwritten where time is padded and the input has one frame fewer than the kernel (in
-PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 were wrong, too. What is
-unwritten can look like a plausible number. So each convolution of a network is compared with fp32
-on random numbers, and one that is wrong is computed in another way.
+convolution unwritten if time is padded and the input has one frame fewer than the kernel (in
+PyTorch 2.13 and 2.15, on CPUs with bf16 instructions); cuDNN 9.8 to 9.14 were wrong, too. Unwritten
+memory can contain plausible numbers. So each convolution of a network is compared with fp32 on
+random numbers, and computed in another way if it is wrong.
 
 Shapes: N clips, C channels, T frames, H, W pixels.
 """
@@ -23,24 +23,24 @@ from system import processes
 from system.device import computes_natively, computing_in, number_format, precision_name
 from system.errors import summarize
 
-MAX_ERROR = 0.02  # of the norm; right results in bf16 are near 0.003
-# Filled into freed memory, so that what a kernel leaves unwritten shows; NaN can be taken for 0.
+MAX_ERROR = 0.02  # relative to the norm; correct results in bf16 are near 0.003
+# Written to freed memory, to reveal what a kernel leaves unwritten; NaN alone can look like 0.
 FILLS = (float("nan"), 1e4)
-# Operations of the forward passes of all convolutions together: about a second of checking.
+# Operations of all convolutions' forward passes: about a second of checking.
 FLOP_ON_CPU, FLOP_ON_GPU, FLOP_EMULATED = 3e10, 1e13, 1e8
-# Where this many clips cost more than so many times a convolution's share, H and W are halved.
+# If this many clips cost more than so many times a convolution's part, H and W are halved.
 MIN_CLIPS, TOLERATED_COST = 2, 4
 
 
 class Case(NamedTuple):
-    """A convolution and its input: what decides by which kernel it is computed."""
+    """A convolution and its input shape, which determine its kernel."""
 
     layer: str  # its class, channels, kernel, stride, padding ..., as PyTorch prints them
     input_shape: tuple[int, ...]  # [N, C, H, W] or [N, C, T, H, W]
 
 
 class Fault(NamedTuple):
-    """What is wrong with the convolutions of a case, and how they are computed instead."""
+    """The error of a case's convolutions, and their replacement."""
 
     layers: list[str]
     part: str  # of the results
@@ -48,20 +48,20 @@ class Fault(NamedTuple):
     remedy: type[nn.Module]
 
 
-# What the user is told.
-REMEDIES = {PaddedBeforehand: "time is padded beforehand", Conv2dInFp32: "computed in fp32",
+# For the message.
+REMEDIES = {PaddedBeforehand: "time is padded separately", Conv2dInFp32: "computed in fp32",
             Conv3dInFp32: "computed in fp32"}  # fmt: skip
 
 
 def remedy_for(module, errors_of) -> type[nn.Module]:
-    """Return the cheapest kind of convolution that is right; errors_of: errors of a module."""
+    """Return the cheapest class of convolution that is correct; errors_of: errors of a module."""
     if not isinstance(module, nn.Conv3d):
         return Conv2dInFp32
     if not isinstance(module.padding, str) and module.padding[0]:
         errors = errors_of(with_class(PaddedBeforehand, module))
         if max(errors.values()) <= MAX_ERROR:
             return PaddedBeforehand
-    return Conv3dInFp32  # fp32 is what the others are compared with
+    return Conv3dInFp32  # fp32 is the reference
 
 
 # --- the check -----------------------------------------------------------------------------------
@@ -70,17 +70,17 @@ def remedy_for(module, errors_of) -> type[nn.Module]:
 def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, training=True):
     """Replace each convolution of `model` that this machine computes wrong in `precision`.
 
-    Their names, parameters and thus checkpoints stay the same. Prints which they are, one line per
-    remedy. Every process has to call this; what is wrong in one is replaced in all.
+    Their names, parameters and thus checkpoints stay the same. Prints them, one line per remedy.
+    Every process must call this; what is wrong in one is replaced in all.
 
-    clip_shape: (T, H, W); num_clips: of a batch in this process. training: gradients are checked,
-    too. Returns the faults, none for fp32.
+    clip_shape: (T, H, W); num_clips: of a batch in this process; training: also check gradients.
+    Returns the faults, none for fp32.
     """
     if number_format(precision, device) is torch.float32:
         return []
     found = find_faults(model, clip_shape, num_clips, device, precision, training)
     faults, remedies = processes.all_gather(found), {}
-    # Where processes differ, fp32, which is always right, goes last.
+    # fp32, which is always correct, is last: it wins where processes differ.
     for fault in sorted(faults, key=lambda fault: fault.remedy is not PaddedBeforehand):
         remedies |= dict.fromkeys(fault.layers, fault.remedy)
     for name, remedy in remedies.items():
@@ -96,7 +96,7 @@ def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, 
 
 
 def find_faults(model, clip_shape, num_clips, device, precision, training) -> list[Fault]:
-    """Return the convolutions of `model` that are wrong, with the first remedy that is right."""
+    """Return the wrong convolutions of `model`, each with the first remedy that works."""
     cases = convolution_cases(model, clip_shape, num_clips)
     flop = FLOP_ON_GPU if device.type == "cuda" else FLOP_ON_CPU
     if not computes_natively(number_format(precision, device), device):
@@ -135,7 +135,7 @@ def convolution_cases(model, clip_shape, num_clips) -> dict[Case, list[str]]:
 def affordable_shape(module, input_shape, flop) -> tuple[int, ...]:
     """Return the input's shape with as many clips as about `flop` operations allow.
 
-    The number of frames, on which faults have depended, stays; H and W shrink where two clips
+    The number of frames, on which faults have depended, is kept; H and W shrink if two clips
     would cost far more.
     """
     num_clips, channels, *sizes = input_shape
@@ -151,9 +151,9 @@ def affordable_shape(module, input_shape, flop) -> tuple[int, ...]:
 
 
 def relative_errors(module, input_shape, device, precision, training) -> dict[str, float]:
-    """Error of each result of a convolution in `precision` against fp32, relative to its norm.
+    """Return the relative error of a convolution's results in `precision` against fp32.
 
-    The largest over a pass for each of FILLS; inf for NaN.
+    It is the largest over one pass per value of FILLS; inf for NaN.
     """
     probe = copy.deepcopy(module).to(device).requires_grad_(training)
     random = torch.Generator(device).manual_seed(0)
@@ -165,7 +165,7 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
     memory_format = torch.channels_last if len(input_shape) == 4 else torch.channels_last_3d
     inputs = torch.randn(input_shape, device=device, generator=random)
     inputs = inputs.contiguous(memory_format=memory_format).requires_grad_(training)
-    # PyTorch's own kernels: cuDNN is what is checked, and in fp32 can take 15 s for one gradient.
+    # PyTorch's kernels: cuDNN is under test, and in fp32 can take 15 s for one gradient.
     with computing_in(device, "fp32"), torch.backends.cudnn.flags(enabled=False):
         with torch.no_grad():
             gradient = torch.randn(probe(inputs).shape, device=device, generator=random)
@@ -181,7 +181,7 @@ def relative_errors(module, input_shape, device, precision, training) -> dict[st
 
 
 def _results(module, inputs, gradient, fill=None) -> dict[str, torch.Tensor]:
-    """Return the output and, if wanted, the gradients of the input, the weight and the bias."""
+    """Return the output and, if requested, the gradients of the input, the weight and the bias."""
     sizes = [tensor.numel() for tensor in (inputs, gradient, module.weight)]
     _fill_freed_memory(fill, sizes, inputs.device)
     output = module(inputs)
@@ -202,6 +202,6 @@ def _fill_freed_memory(value, sizes, device) -> None:
         return
     lengths = [length for size in sizes for length in (size, -(-size // 2))]
     lengths += [2**power for power in range(6, 21)]
-    # All at once, so that each gets memory of its own.
+    # All at once, so that each gets separate memory.
     tensors = [torch.full((length,), value, device=device) for length in lengths for _ in range(2)]
     del tensors

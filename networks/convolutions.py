@@ -1,4 +1,4 @@
-"""Other ways to compute a convolution, for where a library's is wrong or far too slow."""
+"""Other ways to compute a convolution, where a library is wrong or extremely slow."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from networks.stages import with_class
 
 
 class PaddedBeforehand(nn.Conv3d):
-    """A convolution whose time is padded by an operation of its own."""
+    """A convolution whose time is padded by a separate operation."""
 
     def forward(self, inputs):
         time, *space = self.padding
@@ -20,9 +20,9 @@ class PaddedBeforehand(nn.Conv3d):
 class UnfoldedGradient(nn.Conv3d):
     """A convolution in fp32 whose weight gradient is computed without cuDNN.
 
-    cuDNN 9.19 has slow kernels for it only: on an H200, 0.9 s for 100 clips of [32, 9, 41, 41] and
+    cuDNN 9.19 only has slow kernels for it: on an H200, 0.9 s for 100 clips of [32, 9, 41, 41] and
     64 kernels of [2, 3, 3], where its forward pass takes 2.5 ms, and over 15 s for larger ones.
-    PyTorch's own kernels unfold each clip and multiply matrices.
+    PyTorch's kernels unfold each clip and multiply matrices.
     """
 
     def forward(self, inputs):
@@ -49,7 +49,7 @@ class _UnfoldedGradient(torch.autograd.Function):
 
 
 def _gradients(context, gradient, wanted):
-    """Return the wanted gradients of input, weight and bias; None for the others."""
+    """Return the requested gradients of input, weight and bias; None for the others."""
     (inputs, weight), (stride, padding, dilation, groups) = context.saved_tensors, context.settings
     return torch.ops.aten.convolution_backward(
         gradient, inputs, weight, [len(weight)], stride, padding, dilation, False, [0, 0, 0],
@@ -58,10 +58,10 @@ def _gradients(context, gradient, wanted):
 
 
 class InFp32:
-    """A convolution that is left out of the lower precision around it."""
+    """A mixin for convolutions that compute in fp32 inside autocast."""
 
     def forward(self, inputs):
-        if inputs.is_meta:  # only shapes are computed there, and there is no autocast
+        if inputs.is_meta:  # computes only shapes, and has no autocast
             return super().forward(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             return super().forward(inputs.float())
@@ -78,7 +78,7 @@ class Conv3dInFp32(InFp32, UnfoldedGradient):
 def replace_slow_gradients(model: nn.Module) -> None:
     """Replace the 3D convolutions of a network that is trained in fp32 on a GPU.
 
-    Depthwise ones stay: PyTorch computes those without cuDNN.
+    Depthwise ones are kept: PyTorch computes those without cuDNN.
     """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Conv3d and module.groups == 1:

@@ -13,7 +13,7 @@ class ChannelSeparatedResNet(nn.Module):
     """A 3D ResNet whose convolutions over time and space are depthwise. (Tran et al., 1904.02811)
 
     Its bottlenecks are the "interaction-reduced" ones: pointwise, depthwise 3 x 3 x 3, pointwise.
-    The stem alone mixes channels and space.
+    Only the stem mixes channels and space.
     """
 
     def __init__(self, config: Config, num_classes):
@@ -43,7 +43,7 @@ class ChannelSeparatedResNet(nn.Module):
 class ChannelSeparatedBottleneck(nn.Module):
     """Narrow by a pointwise convolution, convolve each channel, widen again; add the input."""
 
-    EXPANSION = 4  # channels that come out, for each one inside
+    EXPANSION = 4  # output channels per inner channel
 
     def __init__(self, channels_in, inside, stride):
         super().__init__()

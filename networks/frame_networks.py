@@ -1,4 +1,4 @@
-"""Networks that look at frames by torchvision's 2D networks: CNN and LSTM, TRN, two streams.
+"""Networks that apply torchvision's 2D networks to frames: CNN and LSTM, TRN, two streams.
 
 Shapes: N clips, C channels, T frames, H, W pixels, F features.
 """
@@ -10,21 +10,21 @@ from torch import nn
 
 from config import Config
 
-NUM_FLOW_CHANNELS = 2  # pixels moved to the right, and down
+NUM_FLOW_CHANNELS = 2  # movement to the right, and down
 
 
 def build_backbone(name) -> tuple[nn.Sequential, int]:
-    """Build torchvision's network of that name without its last layers; return its features, too.
+    """Build torchvision's network `name` without its last layers; also return its number F.
 
     Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
     """
-    import torchvision  # here, since it takes a second that the other networks need not wait for
+    import torchvision  # not at the top: it takes a second, and other networks do not need it
 
     network = torchvision.models.get_model(name, weights=None)
     parts = OrderedDict(network.named_children())
     _, head = parts.popitem()
     num_features = next(m for m in head.modules() if isinstance(m, nn.Linear)).in_features
-    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 has it in its code
+    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 does this in its forward
     parts["flatten"] = nn.Flatten()
     return nn.Sequential(parts), num_features
 
@@ -58,11 +58,11 @@ class TemporalRelationNetwork(nn.Module):
     """Features of ordered frame tuples through MLPs. (Zhou et al., arXiv 1711.08496)
 
     The single-scale network relates all T frames; the multi-scale one adds the scores of tuples
-    of T, T - 1, ... 2 frames. Of each scale some tuples are looked at: in training they are drawn
-    anew each time, as in the paper; in evaluation they are spread evenly.
+    of T, T - 1, ... 2 frames. Each scale uses some tuples: random ones in each training step, as
+    in the paper; evenly spread ones in evaluation.
     """
 
-    NUM_TUPLES = 3  # of each scale
+    NUM_TUPLES = 3  # per scale
     FRAME_FEATURES, RELATION_FEATURES = 256, 256
 
     def __init__(self, config: Config, num_classes):
@@ -97,7 +97,7 @@ class TemporalRelationNetwork(nn.Module):
         return logits
 
     def tuples(self, scale, device) -> torch.Tensor:
-        """Return positions of frames in rising order, [tuples, scale]."""
+        """Return positions of frames in ascending order, [tuples, scale]."""
         if scale == self.num_frames:
             return torch.arange(scale, device=device)[None]
         if self.training:
@@ -132,7 +132,7 @@ class TwoStream(nn.Module):
         num_frames = frames.shape[2]
         chosen = int(torch.randint(num_frames, ())) if self.training else num_frames // 2
         spatial = self.spatial(frames[:, :, chosen])
-        # The last frame has no next one. Flattened where it lies last, it stays channels last.
+        # The last frame has no next one. Flattening the last dimensions keeps channels last.
         flow = flow[:, :, : num_frames - 1].permute(0, 3, 4, 1, 2).flatten(3)
         temporal = self.temporal(flow.permute(0, 3, 1, 2))
         return (
@@ -142,7 +142,7 @@ class TwoStream(nn.Module):
 
 
 def replace_first_convolution(network, channels_in) -> None:
-    """Make the first convolution of a 2D network take another number of channels."""
+    """Replace the first convolution of a 2D network by one with `channels_in` channels."""
     name, first = next(
         (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     )

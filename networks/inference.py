@@ -1,4 +1,4 @@
-"""Folds BatchNorm into convolutions for inference."""
+"""Fold BatchNorm into convolutions for inference."""
 
 import copy
 import itertools
@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def fold_batchnorm(model) -> nn.Module:
     """Return a copy of `model`, each BatchNorm after a convolution folded into its weights.
 
-    It gives the same logits up to rounding, with one pass less over the activations.
+    It gives the same logits up to rounding, with one pass fewer over the activations.
     """
     model = copy.deepcopy(model).eval()
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:

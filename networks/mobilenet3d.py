@@ -8,11 +8,11 @@ from config import Config
 class MobileNet3d(nn.Module):
     """MobileNetV2 with kernels of 3 x 3 x 3. (Koepueklue et al., arXiv 1904.02422, table 1)
 
-    Depthwise convolutions see time and space, pointwise ones the channels. The modules have the
-    names that torchvision's `mobilenet_v2` gives them, so that its weights can be inflated.
+    Depthwise convolutions cover time and space, pointwise ones the channels. The modules have the
+    same names as in torchvision's `mobilenet_v2`, so that its weights can be inflated.
     """
 
-    # Factor that the inside of a block is wider by, channels, blocks, stride of the first (T, H, W)
+    # Expansion factor of a block, channels, blocks, stride of the first (T, H, W)
     STAGES = (
         (1, 16, 1, (1, 1, 1)),
         (6, 24, 2, (2, 2, 2)),

@@ -1,7 +1,7 @@
-"""Recompute each stage's activations in the backward pass instead of keeping them.
+"""Recompute each stage's activations in the backward pass instead of storing them.
 
-What training keeps for the backward pass is mostly the activations between layers; with 3D
-convolutions these outweigh the weights by far.
+Most memory of training is for activations, which the backward pass needs; with 3D convolutions
+these are far larger than the weights.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -20,10 +20,10 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 def recompute_activations(model: nn.Module) -> None:
     """Recompute each stage's activations in the backward pass. (Chen et al., 1604.06174)
 
-    In training, a stage keeps its input only; the recomputed values have the same bits. Where
-    layers follow each other, as in conv3d, a convolution and what follows it are a stage. PyTorch's
-    `apply_activation_checkpointing` wraps whole modules only: conv3d's first block would be one
-    stage, whose recomputed activations take as much memory as all of them.
+    In training, a stage stores only its input; the recomputed values have the same bits. In a
+    sequence of layers, as in conv3d, a convolution and the layers up to the next one are a stage.
+    PyTorch's `apply_activation_checkpointing` only wraps whole modules: conv3d's first block would
+    be one stage, whose recomputed activations take as much memory as all of them.
     """
     for child in model.children():
         if isinstance(child, nn.Sequential):
@@ -40,7 +40,7 @@ def _is_single_layer(module) -> bool:
 
 
 def _forward_in_runs(sequence, inputs):
-    """Return `sequence(inputs)`, keeping the inputs of its runs only."""
+    """Return `sequence(inputs)`, storing only the inputs of its runs."""
     for layers in _runs(sequence):
         forward = partial(_forward_in_order, layers)
         inputs = _recompute(forward, layers, inputs) if len(layers) > 1 else forward(inputs)
@@ -71,7 +71,7 @@ def _recompute(forward, modules, *inputs):
     if not (has_parameters and modules[0].training and torch.is_grad_enabled()):
         return forward(*inputs)
     options = {"use_reentrant": False}
-    # A compiler recomputes what has no side effects only, and cannot look into other contexts.
+    # A compiler only recomputes code without side effects, and cannot trace other contexts.
     if not torch.compiler.is_compiling():
         options["context_fn"] = lambda: (nullcontext(), _unchanged_statistics(modules))
     return checkpoint(forward, *inputs, **options)
@@ -79,7 +79,7 @@ def _recompute(forward, modules, *inputs):
 
 @contextmanager
 def _unchanged_statistics(modules):
-    """With a momentum of 0, BatchNorm's running statistics stay; it counts batches in a copy."""
+    """Keep BatchNorm's running statistics by a momentum of 0; it counts batches in a copy."""
     norms = [part for module in modules for part in module.modules()
              if isinstance(part, _BatchNorm)]  # fmt: skip
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Elements of a tensor that cuDNN's fast kernels can count; beyond, convolutions take slow ones.
+# Maximum elements of a tensor for cuDNN's fast kernels; beyond, convolutions use slow ones.
 MAX_ELEMENTS = 2**31 - 1
 
 
@@ -17,13 +17,13 @@ def to_meta(model) -> nn.Module:
 
 
 def num_channels(model) -> int:
-    """Return the channels of the network's input: RGB, unless its class says otherwise."""
+    """Return the channels of the network's input: RGB, unless its class defines others."""
     return getattr(model, "num_channels", 3)
 
 
 @torch.no_grad()
 def run_on_meta(meta_model, clip_shape) -> None:
-    """Raise RuntimeError or ValueError if the network cannot take clips of this (T, H, W)."""
+    """Raise RuntimeError or ValueError if the network does not accept clips of this (T, H, W)."""
     meta_model(torch.empty(1, num_channels(meta_model), *clip_shape, device="meta"))
 
 
@@ -32,7 +32,7 @@ def output_shapes(model, clip_shape) -> dict[str, torch.Size]:
     meta_model, shapes = to_meta(model), {}
 
     def note_shape(name, output):
-        output = output[0] if isinstance(output, tuple) else output  # an LSTM's states come along
+        output = output[0] if isinstance(output, tuple) else output  # an LSTM returns states, too
         if isinstance(output, torch.Tensor):
             shapes[name] = output.shape
 
@@ -57,8 +57,8 @@ class Description(NamedTuple):
 
     stages: list[Stage]  # from the input to the classes
     num_parameters: int
-    flops: int  # of a forward pass of one clip; a multiply-add counts as two
-    max_clips: int  # at once, so that each tensor has at most MAX_ELEMENTS
+    flops: int  # per clip, forward; a multiply-add counts as two
+    max_clips: int  # largest batch whose tensors have at most MAX_ELEMENTS
 
 
 def describe(model: nn.Module, clip_shape) -> Description:
@@ -75,7 +75,7 @@ def describe(model: nn.Module, clip_shape) -> Description:
 def format_description(network: Description, num_clips: int = 1) -> str:
     """Return a table of the stages, and totals.
 
-    num_clips: that are computed at once; a last line warns if they are too many.
+    num_clips: clips per forward pass; a last line warns if there are too many.
     """
     width = max(15, *(len(stage.name) for stage in network.stages)) + 1
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]

@@ -9,9 +9,9 @@ from system.errors import UserError
 def build_torchvision_video(config: Config, num_classes) -> nn.Module:
     """Build one of torchvision's video models, with random weights.
 
-    Raises UserError for `mvit_*` with other clips than the one shape that they are made for.
+    Raises UserError for `mvit_*` with clips of another shape than their fixed one.
     """
-    import torchvision  # here, since it takes a second that the other networks need not wait for
+    import torchvision  # not at the top: it takes a second, and other networks do not need it
 
     name, (height, width) = config.model, config.crop
     if name.startswith("mvit") and (config.clip_size, height, width) != (16, 224, 224):
@@ -22,6 +22,6 @@ def build_torchvision_video(config: Config, num_classes) -> nn.Module:
     options = {"dropout": config.dropout} if name == "s3d" else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if name == "s3d":
-        # Its windows of 7 x 7 are the whole picture at 224 pixels; so are these, at any size.
+        # At 224 pixels, its 7 x 7 windows cover the whole picture; these do so at any size.
         model.avgpool = nn.AdaptiveAvgPool3d(1)
     return model

@@ -24,7 +24,7 @@ def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFra
 
     The columns are id (the path below `root`), label (the class folder's name in NFC; empty for a
     test clip without) and part (`train`, `validation` or `test`; empty if the folder is not split).
-    others: a list, to which the files are added that are passed over.
+    others: a list to which ignored files are added.
     Hidden files, and links that lead back to a folder above, are ignored.
     Raises UserError if there are no class folders, fewer than two classes, unusable names, or
     clips beside the folders of a split.
@@ -93,7 +93,7 @@ def _check_depth(root, paths: list[list[str]]) -> None:
 
 
 def _check_names(root, names: list[str]) -> None:
-    """CSVs and labels.csv have one line per clip or class, whose ends are trimmed."""
+    """Raise UserError for names that do not fit the CSVs: one trimmed line per clip or class."""
     wrong = [name for name in names if any(map(_is_unusable, name.split("/")))]
     if wrong:
         raise UserError(

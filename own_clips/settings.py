@@ -1,4 +1,4 @@
-"""Choose frame rate, clip length, sampling and size for clips that have been looked at."""
+"""Choose frame rate, clip length, sampling and size from statistics of the clips."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,18 +8,18 @@ import numpy as np
 from own_clips.survey import ClipStats
 
 CLIP_SIZE = 12  # frames, at most
-WINDOW_SHARE = 0.6  # of the median clip that a window spans, so that its start can vary
-# A window is not longer than this percentile of the clips, since what it lacks is padded; but where
+WINDOW_SHARE = 0.6  # maximum part of the median clip in a window, so that its start can vary
+# A window is not longer than this percentile of the clips, since the rest is padded; but where
 # clips differ much, it is as long as this share of the median clip. (On words of 2 to 63 frames, 11
 # in the middle, windows of 12 scored 62.1 %, of 8 59.4, of 6 50.9: docs/results.md.)
 SHORT_PERCENTILE, SHORT_SHARE = 10, 0.8
 MAX_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
-FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets that this recipe was chosen on
-STILL = 0.01  # of the picture; where less changes, nothing moves
-MAX_STILL_CLIPS = 0.05  # that may look alike without their background
+FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets used to choose this recipe
+STILL = 0.01  # of the picture; if less changes, nothing moves
+MAX_STILL_CLIPS = 0.05  # that may look the same without their background
 FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
 SIDE = 40  # pixels of the shorter side; with 96, the recipe scored 6 points less on actions
-CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # over a training, which is affordable then
+CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # in total, so that the training time is affordable
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
 
 
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()) -> list[Choice]:
     """Return the settings for these clips, without those that are given.
 
-    num_clips: those for training. given: key -> value of what the user has set, which the others
+    num_clips: those for training. given: the user's keys -> values, which the others
     are chosen to suit.
     """
     given = dict(given)
@@ -44,10 +44,9 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
 
 
 def _time(stats: ClipStats, given: dict) -> list[Choice]:
-    """Choose the frames of a window: evenly spaced in time, since a rhythm tells movements apart.
+    """Choose the frames of a window: evenly spaced in time, since speed distinguishes movements.
 
-    One frame from each part of a clip (segments) would span the whole clip, but at a rhythm of its
-    own.
+    One frame from each part of a clip (segments) would span the whole clip, but change its speed.
     """
     rates = stats.native_rates[~np.isnan(stats.native_rates)]
     rate = round(float(np.median(rates)), 3) if len(rates) else FRAME_RATE_OF_FOLDERS
@@ -61,7 +60,7 @@ def _time(stats: ClipStats, given: dict) -> list[Choice]:
                           f"{frames:.0f} in the middle"))
     if is_segments:
         choices.append(Choice("step_jitter", 0.0, "sampling segments has no step"))
-        # As many as have frames of their own.
+        # No more than have distinct frames.
         num_windows = min(_num_windows(frames / clip_size), frames // clip_size)
     else:
         span = (clip_size - 1) * step + 1
@@ -73,7 +72,7 @@ def _time(stats: ClipStats, given: dict) -> list[Choice]:
 
 
 def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict) -> tuple[int, int]:
-    """Return the number of frames of a window, and the step between them, for clips so long."""
+    """Return the number of frames of a window, and the step between them, for clips this long."""
     middle = float(np.median(num_frames))
     least = 2 if given.get("model") == "two_stream" else 1
     longest = int(max(np.percentile(num_frames, SHORT_PERCENTILE), SHORT_SHARE * middle, least))
@@ -93,7 +92,7 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
     height = SIDE if ratio >= 1 else SIDE / ratio
     height = min(height, np.median(heights))
-    height = max(16, 4 * int(height / 4))  # not above the clips' own, to which a pack may be shrunk
+    height = max(16, 4 * int(height / 4))  # not above the clips': a pack may be shrunk to it
     if "frame_height" in given:
         height = given["frame_height"] or int(np.median(heights))
     elif "crop_size" in given:
@@ -109,20 +108,20 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
 def _background(stats: ClipStats) -> Choice:
     share = float(np.median(stats.moving_shares))
     reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
-    is_fixed, num_alike = share < FEW_MOVING_PIXELS, _still_clips(stats)
-    if num_alike > MAX_STILL_CLIPS * len(stats.moving_shares):
+    is_fixed, num_still = share < FEW_MOVING_PIXELS, _still_clips(stats)
+    if num_still > MAX_STILL_CLIPS * len(stats.moving_shares):
         is_fixed = False
-        reason = f"nothing moves in {num_alike:,} of the {len(stats.moving_shares):,} clips that " \
-                 "were looked at: without their background, they would be alike"
+        reason = f"nothing moves in {num_still:,} of the {len(stats.moving_shares):,} clips that " \
+                 "were examined: without their background, they would look the same"
     elif is_fixed:
         reason += ": something small moves before a fixed camera"
     return Choice("subtract_background", is_fixed, reason)
 
 
 def _still_clips(stats: ClipStats) -> int:
-    """Return the number of clips in which nothing moves, without those of the class with most.
+    """Return the number of clips without movement, except those of the class with most.
 
-    One class may be that nothing moves.
+    One class may mean that nothing moves.
     """
     is_still = stats.moving_shares < STILL
     if stats.labels is None:
@@ -133,9 +132,9 @@ def _still_clips(stats: ClipStats) -> int:
 
 
 def training_length(num_clips: int, device_type: str) -> list[Choice]:
-    """Return batch size and number of epochs for so many clips, for an affordable training."""
+    """Return a batch size and a number of epochs that keep the training affordable."""
     largest = 8 if num_clips < 200 else 16
-    # Of equal size: BatchNorm's statistics of a last batch of two clips are noise.
+    # Equally large ones: BatchNorm's statistics over a last batch of two clips are noise.
     batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))
     epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, MIN_EPOCHS, MAX_EPOCHS))
     return [Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),

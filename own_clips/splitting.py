@@ -15,7 +15,7 @@ from clips.packs import Pack
 from scoring.folds import stratified_folds
 from system.errors import UserError, summarize
 
-NUM_FOLDS = 5  # one of them is the validation set
+NUM_FOLDS = 5  # one of these folds is the validation set
 READ_BYTES = 2**20
 COMMON_PREFIX = r"^([^_. -]+)[_. -]"
 FOLDER_PATTERN = r"/([^/]+)/[^/]+$"  # the folder between the class folder and the clip
@@ -101,7 +101,7 @@ def likely_rule(ids: list[str], labels: list[str]) -> str | None:
 def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
     """Return sets of clips with exactly the same bytes, as positions in `ids`.
 
-    Only clips of equal size are read; of a pack, none, since it has their checksums. A clip that
+    Only clips of equal size are read, and none of a pack, which has their checksums. A clip that
     cannot be read has no duplicate.
     """
     if isinstance(root, Pack):

@@ -72,7 +72,7 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     clips = clips[~clips["id"].isin(list(stats.bad))].reset_index(drop=True)
     _print_found(root, clips, empty, stats.bad)
     if others:
-        print(f"  passed over: {no_films(others)}")
+        print(f"  ignored: {no_films(others)}")
     rule, is_grouped = options.group, clips["part"] != "test"
     clips["group"] = ""
     if rule:
@@ -93,29 +93,29 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
 
 
 def _check_folder(options, path: Path) -> None:
-    """Raise UserError if the config is of another folder than `--data`, perhaps of its name."""
+    """Raise UserError if the config is for another folder than `--data`, maybe of the same name."""
     try:
         folder = json.loads(path.read_text(encoding="utf-8"))["train_data_folder"]
         is_other = Path(folder).resolve() != Path(options.data).resolve()
     except (ValueError, RecursionError, KeyError, TypeError):
-        return  # damaged: `load_config` says so where it is needed
+        return  # damaged: `load_config` raises where it is needed
     if is_other:
-        raise UserError(f"--data {options.data}: {path} is of {folder}; choose another name by "
+        raise UserError(f"--data {options.data}: {path} is for {folder}; choose another name by "
                         "--set model_name=NAME")
 
 
 def _check_same(options, path: Path) -> None:
-    """Raise UserError if the config is of another folder than `--data`, or other groups."""
+    """Raise UserError if the config is for another folder than `--data`, or for other groups."""
     _check_folder(options, path)
     config = load_config(path)
     pattern = group_pattern(options.group) if options.group else config.group
     if pattern != config.group:
         raise UserError(f"--group {options.group}: the run in {path.parent} was not split by it; "
-                        "leave it out, or train anew with --overwrite True")
+                        "leave it out, or replace the run with --overwrite True")
 
 
 def _check_classes(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
-    """Raise UserError for class folders that have clips of which none can be read.
+    """Raise UserError for class folders with clips none of which can be read.
 
     An empty class folder is only left out.
     """
@@ -155,7 +155,7 @@ def class_names(clips: pd.DataFrame) -> list[str]:
 
 
 def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
-    """Fill in `part` where the folder is not split, and print how it was done.
+    """Fill in `part` if the folder is not split, and print how it was split.
 
     Raises UserError if a class has no clips for training.
     """

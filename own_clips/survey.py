@@ -1,4 +1,4 @@
-"""Look at clips before training: which can be read, how long and how large they are."""
+"""Survey clips before training: which are readable, how long and how large they are."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from scoring.baselines import small_grey_frames
 from system import processes
 from system.errors import UserError, summarize
 
-MAX_CLIPS = 2000  # that are opened; of more, a sample
+MAX_CLIPS = 2000  # maximum that is opened; of more, a sample
 MAX_BAD_SHARE = 0.1
 MIN_CHANGE = 5 / 255  # standard deviation of a pixel over time, above the noise of a camera
 
 
 @dataclass
 class ClipStats:
-    """What a sample of clips looks like. Arrays have one entry per clip that can be read."""
+    """Statistics of a sample of clips. Arrays have one entry per readable clip."""
 
     num_frames: np.ndarray
     native_rates: np.ndarray  # of videos, frames per second; NaN for folders of frames
@@ -32,7 +32,7 @@ class ClipStats:
 
     @property
     def seconds(self) -> np.ndarray:
-        """Return durations; NaN for folders of frames, whose frame rate is not known."""
+        """Return durations; NaN for folders of frames, whose frame rate is unknown."""
         return self.num_frames / self.native_rates
 
 

@@ -1,1 +1,1 @@
-"""The page about a run."""
+"""The report of a run: an HTML page, and its TensorBoard log."""

@@ -36,28 +36,28 @@ def draw_confusion_matrix(matrix, class_names) -> np.ndarray:
     The size is limited: above about 50 classes, the cells have no digits and only every second,
     third, ... class is named.
     """
-    # Here, since a start of a run need not wait for it.
+    # Not at the top: the start of a run need not wait for it.
     import matplotlib
     from matplotlib.figure import Figure
 
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     cell = min(MAX_CELL, FIELD / len(class_names))
     side, every = cell * len(class_names), math.ceil(CELL_WITH_NAME / cell)
-    title = "share of each true class (rows) that is classified as each class (columns), %"
+    title = "% of each true class (rows) classified as each class (columns)"
     title += f"; one class in {every} is named" if every > 1 else ""
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # is not in the font: a box is drawn
+        warnings.filterwarnings("ignore", "Glyph")  # not in the font: a box is drawn
         figure = Figure(figsize=(side / 72, side / 72))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_title(textwrap.fill(title, max(24, round(side / 7))))
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
         named = range(every // 2, len(class_names), every)
         names = [_shortened(class_names[index]) for index in named]
         axes.set_xticks(named, names, rotation="vertical")
         axes.set_yticks(named, names)
         axes.tick_params(length=0)
         if cell >= CELL_WITH_DIGITS:
-            _write_digits(axes, shares, matrix > 0, min(12, cell / 2))
+            _write_digits(axes, fractions, matrix > 0, min(12, cell / 2))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=MARGIN / 72)
     return np.asarray(Image.open(buffer).convert("RGB"))
@@ -69,8 +69,8 @@ def _shortened(name) -> str:
     return name
 
 
-def _write_digits(axes, shares, is_shown, size) -> None:
+def _write_digits(axes, fractions, is_shown, size) -> None:
     for row, column in zip(*np.nonzero(is_shown), strict=True):
-        share = shares[row, column]
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size,
-                  color="white" if share > 0.5 else "black")  # fmt: skip
+        fraction = fractions[row, column]
+        axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", fontsize=size,
+                  color="white" if fraction > 0.5 else "black")  # fmt: skip

@@ -16,15 +16,15 @@ from training.callback import Callback
 from training.run import split_columns
 from training.run_folder import LOG_FOLDER
 
-FAILED = ("note: the TensorBoard log cannot be written any more, for example because the disk was "
-          "full; history.csv has the curves, and --resume writes them anew")
+FAILED = ("note: the TensorBoard log can no longer be written, for example because the disk was "
+          "full; history.csv has the curves, and --resume rewrites them")
 
 
 class TensorBoardLog:
-    """Two writers, `train` and `validation`, in folders of their own, so that they share charts."""
+    """Two writers, `train` and `validation`, in separate folders, so that they share charts."""
 
     def __init__(self, folder: Path):
-        """Start the log anew; files that others have put beside it stay."""
+        """Start a new log; keep other files in its folder."""
         self.writers = {}
         for name in ("train", "validation"):
             for path in (folder / name).glob("events.*"):
@@ -32,7 +32,7 @@ class TensorBoardLog:
             self.writers[name] = SummaryWriter(str(folder / name))
 
     def add_config(self, config: Config) -> None:
-        """Add the config as TensorBoard's HParams shows it, beside the loss and top-1 accuracy."""
+        """Add the config, for TensorBoard's HParams, with the loss and top-1 accuracy."""
         values = {key: value if isinstance(value, bool | int | float | str) else str(value)
                   for key, value in config.model_dump().items()}
         for summary in hparams(values, {"loss": 0.0, "top1": 0.0}):
@@ -60,17 +60,17 @@ class TensorBoardLog:
     def can_write(self) -> bool:
         """Return False, and print a note once, if a writer's thread has died.
 
-        It ends at an error, and a call that follows would wait for ever.
+        It ends at an error, and further calls would wait forever.
         """
         logs = [writer.file_writer.event_writer for writer in self.writers.values()]
-        threads = [log._worker for log in logs if hasattr(log, "_worker")]  # no part of the API
+        threads = [log._worker for log in logs if hasattr(log, "_worker")]  # not part of the API
         if not all(thread.is_alive() for thread in threads):
             print(FAILED, flush=True)
             self.writers = {}
         return bool(self.writers)
 
     def add_confusion_matrix(self, matrix, class_names, epoch: int) -> None:
-        """matrix: int [classes, classes]."""
+        """Add the matrix as a picture; matrix: int [classes, classes]."""
         if self.can_write():
             picture = draw_confusion_matrix(matrix, class_names)
             self.writers["validation"].add_image(
@@ -87,10 +87,10 @@ class TensorBoardLog:
 
 
 class TensorBoard(Callback):
-    """Curves and pictures, in the main process.
+    """Write curves and pictures, in the main process.
 
-    The history is the truth: each start of a run writes its curves anew, so that no epoch is
-    missing or there twice.
+    They follow the history: each start of a run rewrites its curves, so that no epoch is missing
+    or duplicated.
     """
 
     def __init__(self):
@@ -119,7 +119,7 @@ class TensorBoard(Callback):
     def add_matrix(self, run):
         """Add the confusion matrix of the last validation.
 
-        It is written before history.csv is whole: after that, a resumed run adds no more.
+        It is written before history.csv is complete: after that, a resumed run adds nothing.
         """
         if self.log and self.evaluated:
             matrix = confusion_matrix(*self.evaluated)

@@ -1,4 +1,4 @@
-"""Line charts over epochs: SVG to be part of the page, in the colours of its theme."""
+"""Line charts over epochs, as SVG for the page, in the colours of its theme."""
 
 import html
 import math
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from reporting.palette import LIGHT, themed_svg
 from training.run import split_columns
 
-WIDTH, HEIGHT = 420, 240  # pixels; small, so that its text is readable on a phone
+WIDTH, HEIGHT = 420, 240  # pixels; small, so that text is readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 56, 408, 12, 204  # edges of the plotting area
 MAX_MARKERS = 60  # with more epochs, markers would hide the line
-MAX_VALUE = 1e100  # further away, the distances between values may not be finite
+MAX_VALUE = 1e100  # beyond, distances between values may not be finite
 STYLES = {
     "training": {"color": LIGHT["orange"]},
     "validation": {"color": LIGHT["blue"], "linestyle": (0, (3, 1.5))},
@@ -37,7 +37,7 @@ class LineChart:
 
 
 def draw_curves(history: list[dict]) -> list[LineChart]:
-    """Draw the charts that the history has values for."""
+    """Draw the charts for which the history has values."""
     top_k = [name for row in history[-1:] for name in row if re.fullmatch(r"top\d+", name)]
     charts = [("Loss", "loss", "", (None, None))]
     charts += [(f"Top-{name[3:]} accuracy", name, " %", (0, 100)) for name in top_k or ["top1"]]
@@ -79,7 +79,7 @@ def _finite(value) -> float:
 
 
 def _draw(curves, unit, limits, has_markers) -> str:
-    # Here, since a start of a run need not wait for it.
+    # Not at the top: the start of a run need not wait for it.
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -103,7 +103,7 @@ def _draw(curves, unit, limits, has_markers) -> str:
 
 
 def _inline(svg, description, hints) -> str:
-    """Take out what a page does not need, and add a description and a hint at each marker."""
+    """Remove what a page does not need, and add a description and a hint per marker."""
     for superfluous in ("<!--.*?-->", "<metadata>.*?</metadata>", "<defs>.*?</defs>",
                         ' (?:id|clip-path|transform|xmlns:xlink)="[^"]*"',
                         r' (?:width|height)="[\d.]+pt"', r'font-family: [^;"]*;?\s*',

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a run folder."""
+"""The report: one self-contained HTML page about a run."""
 
 import json
 import os
@@ -33,18 +33,18 @@ from training.run_folder import (
 )
 
 TEMPLATE = "report_template.html"
-# Of more classes, those with the most mistakes are shown.
+# With more classes, those with the most mistakes are shown.
 MAX_CLASSES_IN_MATRIX = 60
 NUM_PAIRS = 10
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write the page about a run folder, and return its path.
+    """Write the page of a run folder, and return its path.
 
     Raises UserError if it is not a run folder or one of its files is damaged; OSError if the page
     cannot be written.
     """
-    # Not at the top, since the import would slow down the start of a run.
+    # Not at the top: the import would slow down the start of a run.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = read_run_folder(Path(folder))
@@ -58,7 +58,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def write_evaluation(folder: Path, annotations, logits, class_names, origin) -> None:
-    """Write the files about a set of clips, which the report shows if it has labels.
+    """Write the result files of a set of clips, which the report shows if it has labels.
 
     logits: [N, classes]; origin: as for `results.write_logits`, whose file is written last.
     """
@@ -71,7 +71,7 @@ def unbroken(text) -> str:
     """Return the text as HTML in which no line ends within "top-1"."""
     from markupsafe import Markup, escape
 
-    text = str(escape(text))  # re.sub on Markup would escape what it puts in, too
+    text = str(escape(text))  # re.sub on Markup would also escape the inserted text
     return Markup(re.sub(r"[Tt]op-\d+", r'<span class="unbroken">\g<0></span>', text))
 
 
@@ -95,7 +95,7 @@ class RunFolder:
     """Contents of a run folder; None or empty for a missing file."""
 
     folder: Path
-    config: dict | None  # unchecked: another version may have written it
+    config: dict | None  # unchecked: it may be from another version
     starts: list[dict]
     history: list[dict[str, float]]  # one row per epoch; empty cells are left out
     saved: SavedLogits | None
@@ -149,7 +149,7 @@ def _read_json(path, kind, remedy):
 
 
 def _read_history(path) -> list[dict[str, float]]:
-    import pandas as pd  # here, since a start of a run need not wait for it
+    import pandas as pd  # not at the top: the start of a run need not wait for it
 
     try:
         cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
@@ -235,7 +235,7 @@ def column(history, name) -> list[float]:
 
 def _remark(row) -> str:
     """Return the epoch of a row of the history, and the interval of its validation top-1."""
-    if not {"val_top1_low", "val_top1_high"} <= row.keys():  # an earlier version wrote it
+    if not {"val_top1_low", "val_top1_high"} <= row.keys():  # from an earlier version
         return f"epoch {row['epoch']:g}"
     return (f"epoch {row['epoch']:g}; 95 % interval {row['val_top1_low']:.1f} to "
             f"{row['val_top1_high']:.1f}")
@@ -247,7 +247,7 @@ def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
 
 
 def best_of(scored) -> dict[str, float]:
-    """Return the first row with the best top-1, which is the checkpoint that training keeps."""
+    """Return the first row with the best top-1, whose checkpoint training keeps."""
     return max(scored, key=lambda row: row["val_top1"])
 
 
@@ -282,7 +282,7 @@ def _duration(seconds) -> str:
 
 
 def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:
-    """Return (key, value, default, meaning) of the changed keys and of those at their default."""
+    """Return (key, value, default, meaning) of the changed keys and of the default ones."""
     rows = {"changed": [], "default": []}
     for key, value in config.items():
         row, kind = (key, _as_text(value), "", "not a key of this version"), "changed"
@@ -346,7 +346,7 @@ def origin(run: RunFolder) -> tuple[str, bool]:
     # history.csv has 8 digits of each value.
     own_row = {name: float(f"{value:.8g}") for name, value in (network.history_row or {}).items()}
     if row != own_row:
-        return f"{text} These weights are not of the training that the curves show.", True
+        return f"{text} These weights are not from the training that the curves show.", True
     last, scored = run.history[-1]["epoch"], scored_epochs(run)
     if last > network.epoch and not network.step and scored and best_of(scored) == row:
         return f"{text} This is the best epoch; the last one is {last:g}.", False
@@ -367,19 +367,19 @@ def class_bars(matrix, classes, intervals) -> list[tuple[str, int, int, str]]:
     intervals: one per class, as `evaluation.class_intervals` returns them.
     """
     totals = matrix.sum(1)
-    shares = np.diag(matrix) / np.maximum(totals, 1)
-    order = np.argsort(np.where(totals > 0, shares, 2), kind="stable")  # those without clips last
+    fractions = np.diag(matrix) / np.maximum(totals, 1)
+    order = np.argsort(np.where(totals > 0, fractions, 2), kind="stable")  # no clips: last
     return [(classes[index], int(matrix[index, index]), int(totals[index]),
              str(intervals[index] or "")) for index in order]
 
 
 def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
-    """Return (class, [(clips, share of the class) per predicted class]) of the matrix."""
+    """Return (class, [(clips, fraction of the class) per predicted class]) of the matrix."""
     mistakes = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")
     shown = np.sort(order[:MAX_CLASSES_IN_MATRIX]).tolist()
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    return [(classes[true], [(int(matrix[true, predicted]), float(shares[true, predicted]))
+    fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    return [(classes[true], [(int(matrix[true, predicted]), float(fractions[true, predicted]))
                              for predicted in shown])
             for true in shown]  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""The colours of all charts and pages, for readers of light and of dark pages.
+"""The colours of all charts and pages, in a light and a dark theme.
 
-Orange is training, blue is validation, everywhere; they differ for colour-blind readers, too.
+Orange is training and blue is validation in all of them; colour-blind readers can tell them apart.
 """
 
 import io
@@ -11,12 +11,12 @@ LIGHT = {
     "card": "#ffffff",
     "edge": "#d1d9e0",  # of the card
     "ink": "#1f2328",
-    "muted": "#59636e",  # labels that may be overlooked
+    "muted": "#59636e",  # secondary labels
     "faint": "#dfe4ea",  # grid lines, empty cells
     "blue": "#0a66c2",  # forwards, positive, validation, ours
     "orange": "#c2560a",  # backwards, negative, training
-    "soft": "#a9b4c0",  # what blue and orange are compared with
-    "mark": "#f2b800",  # where to look
+    "soft": "#a9b4c0",  # references and baselines
+    "mark": "#f2b800",  # highlights
 }
 DARK = {
     "page": "#0d1117",
@@ -33,12 +33,12 @@ DARK = {
 
 
 def css_variables(theme) -> str:
-    """Return CSS that names the colours of LIGHT or DARK: `--blue:#0a66c2` and so on."""
+    """Return CSS variables for the colours of LIGHT or DARK: `--blue:#0a66c2` and so on."""
     return ";".join(f"--{name}:{value}" for name, value in theme.items())
 
 
 def var(name) -> str:
-    """Return how CSS refers to a colour of ours."""
+    """Return the CSS reference to a colour of the theme."""
     assert name in LIGHT, name
     return f"var(--{name})"
 
@@ -48,7 +48,7 @@ def themed_svg(figure) -> str:
 
     The same figure gives the same bytes.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # here, since it takes a second
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # not at the top: it takes a second
 
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})

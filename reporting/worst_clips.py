@@ -24,7 +24,7 @@ from system.errors import UserError
 NUM_CLIPS = 12
 # Limits that keep the page below 3 MB.
 MAX_SIDE, MAX_FRAMES, MAX_BYTES = 128, 32, 150_000
-QUALITIES = (75, 40, 1)  # the next one if a picture is too large
+QUALITIES = (75, 40, 1)  # tried in turn while a picture is too large
 EFFORT = 2  # of 6; more takes three times as long and saves 5 %
 MIN_FRAME_MS = 20  # browsers slow down shorter frames
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to scores and files, for evaluation, ensembles and prediction alike."""
+"""From a checkpoint to scores and files, for evaluation, ensembles and prediction."""

@@ -1,6 +1,6 @@
-"""What a validation score has to beat: the most frequent class, and a linear model.
+"""Baselines of a validation score: the most frequent class, and a linear model.
 
-A network that is no better than these has not learnt what the clips show.
+A network that does not beat these has not learnt what the clips show.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +24,15 @@ from training.run import Run, split_columns
 NAMES = {"most_frequent_top1": "the most frequent class", "linear_top1": "a linear model"}
 NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
 PENALTIES = np.logspace(-2, 5, 15)
-FEW_CLIPS = 8  # of a run without baselines, to find out whether any can be read
+FEW_CLIPS = 8  # of a run without baselines, to check whether any can be read
 MAX_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
 
 
 def baselines_of_run(run: Run, train: Annotations, validation: Annotations) -> dict[str, float]:
     """Return the baselines of a run, computed by the main process unless its history has them.
 
-    Raises FrameError if one of the clips that are read on the way cannot be read, and would stop
-    the run, at the latest when the epoch is over.
+    Raises FrameError if clips that it reads cannot be read and would stop the run by the end of the
+    epoch.
     """
     config = run.config
 
@@ -60,9 +60,9 @@ def baselines_of_row(row: dict) -> dict[str, float]:
 
 
 def _check_as_read(annotations, unreadable, config: Config, epoch: int, training: bool) -> None:
-    """Raise FrameError as `check_bad_clips` for clips that the epoch cannot read either.
+    """Raise FrameError like `check_bad_clips`, for clips that the epoch cannot read either.
 
-    It may not need their damaged frames.
+    The epoch may not need the damaged frames.
     """
     clips = VideoFolder(annotations, config, training)
     batches = (clips.__getitems__([ClipKey(epoch if training else 0, int(index))])
@@ -72,7 +72,7 @@ def _check_as_read(annotations, unreadable, config: Config, epoch: int, training
     num_clips = len(annotations)
     if training and len(reasons) == num_clips - 1:
         raise FrameError(
-            f"train_data_csv: no step of epoch {epoch + 1} can be done, since only one of "
+            f"train_data_csv: epoch {epoch + 1} has no step, since only one of "
             f"{num_clips:,} clips in {annotations.folder} can be read: "
             f"{summarize(reasons.values(), 3)}; --check_data finds them all"
         )
@@ -85,8 +85,8 @@ def baselines(train: Annotations, validation: Annotations, config: Config,
 
     The linear model is a ridge regression on 8 frames of 16 x 16 grey pixels, whose penalty is
     chosen by leave-one-out validation on the training clips. It reads at most `baseline_clips`
-    training clips, drawn with the config's seed; unreadable ones are left out. Without clips of two
-    classes, or validation clips, there is none.
+    training clips, drawn with the config's seed, without unreadable ones. It is missing if there
+    are no clips of two classes or no validation clips.
     check: called with the positions of the unreadable clips of each set; may raise.
     """
     from sklearn.linear_model import RidgeClassifierCV  # here, since it takes a second to import
@@ -109,12 +109,12 @@ def baselines(train: Annotations, validation: Annotations, config: Config,
 
 
 def grey_pixels(annotations: Annotations, config: Config, indices):
-    """Read the clips at ascending `indices`, which may fail.
+    """Read the clips at ascending `indices` as small grey frames.
 
-    Return float32 [N, 8 x 16 x 16], values in 0..1, of those that can be read, and the positions of
-    the others.
+    Returns float32 [N, 8 x 16 x 16], values in 0..1, of readable clips, and the positions of the
+    others.
     """
-    # Decoders work without Python's lock.
+    # Decoders release the GIL.
     with ThreadPoolExecutor(processes.available_cores()) as pool:
         rows = list(pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config),
                              indices))
@@ -134,7 +134,7 @@ def _clip_pixels(path, config: Config) -> np.ndarray | None:
 def small_grey_frames(source) -> np.ndarray:
     """Return 8 evenly spaced frames of a clip, float32 [8, 16, 16], values in 0..1.
 
-    source: as `clips.reading.open_clip` returns it. Raises FrameError.
+    source: from `clips.reading.open_clip`. Raises FrameError.
     """
     frames = np.empty((NUM_FRAMES, SIDE, SIDE), np.float32)
     for places, frame in distinct_frames(source, sample_segments(len(source), NUM_FRAMES)[0]):

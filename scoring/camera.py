@@ -15,14 +15,13 @@ ROUNDING = 1e-6  # of times, in seconds
 
 
 class Camera:
-    """The pictures of the last seconds from a webcam, each with its time of arrival.
+    """The last seconds of a webcam's pictures, with their times of arrival.
 
-    A thread reads them, so that none is delayed while a network computes: movements keep their
-    speed, however slow the network is.
+    A thread reads them, so that a slow network delays none and movements keep their speed.
     """
 
     def __init__(self, number: int, seconds: float):
-        """seconds: how long pictures are kept. Raises UserError if there is no such camera."""
+        """Open a camera; raise UserError if there is none. seconds: how long pictures are kept."""
         self.number, self.seconds = number, seconds
         self.device = cv2.VideoCapture(number)
         if not self.device.isOpened():
@@ -51,7 +50,7 @@ class Camera:
                 self.changed.notify()
 
     def wait_for_more(self, seconds: float) -> None:
-        """Block until there is a new picture, and one that is `seconds` older.
+        """Block until there is a new picture and one that is `seconds` older.
 
         Raises UserError when the camera stops sending pictures.
         """
@@ -68,7 +67,7 @@ class Camera:
             self.has_new = False
 
     def newest(self, frame_rate: float, most: int) -> FramesInMemory:
-        """Return the last pictures, resampled to `frame_rate` per second, at most `most` of them.
+        """Return at most `most` of the last pictures, resampled to `frame_rate` per second.
 
         As in a video file, each frame is the picture shown at its time.
         """
@@ -82,15 +81,15 @@ class Camera:
         """Stop the thread and release the camera."""
         self.is_over = True
         self.thread.join(1)
-        if not self.thread.is_alive():  # releasing a camera that is being read could crash
+        if not self.thread.is_alive():  # releasing a camera while it is read could crash
             self.device.release()
 
 
 def shown_at(times: np.ndarray, frame_rate: float, most: int) -> np.ndarray:
-    """Return the indices of the pictures shown at `frame_rate` per second, at most `most` of them.
+    """Return the indices of at most `most` pictures shown at `frame_rate` per second.
 
-    times: of the pictures, in seconds, ascending; the last index is that of the newest. Each
-    picture is shown until the next one.
+    times: of the pictures, in seconds, ascending. Each picture is shown until the next one. The
+    last index is that of the newest.
     """
     num_frames = min(most, 1 + int((times[-1] - times[0]) * frame_rate + ROUNDING))
     wanted = times[-1] - np.arange(num_frames)[::-1] / frame_rate
@@ -100,7 +99,7 @@ def shown_at(times: np.ndarray, frame_rate: float, most: int) -> np.ndarray:
 def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> None:
     """Print the top classes of what the camera shows, until Ctrl-C or a UserError of the camera.
 
-    Its last seconds are one clip. combine: as `load_predictors` returns it.
+    The last seconds are one clip. combine: from `load_predictors`.
     """
     rates = [predictor.config.frame_rate for predictor in predictors]
     most = [max(round(LIVE_SECONDS * rate), predictor.gesture_length)
@@ -115,7 +114,7 @@ def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> 
                 predictor.scores(camera.newest(rate, count))
                 for predictor, rate, count in zip(predictors, rates, most, strict=True)
             ])
-            line = "   ".join(f"{name} {100 * share:.0f} %" for name, share in scores.top(3))
+            line = "   ".join(f"{name} {100 * value:.0f} %" for name, value in scores.top(3))
             print(f"\r{line:<79}", end="", flush=True)
     finally:
         camera.close()

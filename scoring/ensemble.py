@@ -1,6 +1,6 @@
 """Logits of one set by the networks of checkpoints (`--eval_only`, `--ensemble`, `--stack`).
 
-The data, and how they are evaluated, are the config's. A single network is an ensemble of one.
+The config determines the data and how they are evaluated. A single network is an ensemble of one.
 Shapes: M networks, N clips.
 """
 
@@ -37,20 +37,20 @@ from training.resuming import which_weights
 
 
 class Evaluation(NamedTuple):
-    """The logits of a set, and which weights they are of."""
+    """The logits of a set, and the weights that computed them."""
 
     logits: torch.Tensor  # float32 [N, classes]
     origin: Origin
-    weights: str  # in words
+    weights: str  # description of the weights
 
 
 def evaluate_checkpoints(paths, config: Config, class_names, annotations, device, set_name,
                          is_ensemble) -> Evaluation:
     """Evaluate the network of each checkpoint, or those of a stack.
 
-    is_ensemble: each network gets the clips as its own checkpoint says, and the logits are the
-    logarithm of the mean probabilities; what each network reaches alone is printed where the set
-    has labels. Raises UserError as `load_network` and `read_stack`.
+    is_ensemble: each network gets its input according to its checkpoint, and the logits are the
+    logarithm of the mean probabilities. If the set has labels, prints each network's scores.
+    Raises UserError like `load_network` and `read_stack`.
     """
     if is_ensemble:
         refuse_stacks(paths)
@@ -82,7 +82,7 @@ def _evaluate_stack(path, config, class_names, annotations, device, set_name) ->
 def _each_network(paths, config, class_names, annotations, device, set_name):
     """Return the logits of all networks, [M, N, classes], and their origin.
 
-    What each network reaches alone is printed where the set has labels.
+    If the set has labels, prints each network's scores.
     """
     all_logits, origins = [], []
     for path in paths:
@@ -101,7 +101,7 @@ def _scores(logits, annotations) -> str:
 
 
 def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torch.Tensor:
-    """Return logits float32 [N, classes] of one network; tolerated unreadable clips get NaN."""
+    """Return logits float32 [N, classes] of one network; NaN for tolerated unreadable clips."""
     loader = build_loader(annotations, loaded.config, False, device)
     bad_clips = BadClips(loaded.config)
     record = partial(bad_clips.record, annotations=annotations, set_name=set_name, epoch=1)
@@ -115,10 +115,10 @@ def network_logits(loaded: LoadedNetwork, annotations, device, set_name) -> torc
 
 
 def stack_checkpoints(paths, config: Config, class_names, annotations, device, folder) -> None:
-    """Fit a stack of the networks on the set, print what it reaches, and write it to `folder`.
+    """Fit a stack of the networks on the set, print its scores, and write it to `folder`.
 
-    With several processes, each has to call this. Raises UserError as `load_network`, and if a
-    class has too few clips.
+    Every process must call this. Raises UserError like `load_network`, and if a class has too few
+    clips.
     """
     refuse_stacks(paths)
     all_logits, _ = _each_network(paths, config, class_names, annotations, device, "validation")

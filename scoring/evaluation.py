@@ -27,8 +27,8 @@ def compute_logits(model, num_classes, loader, device, title, on_batch) -> torch
 
     The logits of a clip with several windows are the logarithm of their mean probabilities.
     on_batch: called with each batch; may raise. Tolerated unreadable clips get NaN logits.
-    With several processes each computes a part, and all return the whole, on the CPU. Raises
-    UserError if the network's logits of a clip contain NaN.
+    Each process computes a part, and all return all logits, on the CPU. Raises UserError if the
+    network's logits of a clip contain NaN or inf.
     """
     data_set = loader.dataset
     config = data_set.config
@@ -68,7 +68,7 @@ def clip_logits(network, windows, num_clips, device, config) -> torch.Tensor:
 def log_mean_probability(logits, dim) -> torch.Tensor:
     """Return the logarithm of the mean probability over `dim`; the last dimension is the classes.
 
-    Computed from logarithms, since a probability that rounds to 0 would give a loss of inf.
+    It is computed from logarithms, since a probability that rounds to 0 would give an inf loss.
     """
     return logits.log_softmax(-1).logsumexp(dim) - math.log(logits.shape[dim])
 
@@ -97,7 +97,7 @@ def score(logits, labels) -> dict[str, float]:
 
 
 def right_clips(logits, labels) -> np.ndarray:
-    """Return 1 for each clip that is classified correctly, 0 for others, NaN for NaN logits. [N]"""
+    """Return 1 for each correctly classified clip, 0 for others, NaN for NaN logits. [N]"""
     right = (logits.argmax(1) == labels).double()
     return right.masked_fill(logits[:, 0].isnan(), torch.nan).numpy()
 
@@ -111,7 +111,7 @@ def confusion_matrix(logits, labels) -> np.ndarray:
 
 
 class Bin(NamedTuple):
-    """Clips whose predicted class has a confidence in a range of 10 %."""
+    """The clips whose confidence is in one interval of 10 %."""
 
     low: int  # percent
     count: int
@@ -122,8 +122,8 @@ class Bin(NamedTuple):
 def calibration(logits, labels) -> tuple[float, list[Bin]]:
     """Return the expected calibration error, in percent, and the bins that have clips.
 
-    The error is the mean distance between a bin's confidence and its accuracy, weighted by its
-    clips: 0 if the network is right as often as it says. (Guo et al., arXiv 1706.04599)
+    The error is the mean difference between a bin's confidence and its accuracy, weighted by its
+    number of clips; it is 0 if they are always equal. (Guo et al., arXiv 1706.04599)
     """
     logits, labels = _with_logits(logits, labels)
     confidences, classes = logits.double().softmax(1).max(1)
@@ -164,7 +164,7 @@ def class_intervals(logits, labels, groups=None) -> list[Interval | None]:
 
 
 def method_of_classes(groups) -> str:
-    """Return in words how `class_intervals` computes its intervals."""
+    """Describe how `class_intervals` computes its intervals."""
     if groups is None:
         return "Wilson"
     return ("Clopper-Pearson at the effective number of clips, from the groups of each class; "
@@ -182,7 +182,7 @@ def format_scores(scores: dict[str, float], intervals: dict[str, Interval] | Non
 
 
 def format_with_intervals(logits, labels, groups=None) -> str:
-    """Return the scores with their intervals, and how these were computed."""
+    """Return the scores with their intervals and the method of these."""
     intervals = score_intervals(logits, labels, groups)
     method = intervals["top1"].method
     return f"{format_scores(score(logits, labels), intervals)}   95 % intervals: {method}"
@@ -191,7 +191,7 @@ def format_with_intervals(logits, labels, groups=None) -> str:
 def last_and_best(history: list[dict]) -> str:
     """Return the validation top-1 of the last epoch, with its interval, and of the best one.
 
-    The best of many epochs is too high an estimate, since its mistakes were part of the choice.
+    The best of many epochs is an optimistic estimate, since it was chosen by its score.
     """
     scored = [row for row in history if math.isfinite(row.get("val_top1", math.nan))]
     if not scored:

@@ -1,18 +1,18 @@
-"""Stratified folds: parts of a set that have about the same share of each class."""
+"""Stratified folds: parts of a set with about the same class proportions."""
 
 import warnings
 
 import numpy as np
 import pandas as pd
 
-MANY_GROUPS = 5_000  # above, the grouped split would take minutes: a millisecond per group
+MANY_GROUPS = 5_000  # with more, the grouped split would take minutes, a millisecond per group
 
 
 def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
     """Return (training, test) positions of each fold with test clips; none if there are too few.
 
-    labels: of N clips, `num_folds` or more of one class; groups: of each clip, kept on one side, or
-    None.
+    labels: of N clips, `num_folds` or more of one class. groups: of each clip, never on both
+    sides; or None.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -29,7 +29,7 @@ def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
             grouped = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
             found = grouped.split(labels, labels, group_of)
             return [(train, test) for train, test in found if len(test)]
-        # So many groups are small; each counts as a clip of its first clip's class.
+        # Many groups are small, so each counts as one clip, of its first clip's class.
         labels = labels[np.unique(group_of, return_index=True)[1]]
         if np.unique(labels, return_counts=True)[1].max() < num_folds:
             return []

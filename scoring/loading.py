@@ -1,6 +1,4 @@
-"""From a checkpoint to a network that is ready to compute, for evaluation, ensembles, predict,
-explain and export alike.
-"""
+"""From a checkpoint to a network in evaluation mode, for all commands that use one."""
 
 import sys
 from typing import NamedTuple
@@ -20,26 +18,26 @@ from training.checkpoint import load_checkpoint, load_weights, with_averaged_wei
 from training.resuming import load_for
 from training.run import print_changed_keys
 
-CLIPS_AT_ONCE = 8  # that a network computes outside `--eval_only`
+CLIPS_AT_ONCE = 8  # in the batches of commands other than `--eval_only`
 
 
 class LoadedNetwork(NamedTuple):
-    """A trained network, and what its checkpoint says of its input and its classes."""
+    """A trained network, with the input and classes of its checkpoint."""
 
     network: nn.Module  # on the device, folded for inference
-    config: Config  # how the network is built and its clips are prepared
+    config: Config  # of the network and its input
     classes: list[str]
-    checkpoint: dict  # with averaged weights if it has any; `path`: the file it came from
+    checkpoint: dict  # with averaged weights if it has any; `path`: its file
 
 
 def load_network(path, device: torch.device, config: Config | None = None, class_names=None,
                  takes_own_input=False) -> LoadedNetwork:
     """Load the network of the checkpoint at `path`, with averaged weights if it has any.
 
-    config, class_names: of the run that evaluates; None: both are the checkpoint's own.
-    takes_own_input: the network and its input are still as the checkpoint says, as in an ensemble.
-    With several processes, each has to call this. Raises UserError if the checkpoint cannot be
-    read, knows other classes, is of another network, or says too little to be used alone.
+    config, class_names: of the run that evaluates; None: both are the checkpoint's.
+    takes_own_input: the network and its input still follow the checkpoint, as in an ensemble.
+    Every process must call this. Raises UserError if the checkpoint cannot be read, has other
+    classes or another network's weights, or lacks what it needs to be used alone.
     """
     checkpoint = processes.broadcast_from_main(_read, path, config, class_names)
     checkpoint = with_averaged_weights(checkpoint)
@@ -69,10 +67,10 @@ def _read(path, config: Config | None, class_names) -> dict:
 
 
 def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, device) -> Config:
-    """Return the config by which the checkpoint's network is built and gets its clips.
+    """Return the config of the checkpoint's network and its input.
 
-    Keys that an older version did not save have their defaults, alone and in an ensemble alike.
-    Used alone, a network of tf32 computes in fp32 on a device without.
+    Keys that an older version did not save have their defaults, also in an ensemble. Used alone,
+    a tf32 network computes in fp32 on a device without tf32.
     """
     if config is not None and not takes_own_input:
         print_changed_keys(config, checkpoint)
@@ -88,6 +86,6 @@ def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, 
         # The commands that use a checkpoint alone have no flag for this limit.
         limit = max(own.max_frame_pixels, Config.model_fields["max_frame_pixels"].default)
         return own.model_copy(update={"max_frame_pixels": limit})
-    # Speeds are for training only, and do not go with the sampling of each checkpoint.
+    # Speeds are for training only, and may conflict with the sampling of the checkpoint.
     keys = {key: getattr(own, key) for key in INPUT_AND_NETWORK_KEYS}
     return config.model_copy(update={"step_jitter": 0.0} | keys)

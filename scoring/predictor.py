@@ -1,4 +1,4 @@
-"""Trained networks as predictors: the scores that they give to a clip.
+"""Predictors: trained networks that give scores to clips.
 
 Shapes: N clips, K crops and windows of each, T frames, H, W pixels, C colours.
 """
@@ -20,22 +20,22 @@ from scoring.loading import CLIPS_AT_ONCE, load_network
 from scoring.stack import MIN_PROBABILITY, Stack, is_stack, read_stack, refuse_stacks
 from system.errors import UserError
 
-# Scores over time: of a video of up to this many windows' length they are those of the whole; of a
-# longer one, of overlapping parts.
+# Scores over time are those of the whole video if it is at most this many windows long, otherwise
+# those of overlapping parts.
 MAX_GESTURE = 2
-LIVE_SECONDS = 3.0  # the least that a live prediction looks back, and a part of sampling segments
+LIVE_SECONDS = 3.0  # minimum for a live prediction, and length of a part with sampling segments
 
 
 @dataclass
 class Scores:
-    """What the networks say of one video."""
+    """The scores of one video."""
 
     classes: list[str]
     whole: np.ndarray  # float [classes], probabilities
-    frames: np.ndarray | None = None  # float [T, classes], of the parts around each frame
+    frames: np.ndarray | None = None  # float [T, classes], mean over the parts around each frame
 
     def top(self, count) -> list[tuple[str, float]]:
-        """Return the likeliest classes with their probabilities, the likeliest first."""
+        """Return the most probable classes with their probabilities, in descending order."""
         order = np.argsort(-self.whole, kind="stable")[:count]
         return [(self.classes[index], float(self.whole[index])) for index in order]
 
@@ -55,7 +55,7 @@ class Predictor:
         return normalize_clips(torch.from_numpy(windows), self.device, self.config)
 
     def scores(self, source, over_time=False) -> Scores:
-        """Return what `--eval_only` computes for a clip of any length.
+        """Return the scores that `--eval_only` computes, for a clip of any length.
 
         source: from `clips.reading.open_clip`; over_time: also compute the scores of each frame.
         Raises FrameError if it cannot be read.
@@ -65,7 +65,7 @@ class Predictor:
         return Scores(self.classes, whole, frames)
 
     def _frame_scores(self, source, whole) -> np.ndarray:
-        """Return the mean scores of the parts that each frame is in, [T, classes]."""
+        """Return each frame's mean scores over the parts that include it, [T, classes]."""
         spans = self.spans(len(source))
         if len(spans) == 1:
             return np.tile(whole, (len(source), 1))
@@ -78,7 +78,7 @@ class Predictor:
 
     @property
     def gesture_length(self) -> int:
-        """Frames, at the config's frame rate, that a live prediction needs at least."""
+        """Return the minimum number of frames, at the config's frame rate, of a live prediction."""
         length = frames_needed(self.config)
         return length * self.config.step_size if self.config.sampling == "segments" else length
 
@@ -86,7 +86,7 @@ class Predictor:
         """Return first and last frame (excluded) of half overlapping parts, for scores over time.
         """
         length = self.gesture_length
-        if self.config.sampling == "segments":  # which have no length of their own
+        if self.config.sampling == "segments":  # which have no fixed length
             length = max(length, round(LIVE_SECONDS * self.config.frame_rate))
         if num_frames <= MAX_GESTURE * length:
             return [(0, num_frames)]
@@ -118,7 +118,7 @@ def load_predictor(path, device) -> Predictor:
 def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scores]], Scores]]:
     """Load several networks, or those of a stack, and the function that combines their scores.
 
-    Raises UserError if they know different classes, or if a stack is not alone.
+    Raises UserError if their classes differ, or if a stack is given with others.
     """
     combine = averaged
     if len(paths) > 1:
@@ -129,19 +129,19 @@ def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scor
     predictors = [load_predictor(path, device) for path in paths]
     for path, predictor in zip(paths, predictors, strict=True):
         if predictor.classes != predictors[0].classes:
-            raise UserError(f"{path}: knows other classes than {paths[0]}; average like with like")
+            raise UserError(f"{path}: its classes are not those of {paths[0]}; they must be equal")
     return predictors, combine
 
 
 def averaged(scores: list[Scores]) -> Scores:
-    """Return the mean of what several networks say of one video."""
+    """Return the mean scores of several networks for one video."""
     frames = _frames(scores)
     return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
                   None if frames is None else frames.mean(0))
 
 
 def stacked(stack: Stack, scores: list[Scores]) -> Scores:
-    """Return what a stack makes of what its networks say of one video."""
+    """Return a stack's scores, from those of its networks for one video."""
     rows, frames = np.stack([one.whole for one in scores])[:, None], _frames(scores)
     if frames is not None:
         rows = np.concatenate([rows, frames], axis=1)  # [M, 1 + T, classes]

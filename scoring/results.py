@@ -1,4 +1,4 @@
-"""Files and reports about the scores of a set. Shapes: N clips."""
+"""Files and reports with the scores of a set. Shapes: N clips."""
 
 import zipfile
 import zlib
@@ -47,7 +47,7 @@ def print_report(logits, labels, class_names, groups=None, num_pairs=10) -> None
 
 
 def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
-    """Return (true class, predicted class, count), the most frequent mistakes first."""
+    """Return (true class, predicted class, count) in descending order of count."""
     mistakes = matrix - np.diag(np.diag(matrix))
     pairs = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
     places = zip(*np.unravel_index(pairs, mistakes.shape), strict=True)
@@ -56,7 +56,7 @@ def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
 
 
 def write_results(folder, annotations, logits, class_names, origin=None) -> None:
-    """Write the files about a set of clips; the logits of labelled ones last.
+    """Write the result files of a set of clips; the logits, for labelled clips only, last.
 
     origin: as for `write_logits`.
     """
@@ -70,7 +70,7 @@ def write_results(folder, annotations, logits, class_names, origin=None) -> None
 
 
 def print_results(annotations, logits, class_names) -> None:
-    """Print the report and the scores, of clips that could be read; how many, if without labels."""
+    """Print the report and scores of readable clips; without labels, print how many there are."""
     if not annotations.has_labels:
         num_clips = int((~logits[:, 0].isnan()).sum())
         print(f"{num_clips:,} clips predicted; no labels, so no accuracy")
@@ -85,7 +85,7 @@ def write_predictions(path, annotations, logits, class_names) -> None:
 
     Clips that could not be read have empty cells.
     """
-    import pandas as pd  # here, since a run that only trains writes no predictions
+    import pandas as pd  # not at the top: a run that only trains writes no predictions
 
     k = min(5, len(class_names))
     scores, classes = logits.softmax(1).topk(k, dim=1)
@@ -94,10 +94,10 @@ def write_predictions(path, annotations, logits, class_names) -> None:
     if annotations.has_labels:
         columns["label"] = names[annotations.labels]
     top = [names[column] for column in classes.T.numpy()]
-    shares = [np.char.mod("%.6f", column) for column in scores.double().T.numpy()]
-    columns |= {"predicted": top[0], "confidence": shares[0]}
+    probabilities = [np.char.mod("%.6f", column) for column in scores.double().T.numpy()]
+    columns |= {"predicted": top[0], "confidence": probabilities[0]}
     for rank in range(k):
-        columns |= {f"top{rank + 1}": top[rank], f"score{rank + 1}": shares[rank]}
+        columns |= {f"top{rank + 1}": top[rank], f"score{rank + 1}": probabilities[rank]}
     rows = pd.DataFrame(columns)
     rows.loc[logits.isnan().any(1).numpy(), "predicted":] = ""
     rows.to_csv(path, index=False, lineterminator="\r\n")
@@ -130,17 +130,17 @@ class Weights(BaseModel):
 
 
 class Origin(BaseModel):
-    """The weights that an evaluation used, and how it read its clips."""
+    """The weights and the input of an evaluation."""
 
     model_config = ConfigDict(strict=True, ser_json_inf_nan="constants")
 
-    networks: Annotated[list[Weights], Field(min_length=1)]  # more than one: an ensemble
-    config: dict[str, Any]  # of the first, without the run's name, which affects no result
+    networks: Annotated[list[Weights], Field(min_length=1)]  # several for an ensemble
+    config: dict[str, Any]  # of the first, without the run's name
     stack: str | None = None  # the file of the stack that combined them
 
     @classmethod
     def of(cls, config: Config, checkpoints):
-        """checkpoints: as `training.resuming.load_for` returns them."""
+        """Return the origin; checkpoints: from `training.resuming.load_for`."""
         networks = [
             Weights(
                 path=checkpoint["path"],
@@ -162,12 +162,12 @@ class SavedLogits:
     logits: torch.Tensor  # float32 [N, classes]; NaN for clips that could not be read
     labels: torch.Tensor  # int64 [N]
     classes: list[str]
-    origin: Origin | None  # None: an earlier version wrote the file without it
+    origin: Origin | None  # None: in files of an earlier version
     groups: np.ndarray | None  # str [N]; None: unknown
 
 
 def write_logits(path, annotations, logits, class_names, origin: Origin | None = None) -> None:
-    """Write ids, logits, labels, classes, and the groups and origin if they are known, atomically.
+    """Write ids, logits, labels, classes, and groups and origin if known, atomically.
 
     `numpy.load` reads them without pickle.
     """
@@ -188,7 +188,7 @@ def is_scored(config: Config) -> bool:
 
 
 def read_logits(path) -> SavedLogits:
-    """Read logits; raise UserError if the file is damaged or not of `write_logits`."""
+    """Read logits; raise UserError if the file is damaged or not written by `write_logits`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])

@@ -1,4 +1,4 @@
-"""Stacks: a multinomial logistic regression on what several networks say of a clip.
+"""Stacks: a multinomial logistic regression on several networks' probabilities.
 
 A stack is fitted on the validation clips. Its file also has the weights that were fitted without
 each fold of these clips, so that no clip is ever scored by weights that were fitted on it.
@@ -21,10 +21,10 @@ from system.files import write_text
 from training.checkpoint import check_classes
 
 STACK_FILE = "stack.json"
-MIN_CLIPS = 3  # per class, so that there is one in each part of the parts
+MIN_CLIPS = 3  # per class, so that each inner fold has one
 NUM_FOLDS, NUM_INNER_FOLDS = 5, 3
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C, chosen by cross-validation
-MIN_PROBABILITY = 1e-6  # lower ones are raised to it, so that no logarithm outweighs the others
+MIN_PROBABILITY = 1e-6  # lower ones are clamped, so that no logarithm outweighs the others
 
 
 class Layer(BaseModel):
@@ -58,7 +58,7 @@ class Stack(BaseModel):
     networks: Annotated[list[Member], Field(min_length=2)]
     layer: Layer
     fold_layers: Annotated[list[Layer], Field(min_length=2)]  # each fitted without one fold
-    folds: dict[str, int]  # by id, the fold of each clip that the stack was fitted on
+    folds: dict[str, int]  # id -> fold of each clip that the stack was fitted on
 
     @model_validator(mode="after")
     def _check_sizes(self):
@@ -88,7 +88,7 @@ class Stack(BaseModel):
 
 
 def features(all_logits: torch.Tensor) -> np.ndarray:
-    """Return what the linear layer takes, float64 [N, M * K]; all_logits: [M, N, K]."""
+    """Return the linear layer's input, float64 [N, M * K]; all_logits: [M, N, K]."""
     logarithms = all_logits.double().log_softmax(-1).clamp(min=np.log(MIN_PROBABILITY))
     return logarithms.transpose(0, 1).flatten(1).numpy()
 
@@ -141,7 +141,7 @@ def cross_validation_folds(labels, groups, num_folds) -> list[tuple[np.ndarray, 
 
 
 def fit_layer(inputs, labels, groups, num_classes) -> Layer:
-    """Fit a logistic regression whose strength of penalty has the least cross-validated loss."""
+    """Fit a logistic regression; its penalty has the lowest cross-validated loss."""
 
     def loss(strength) -> float:
         total = 0.0
@@ -163,11 +163,11 @@ def _regression(inputs, labels, strength, num_classes) -> Layer:
     if len(known) > 1:
         fitted = LogisticRegression(C=strength, max_iter=2000).fit(inputs, labels)
         coefficients, intercepts = fitted.coef_, fitted.intercept_
-    if len(known) == 2:  # scikit-learn has a single row for both
+    if len(known) == 2:  # scikit-learn returns a single row for two classes
         coefficients, intercepts = (np.concatenate([-values / 2, values / 2])
                                     for values in (coefficients, intercepts))
     weights = np.zeros((num_classes, inputs.shape[1]))
-    # Classes that a fold lacks are unlikely.
+    # Classes that the fold lacks get a low logit.
     biases = np.full(num_classes, intercepts.min() + np.log(MIN_PROBABILITY))
     weights[known], biases[known] = coefficients, intercepts
     return Layer(weights=weights.tolist(), biases=biases.tolist())
@@ -177,7 +177,7 @@ def _regression(inputs, labels, strength, num_classes) -> Layer:
 
 
 def is_stack(path) -> bool:
-    """Whether the file begins like JSON, as no checkpoint does."""
+    """Return whether the file begins like JSON, as no checkpoint does."""
     try:
         with open(path, "rb") as file:
             return file.read(100).lstrip().startswith(b"{")
@@ -188,11 +188,11 @@ def is_stack(path) -> bool:
 def refuse_stacks(paths) -> None:
     """Raise UserError if one of several checkpoints is a stack."""
     for path in filter(is_stack, paths):
-        raise UserError(f"{path}: a stack, which is used alone, as --checkpoint; give its networks")
+        raise UserError(f"{path}: a stack, which must be the only checkpoint; give its networks")
 
 
 def member(path, folder) -> Member:
-    """Return a checkpoint as a member of the stack that will be written into `folder`."""
+    """Return a checkpoint as a member of the stack to be written to `folder`."""
     return Member(path=os.path.relpath(path, folder), sha256=_checksum(path))
 
 
@@ -204,7 +204,7 @@ def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str
     """Return the stack at `path`, and the paths of its checkpoints.
 
     class_names: those of the config's `labels_csv`; None: any. Raises UserError if the file is
-    damaged or knows other classes, or if a checkpoint is missing or has changed since.
+    damaged or has other classes, or if a checkpoint is missing or has changed since.
     """
     try:
         stack = Stack.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -212,7 +212,7 @@ def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str
         is_invalid = isinstance(error, ValidationError)
         reason = summarize_validation(error, 3) if is_invalid else error
         raise UserError(
-            f"{path}: no checkpoint, and no stack or a damaged one ({reason}); fit it again by "
+            f"{path}: neither a checkpoint nor an intact stack ({reason}); fit it again by "
             "train.py --stack"
         ) from None
     if class_names is not None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from config import MODEL_OPTIONS, SET_PREFIXES, Config
 from system.errors import UserError, summarize_validation
 
-# Keys of earlier versions, in configs and checkpoints, and what they are called today.
+# Keys of earlier versions, in configs and checkpoints -> their names today.
 RENAMED_KEYS = {"yardstick_clips": "baseline_clips"}
 
 
@@ -22,8 +22,8 @@ def load_config(
 ) -> Config:
     """Read the JSON file `path`, apply `overrides`, and return the validated config.
 
-    overrides: strings `key=value`; the value is parsed as JSON, or else is a plain string. One of
-    `model` also drops the file's options of other networks.
+    overrides: strings `key=value`; a value that is not JSON is a plain string. Overriding `model`
+    also drops the file's options of other networks.
     sets: names of sets (train, validation, test) whose folder and CSV must exist.
     Raises UserError with one line per problem: key, value found, value expected.
     """
@@ -51,7 +51,7 @@ def load_config(
 
 
 def config_of_checkpoint(path: str | Path, values: dict) -> Config:
-    """Return the config in a checkpoint; raise UserError if its keys are of another version."""
+    """Return the config in a checkpoint; raise UserError if its keys are from another version."""
     try:
         values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
         return Config.model_validate(values)
@@ -112,9 +112,9 @@ def _missing_paths(values: dict, sets: Iterable[str]) -> list[str]:
 
 
 def _is_other_alternative(problem) -> bool:
-    """Return whether pydantic's error is about the other type of a key with two types.
+    """Return whether pydantic's error is about the other type of a key that accepts two.
 
-    These are a number or a list, and a word or a dict.
+    Such keys accept a number or a list, or a word or a dict.
     """
     if len(problem["loc"]) != 2 or not isinstance(problem["loc"][1], str):
         return False
@@ -127,7 +127,7 @@ def _is_other_alternative(problem) -> bool:
 def _describe(problem) -> str:
     """Return one line for a pydantic error: key, value found, value expected.
 
-    Conflicts between keys are one pydantic error, with one line each.
+    Conflicts between keys are one pydantic error, with one line per conflict.
     """
     names, positions = problem["loc"][:1], [p for p in problem["loc"][1:] if isinstance(p, int)]
     key = ".".join(map(str, [*names, *positions]))

@@ -15,7 +15,7 @@ from system.errors import UserError
 
 
 def choose_device(gpus: str | None, use_gpu: bool = True) -> torch.device:
-    """Return the device for `-g`: a GPU number, `cpu`, or None for a GPU if available.
+    """Return the device for `-g`: a GPU number, `cpu`, or None for a GPU if there is one.
 
     Under torchrun, each process uses the GPU of its local rank. Without CUDA, a GPU number gives a
     warning and the CPU. Raises UserError for a GPU that does not exist.
@@ -82,7 +82,7 @@ def prepare(device: torch.device, precision: str, deterministic: bool) -> None:
 def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
     """Warn if `model` has 3D max pooling with overlapping windows.
 
-    Its backward pass adds gradients in any order on GPUs. (torch.use_deterministic_algorithms)
+    On GPUs its backward pass adds gradients in no fixed order.
     """
     if any(pool.kernel_size != pool.stride for pool in model.modules()
            if isinstance(pool, torch.nn.MaxPool3d)):  # fmt: skip
@@ -91,7 +91,7 @@ def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
               file=sys.stderr)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -131,14 +131,14 @@ def has_tf32(device: torch.device) -> bool:
 
 def allow_tf32(is_allowed: bool) -> None:
     """Set whether fp32 convolutions and matrix products on a GPU may use TF32."""
-    # Not by the newer `fp32_precision`: PyTorch refuses to read one kind after the other was set.
+    # Not the newer `fp32_precision`: PyTorch raises an error if both APIs are mixed.
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
 
 @functools.cache
 def number_format(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of convolutions; `auto`: bf16 if the hardware supports it, else fp32."""
+    """Return the dtype of convolutions; for `auto`, bf16 if the hardware supports it, else fp32."""
     if precision != "auto":
         return NUMBER_FORMATS[precision]
     return torch.bfloat16 if computes_natively(torch.bfloat16, device) else torch.float32
@@ -155,7 +155,7 @@ def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def precision_name(precision: str, device: torch.device) -> str:
-    """Return `precision`, or what `auto` means on the device."""
+    """Return `precision`, with `auto` resolved for the device."""
     is_bf16 = number_format(precision, device) is torch.bfloat16
     return precision if precision != "auto" else "bf16" if is_bf16 else "fp32"
 
@@ -176,7 +176,7 @@ def version_problem(cudnn: int | None, chosen: torch.dtype) -> str | None:
         return None
     major, minor = cudnn // 10000, cudnn // 100 % 100
     return (
-        f"cuDNN {major}.{minor} has wrong or slow 3D convolutions in 16 bits; install 9.15 or "
+        f"cuDNN {major}.{minor} has wrong or slow 16-bit 3D convolutions; install 9.15 or "
         "later, or set precision to fp32"
     )
 
@@ -190,7 +190,7 @@ def autocast(device: torch.device, precision: str):
 
 @contextmanager
 def computing_in(device: torch.device, precision: str):
-    """Compute as in `autocast`; fp32 is IEEE fp32 or TF32 as `precision` says."""
+    """Compute as in `autocast`; fp32 is IEEE fp32 or TF32, depending on `precision`."""
     before = torch.backends.cudnn.allow_tf32
     allow_tf32(precision == "tf32")
     try:

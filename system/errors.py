@@ -1,4 +1,4 @@
-"""UserError, messages for errors that are the user's to correct, and exit statuses."""
+"""UserError, messages for errors that the user can correct, and exit statuses."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ from system import stopping
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _DISK_ERRORS = (*_FULL_DISK, errno.EROFS, errno.EIO, errno.EFBIG)
-# Parts of messages, where PyTorch has no class for an error. gloo's name its source file.
+# Parts of messages for which PyTorch has no error class. gloo's name its source file.
 _GLOO_SIGN = "gloo/transport/"
 _SHARED_MEMORY_SIGNS = ("shared memory(shm)", "killed by signal: Bus error")
 _DEAD_WORKER_SIGN = "DataLoader worker (pid"  # an exception in a worker has "in DataLoader worker"
@@ -36,7 +36,7 @@ def check_system() -> None:
 
 
 def summarize(names, limit: int = 10) -> str:
-    """Return `a, b, c and 12 more`: the first `limit` of `names`, and how many are left."""
+    """Return `a, b, c and 12 more`: the first `limit` of `names`, and the number of others."""
     names = [str(name) for name in names]
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
@@ -86,7 +86,7 @@ def message_for_user(error: Exception) -> str | None:
 
 
 def _message_for_disk(error: OSError) -> str | None:
-    # A broken pipe or connection is not an error of a disk.
+    # A broken pipe or connection is not a disk error.
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
         return None
     is_other_file = error.filename and ".pth.tar" not in str(error.filename)
@@ -97,11 +97,11 @@ def _message_for_disk(error: OSError) -> str | None:
 
 
 def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: True) -> int:
-    """Call `command` and return its exit status; print the message of an error that is the user's.
+    """Call `command` and return its exit status; print the message of a user's error.
 
     The status is what `command` returns, or 0; 2 after an error; 128 + the number of the signal
     that stopped it, where a closed pipe counts as SIGPIPE. Bugs are raised.
-    is_reporter: called after an error; True in the one process that prints the message.
+    is_reporter: called after an error; returns True in the one process that prints the message.
     """
     try:
         check_system()

@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and locks: one process at a time writes a folder.
+"""Atomic writing of files, and locks: only one process at a time writes a folder.
 
-A lock ends with its process, however that ends. File systems without locks lock nothing.
+A lock is released when its process ends, even by a crash. On file systems without locks, nothing
+is locked.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from system.errors import UserError
 
 LOCK_FILE = "run.lock"
-SECONDS_TO_NOTICE = 120  # that a host has died; NFS takes 90
+SECONDS_TO_NOTICE = 120  # until a file server notices a dead host; NFS takes 90
 MAX_HOLDER_BYTES = 4096
 
 
@@ -22,10 +23,10 @@ MAX_HOLDER_BYTES = 4096
 
 @contextmanager
 def atomic_write(path, backup=None, sync: bool = False, partial=None):
-    """Yield a binary file that takes the place of `path` when the block ends without an error.
+    """Yield a binary file that replaces `path` when the block ends without an error.
 
-    backup: where the file goes that is replaced. sync: wait until the disk has the new one.
-    partial: its name until then. Raises OSError that names `path`, which is then as it was.
+    backup: where the replaced file is kept. sync: wait until the new one is on the disk.
+    partial: its name until then. Raises OSError that names `path`, which is then unchanged.
     """
     partial = Path(partial or f"{path}.partial")
     try:
@@ -41,7 +42,7 @@ def atomic_write(path, backup=None, sync: bool = False, partial=None):
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk does not name it
+            error.filename = error.filename or str(path)  # a full disk's error names none
         raise
 
 
@@ -57,8 +58,8 @@ def write_text(path, text: str) -> None:
 def try_lock(descriptor: int, with_children: bool = True) -> bool:
     """Lock an open file until it is closed; return False if another process has the lock.
 
-    with_children: child processes that inherit the descriptor hold the lock, too. Without, it ends
-    with this process, or when this process closes any descriptor of the file.
+    with_children: child processes that inherit the descriptor keep the lock, too. If False, it is
+    released when this process ends or closes any descriptor of the file.
     """
     import fcntl  # not at the top: there is none on Windows, which the commands refuse
 
@@ -75,7 +76,7 @@ def try_lock(descriptor: int, with_children: bool = True) -> bool:
 def open_locked(path, with_children: bool = True) -> int | None:
     """Open a file for writing and lock it; return its descriptor, or None if it is locked.
 
-    The file is created if needed. One that has been replaced or deleted meanwhile is opened again.
+    The file is created if needed, and opened again if it was replaced or deleted meanwhile.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -89,10 +90,9 @@ def open_locked(path, with_children: bool = True) -> int | None:
 
 
 class FolderLock:
-    """The right to write a run folder, which one process has at a time.
+    """A context manager for the lock on a run folder, which only one process at a time writes.
 
-    A context manager, which releases the lock. Loader workers, which may outlive a killed process
-    by seconds, do not hold it.
+    Loader workers do not keep the lock: they may outlive a killed process by seconds.
     """
 
     def __init__(self):
@@ -101,8 +101,8 @@ class FolderLock:
     def take(self, folder: Path, patience: float = 0) -> None:
         """Make the folder and lock it; do nothing if this process has locked it already.
 
-        patience: seconds to wait if the holder is on another host, since the file server of one
-        that has died takes a while to notice.
+        patience: seconds to wait if the holder is on another host; a file server takes a while to
+        notice that a host has died.
         Raises UserError that names the holder if another process has the lock.
         """
         if self.folder == folder.resolve():
@@ -113,7 +113,7 @@ class FolderLock:
         self.folder, self.descriptor, self.new_folders = folder.resolve(), descriptor, missing
         holder = {"host": socket.gethostname(), "process": os.getpid(),
                   "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        with suppress(OSError):  # a full disk; the lock holds without it
+        with suppress(OSError):  # a full disk; the lock works without it
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
@@ -141,7 +141,7 @@ def _wait_for_lock(folder: Path, patience: float) -> int:
             raise UserError(f"{folder}: is being written by {holder}; wait until it has ended, or "
                             "choose another model_name or output_dir")
         if not is_told:
-            print(f"{folder}: is being written by {holder}; waiting up to {patience:.0f} s, in "
+            print(f"{folder}: is being written by {holder}; waiting up to {patience:.0f} s in "
                   "case it has died", flush=True)
             is_told = True
         time.sleep(min(1, patience))
@@ -149,7 +149,7 @@ def _wait_for_lock(folder: Path, patience: float) -> int:
 
 
 def _holder(path) -> tuple[str | None, str]:
-    """Return the host of who has locked a file, and in words what `take` has written of it."""
+    """Return the host of a lock's holder, and the description that `take` has written."""
     try:
         with open(path, "rb") as file:
             holder = json.loads(file.read(MAX_HOLDER_BYTES))

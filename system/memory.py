@@ -16,7 +16,7 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # First, since on Linux ru_maxrss includes the memory that the parent had at the fork.
+    # Tried first, since on Linux ru_maxrss includes the parent's memory at the fork.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,6 +1,6 @@
-"""Distributed training: starting processes, their ranks, and collectives of flags and metrics.
+"""Distributed training: launching processes, ranks, and collectives for flags and metrics.
 
-In a single process, each function is valid and costs nothing.
+Each function also works in a single process, at no cost.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from system.errors import UserError, message_for_user
 
 # Longer than any batch takes to load. A dead process is noticed earlier.
 TIMEOUT = timedelta(minutes=10)
-# After SIGTERM the launcher gives the processes 30 s unless told otherwise, which may be too few
-# for a slow step and a checkpoint on a network's disk.
+# After SIGTERM the launcher waits 30 s by default, which may be too short for a slow step and a
+# checkpoint on a network disk.
 SECONDS_TO_SAVE = 170
 
 
@@ -85,13 +85,13 @@ def _without_gpus(arguments: list[str]) -> list[str]:
 
 @dataclass
 class _Rendezvous:
-    """What the processes of this start share before they have a process group."""
+    """The launcher's store, which processes share before they have a process group."""
 
     store: dist.Store | None = None  # the launcher's
     num_waits: int = 0  # for the main process
 
 
-# As PyTorch has one default process group per process, so it has one rendezvous.
+# One per process, like PyTorch's default process group.
 _rendezvous = _Rendezvous()
 
 
@@ -108,15 +108,15 @@ def rendezvous() -> None:
 
 
 def is_first_to_report() -> bool:
-    """Return whether this is the first process to report the run's error; called once."""
+    """Return True in the first process to report the run's error; call it once."""
     try:
         return _rendezvous.store is None or _rendezvous.store.add("reported", 1) == 1
-    except dist.DistError:  # the launcher is gone, and its store
+    except dist.DistError:  # the launcher and its store are gone
         return True
 
 
 def wait_for_main() -> None:
-    """Block until the main process has come as far, even if that takes longer than TIMEOUT."""
+    """Block until the main process gets here, even if that takes longer than TIMEOUT."""
     _rendezvous.num_waits += 1
     name = f"main has come {_rendezvous.num_waits}"
     if is_main():
@@ -129,11 +129,11 @@ def join(device: torch.device) -> None:
     """Initialize the process group, after `rendezvous`."""
     if not launched():
         return
-    # Its functions keep, as a default argument, the group that exists when it is imported, and
-    # DDP imports it: the group's threads would live as long as the process. See `shutdown`.
+    # Imported before there is a group: its functions keep the current group as a default
+    # argument, and DDP imports it, so the group's threads would outlive `shutdown`.
     from torch.distributed.nn import functional  # noqa: F401
 
-    # Flags and metrics travel between CPUs, gradients between the devices.
+    # Flags and metrics are exchanged between CPUs, gradients between devices.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     count = int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
@@ -142,9 +142,9 @@ def join(device: torch.device) -> None:
 
 
 def _roll_call(store, own_rank: int, num_processes: int) -> str:
-    """Return a name for this start of the processes that all of them know.
+    """Agree on a name for this start of the processes.
 
-    After a restart, the launcher's store still has what the dead processes wrote under another.
+    After a restart, the launcher's store still has the dead processes' keys, under another name.
     """
     ranks = range(num_processes)
     store.set(f"rank {own_rank}", uuid.uuid4().hex)
@@ -153,7 +153,7 @@ def _roll_call(store, own_rank: int, num_processes: int) -> str:
         if store.check([f"rank {rank}" for rank in ranks]):
             names = store.multi_get([f"rank {rank}" for rank in ranks])
             start = hashlib.sha256(b"".join(names)).hexdigest()
-            # A dead process has not seen this process's name, so it has not signed for both.
+            # A dead process cannot have signed for both: it never saw this process's name.
             store.set(f"{start} {own_rank}", "seen")
             if store.check([f"{start} {rank}" for rank in ranks]):
                 return start
@@ -172,7 +172,7 @@ def only_main_prints():
 
 
 def wait_for_all() -> None:
-    """Block until every process has called this: one that exits early could abort the others."""
+    """Block until every process has called this; one that exits early could abort the others."""
     all_max(done=1)
 
 
@@ -181,12 +181,12 @@ def shutdown(has_failed: bool = False) -> None:
 
     gloo's threads release tensors, which needs the GIL. If Python is exiting at that moment, it
     ends such a thread in the middle of a destructor, and C++ aborts the process.
-    has_failed: the others may still wait for this process, and NCCL for them.
+    has_failed: the other processes may still be waiting for this one, and NCCL for them.
     """
     if not dist.is_initialized() or (has_failed and "nccl" in dist.get_backend_config()):
         return
     dist.destroy_process_group()
-    gc.collect()  # DDP, which is in reference cycles, keeps the group
+    gc.collect()  # DDP, which is in reference cycles, refers to the group
 
 
 def rank() -> int:
@@ -205,7 +205,7 @@ def is_main() -> bool:
 # --- cores -------------------------------------------------------------------------------------
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time per period
-MAX_DEFAULT_WORKERS = 16  # more do not pay
+MAX_DEFAULT_WORKERS = 16  # more do not help
 
 
 def available_cores() -> int:
@@ -221,14 +221,14 @@ def available_cores() -> int:
 
 
 def cores_per_process() -> int:
-    """Return this process's share of the cores that all processes on this machine use."""
+    """Return the available cores divided by the number of processes on this machine."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def loader_workers(num_workers: int | None) -> int:
     """Return how many loader workers to start: `num_workers`, but at most one per core.
 
-    None: one per core, up to MAX_DEFAULT_WORKERS. The order of clips does not depend on them.
+    None: one per core, up to MAX_DEFAULT_WORKERS. The order of clips does not depend on it.
     """
     cores = cores_per_process()
     return min(cores, MAX_DEFAULT_WORKERS if num_workers is None else num_workers)
@@ -288,7 +288,7 @@ def all_gather(items: list) -> list:
 def broadcast_from_main(function, *arguments):
     """Call `function` in the main process; return its result, or raise its UserError, in all.
 
-    An error for which there is a message is raised as a UserError, too.
+    Errors that have a message for the user are raised as UserError, too.
     """
     if world_size() == 1:
         return function(*arguments)
@@ -314,7 +314,7 @@ def broadcast_from_main(function, *arguments):
 def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
     """Return `model` with gradients averaged over all processes; `model` itself if there is one.
 
-    clips_shape: (N, T, H, W, C) of a part of a step in this process; autocast: context of forward.
+    clips_shape: (N, T, H, W, C) of this process's part of a step; autocast: context of forward.
     """
     if world_size() == 1:
         return model
@@ -323,9 +323,9 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
         model, device_ids=device_ids, gradient_as_bucket_view=True
     )
     # Training does not use BatchNorm's running statistics, and evaluation takes those of rank 0.
-    network.broadcast_buffers = False  # the argument has another name in later versions
-    # After its first backward pass, DDP sums in another order. If the first step were that pass,
-    # three processes that resume would differ in the last bit from an uninterrupted run.
+    network.broadcast_buffers = False  # later versions renamed the argument
+    # After its first backward pass, DDP sums in another order. If that pass were the first step,
+    # three resumed processes would differ in the last bit from an uninterrupted run.
     kept = [buffer.clone() for buffer in model.buffers()]
     clips = torch.zeros(clips_shape, device=device).permute(0, 4, 1, 2, 3)
     network.train()
@@ -340,27 +340,27 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
 
 
 def gradients_shared(network: nn.Module, is_last_part: bool):
-    """Return the context of one part of a batch: gradients are averaged after the last only."""
+    """Return the context of a part of a batch; gradients are averaged after the last part only."""
     if is_last_part or not isinstance(network, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
 
 
 def copy_buffers_from_main(model: nn.Module) -> None:
-    """Broadcast the BatchNorm statistics of rank 0, so that all processes evaluate one network."""
+    """Broadcast rank 0's BatchNorm statistics, so that all processes evaluate the same network."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` with BatchNorm over the batch of all processes instead of each one's part.
+    """Return `model` with BatchNorm over the batch of all processes, not each process's part.
 
     Raises UserError on the CPU, which PyTorch's SyncBatchNorm does not support.
     """
     if device.type == "cpu":
         raise UserError(
-            "sync_batchnorm: found true; on the CPU BatchNorm sees the clips of each process only; "
+            "sync_batchnorm: found true; on the CPU BatchNorm only sees each process's clips; "
             "set it to false, or train on GPUs"
         )
     if world_size() == 1:

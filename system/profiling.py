@@ -1,4 +1,4 @@
-"""Profiling: the share of time spent waiting for data, and the sections of a training step."""
+"""Profiling: the time spent waiting for data, and the sections of a training step."""
 
 import time
 from contextlib import ExitStack, contextmanager
@@ -15,19 +15,19 @@ from system import processes
 class WaitingTime:
     """Seconds in which the device was idle because the next batch was not ready.
 
-    On a GPU, which computes while its process waits, this is the time from the end of a step to
-    the arrival of the next batch by CUDA events, which are read when they have completed.
+    A GPU computes while its process waits. There, CUDA events measure the time from the end of a
+    step to the arrival of the next batch; they are read once they have completed.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.seconds, self._pairs = device, 0.0, []
 
     def begin(self):
-        """Begin to wait for the next batch."""
+        """Start to wait for the next batch."""
         self._start = self._moment()
 
     def end(self):
-        """End the wait: the next batch has come."""
+        """End the wait; the next batch has arrived."""
         self._pairs.append((self._start, self._moment()))
         is_gpu = self.device.type == "cuda"
         while self._pairs and (not is_gpu or self._pairs[0][1].query()):
@@ -42,13 +42,13 @@ class WaitingTime:
         return event
 
 
-MIN_SHARE_FOR_HINT = 0.2  # of the time
+MIN_FRACTION_FOR_HINT = 0.2  # of the time
 MIN_STEPS_FOR_HINT = 20  # workers take a moment to start
 
 
-def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
-    """Return advice if a large share of the time of `num_steps` steps was waiting for data."""
-    if share <= MIN_SHARE_FOR_HINT or num_steps < MIN_STEPS_FOR_HINT:
+def waiting_hint(fraction: float, num_steps: int, config: Config) -> str | None:
+    """Return advice if much of the time of `num_steps` steps was spent waiting for data."""
+    if fraction <= MIN_FRACTION_FOR_HINT or num_steps < MIN_STEPS_FOR_HINT:
         return None
     cores, num_workers = processes.cores_per_process(), processes.loader_workers(config.num_workers)
     if num_workers < cores:
@@ -58,7 +58,7 @@ def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
             "put the frames on a faster disk, or store them at frame_height "
             f"({config.frame_height}), which is faster to read and decode"
         )
-    return f"{100 * share:.0f} % of the time was spent waiting for data: {remedy}"
+    return f"{100 * fraction:.0f} % of the time was spent waiting for data: {remedy}"
 
 
 # --- sections of a step ------------------------------------------------------------------------
@@ -67,8 +67,8 @@ def waiting_hint(share: float, num_steps: int, config: Config) -> str | None:
 class StepProfile:
     """For `--profile`: a trace of a few early steps, and the milliseconds of each section.
 
-    A step lasts until the next batch has come, or until the epoch ends, which ends the profile,
-    too. In these steps, each section waits for the device, so that its time is its own.
+    A step lasts until the next batch arrives. The profile ends with the epoch at the latest. Each
+    profiled section waits for the device, so that its time includes no other section's work.
     """
 
     WARM_UP, ACTIVE = 3, 8  # steps
@@ -84,7 +84,7 @@ class StepProfile:
 
     @contextmanager
     def section(self, name: str):
-        """Name and time the code inside, if the step is recorded."""
+        """Name and time the enclosed code, if the step is recorded."""
         if not self._is_recording():
             yield
             return
@@ -95,7 +95,7 @@ class StepProfile:
             self._synchronize()
 
     def wait(self):
-        """Begin to wait for the next batch, which is a section."""
+        """Start to wait for the next batch, which is a section."""
         self.waiting.enter_context(self.section("wait for data"))
 
     def batch_arrived(self):
@@ -106,7 +106,7 @@ class StepProfile:
                 self.close()
 
     def close(self):
-        """End the epoch; write the steps recorded in it, if there are any, once."""
+        """End the epoch; write the recorded steps, if any, once."""
         self.waiting.close()
         if self._is_recording():
             self.profiler.stop()

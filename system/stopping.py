@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: finish the running step, save, exit with 128 + the signal's number.
 
-A closed pipe, as in `train.py | head`, stops a run in the same way, as if by SIGPIPE. This module
-imports nothing heavy: the command installs the handlers before torch is imported.
+A closed pipe, as in `train.py | head`, stops a run in the same way, like SIGPIPE. This module
+imports nothing slow: commands install the handlers before they import torch.
 """
 
 import io
@@ -28,16 +28,16 @@ class Stopped(SystemExit):
 
 @dataclass
 class _Request:
-    """The first signal that this process received, and what happens when one arrives."""
+    """The first signal that this process received, and how the next one is handled."""
 
     signal_number: int = 0
     received_at: float = 0.0
-    is_raised: bool = False  # before that, a signal ends the process
+    is_raised: bool = False  # before `raise_on_signal`, a signal ends the process
     is_deferred: bool = False
     is_ignored: bool = False
 
 
-# A process has one handler per signal, so it has one of these; it does nothing until `install`.
+# A process has one handler per signal, hence one of these; unused until `install`.
 _request = _Request()
 
 
@@ -52,12 +52,12 @@ def install() -> None:
 
 
 def raise_on_signal() -> None:
-    """Let signals raise Stopped; called after the imports, which may swallow it."""
+    """Let signals raise Stopped; call this after the imports, which may swallow it."""
     _request.is_raised = True
 
 
 def ignore_signals() -> None:
-    """Ignore signals: everything is written, and we are exiting."""
+    """Ignore signals from here on; everything is written, and we are exiting."""
     _request.is_ignored = True
 
 
@@ -74,14 +74,14 @@ def check() -> None:
 
 @contextmanager
 def deferred():
-    """Only record a signal, so that no step is left half done."""
+    """Only record signals in this context, so that no step is left half done."""
     with _deferral(True):
         yield
 
 
 @contextmanager
 def interruptible():
-    """Raise Stopped at once after a signal, within `deferred`; for code that waits."""
+    """Let signals raise Stopped immediately, even inside `deferred`; for code that waits."""
     with _deferral(False):
         check()
         yield
@@ -122,7 +122,7 @@ def open_closed_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free, this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
@@ -144,9 +144,9 @@ def watched_output():
 
 
 class _Output(io.FileIO):
-    """A file descriptor whose closed pipe asks the command to stop instead of raising an error.
+    """A file descriptor that, on a closed pipe, asks the command to stop and raises no error.
 
-    An error would be raised wherever something is printed, for example in the middle of a step.
+    An error could come from any print, for example in the middle of a step.
     """
 
     def __init__(self, descriptor: int, title: str):

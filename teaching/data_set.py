@@ -1,6 +1,6 @@
 """A data set that grows: `clips/<number>/00001.jpg ...`, `labels.csv` and a CSV for each set.
 
-The files are complete after each change, so that every command works on them at any time.
+The files are complete after each change, so that every command can use them at any time.
 """
 
 import csv
@@ -25,30 +25,30 @@ from system.files import try_lock, write_text
 
 MAX_CLIPS, MAX_FRAMES, MAX_PIXELS = 2000, 120, 640 * 480
 MAX_NAME = 60  # characters
-SHARE_FOR_VALIDATION = 5  # one clip in so many
-STRIP_FRAMES, STRIP_HEIGHT = 12, 60  # of a thumbnail
+SHARE_FOR_VALIDATION = 5  # every n-th clip
+STRIP_FRAMES, STRIP_HEIGHT = 12, 60  # frames of a thumbnail
 SETS = ("train", "validation")
-UNFINISHED = ".unfinished"  # folder of clips that are being written or removed
+UNFINISHED = ".unfinished"  # folder for clips that are being written or removed
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 class DataSet:
-    """The clips of a folder. Threads may share it; no other process may have it open."""
+    """The clips of a folder. Threads may share it; only one process may open it."""
 
     def __init__(self, folder: Path):
         """Open `folder`, or make it.
 
-        Raises UserError if other things are in it, its CSVs cannot be read, or it is in use.
+        Raises UserError if it has other files, its CSVs cannot be read, or it is in use.
         """
         self.folder, self.lock = folder, threading.Lock()
         self.csvs = {name: folder / f"{name}.csv" for name in SETS}
         self._check_content()
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(folder, os.O_RDONLY)  # has the lock while this process lives
+        self.descriptor = os.open(folder, os.O_RDONLY)  # keeps the lock while this process lives
         if not try_lock(self.descriptor):
             raise UserError(f"--data {folder}: is open in another teach.py; close that one")
         shutil.rmtree(folder / "clips" / UNFINISHED, ignore_errors=True)
-        # id -> (class, set), in the order of recording as far as the files tell
+        # id -> (class, set), in the order of recording, where the files tell
         self.clips = {clip_id: row for name in SETS for clip_id, row in self._rows(name)}
         self.clips = dict(sorted(self.clips.items(), key=lambda item: natural_key(item[0])))
         self.last_number = max((int(name) for name in os.listdir(folder / "clips")
@@ -64,7 +64,7 @@ class DataSet:
         others = [name for name in sorted(os.listdir(self.folder)) if not name.startswith(".")]
         if others:
             raise UserError(
-                f"--data {self.folder}: is no data set of this page, since it has "
+                f"--data {self.folder}: not a data set of this page: it has "
                 f"{summarize(others, 3)} but no folder `clips`; name a new folder, and drop "
                 "videos and folders into the page"
             )
@@ -96,10 +96,10 @@ class DataSet:
             decode_jpeg(picture)
         with self.lock:
             if len(self.clips) >= MAX_CLIPS:
-                raise UserError(f"there are {MAX_CLIPS:,} clips already; remove some")
+                raise UserError(f"there are already {MAX_CLIPS:,} clips; remove some")
             clip_id = str(self.last_number + 1)
             folder = self._unfinished(clip_id)
-            shutil.rmtree(folder, ignore_errors=True)  # of a try that a full disk ended
+            shutil.rmtree(folder, ignore_errors=True)  # left by a full disk
             folder.mkdir(parents=True)
             for number, picture in enumerate(pictures, 1):
                 with open(folder / f"{number:05d}.jpg", "wb") as file:
@@ -129,7 +129,7 @@ class DataSet:
         return self.folder / "clips" / UNFINISHED / name
 
     def _write(self, clips) -> None:
-        """Write the CSVs, and take over `clips` if that succeeds."""
+        """Write the CSVs, and set `clips` if that succeeds."""
         for set_name, path in self.csvs.items():
             text = io.StringIO()
             rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
@@ -144,7 +144,7 @@ class DataSet:
         return Counter(label for label, _ in self.clips.values())
 
     def balance(self) -> None:
-        """Split the clips anew if some class has none for training or none for validation."""
+        """Split the clips again if a class has none for training or none for validation."""
         with self.lock:
             if len(set(self.clips.values())) < len(SETS) * len(self.counts()):
                 labels = [label for label, _ in self.clips.values()]

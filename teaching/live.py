@@ -1,4 +1,4 @@
-"""What the newest network says of the page's camera, forwards and backwards."""
+"""Live predictions of the newest network for the page's camera, forwards and backwards."""
 
 import math
 import threading
@@ -14,17 +14,17 @@ from scoring.predictor import load_predictor
 from system.errors import UserError
 from teaching.data_set import decode_jpeg
 
-# As benchmarks/smoothing.py measured: all gestures are recognised, and no wrong one flashes up.
+# With these, benchmarks/smoothing.py finds that all gestures are recognised, and no wrong one.
 SMOOTHING_SECONDS = 0.25  # time constant of the average of scores
-SURE = 0.8  # smoothed share above which there is a verdict
-MAX_GAP = 1.0  # seconds without a frame, after which the movement begins anew
+SURE = 0.8  # smoothed probability for a verdict
+MAX_GAP = 1.0  # seconds without a frame, after which a new movement begins
 MAX_KEPT = 600  # frames
 
 
 class LiveSession:
-    """The camera's last seconds, by the page's own times, and the scores of what they show.
+    """The camera's last seconds, with the page's times, and their scores.
 
-    A slow machine sends fewer frames; each is shown until the next, so movements keep their speed.
+    A slow machine sends fewer frames; each lasts until the next, so movements keep their speed.
     """
 
     def __init__(self, checkpoint: Path, device: torch.device):
@@ -32,9 +32,9 @@ class LiveSession:
         self.predictor, self.turn = None, 0
 
     def begin(self) -> dict:
-        """Load the newest network, and forget the frames; return the classes and a turn's number.
+        """Load the newest network and forget the frames; return the classes and a turn's number.
 
-        The number goes with each request; a page that begins later takes over. Raises UserError if
+        Each request sends the number; a page that begins later takes over. Raises UserError if
         there is no network yet.
         """
         if not self.checkpoint.exists():
@@ -56,7 +56,7 @@ class LiveSession:
         Raises UserError for frames that are not accepted.
         """
         if not times or len(times) != len(pictures):
-            raise UserError(f"{len(pictures)} frames with {len(times)} times; each needs its own")
+            raise UserError(f"{len(pictures)} frames with {len(times)} times; send one per frame")
         decoded = [decode_jpeg(picture) for picture in pictures]
         with self.lock:
             self._check_turn(turn)

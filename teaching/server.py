@@ -1,4 +1,4 @@
-"""The server behind the page: on this machine only, and for whoever knows the key."""
+"""The page's server: for this machine only, and for those who know the key."""
 
 import json
 import math
@@ -20,17 +20,17 @@ from training.run_folder import REPORT_FILE
 PAGE = Path(__file__).with_name("page.html")
 ADDRESS = "127.0.0.1"
 MAX_BYTES = 4 * 2**20  # of a request
-SECONDS = 60  # without a byte, after which a connection is closed
+SECONDS = 60  # without a byte, until a connection is closed
 MAX_FIELDS = 10  # of a query
 PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src "
                "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
                "'none'; frame-ancestors 'none'")
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-NO_CONTENT = "default-src 'none'"  # may be loaded by what is no page
+NO_CONTENT = "default-src 'none'"  # may be loaded without the key
 
 
 class RequestError(Exception):
-    """A request that is answered with an HTTP status and a message, and is not looked at."""
+    """A request that is refused with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -38,14 +38,14 @@ class RequestError(Exception):
 
 
 class Query(dict):
-    """What an address has after its question mark."""
+    """The parameters in an address."""
 
     def __missing__(self, name):
-        raise UserError(f"{name} is missing in the request; load the page anew")
+        raise UserError(f"{name} is missing in the request; reload the page")
 
 
 class Server(ThreadingHTTPServer):
-    """Answers the page's requests; `address` is what to open."""
+    """A server for the page's requests; `address` is the page's URL."""
 
     daemon_threads = True
 
@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a page was closed
             super().handle_error(request, client_address)
 
-    # --- what each path does: (query, body) -> an object for JSON, or (type, bytes, policy) -------
+    # --- one method per path: (query, body) -> an object for JSON, or (type, bytes, policy) -------
 
     def page(self, query, body):
         nonce = secrets.token_urlsafe(16)
@@ -96,7 +96,7 @@ class Server(ThreadingHTTPServer):
         return self.data_set.remove(query["id"])
 
     def train(self, query, body):
-        return self.training.start(is_resumed=query["go_on"] == "true")
+        return self.training.start(is_resumed=query["resume"] == "true")
 
     def stop(self, query, body):
         return self.training.stop()
@@ -122,12 +122,12 @@ PATHS = {
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Checks a request before it reads the body, and answers errors with a sentence."""
+    """A handler that checks requests before it reads their body, and sends errors as text."""
 
     protocol_version, timeout = "HTTP/1.1", SECONDS
 
     def log_message(self, *_):
-        pass  # a line for each frame would bury the address
+        pass  # one line per frame would hide the address
 
     def do_GET(self):
         self.answer()
@@ -148,19 +148,19 @@ class Handler(BaseHTTPRequestHandler):
             if message is None:
                 traceback.print_exc()
             self.send(400 if message else 500,
-                      {"error": message or "a fault of this program; the terminal has more"})
+                      {"error": message or "an error in this program; the terminal shows it"})
         else:
             self.send(200, content)
 
     def dispatch(self):
-        """Return what is asked for."""
+        """Check the request and return its answer."""
         try:
             url = urlsplit(self.path)
             query = Query(parse_qsl(url.query, keep_blank_values=True, max_num_fields=MAX_FIELDS))
         except ValueError:
             raise RequestError(400, "the address cannot be read") from None
         host = self.headers.get("Host", "").removesuffix(f":{self.server.server_port}")
-        if host not in (ADDRESS, "localhost"):  # a page elsewhere whose name leads here
+        if host not in (ADDRESS, "localhost"):  # another site whose name resolves to this machine
             raise RequestError(403, f"open this page at {ADDRESS}")
         key = self.headers.get("X-Key") or query.get("key", "")
         if not secrets.compare_digest(key.encode(), self.server.key.encode()):
@@ -199,9 +199,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def unpacked(body: bytes) -> list[bytes]:
-    """Return the pictures in a request: for each, its length in four bytes, and then itself.
+    """Return the pictures in a request, each of which follows its length in four bytes.
 
-    Raises UserError if they do not fill the request exactly, or are too many.
+    Raises UserError if they do not fill the request exactly, or if there are too many.
     """
     pictures, place = [], 0
     while place < len(body) and len(pictures) <= MAX_FRAMES:
@@ -211,12 +211,12 @@ def unpacked(body: bytes) -> list[bytes]:
     if len(pictures) > MAX_FRAMES:
         raise UserError(f"a request has at most {MAX_FRAMES} frames")
     if place != len(body):
-        raise UserError("the frames do not fill the request; load the page anew")
+        raise UserError("the frames do not fill the request; reload the page")
     return pictures
 
 
 def number(text: str) -> float:
-    """Return a finite number. Raises UserError if it is none."""
+    """Parse a number. Raises UserError if it is not a finite one."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`train.py` as a process of its own; what it writes is what the page shows."""
+"""Training for the page: `train.py` as a separate process, whose files the page shows."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 RECIPE = PROJECT / "configs" / "few_clips.json"
-MIN_CLASSES, MIN_CLIPS = 2, 5  # clips of each class
+MIN_CLASSES, MIN_CLIPS = 2, 5  # per class
 SHOWN_BYTES = 4000  # of the log
 ENDED = "the training ended without a message"
 KILLED = f"{ENDED}; it may have been killed, for example because memory was short: see the log"
@@ -39,23 +39,23 @@ class Training:
     """The training of a data set, which may have been started by an earlier teach.py."""
 
     def __init__(self, data_set: DataSet, device_type: str, gpus: str | None):
-        """gpus: the flag -g."""
+        """Read the newest status; gpus: the flag -g."""
         self.data_set, self.device_type, self.gpus = data_set, device_type, gpus
         self.config_path, self.log = data_set.folder / CONFIG_FILE, data_set.folder / "training.log"
         name = data_set.folder.name or "clips"
-        with suppress(UserError):  # there is none yet; the folder may have been renamed since
+        with suppress(UserError):  # there is none yet; or the folder was renamed
             name = load_config(self.config_path).model_name
         self.run_folder = data_set.folder / "trainings" / name
         self.lock, self.process, self.is_stopping = threading.Lock(), None, False
 
     def start(self, is_resumed: bool) -> None:
-        """Train anew, or go on with the run that was stopped. Raises UserError if that cannot be.
+        """Start a training, or resume the stopped one. Raises UserError if that is not possible.
 
-        The process outlives neither `close` nor its end; its messages go to the log.
+        Its messages go to the log. `close` ends the process.
         """
         with self.lock, open(self.log, "ab") as log:
             if not try_lock(log.fileno()):
-                raise UserError("a training is running already")
+                raise UserError("a training is already running")
             if not is_resumed:
                 self._check_clips()
                 self.data_set.balance()
@@ -80,7 +80,7 @@ class Training:
                             f"each; record more{f' of {summarize(few)}' if few else ''}")
 
     def write_config(self, anew: bool) -> None:
-        """Write config.json: the recipe, the reader's own keys, and what follows from the clips.
+        """Write config.json: the recipe, the reader's keys, and those that depend on the clips.
 
         Unless `anew`, only the paths change: the folder may have been copied or renamed.
         """
@@ -102,7 +102,7 @@ class Training:
         write_text(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def stop(self) -> None:
-        """Ask the process to save and exit, as Ctrl-C does in a terminal."""
+        """Ask the process to save and exit, like Ctrl-C in a terminal."""
         with self.lock:
             if not self._is_running():
                 return
@@ -117,7 +117,7 @@ class Training:
                 os.kill(number, signal.SIGTERM)
 
     def close(self) -> None:
-        """Stop, and wait until all is saved."""
+        """Stop the process, and wait until it has saved."""
         self.stop()
         if self.process:
             self.process.wait()
@@ -134,7 +134,7 @@ class Training:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def progress(self) -> dict:
-        """Return what the page shows: the state, the rows of the history, and the log's end."""
+        """Return what the page shows: state, rows of the history, and the end of the log."""
         with self.lock:
             is_running = self._is_running()
         status, messages = read_status(self.run_folder), self._messages()
@@ -142,7 +142,7 @@ class Training:
         has_network = (self.run_folder / LAST_CHECKPOINT).exists()
         return {
             "state": state, "error": error,
-            "can_go_on": state in ("stopped", "failed") and has_network,
+            "can_resume": state in ("stopped", "failed") and has_network,
             "num_epochs": self._num_epochs(), "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
             "has_network": has_network,
@@ -155,7 +155,7 @@ class Training:
         return None
 
     def _history(self) -> list[dict]:
-        """Return the rows of history.csv; NaN and inf, which JSON lacks, are None."""
+        """Return the rows of history.csv, with None for NaN and inf, which JSON lacks."""
         path = self.run_folder / HISTORY_FILE
         if not path.exists():
             return []
@@ -169,11 +169,11 @@ class Training:
 def _state(is_running: bool, status: Status | None, messages: str, was_stopped: bool):
     """Return the state of a training, as the page shows it, and its error.
 
-    status: that of the process, or None if it has not come so far. messages: of its log.
+    status: that of the process, or None if it has not written one. messages: of its log.
     """
     if is_running:
         return "running", ""
-    if not status:  # it ended before its run folder was made, or there was none
+    if not status:  # it ended before it made its run folder, or was never started
         if was_stopped:
             return "stopped", ""
         return ("failed", messages.strip() or ENDED) if messages else ("none", "")

@@ -64,7 +64,7 @@ def test_a_log_that_cannot_be_written_ends_without_the_run(tmp_path, monkeypatch
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     settings = make_settings(tmp_path, num_epochs=4)
     assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
-    assert "note: the TensorBoard log cannot be written any more" in capsys.readouterr().out
+    assert "note: the TensorBoard log can no longer be written" in capsys.readouterr().out
     assert len(read_csv(run_folder(settings) / "history.csv")) == 4
 
 

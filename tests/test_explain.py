@@ -79,7 +79,7 @@ def test_all_pictures_are_written_and_shown_in_tensorboard(trained, capsys):
     folder = run_folder(trained)
     assert explain.main(["-c", str(folder / "checkpoint.pth.tar"), "-g", "cpu"]) == 0
     explained = folder / "explained"
-    assert "squares are change over time (random kernels: 50 %)" in capsys.readouterr().out
+    assert "energy is change over time (random kernels: 50 %)" in capsys.readouterr().out
     names = {path.name for path in explained.iterdir() if "tfevents" not in path.name}
     clips = {name.split("_")[-1] for name in names if name.startswith("activations")}
     assert len(clips) == len(CLASSES)

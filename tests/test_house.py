@@ -13,7 +13,7 @@ import pytest
 from runs import curves
 
 PROJECT = Path(__file__).parent.parent
-ROOMS = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
+PACKAGES = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
          "own_clips", "teaching")
 COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough", "pack",
             "teach")
@@ -67,12 +67,12 @@ def imports(files) -> dict[str, set[str]]:
     return found
 
 
-def room_of(module) -> str:
+def package_of(module) -> str:
     return module.split(".")[0]
 
 
 def floor_of(module) -> int:
-    return next(number for number, floor in enumerate(FLOORS) if room_of(module) in floor)
+    return next(number for number, floor in enumerate(FLOORS) if package_of(module) in floor)
 
 
 def circle(graph) -> list[str]:
@@ -86,16 +86,16 @@ def circle(graph) -> list[str]:
 def wrong_arrows(root) -> list[str]:
     files = python_files(root)
     known = {name for floor in FLOORS for name in floor}
-    if homeless := {room_of(name) for name in files} - known:
+    if homeless := {package_of(name) for name in files} - known:
         return [f"on no floor: {', '.join(sorted(homeless))}"]
     arrows = imports(files)
     problems = [f"{name} imports {other}, which is above it" for name in arrows
                 for other in sorted(arrows[name]) if floor_of(other) > floor_of(name)]
-    rooms = {}
+    packages = {}
     for name in arrows:
-        others = {room_of(other) for other in arrows[name]} - {room_of(name)}
-        rooms[room_of(name)] = rooms.get(room_of(name), set()) | others
-    return problems or circle(arrows) or circle(rooms)
+        others = {package_of(other) for other in arrows[name]} - {package_of(name)}
+        packages[package_of(name)] = packages.get(package_of(name), set()) | others
+    return problems or circle(arrows) or circle(packages)
 
 
 def wrong_sizes(root) -> list[str]:
@@ -104,12 +104,12 @@ def wrong_sizes(root) -> list[str]:
     problems = []
     if len(at_the_top) > MAX_TOP_FILES:
         problems.append(f"{len(at_the_top)} Python files at the top")
-    for room in ROOMS:
-        door, inside = root / room / "__init__.py", list((root / room).glob("[!_]*"))
+    for package in PACKAGES:
+        door, inside = root / package / "__init__.py", list((root / package).glob("[!_]*"))
         if not door.exists() or not ast.get_docstring(ast.parse(door.read_text())):
-            problems.append(f"{room}/__init__.py does not say what the room is for")
+            problems.append(f"{package}/__init__.py does not say what the package is for")
         if len(inside) > MAX_PACKAGE_FILES:
-            problems.append(f"{len(inside)} files in {room}/")
+            problems.append(f"{len(inside)} files in {package}/")
     for path in files.values():
         name, num_lines = path.relative_to(root).as_posix(), len(path.read_text().splitlines())
         if num_lines > MAX_LINES and name not in LONGER_FILES:
@@ -146,7 +146,7 @@ def test_imports_point_down_and_make_no_circle():
 
 def test_tests_are_in_folders_of_the_rooms():
     folders = {path.parent for path in (PROJECT / "tests").glob("*/test_*.py")}
-    assert folders and {folder.name for folder in folders} <= set(ROOMS)
+    assert folders and {folder.name for folder in folders} <= set(PACKAGES)
 
 
 def test_files_rooms_and_commands_are_small():
@@ -159,7 +159,7 @@ def test_files_rooms_and_commands_are_small():
 @pytest.fixture
 def house(tmp_path):
     """A copy of the program, to be changed."""
-    for name in (*ROOMS, "configs"):
+    for name in (*PACKAGES, "configs"):
         shutil.copytree(PROJECT / name, tmp_path / "house" / name,
                         ignore=shutil.ignore_patterns("__pycache__"))
     for path in PROJECT.glob("*.py"):

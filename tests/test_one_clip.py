@@ -190,8 +190,8 @@ def test_long_films_are_noted(project, tmp_path, capsys):
         assert predict.main(["-c", checkpoint, "-g", "cpu", str(folder / "200"),
                              str(folder / "40")]) == 0
         error = capsys.readouterr().err
-        assert error.count("note: long clips (over 3 s of which no frame is looked at): 1 of 2; "
-                           f"like --eval_only, this takes each for one gesture and looks at "
+        assert error.count("note: long clips (over 3 s of which no frame is used): 1 of 2; "
+                           f"like --eval_only, this treats each as one gesture and uses "
                            f"{4 * nclips} of its frames; cut it") == count
 
 

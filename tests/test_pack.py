@@ -316,11 +316,11 @@ def animated_webp() -> bytes:
 
 
 @pytest.mark.parametrize("members, problem", [
-    ([("a/1.jpg", b"1"), ("b/1.jpg", b"2"), ("a/2.jpg", b"3")], "a: the clip is there twice"),
+    ([("a/1.jpg", b"1"), ("b/1.jpg", b"2"), ("a/2.jpg", b"3")], "a: the clip occurs twice"),
     ([("a/1.jpg", b"1"), ("a/1.jpg", b"2")], "a: two frames have the same name"),
     ([("a/1.jpg", b"1"), ("a/2.jpg", None)], "a/2.jpg: is a link; unpack the archive"),
     ([("1.jpg", b"1")], "1.jpg: is in no folder"),
-    ([("../a/1.jpg", b"1")], "leads out of the archive"),
+    ([("../a/1.jpg", b"1")], "points outside the archive"),
     ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
     ([("a/1.webp", animated_webp())], "a/1.webp: is a film; unpack the archive"),
     ([("a/1.gif", b"1")], "a/1.gif: is a video; unpack the archive"),
@@ -347,7 +347,7 @@ def test_what_an_archive_must_not_have(tmp_path, monkeypatch, capsys, members, p
     (["mine.zip", "clips", "--height", "0"], "--height: found 0; expected 1"),
     (["mine.zip", "clips", "--quality", "101"], "--quality: found 101; expected 1 to 100"),
     (["mine.zip", "a.tgz", "b.tgz"], "a.tgz, b.tgz: not the numbered parts of one archive"),
-    (["precious.zip", "clips"], "precious.zip: a pack that is cut off, or a ZIP file that is no "
+    (["precious.zip", "clips"], "precious.zip: a pack that is cut off, or a ZIP file but not a "
                                 "pack"),
     (["none.zip", "--check"], "none.zip: cannot be read (No such file"),
 ])  # fmt: skip

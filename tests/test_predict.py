@@ -331,7 +331,7 @@ def test_what_is_no_film_is_counted_and_named(checkpoint, tmp_path, capsys):
     assert predict.main(["-c", checkpoint, "-g", "cpu", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "CLIP.MTS" in captured.out and "a.webp" in captured.out
-    assert "note: passed over: 3 files that are no films: " in captured.err
+    assert "note: ignored: 3 files that are not films: " in captured.err
     assert all(name in captured.err for name in ("a.txt", "thumb.jpg", "index.ts"))
 
 
@@ -369,7 +369,7 @@ def test_a_missing_camera_and_unusable_checkpoints(checkpoint, trained, tmp_path
     write_clip(tmp_path / "clip", draw_frames("Left", 9, np.random.default_rng(0)))
     for name, change, problem in (
         ("without.tar", {"classes": None}, "has no class names"),
-        ("others.tar", {"classes": ["a", "b", "c"]}, "knows other classes than"),
+        ("others.tar", {"classes": ["a", "b", "c"]}, "classes are not those of"),
         ("newer.tar", {"config": saved["config"] | {"new_key": 1}}, "another version (new_key)"),
     ):
         contents = {key: value for key, value in (saved | change).items() if value is not None}

@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path):
         assert status == expected.get(end, -signal.SIGKILL), output + errors
         assert "Traceback" not in errors and "error:" not in errors
         met[end] += 1
-        met["gone on from the one before"] += "the one before" in errors
+        met["gone on from the one before"] += "the previous one" in errors
         met["half a file left"] += any(folder.glob("*.partial"))
         met["last checkpoint missing"] += not is_whole(folder / "checkpoint.pth.tar")
     saved = load_checkpoint(folder / "checkpoint.pth.tar")

@@ -173,7 +173,7 @@ def test_a_run_folder_in_use_is_refused_before_the_work(trained, monkeypatch, ca
     config, folder = trained
     monkeypatch.setattr(train, "start_run", lambda *_: pytest.fail("it has begun"))
     assert train.main(["--config", config]) == 2
-    assert f"{folder}: holds a run already" in capsys.readouterr().err
+    assert f"{folder}: already has a run" in capsys.readouterr().err
 
 
 def test_evaluation_needs_the_weights_alone(write_config, settings, capsys):

@@ -1,1 +1,1 @@
-"""What a run moves and keeps: state, folder, checkpoints, optimizer, mixing, averaged weights."""
+"""The parts of a run: state, folder, checkpoints, optimizer, mixing, averaged weights."""

@@ -11,11 +11,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class AverageOfWeights:
     """Exponential moving average of a model's weights and BatchNorm statistics.
 
-    `module` is the network with them, in evaluation mode; `update_parameters` is to be called
-    after each step of the optimizer. It never waits for a GPU, as PyTorch's AveragedModel does.
+    `module` is the averaged network, in evaluation mode; call `update_parameters` after each step
+    of the optimizer. Unlike PyTorch's AveragedModel, it never waits for a GPU.
 
-    decay: share of the past in each step; at the start it is less, so that the first weights,
-    which mean nothing, are soon forgotten. (As in TensorFlow's ExponentialMovingAverage)
+    decay: weight of the old average in each step; smaller at the start, so that the random first
+    weights are soon forgotten. (As in TensorFlow's ExponentialMovingAverage)
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -24,7 +24,7 @@ class AverageOfWeights:
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Move the average to the weights of `model`; counters of batches are copied."""
+        """Move the average towards the weights of `model`; batch counters are copied."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         moved = []

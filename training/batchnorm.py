@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics, computed anew for the weights that are evaluated.
+"""BatchNorm's running statistics, recomputed for the weights that are evaluated.
 
-In training they are a moving average over the last steps, whose weights were others. After few
-steps they lag far behind, and evaluation, which uses them, is far below what the weights can do.
-(Wu and Johnson, arXiv 2105.07576, section 3)
+In training they are a moving average over the last steps, when the weights were different. After
+few steps they lag far behind, and evaluation, which uses them, scores far below what the weights
+can do. (Wu and Johnson, arXiv 2105.07576, section 3)
 """
 
 import copy
@@ -23,9 +23,9 @@ NUM_CLIPS = 512  # enough for means and variances; an epoch may have fewer
 def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Config) -> None:
     """Set the running means and variances of `model` to those over up to NUM_CLIPS clips.
 
-    The clips are the first of the epoch's training clips as they were augmented in it; dropout is
-    off. The new statistics are in place only once all is computed, so a signal leaves the old ones.
-    Every process has to call this; each computes a part.
+    The clips are the epoch's first training clips, augmented as in that epoch; dropout is off.
+    The new statistics are only set once all are computed, so a signal leaves the old ones.
+    Every process must call this; each computes a part.
     """
     if not _norms(model):
         return

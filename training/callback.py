@@ -1,11 +1,11 @@
-"""The moments of a run at which callbacks are called; `callbacks.py` has those of every run."""
+"""The base class of callbacks; `callbacks.py` has those that every run uses."""
 
 from system import processes
 from training.run import Run, save_run
 
 
 class Callback:
-    """Does nothing; what watches or records a run overrides the moments that it needs.
+    """The base class of callbacks, whose methods do nothing; override those that you need.
 
     Every process has the same callbacks and calls them in the same order.
     """
@@ -17,11 +17,11 @@ class Callback:
         """Act before the first step of an epoch, or the first one since the run was resumed."""
 
     def vote(self, run: Run) -> int:
-        """Return a number above 0 to call `on_vote` in all processes. Asked around each step."""
+        """Return a number above 0 to call `on_vote` in all processes. Called around each step."""
         return 0
 
     def on_vote(self, run: Run, highest: int) -> None:
-        """Act in all processes after a vote above 0 in one; highest: that of all processes."""
+        """Act in all processes after a vote above 0 in any; highest: the highest vote."""
 
     def on_batch(self, run: Run, batch) -> None:
         """Act before the step of a training batch."""
@@ -30,7 +30,7 @@ class Callback:
         """Act after the backward pass. loss_sum, gradient_norm: scalars on the device."""
 
     def on_step(self, run: Run, num_clips: int) -> None:
-        """Act after a step. num_clips: those of all processes."""
+        """Act after a step. num_clips: clips in all processes."""
 
     def on_validation_start(self, run: Run) -> None:
         """Act after all steps of the epoch."""
@@ -48,14 +48,14 @@ class Callback:
         """Act after an epoch; its row is in the history."""
 
     def on_save(self, run: Run) -> dict:
-        """Return what a checkpoint is to keep of this callback; may raise, so that none is saved.
+        """Return the keys that a checkpoint keeps for this callback. An error prevents saving.
 
-        Every process calls it.
+        Every process calls this.
         """
         return {}
 
     def load(self, run: Run, checkpoint: dict) -> None:
-        """Continue from a checkpoint with what `on_save` returned, if it has that."""
+        """Restore what `on_save` returned, if the checkpoint has it."""
 
     def on_end(self, run: Run, reason: str) -> None:
         """Act after the last epoch. reason: why training is over."""
@@ -68,10 +68,10 @@ class Callback:
 
 
 def sync_callbacks(callbacks: list[Callback], run: Run, num_clips: int) -> list[int]:
-    """Exchange, in one collective call, what processes must know of each other before a step.
+    """Exchange votes and numbers of clips between processes, in one collective call per step.
 
     Returns the `num_clips` of each process. If a callback votes in one process, `on_vote` is called
-    in all of them, before this returns.
+    in all processes before this returns.
     """
     votes = processes.all_gather_ints(
         clips=num_clips, **{str(n): callback.vote(run) for n, callback in enumerate(callbacks)}
@@ -84,7 +84,7 @@ def sync_callbacks(callbacks: list[Callback], run: Run, num_clips: int) -> list[
 
 
 def save_with_callbacks(run: Run, callbacks: list[Callback], is_best: bool = False) -> None:
-    """Save the run with what its callbacks keep. Every process must call this."""
+    """Save the run with its callbacks' state. Every process must call this."""
     more = {}
     for callback in callbacks:
         more |= callback.on_save(run)

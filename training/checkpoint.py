@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole or not at all, loaded as plain data, whoever made them.
+"""Checkpoints: saved atomically, and loaded as plain data, even those of strangers.
 
 A checkpoint is a dict with at least `state_dict`; `Contents` lists the keys of ours.
 """
@@ -22,20 +22,20 @@ from clips.frames import composed
 from system.errors import UserError, summarize, summarize_validation
 from system.files import atomic_write
 
-# int64 is that of the counters of batches.
+# int64 is for batch counters.
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 Count = Annotated[int, Field(ge=0)]
-MAX_DEPTH = 4  # of our checkpoints; others may be endless
+MAX_DEPTH = 4  # deepest of our checkpoints; others may be endless
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-# Numbers and text of NumPy, which many programs save as scores; they hold no other objects.
+# NumPy's numbers and text, which many programs save as scores; they contain no other objects.
 NUMPY_SCALARS = [
     np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSU"),
     *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar")
       for core in ("core", "_core")),
 ]  # fmt: skip
-# No program saves these with its weights: they are what makes a pickle run something.
+# No program saves these with its weights: they make a pickle run code.
 DANGEROUS = re.compile(
     r"(os|posix|nt|sys|subprocess|commands|shutil|socket|pty|runpy|importlib|pickle|marshal|ctypes|code)\.|"
     r"(builtins|__builtin__)\.(eval|exec|compile|open|getattr|setattr|__import__|print|globals)$"
@@ -52,11 +52,11 @@ class Contents(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
     state_dict: dict[str, torch.Tensor]
-    epoch: Count = 0  # epochs finished
+    epoch: Count = 0  # finished epochs
     arch: str = ""
-    best_prec1: Finite = 0.0  # percent; below 0: no epoch is finished yet
-    step: Count = 0  # steps finished in the running epoch
-    seconds: Finite = 0.0  # that they took
+    best_prec1: Finite = 0.0  # percent; below 0: no epoch is finished
+    step: Count = 0  # finished steps of the current epoch
+    seconds: Finite = 0.0  # seconds that they took
     classes: list[str] | None = None
     train_clips: str | None = None  # digest of the training set
     config: dict[str, bool | int | float | str | list[int | float] | dict[str, str] | None] = {}
@@ -83,8 +83,8 @@ class Contents(BaseModel):
         return rows
 
 
-# What DataParallel and DistributedDataParallel, torch.compile, FSDP, checkpointing of activations
-# and Lightning put into the names of the weights.
+# What DataParallel, DistributedDataParallel, torch.compile, FSDP, activation checkpointing and
+# Lightning add to the names of weights.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
             "_forward_module")
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
@@ -103,7 +103,7 @@ PUBLISHED_NAMES = {
 
 
 def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
-    """Write `checkpoint` to `path` atomically, and keep the file that was there as `previous_path`.
+    """Write `checkpoint` to `path` atomically; keep the previous file as `previous_path`.
 
     Raises UserError if it cannot be written; the old one is then untouched.
     """
@@ -111,21 +111,21 @@ def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:
         with atomic_write(path, backup=previous_path, sync=True) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:
-        # For a full disk PyTorch raises a RuntimeError about positions, after the true one.
+        # On a full disk PyTorch raises a RuntimeError about positions after the real error.
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise UserError(
-            f"{path}: checkpoint cannot be written ({_first_line(reason)}); the one before is "
-            "whole; make room or set output_dir to another disk, then --resume True"
+            f"{path}: checkpoint cannot be written ({_first_line(reason)}); the previous one is "
+            "intact; make room or set output_dir to another disk, then --resume True"
         ) from None
 
 
 def load_checkpoint(path, or_weights=False) -> dict:
     """Return the checkpoint at `path`, its tensors on the CPU.
 
-    or_weights: a plain dict of name -> tensor, as torchvision's downloads are, is returned, too.
-    Raises UserError if the file holds something else, or anything but plain data: pickled objects
-    are never built, so that a file from a stranger cannot run code. DamagedCheckpointError if it is
-    missing or cannot be read.
+    or_weights: also accept a plain dict of name -> tensor, such as torchvision's downloads.
+    Raises UserError if the file is something else or has more than plain data: pickled objects
+    are never built, so that a file from a stranger cannot run code. Raises DamagedCheckpointError
+    if it is missing or cannot be read.
     """
     contents = _load_plain_data(path)
     if isinstance(contents, dict) and "state_dict" in contents:
@@ -136,7 +136,7 @@ def load_checkpoint(path, or_weights=False) -> dict:
     )
     if not (or_weights and are_weights):
         raise UserError(
-            f"{path}: no checkpoint of a network: it has no state_dict; choose another file"
+            f"{path}: not a network's checkpoint: it has no state_dict; choose another file"
         )
     return dict(contents)
 
@@ -148,14 +148,14 @@ def _load_plain_data(path):
         )
     is_whole = False
     try:
-        if zipfile.is_zipfile(path):  # checkpoints from before PyTorch 1.6 are none
+        if zipfile.is_zipfile(path):  # not so for checkpoints from before PyTorch 1.6
             _check_entries(path)
             is_whole = True
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
-            warnings.simplefilter("ignore")  # about kinds of tensor that are refused later
+            warnings.simplefilter("ignore")  # about tensor types that are refused later
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything for a file that is not its own
-        # A file whose checksums are right was written as it is: nothing else may replace it.
+    except Exception as error:  # torch raises nearly anything for other files
+        # With valid checksums the file is as written; the previous one must not replace it.
         is_refused = is_whole and isinstance(error, pickle.UnpicklingError)
         kind = UserError if is_refused else DamagedCheckpointError
         found = _refused_types(path, error)
@@ -172,12 +172,12 @@ def _load_plain_data(path):
 def _refused_types(path, error) -> list[str]:
     """Return the names of functions and classes in a checkpoint that made `torch.load` refuse it.
 
-    Of a checkpoint from before PyTorch 1.6, the first one only.
+    For a checkpoint from before PyTorch 1.6, only the first one.
     """
     first = re.search(r"GLOBAL ([\w.]+)", str(error))
     if not first:
         return []
-    # It can read neither earlier nor damaged ones.
+    # It reads neither older nor damaged checkpoints.
     with suppress(Exception), torch.serialization.safe_globals(NUMPY_SCALARS):
         if found := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             return sorted(found)
@@ -190,12 +190,12 @@ def _conversion_message(path, found: list[str]) -> str:
             f"torch.save({{'state_dict': saved['state_dict']}}, {weights!r})")
     is_plain = not set('"$`\\!') & set(code)
     return (f"{path}: has more than plain data: {summarize(found, 5)}; it is not loaded, since it "
-            f"could run code; if you trust who made it, copy its weights to {weights} by python -c "
+            f"could run code; if you trust its author, copy its weights to {weights} by python -c "
             + (f'"{code}"' if is_plain else shlex.quote(code)))
 
 
 def _check_entries(path) -> None:
-    """Raise ValueError if an entry's checksum or size is wrong; `torch.load` compares neither."""
+    """Raise ValueError if an entry's checksum or size is wrong; `torch.load` checks neither."""
     with zipfile.ZipFile(path) as archive:
         # PyTorch stores files uncompressed, and reads nothing for what looks like a folder.
         misread = (entry.filename for entry in archive.infolist()
@@ -219,7 +219,7 @@ def _checked_contents(checkpoint, path) -> dict:
 
 
 def _plain(value, depth=0):
-    """Return a value with Python's numbers and text in place of NumPy's."""
+    """Replace NumPy's numbers and text in a value by Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if depth < MAX_DEPTH and type(value) in (dict, list):
@@ -242,20 +242,20 @@ def with_averaged_weights(checkpoint: dict) -> dict:
 
 
 def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint, or plain weights, under the names of our networks.
+    """Return the weights of a checkpoint, or plain weights, with the names of our networks.
 
-    Names of published checkpoints are replaced, and those of what wrapped a network or a part of it
-    left out: `module._orig_mod.conv_layer2.3.weight` -> `blocks.1.3.weight`. Raises UserError if
-    two weights then have one name.
+    Replaces the names of published checkpoints and removes those that wrappers added:
+    `module._orig_mod.conv_layer2.3.weight` -> `blocks.1.3.weight`. Raises UserError if two weights
+    then have the same name.
     """
     weights = {}
     for name, value in checkpoint.get("state_dict", checkpoint).items():
-        if name == "n_averaged":  # the counter of torch.optim.swa_utils.AveragedModel
+        if name == "n_averaged":  # counter of torch.optim.swa_utils.AveragedModel
             continue
         layer, *rest = [part for part in name.split(".") if part not in WRAPPERS] or [name]
         own_name = ".".join([PUBLISHED_NAMES.get(layer, layer), *rest])
         if own_name in weights:
-            raise UserError(f"{own_name}: is there twice in the checkpoint, once as {name}; keep "
+            raise UserError(f"{own_name}: occurs twice in the checkpoint, once as {name}; keep "
                             "the weights of one network")
         weights[own_name] = value
     return weights
@@ -264,15 +264,15 @@ def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
 def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torch.Tensor]:
     """Copy the weights of `checkpoint` into `model`; return those that were copied.
 
-    except_for: how the names of those begin that `model` keeps.
-    Raises UserError that names the first differences if the weights are of another network.
+    except_for: prefixes of the weights that `model` keeps.
+    Raises UserError that names the first differences if the weights are those of another network.
     """
     own = {name: value for name, value in model.state_dict().items()
            if not name.startswith(tuple(except_for))}
     weights = {name: value for name, value in network_weights(checkpoint).items()
                if not name.startswith(tuple(except_for))}
     problems = [f"{name} is unknown" for name in weights if name not in own]
-    # Counters of batches came with PyTorch 0.4.1; older checkpoints lack them, evaluation too.
+    # Batch counters came with PyTorch 0.4.1; older checkpoints lack them.
     problems += [f"{name} is missing" for name in own
                  if name not in weights and not name.endswith("num_batches_tracked")]
     problems += [
@@ -290,13 +290,13 @@ def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torc
 
 
 def check_usable(weights: dict[str, torch.Tensor], path) -> None:
-    """Raise UserError that names the first weights that no network can compute with."""
+    """Raise UserError that names the first weights that cannot be used."""
     unusable = [f"{name} ({value.dtype})" for name, value in weights.items()
                 if value.is_meta or value.layout != torch.strided
                 or value.dtype not in WEIGHT_TYPES or not value.isfinite().all()]
     if unusable:
         raise UserError(
-            f"{path}: weights that are NaN, infinite or of an unusual type: "
+            f"{path}: weights that are NaN, inf or of an unusual type: "
             f"{summarize(unusable, 3)}; take an earlier checkpoint"
         )
 
@@ -305,7 +305,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
     """Raise UserError that names the differences unless the classes are the same, in order."""
     known = checkpoint.get("classes")
     if known is None:
-        print(f"{path} has no class names; they are taken to be those of {labels_csv}, in order")
+        print(f"{path} has no class names; assuming those of {labels_csv}, in order")
         return
     known = list(map(composed, known))
     differences = [f"class {index} is {theirs!r} there, {ours!r} in {labels_csv}"
@@ -313,7 +313,7 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
                    if theirs != ours]
     if differences:
         raise UserError(
-            f"{path}: knows {len(known)} classes, {labels_csv} names {len(class_names)}: "
+            f"{path}: has {len(known)} classes, {labels_csv} has {len(class_names)}: "
             f"{summarize(differences, 3)}; use the labels file it was trained with, or start a new "
             'run from its weights with "pretrained" and "new_head": true'
         )

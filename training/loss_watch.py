@@ -10,7 +10,7 @@ from training.callback import Callback
 
 
 class _Step(NamedTuple):
-    """A step that is still to be looked at."""
+    """A step that has not been checked."""
 
     is_bad: torch.Tensor  # bool [2], on the CPU: this process's loss, the common gradient
     arrived: torch.cuda.Event | None  # after which `is_bad` can be read
@@ -21,14 +21,14 @@ class _Step(NamedTuple):
 
 
 class StopOnBadLoss(Callback):
-    """A loss or gradient that is NaN or inf stops the run, in all processes, and is never saved.
+    """Stop the run in all processes if a loss or gradient is NaN or inf; it is never saved.
 
-    The optimizer has not moved in such a step (see `device.loss_scaler`). A GPU is asked about the
-    step before the last one only, which it has finished.
+    The optimizer skips such a step (see `device.loss_scaler`). On a GPU, only the step before the
+    last one is checked, which it has finished.
     """
 
     def __init__(self, device: torch.device, precision: str):
-        """precision: its name, for the message."""
+        """Watch a run; precision: its name, for the message."""
         self.device, self.precision = device, precision
         self.waiting: list[_Step] = []
         self.bad: _Step | None = None
@@ -37,7 +37,7 @@ class StopOnBadLoss(Callback):
         self.ids = train_loader.dataset.annotations.ids
 
     def before_optimizer_step(self, run, batch, loss_sum, gradient_norm):
-        # While fp16's scale is above 1, gradients of inf only bring it down.
+        # While fp16's scale is above 1, inf gradients only lower it.
         scale = run.scaler.scale(torch.ones((), device=run.device))
         is_bad = torch.stack([~loss_sum.isfinite(), ~gradient_norm.isfinite() & (scale <= 1)])
         rate, ids = run.optimizer.param_groups[0]["lr"], self.ids[batch.indices.numpy()]
@@ -76,15 +76,15 @@ class StopOnBadLoss(Callback):
         return self.bad is not None
 
     def raise_if_bad(self) -> None:
-        """Wait for what is known of the last step. Every process must call this.
+        """Wait for the result of the last step. Every process must call this.
 
-        Raises UserError if a step was bad in any of them.
+        Raises UserError if a step was bad in any process.
         """
         if not processes.all_max(bad=self.found_bad(is_last_included=True))["bad"]:
             return
         steps = processes.all_gather([self.bad._replace(arrived=None)] if self.bad else [])
         first = min(steps, key=lambda step: (step.epoch, step.step))
-        # A bad loss in one process is a bad gradient in all; the clips are the one's.
+        # A bad loss in one process is a bad gradient in all; name that process's clips.
         culprits = [step for step in steps if step.is_bad[0]] or steps
         ids = [clip_id for step in culprits if step.step == first.step for clip_id in step.ids]
         in_fp32 = "" if self.precision == "fp32" else (
@@ -93,6 +93,6 @@ class StopOnBadLoss(Callback):
         raise UserError(
             f"the loss or its gradient is NaN or inf in epoch {first.epoch + 1}, step "
             f"{first.step + 1}, at a learning rate of {first.learning_rate:g}, with the clips "
-            f"{summarize(ids, 100)}; {in_fp32}lower lr, or look at these clips; the last "
+            f"{summarize(ids, 100)}; {in_fp32}lower lr, or check these clips; the last "
             "checkpoint is from before this step"
         )

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: what a training step does to a whole batch of clips on the device."""
+"""Mixup and CutMix: augmentations of a whole batch of clips on the device."""
 
 import torch
 
@@ -6,14 +6,14 @@ from config import Config
 
 
 def mix_batch(clips: torch.Tensor, labels: torch.Tensor, num_classes: int, config: Config):
-    """Blend each clip, and its label likewise, with the one before it, if the config says so.
+    """Blend each clip and its label with the clip before it, if the config says so.
 
     Mixup (Zhang et al., arXiv 1710.09412) blends whole clips, CutMix (Yun et al., arXiv
     1905.04899) replaces a box, the same in all frames. With both, each step draws one of them.
 
-    clips: float [N, C, T, H, W]; labels: int64 [N]. Returns the clips, and the labels as they were
-    or as shares float [N, num_classes]. What is random comes from PyTorch's global generator of
-    the CPU, which `seed_step` sets.
+    clips: float [N, C, T, H, W]; labels: int64 [N]. Returns the clips, and the labels unchanged or
+    as probabilities, float [N, num_classes]. Random numbers come from PyTorch's global CPU
+    generator, which `seed_step` seeds.
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return clips, labels
@@ -23,8 +23,8 @@ def mix_batch(clips: torch.Tensor, labels: torch.Tensor, num_classes: int, confi
     mixers = [(v2.MixUp, config.mixup_alpha), (v2.CutMix, config.cutmix_alpha)]
     mixers = [(mixer, alpha) for mixer, alpha in mixers if alpha]
     mixer, alpha = mixers[int(torch.randint(len(mixers), ()))]
-    # As a Video, since a plain tensor may have four dimensions only.
+    # As a Video, since a plain tensor may only have four dimensions.
     clips, targets = mixer(alpha=alpha, num_classes=num_classes)(tv_tensors.Video(clips), labels)
-    # On a GPU MixUp loses the memory order that convolutions like best.
+    # On a GPU, MixUp loses the channels-last memory format.
     clips = clips.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last_3d)
     return clips, targets

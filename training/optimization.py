@@ -9,19 +9,19 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from config import Config
 from system.errors import UserError, summarize
 
-# A validation loss counts as lower if it is by this fraction (as in PyTorch's scheduler).
+# A validation loss counts as lower if it is lower by this fraction (as in PyTorch's scheduler).
 PLATEAU_THRESHOLD = 1e-4
 
 
 def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Optimizer:
     """Build the optimizer that the config names.
 
-    Adam is with AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
+    Adam uses AMSGrad by default (Reddi et al., https://openreview.net/pdf?id=ryQu7f-RZ); AdamW:
     Loshchilov and Hutter, arXiv 1711.05101.
     """
     shared = {"lr": config.lr, "weight_decay": config.weight_decay}
     shared["fused"] = device.type == "cuda"  # one kernel for all parameters
-    # Adam is the tutorial's, which decays all.
+    # The tutorial's Adam decays all parameters.
     decays_all = config.optimizer == "adam"
     groups = list(model.parameters()) if decays_all else decayed_and_others(model)
     if config.optimizer == "sgd":
@@ -33,7 +33,7 @@ def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Opt
 def decayed_and_others(model: nn.Module) -> list[dict]:
     """Return parameter groups: weights with weight decay; biases and BatchNorm's without.
 
-    A scale or an offset that is pulled to 0 makes a network no simpler. (He et al., arXiv
+    Pulling a scale or an offset to 0 makes a network no simpler. (He et al., arXiv
     1812.01187, section 3.1)
     """
     kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -43,9 +43,9 @@ def decayed_and_others(model: nn.Module) -> list[dict]:
 
 
 def optimizer_state(optimizer, model: nn.Module) -> dict:
-    """Return the optimizer's `state_dict`, states numbered as `model.parameters()` are.
+    """Return the optimizer's `state_dict`, with states numbered like `model.parameters()`.
 
-    So a checkpoint does not depend on how parameters are grouped.
+    A checkpoint then does not depend on how parameters are grouped.
     """
     numbers = _numbers_of_parameters(optimizer, model)
     own = optimizer.state_dict()
@@ -55,7 +55,7 @@ def optimizer_state(optimizer, model: nn.Module) -> dict:
 def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None:
     """Load what `optimizer_state` returned; settings (lr, betas ...) stay those of the config.
 
-    Raises UserError if the state is of another network or optimizer.
+    Raises UserError if the state is that of another network or optimizer.
     """
     own, states = optimizer.state_dict(), saved.get("state")
     problems = _differences(states, list(model.parameters()), optimizer.defaults)
@@ -77,10 +77,10 @@ def _numbers_of_parameters(optimizer, model) -> list[int]:
 
 
 def _differences(states, parameters, defaults) -> list[str]:
-    """Return what of the optimizer's state is missing, or does not fit the parameters."""
+    """Return what is missing in the optimizer's state or does not fit the parameters."""
     if "betas" in defaults:
         names = ["step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * defaults["amsgrad"]]
-    else:  # SGD, which without momentum keeps nothing
+    else:  # SGD without momentum keeps no state
         names = ["momentum_buffer"] if defaults["momentum"] else []
     if names and (not isinstance(states, dict) or set(states) != set(range(len(parameters)))):
         return [f"it is not that of {len(parameters)} parameters"]
@@ -97,15 +97,15 @@ def _differences(states, parameters, defaults) -> list[str]:
 def learning_rate(config: Config, epochs_done: float, validation_losses) -> float:
     """Return the learning rate of a step.
 
-    epochs_done: epochs that are finished once the step is, with the fraction of the running one.
-    validation_losses: one per finished epoch; the plateau schedule is computed from them anew, so
-    that nothing about it needs to be stored.
+    epochs_done: epochs finished after this step, with the fraction of the current one.
+    validation_losses: one per finished epoch; the plateau schedule is recomputed from them, so
+    that it needs no state.
     """
     if epochs_done < config.warmup_epochs:
         return config.lr * epochs_done / config.warmup_epochs
     if config.schedule == "cosine":
-        share = (epochs_done - config.warmup_epochs) / (config.num_epochs - config.warmup_epochs)
-        return config.last_lr + (config.lr - config.last_lr) * (1 + math.cos(math.pi * share)) / 2
+        done = (epochs_done - config.warmup_epochs) / (config.num_epochs - config.warmup_epochs)
+        return config.last_lr + (config.lr - config.last_lr) * (1 + math.cos(math.pi * done)) / 2
     if config.schedule == "plateau":
         return plateau_learning_rate(config, validation_losses)
     return config.lr
@@ -130,12 +130,12 @@ def plateau_learning_rate(config: Config, validation_losses) -> float:
 
 
 def training_is_over(config: Config, epochs_done: int, validation_losses) -> str | None:
-    """Return why training ends after `epochs_done` epochs, or None if it goes on."""
+    """Return why training ends after `epochs_done` epochs, or None if it does not."""
     if 0 < config.num_epochs <= epochs_done:  # a resumed run may be beyond it already
         return f"{epochs_done} epochs are done"
     patience = config.early_stopping_epochs
     if patience and validation_losses:
-        # A published checkpoint has epochs behind it, but no losses of them.
+        # A published checkpoint has epochs, but not their losses.
         num_worse = len(validation_losses) - 1 - validation_losses.index(min(validation_losses))
         if num_worse >= patience:
             return f"the validation loss has not fallen for {num_worse} epochs"
@@ -143,7 +143,7 @@ def training_is_over(config: Config, epochs_done: int, validation_losses) -> str
         rate = plateau_learning_rate(config, validation_losses)
         # Repeated multiplication misses last_lr by a rounding error.
         if rate <= config.last_lr * (1 + 1e-9) and rate < config.lr:
-            return f"the learning rate has come down to last_lr ({config.last_lr:g})"
+            return f"the learning rate has fallen to last_lr ({config.last_lr:g})"
     return None
 
 

@@ -1,7 +1,7 @@
-"""Weights that a new run starts from: what the config key `pretrained` names.
+"""Pretrained weights that a new run starts from, named by the config key `pretrained`.
 
-That is a checkpoint of the same network, a file that is a plain dict of name -> tensor, or the name
-of torchvision's weights. The latter two may be of a part of the network (that looks at the frames),
+It names a checkpoint of the same network, a file with a plain dict of name -> tensor, or
+torchvision's weights. The latter two may be those of the part of a network that sees single frames,
 or of its 2D counterpart, whose kernels are then inflated over time.
 """
 
@@ -27,9 +27,9 @@ from training.checkpoint import (
 )
 
 WEIGHTS_NAME = re.compile(r"\w+_Weights\.\w+")  # as torchvision names them
-# The layers of torchvision's networks that belong to the classes.
+# The classifiers of torchvision's networks.
 FILE_HEADS = ("fc.", "classifier", "head.")
-# Names of layers in our networks and in 3D ResNets -> in torchvision's 2D networks.
+# Layer names in our networks and in 3D ResNets -> in torchvision's 2D networks.
 NAMES_IN_2D = (
     (r"(backbone|spatial|temporal)\.", ""),
     (r"stem\.0\.", "conv1."),
@@ -43,7 +43,7 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
     """Copy the weights of `pretrained` into `model`, and print which start from random values.
 
     head: the prefix of the last layer's names, which keeps its random weights with `new_head`.
-    Raises UserError if there are no such weights, or if they are of another network.
+    Raises UserError if there are no such weights, or if they are those of another network.
     """
     source, reinitialized, notes = config.pretrained, [head] if config.new_head else [], []
     contents = processes.broadcast_from_main(read_source, source)
@@ -63,18 +63,18 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
     missing = [name for name in model.state_dict()
             if name not in taken and not name.endswith("num_batches_tracked")]
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
-    print("; ".join([f"weights from {source}: {len(taken)} tensors taken", *notes]))
+    print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
     warn_normalization(config)
 
 
-# --- where they are ----------------------------------------------------------------------------
+# --- finding weights ---------------------------------------------------------------------------
 
 
 def read_source(source: str) -> dict:
     """Return the checkpoint, or the plain dict of weights, that `pretrained` names.
 
-    torchvision's are kept in torch.hub's folder. Raises UserError if the weights cannot be found,
-    fetched (it says where to put the file) or read.
+    torchvision's are cached in torch.hub's folder. Raises UserError if the weights cannot be found,
+    downloaded (it says where to put the file) or read.
     """
     if not is_weights_name(source):
         return load_checkpoint(source, or_weights=True)
@@ -86,8 +86,8 @@ def read_source(source: str) -> dict:
         name = os.path.basename(urlparse(weights.url).path)
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"pretrained: {weights} cannot be fetched or read ({reason}); get {weights.url} in "
-            f"another way and put it to {os.path.join(torch.hub.get_dir(), 'checkpoints', name)}"
+            f"pretrained: {weights} cannot be downloaded or read ({reason}); get {weights.url} in "
+            f"another way and save it as {os.path.join(torch.hub.get_dir(), 'checkpoints', name)}"
         ) from None
 
 
@@ -96,7 +96,7 @@ def is_weights_name(source: str) -> bool:
 
 
 def named_weights(name: str):
-    """Return torchvision's weights of that name. Raises UserError that names the nearest."""
+    """Return torchvision's weights `name`. Raises UserError that names the nearest."""
     from torchvision import models  # here, since it takes a second that few runs need
 
     known = {f"{type(weights).__name__}.{key}": weights for model in models.list_models()
@@ -108,25 +108,25 @@ def named_weights(name: str):
 
 
 def warn_normalization(config: Config) -> None:
-    """Print what to set for colours as torchvision's weights were trained with."""
+    """Print the keys to set so that colours are normalized as for torchvision's weights."""
     if not is_weights_name(config.pretrained):
         return
     transforms = named_weights(config.pretrained).transforms()
     keys = [f'"{key}": {theirs}' for key in ("mean", "std")
             if (theirs := getattr(transforms, key, None)) not in (None, getattr(config, key))]
     if keys:
-        print(f"{config.pretrained}: trained with other colours; set {', '.join(keys)}")
+        print(f"{config.pretrained}: trained with another normalization; set {', '.join(keys)}")
 
 
-# --- where they go -----------------------------------------------------------------------------
+# --- matching weights --------------------------------------------------------------------------
 
 
 def match_weights(weights: dict, own: dict, source: str) -> tuple[dict, int]:
     """Rename and inflate weights of torchvision or of a part of a network.
 
     weights: name -> tensor, of the file; own: of the network. Returns the network's new values,
-    with those that it has no place for, and how many are inflated. The file's own last layer is
-    left out unless the network has it under the same name.
+    with any that it does not have, and the number of inflated ones. The file's last layer is left
+    out unless the network has it under the same name.
     """
     check_usable(weights, source)
     values, used, num_inflated = {}, set(), 0
@@ -144,8 +144,8 @@ def match_weights(weights: dict, own: dict, source: str) -> tuple[dict, int]:
 def inflated(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Inflate a kernel [O, I, H, W] to [O, I, T, H, W] if `own` is one; else return `value`.
 
-    It is repeated over time and divided by T, so that a clip of one picture gives what the picture
-    gave. (Carreira and Zisserman, arXiv 1705.07750)
+    It is repeated over time and divided by T, so that a clip of one repeated picture gives the
+    same output as the picture. (Carreira and Zisserman, arXiv 1705.07750)
     """
     if own.ndim != 5 or value.ndim != 4 or (*own.shape[:2], *own.shape[3:]) != value.shape:
         return value
@@ -153,14 +153,14 @@ def inflated(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def layers_without_weights(values: dict, own: dict, head: str) -> list[str]:
-    """Return the prefixes of layers for which plain weights have nothing.
+    """Return the prefixes of layers that get no weights from the file.
 
-    These are layers that the file lacks, the last layer if it is of other classes, and the first
+    These are layers that the file lacks, the last layer if its classes differ, and the first
     convolution of stacked flow, which has more channels than a picture.
     """
     body = [name for name in own if not name.startswith(head)]
     reinitialized = [name for name in body if name not in values]
-    if len(reinitialized) == len(body):  # not one layer fits
+    if len(reinitialized) == len(body):  # no layer fits
         return [head]
     fits = {name for name in own if name in values and values[name].shape == own[name].shape}
     if not {name for name in own if name.startswith(head)} <= fits:

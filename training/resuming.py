@@ -29,9 +29,9 @@ def named_checkpoint(config: Config, name: str | None = None) -> Path:
 
 
 def load_for(path, config: Config, class_names) -> dict:
-    """Load `path`; if it is the run folder's last and damaged, the one before it.
+    """Load `path`; if it is the run folder's last and damaged, load the previous one.
 
-    Raises UserError if there is none, or if it knows other classes than `class_names`.
+    Raises UserError if there is none, or if its classes differ from `class_names`.
     """
     last, before = (config.run_folder / name for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
     try:
@@ -39,7 +39,7 @@ def load_for(path, config: Config, class_names) -> dict:
     except DamagedCheckpointError as error:
         if Path(path).resolve() != last.resolve() or not before.exists():
             raise
-        print(f"warning: {error}\nwarning: going on from the one before, {before}",
+        print(f"warning: {error}\nwarning: using the previous one, {before}",
               file=sys.stderr)
         path, checkpoint = before, load_checkpoint(before)
     check_classes(checkpoint, class_names, path, config.labels_csv)
@@ -49,7 +49,7 @@ def load_for(path, config: Config, class_names) -> dict:
 
 
 def which_weights(config: Config, checkpoint: dict) -> str:
-    """Return `epoch 8 (run/checkpoint.pth.tar)`, and how to get the best if it is not."""
+    """Return `epoch 8 (run/checkpoint.pth.tar)`, and how to get the best if this is another."""
     path, epoch, step = (checkpoint.get(key) for key in ("path", "epoch", "step"))
     words = "an unknown epoch" if epoch is None else f"epoch {epoch}"
     words += f" and {step} steps ({path})" if step else f" ({path})"
@@ -65,8 +65,8 @@ def which_weights(config: Config, checkpoint: dict) -> str:
 def load_for_auto(config: Config, class_names, overwrite: bool) -> dict | None:
     """Return what `--resume auto` resumes from: the run's checkpoint, or what `checkpoint` names.
 
-    None: there is none, so a run is to be started. Raises UserError as `load_for`, and where going
-    on would lose epochs, because the checkpoint is not the last one, unless `overwrite` allows it.
+    Returns None if there is none, so that a run starts. Raises UserError like `load_for`, and if
+    resuming would lose epochs, because the checkpoint is not the last, unless `overwrite` is set.
     """
     folder, path = config.run_folder, _path_for_auto(config)
     if path is None:
@@ -88,7 +88,7 @@ def _path_for_auto(config) -> Path | None:
         return folder / LAST_CHECKPOINT
     if (folder / BEST_CHECKPOINT).exists():  # it died in its first save, which writes this first
         return folder / BEST_CHECKPOINT
-    # A config may name the checkpoint that its own run is going to write.
+    # A config may name the checkpoint that its run will write.
     return named if named and (named.exists() or not is_in_run_folder(named, config)) else None
 
 

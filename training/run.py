@@ -1,4 +1,4 @@
-"""A run: what training moves, and how it is started, saved and restored."""
+"""A run: its state, and how it is started, saved and restored."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ from training.run_folder import (
 )
 from utils import TrainingMetrics
 
-# What must not change between two steps of one epoch; nor must the training clips.
+# Keys that must not change within an epoch; nor must the training clips.
 EPOCH_KEYS = ("batch_size", "seed")
 VALIDATION_PREFIX = "val_"  # of columns of the history
 
@@ -55,8 +55,8 @@ class TrainState:
     metrics: TrainingMetrics  # of the current epoch
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
-    seconds: float = 0.0  # that these steps took
-    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished yet
+    seconds: float = 0.0  # seconds that these steps took
+    best_top1: float = -1.0  # percent, on the validation set; below 0: no epoch is finished
     history: list[dict] = field(default_factory=list)  # one row per epoch
 
     @property
@@ -64,7 +64,7 @@ class TrainState:
         return [row["val_loss"] for row in self.history]
 
     def finish_epoch(self, row: dict) -> bool:
-        """Add the epoch's row to the history and start the next epoch; return if it is the best."""
+        """Add the epoch's row to the history, move to the next epoch; return whether it is best."""
         is_best = not self.epoch or row["val_top1"] > self.best_top1
         self.history.append(row)
         self.best_top1 = max(row["val_top1"], self.best_top1)
@@ -86,7 +86,7 @@ class TrainState:
     def load_state(self, checkpoint: dict, is_same_run: bool) -> None:
         """Continue from a checkpoint; a published one has `epoch` only.
 
-        is_same_run: False keeps `best_top1`, since another run's best says nothing about this one.
+        is_same_run: False keeps `best_top1`, since another run's best does not apply to this one.
         """
         self.epoch, self.step = checkpoint.get("epoch", 0), checkpoint.get("step", 0)
         self.seconds = checkpoint.get("seconds", 0.0)
@@ -98,20 +98,20 @@ class TrainState:
 
 @dataclass
 class Run:
-    """What a training loop works with; `state` says how far it has come."""
+    """The objects that a training loop uses; `state` is how far it has come."""
 
     config: Config
     class_names: list[str]
     device: torch.device
     model: torch.nn.Module
-    network: torch.nn.Module  # the model; in training, spread over the processes
+    network: torch.nn.Module  # the model, wrapped by DDP if there are several processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, for fp16
     average: AverageOfWeights | None  # of the model's weights
     state: TrainState
-    train_clips: str = ""  # the digest of the training set
+    train_clips: str = ""  # digest of the training set
     profile: StepProfile = field(default_factory=StepProfile)
-    is_last_damaged: bool = False  # the run folder's last checkpoint: resumed from the one before
+    is_last_damaged: bool = False  # so the previous one was loaded
 
     @property
     def is_over(self) -> bool:
@@ -147,9 +147,9 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
 
 
 def _check_convolutions(model, config: Config, device) -> None:
-    """Replace wrong convolutions, in the precision of training and in that of evaluation.
+    """Replace convolutions with wrong results, in the precisions of training and evaluation.
 
-    In fp32 on a GPU, those whose gradients would take far too long are replaced, too.
+    In fp32 on a GPU, those whose gradients are extremely slow are replaced, too.
     """
     if device.type == "cuda" and precision_name(config.precision, device) == "fp32":
         replace_slow_gradients(model)
@@ -166,7 +166,7 @@ def _check_convolutions(model, config: Config, device) -> None:
 
 
 def save_run(run: Run, more: dict, is_best: bool = False) -> None:
-    """Write the last checkpoint, and the best one if this is it; the previous one stays beside it.
+    """Write the last checkpoint, and the best one if `is_best`; the previous one is kept.
 
     more: further keys. Every process must call this; the main one writes. Raises UserError if the
     checkpoint cannot be written, or could not be resumed.
@@ -198,7 +198,7 @@ def save_run(run: Run, more: dict, is_best: bool = False) -> None:
 
 
 def _check_finite(run: Run) -> None:
-    """Raise UserError for NaN or inf in what is saved: a finite loss can have such a gradient."""
+    """Raise UserError for NaN or inf in what is saved; a finite loss can have such a gradient."""
     states = run.optimizer.state_dict()["state"].values()
     values = [*run.model.state_dict().values(), *(v for state in states for v in state.values())]
     if not all(value.isfinite().all() for value in values):
@@ -206,14 +206,14 @@ def _check_finite(run: Run) -> None:
         raise UserError(
             f"weights or optimizer state contain NaN or inf after epoch {run.state.epoch}, step "
             f"{run.state.step}, at a learning rate of {rate:g}; lower lr; the last checkpoint is "
-            "from before"
+            "from before that"
         )
 
 
 def restore(run: Run, checkpoint: dict) -> None:
     """Restore the state of `run` from `checkpoint`.
 
-    A published checkpoint has no optimizer and no history; both start afresh, which is printed.
+    A published checkpoint has no optimizer state and no history: both start empty. Prints it.
     """
     path = checkpoint["path"]
     load_weights(run.model, checkpoint, path)
@@ -221,7 +221,7 @@ def restore(run: Run, checkpoint: dict) -> None:
         averages = checkpoint | {"state_dict": checkpoint["state_dict_ema"]}
         load_weights(run.average.module, averages, path)
         run.average.num_updates = checkpoint.get("ema_updates", 0)
-    elif run.average:  # it was not kept so far
+    elif run.average:  # not kept by earlier versions
         run.average = AverageOfWeights(run.model, run.config.ema_decay)
     run.state.load_state(checkpoint, is_in_run_folder(path, run.config))
     run.is_last_damaged = path == str(run.config.run_folder / PREVIOUS_CHECKPOINT)
@@ -229,8 +229,8 @@ def restore(run: Run, checkpoint: dict) -> None:
     if saved_scaler and run.config.precision == "fp16":
         run.scaler.load_state_dict(saved_scaler)
     if "optimizer" not in checkpoint:
-        print("the checkpoint has no optimizer state; the optimizer starts afresh")
-    # Before its first step it is empty; fp16 leaves steps out while its scale is too high.
+        print("the checkpoint has no optimizer state; the optimizer starts without one")
+    # It is empty before its first step; fp16 skips steps while its scale is too high.
     elif checkpoint["optimizer"].get("state") or (run.state.epoch and not saved_scaler):
         load_optimizer_state(run.optimizer, run.model, checkpoint["optimizer"], path)
     _check_epoch(run, checkpoint, print_changed_keys(run.config, checkpoint))
@@ -250,8 +250,8 @@ def print_changed_keys(config: Config, checkpoint: dict) -> list[str]:
 
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
-    """Raise UserError if what an unfinished epoch depends on has changed."""
-    # The digest of the clips and, if they are in a pack, its identity.
+    """Raise UserError if anything that an unfinished epoch depends on has changed."""
+    # The digest of the clips and, for a pack, its identity.
     known, *known_pack = checkpoint.get("train_clips", run.train_clips).split() or [""]
     clips, *pack = run.train_clips.split() or [""]
     fixed = [key for key in changed if key in EPOCH_KEYS]
@@ -262,6 +262,6 @@ def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
         fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.state.step and fixed:
         raise UserError(
-            f"{', '.join(fixed)}: changed in the middle of epoch {run.state.epoch + 1}, which must "
-            "be finished as it was begun; put it back, and change it between two epochs"
+            f"{', '.join(fixed)}: changed in the middle of epoch {run.state.epoch + 1}; "
+            "restore it to finish this epoch, and change it between two epochs"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: names of its files, and who may write there."""
+"""The folder of a run: the names of its files, and protection from overwriting."""
 
 import json
 import os
@@ -30,9 +30,9 @@ LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
 # A folder with any of these contains a run, which only --overwrite deletes.
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
-# What a start replaces in a folder without a run: an earlier start failed before it saved.
+# What a start replaces in a folder without a run, left by a start that failed before it saved.
 STARTED = ("bad_clips.csv", CONFIG_FILE, STATUS_FILE, VERSIONS_FILE)
-# What else is written about a run: --overwrite deletes it, but no file of another name.
+# Other files written about a run: --overwrite deletes these, and no file of another name.
 RESULTS = (
     REPORT_FILE, "logits.npz", "predictions.csv", "confusion_matrix.png", "stack.json",
     "test_predictions.csv", "test_submission.csv",
@@ -49,16 +49,16 @@ TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def is_in_run_folder(path, config: Config) -> bool:
-    """Return whether a checkpoint is one of the run folder's."""
+    """Return whether a checkpoint is one of those in the run folder."""
     return Path(path).resolve().parent == config.run_folder.resolve()
 
 
 def prepare_run_folder(config: Config, is_resumed: bool, overwrite: bool, devices: str) -> None:
     """Make the run folder and write `config.json` and `versions.json` into it.
 
-    is_resumed: the run in it is the one that is resumed. devices: what computes, in words.
-    Raises UserError if another run is there already and may not be overwritten, OSError if the
-    folder cannot be written.
+    is_resumed: the run in it is resumed. devices: description of the devices.
+    Raises UserError if the folder has another run that may not be overwritten, OSError if it
+    cannot be written.
     """
     folder = config.run_folder
     if not (is_resumed or overwrite):
@@ -74,14 +74,14 @@ def prepare_run_folder(config: Config, is_resumed: bool, overwrite: bool, device
 
 
 def _delete_run(folder: Path) -> None:
-    """Delete what a run and the commands about it wrote, and the folders that are then empty.
+    """Delete what a run and the commands about it wrote, and folders that are then empty.
 
-    Checkpoints and history go last: if it is interrupted, the folder still has a run.
+    Checkpoints and history are deleted last: if interrupted, the folder still has a run.
     """
     for name, patterns in RESULTS_BELOW.items():
         for path in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
             path.unlink()
-        with suppress(OSError):  # others have put files there, or it does not exist
+        with suppress(OSError):  # it has other files, or does not exist
             (folder / name).rmdir()
     for name in (*RESULTS, *STARTED, *RECORDS):
         (folder / name).unlink(missing_ok=True)
@@ -93,12 +93,12 @@ def _records(folder) -> list[str]:
 
 
 def has_run(folder) -> bool:
-    """Return whether there is a run in the folder, finished or not."""
+    """Return whether the folder has a run, finished or not."""
     return bool(_records(folder))
 
 
 def check_unoccupied(folder) -> None:
-    """Raise UserError if there is a run in the folder."""
+    """Raise UserError if the folder has a run."""
     if has_run(folder):
         raise UserError(occupied_message(folder))
 
@@ -107,9 +107,9 @@ def occupied_message(folder) -> str:
     found = _records(folder)
     names = {LAST_CHECKPOINT: "last", PREVIOUS_CHECKPOINT: "last", BEST_CHECKPOINT: "best"}
     name = next((name for file, name in names.items() if file in found), None)
-    way_on = (f"go on with it by --resume True --checkpoint {name}, " if name else
-              "it has no checkpoint to go on from; ")  # fmt: skip
-    return (f"{folder}: holds a run already ({', '.join(found)}); {way_on}choose another "
+    way_on = (f"continue it by --resume True --checkpoint {name}, " if name else
+              "it has no checkpoint to continue from; ")  # fmt: skip
+    return (f"{folder}: already has a run ({', '.join(found)}); {way_on}choose another "
             "model_name, or delete it by --overwrite True")
 
 
@@ -120,10 +120,10 @@ def make_run_folder(config: Config) -> Path:
 
 
 def _append_versions(path, devices) -> None:
-    """Add this start of the run to a JSON list: a resumed run may have been moved or updated."""
+    """Append this start of the run to a JSON list; a resumed run may have been moved or updated."""
     starts = _read_starts(path)
     if starts is None:
-        raise UserError(f"{path}: damaged; delete it, and a new list of starts is begun")
+        raise UserError(f"{path}: damaged; delete it to start a new list")
     started = time.strftime(TIME)
     starts.append({"started": started, "command": sys.argv, "devices": devices, **versions()})
     write_text(path, json.dumps(starts, indent=2) + "\n")
@@ -138,7 +138,7 @@ def _read_starts(path) -> list | None:
 
 
 def record_last_epoch(folder) -> None:
-    """Add the time to the last start of the run, in place of that of an earlier epoch."""
+    """Set the time of the last epoch in the entry of the run's last start."""
     if starts := _read_starts(folder / VERSIONS_FILE):  # someone may have deleted it
         starts[-1]["last_epoch"] = time.strftime(TIME)
         write_text(folder / VERSIONS_FILE, json.dumps(starts, indent=2) + "\n")
@@ -148,19 +148,19 @@ def run_seconds(start: dict) -> float | None:
     """Return the seconds from a start of the run to the last epoch that it finished."""
     try:
         end, begin = (datetime.fromisoformat(start[key]) for key in ("last_epoch", "started"))
-    except (KeyError, TypeError, ValueError):  # an earlier version wrote it, or there was no epoch
+    except (KeyError, TypeError, ValueError):  # of an earlier version, or no epoch
         return None
     return (end - begin).total_seconds()
 
 
 def is_recorded(config: Config, history: list[dict]) -> bool:
-    """Whether history.csv, which is written last, has all rows of the history."""
+    """Return whether history.csv, which is written last, has all rows of the history."""
     path = config.run_folder / HISTORY_FILE
     return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > len(history)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what figures depend on, and the commit of this code."""
+    """Return the versions of the packages that results depend on, and this code's commit."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

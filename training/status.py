@@ -20,7 +20,7 @@ from training.run_folder import STATUS_FILE
 class Status(BaseModel):
     """What a run is doing.
 
-    A process that was killed, or a machine that lost power, leaves the state as it was: ask whether
+    If the process is killed or the machine loses power, the state remains: check whether
     `process_id` is alive, or how old `time` is.
     """
 
@@ -51,7 +51,7 @@ def read_status(folder: Path) -> Status | None:
 
 
 class StatusFile(Callback):
-    """status.json, in the main process: at each change, and once per second."""
+    """Write status.json in the main process, at each change and once per second."""
 
     SECONDS_BETWEEN_UPDATES = 1.0
 

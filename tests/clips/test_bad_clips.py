@@ -93,7 +93,7 @@ def test_all_clips_of_a_batch_may_be_bad(settings, tmp_path, capsys):
     own = damaged(own, [*bad, 23, 24, 25, 26], tmp_path / "clips")
     assert train.main(arguments_for(own)) == 0
     output = capsys.readouterr().out
-    assert "step 2 left out: too few of its clips can be read" in output
+    assert "step 2 skipped: too few" in output
     assert "validation: 4 clips skipped" in output and "nan" not in output
 
 

@@ -192,7 +192,7 @@ def test_animations_that_cannot_be_used_say_why(tmp_path, frames):
     with pytest.raises(FrameError, match=r"large.webp: 32 x 24 pixels are more than max_frame_pi"):
         AnimatedPicture(large, 10, 100)
     long = animate(tmp_path / "long.webp", frames, duration=4 * 10**6)
-    with pytest.raises(FrameError, match=r"long.webp: its pictures are to be shown for 8 hours"):
+    with pytest.raises(FrameError, match=r"long.webp: .* 8 hours"):
         AnimatedPicture(long, 10, 10**6)
     data = bytearray(animate(tmp_path / "bomb.gif", frames).read_bytes())
     place = data.index(b"\x2c\0\0\0\0\x20\0\x18\0")
@@ -244,8 +244,8 @@ def test_thumbnails_beside_films_are_passed_over(tmp_path, frames, films, pictur
     clips, problems = find_clips(tmp_path, others)
     assert [clip.name for clip in clips] == films and not problems
     assert sorted(path.name for path in others) == sorted([*pictures, "Thumbs.db", "notes.txt"])
-    assert no_films(others).startswith(f"{len(others)} files that are no films: ")
-    assert no_films(others[:1]).startswith("1 file that is no film: ")
+    assert no_films(others).startswith(f"{len(others)} files that are not films: ")
+    assert no_films(others[:1]).startswith("1 file that is not a film: ")
 
 
 def test_frames_beside_a_film_are_still_refused(tmp_path):

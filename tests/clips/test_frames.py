@@ -124,7 +124,7 @@ def test_several_pictures_in_one_file_are_no_frame(tmp_path, picture, name):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_values_without_a_known_range_are_no_frame(tmp_path, dtype):
     Image.fromarray(np.ones((8, 8), dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(FrameError, match=r"values of 32 bits .* save it with 8 or 16 bits"):
+    with pytest.raises(FrameError, match=r"32-bit .* save it with 8 or 16 bits"):
         read_frame(tmp_path / "a.tif", MAX_PIXELS)
 
 

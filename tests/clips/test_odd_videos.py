@@ -105,7 +105,7 @@ def test_an_avi_that_is_cut_off_says_so(tmp_path, codec):
     write_video(path, FRAMES, codec=codec, pix_fmt={"mjpeg": "yuvj420p"}.get(codec, "yuv420p"))
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"idx1") * 2 // 3])
-    with pytest.raises(FrameError, match=r"cut off: \d+ of 36 frames are there"):
+    with pytest.raises(FrameError, match=r"cut off: has \d+ of 36 frames"):
         VideoFile(path, 12, 10**6)
 
 

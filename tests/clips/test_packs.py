@@ -240,7 +240,7 @@ def test_what_is_no_pack_is_said(tmp_path):
     path = tmp_path / "frames.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("1/1.jpg", b"frame")
-    with pytest.raises(FrameError, match=r"a ZIP file that is no pack.*pack\.py"):
+    with pytest.raises(FrameError, match=r"a ZIP file but not a pack.*pack\.py"):
         Pack(path).ids()
     for content in (b"", b"text" * 1000):
         path.write_bytes(content)

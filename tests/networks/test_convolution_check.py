@@ -118,7 +118,7 @@ def test_an_unwritten_gradient_is_found_and_time_is_padded_beforehand(capsys):
     assert output.count("\n") == 1
     assert output.startswith("bf16 convolutions that are wrong on this machine: blocks.1.3 (weight "
                              "gradient of blocks.1.3 off by ")  # fmt: skip
-    assert output.endswith("; time is padded beforehand\n")
+    assert output.endswith("; time is padded separately\n")
     # In fp32 it is the same network, under the same names.
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(clips), expected)
@@ -208,7 +208,7 @@ def test_a_run_on_such_a_machine_trains_as_on_others(tmp_path, capsys, is_recomp
             assert train.main(["-c", config, "-g", "cpu", "--eval_only", "--resume"]) == 0
         saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
         losses[name] = [row["loss"] for row in saved["history"]]
-    assert "time is padded beforehand" in capsys.readouterr().out
+    assert "time is padded separately" in capsys.readouterr().out
     # Another way of rounding, which few steps amplify little.
     assert losses["wrong"] == pytest.approx(losses["right"], rel=0.02)
 

@@ -254,7 +254,7 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
         people.append({clip_id.split("/")[1][:2] for clip_id in ids})
     assert people[0] and people[1] and not people[0] & people[1]
     assert do_train(root, tmp_path) == 2
-    assert "holds a run already" in capfd.readouterr().err
+    assert "already has a run" in capfd.readouterr().err
     config = str(folder / "config.json")
     assert train.main(["--config", config, "-g", "cpu", "--set", "model_name=again"]) == 0
     first, second = (torch.load(path / "checkpoint.pth.tar")["state_dict"]
@@ -271,7 +271,7 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
     assert "--group ^(..): the run in" in capfd.readouterr().err
     other = write_class_folders(tmp_path / "other" / "clips")
     assert do_train(other, tmp_path, "--eval_only", "--checkpoint", "last") == 2
-    assert f"config.json is of {root}; choose another name" in capfd.readouterr().err
+    assert f"config.json is for {root}; choose another name" in capfd.readouterr().err
 
 
 def test_a_check_without_a_run_looks_anew(tmp_path, capfd):
@@ -381,14 +381,14 @@ def test_animated_pictures_are_films_and_what_is_no_film_is_counted(tmp_path, ca
     assert do_train(root, tmp_path) == 0
     printed = capfd.readouterr().out
     assert f"{root}: 12 clips of 2 classes: {CLASSES[0]} 6, {CLASSES[1]} 6\n" in printed
-    assert "passed over: 4 files that are no films: " in printed and "frame_rate 20.0" in printed
+    assert "ignored: 4 files that are not films: " in printed and "frame_rate 20.0" in printed
     assert do_train(root, tmp_path, "--check_data") == 0
     assert "12 clips examined" not in capfd.readouterr().err
     packed = str(tmp_path / "packed.zip")
     assert pack.main([packed, str(root), "--frame_rate", "20"]) == 0
     printed = capfd.readouterr().out
     assert "12 clips, 108 frames" in printed
-    assert "left out: 4 files that are no films: " in printed
+    assert "left out: 4 files that are not films: " in printed
 
 
 def test_class_folders_with_accents_composed_and_apart_are_one_class(tmp_path):
@@ -468,7 +468,7 @@ def test_a_folder_of_the_same_name_does_not_take_over_a_run(tmp_path, capfd, fla
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     other = write_class_folders(tmp_path / "other" / "clips")
     assert do_train(other, tmp_path, *flags) == 2
-    assert f"config.json is of {root}; choose another name" in capfd.readouterr().err
+    assert f"config.json is for {root}; choose another name" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert do_train(other, tmp_path, *flags, "--set", "model_name=other") == 0
 

@@ -136,7 +136,7 @@ def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, s
 
 @pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
 @pytest.mark.parametrize(("numbers", "message"), [
-    (range(2, 30), "no step of epoch 1 can be done, since only one of 22 clips in"),
+    (range(2, 30), "epoch 1 has no step, since only one of 22 clips in"),
     (range(3, 30), "no train clip of 'Still' (7) can be read: "),  # one of each other class is left
     ([number for number in range(1, 23) if number % 3 != 1],
      "no train clip of 'Right' (7), 'Still' (7) can be read: "),

@@ -173,10 +173,10 @@ def test_the_folder_of_runs_may_be_moved(trained, tmp_path):
     (["--stack", "a", "b", "-e"], "--stack: fits a stack"),
     (["--stack", "a", "b", "--resume"], "--stack: fits a stack"),
     (["--stack", "{files[0]}", "no such file"], "no such file: no such checkpoint"),
-    (["--stack", "{files[0]}", "{stack}"], "stack.json: a stack, which is used alone"),
-    (["-e", "--ensemble", "{files[0]}", "{stack}"], "stack.json: a stack, which is used alone"),
-    (["--stack", "{files[0]}", "{files[1]}", "--set=labels_csv={other}"], "knows 3 classes"),
-    (["-e", "--checkpoint", "{stack}", "--set=labels_csv={other}"], "stack.json: knows 3 classes"),
+    (["--stack", "{files[0]}", "{stack}"], "stack.json: a stack, which must be the only"),
+    (["-e", "--ensemble", "{files[0]}", "{stack}"], "stack.json: a stack, which must be the only"),
+    (["--stack", "{files[0]}", "{files[1]}", "--set=labels_csv={other}"], "has 3 classes"),
+    (["-e", "--checkpoint", "{stack}", "--set=labels_csv={other}"], "stack.json: has 3 classes"),
     (["--stack", "{files[0]}", "{files[1]}", "--set=val_data_csv={few}"],
      "--stack: each class needs 3 validation clips or more, for cross-validation; fewer have Rig"),
 ])  # fmt: skip
@@ -196,7 +196,7 @@ def change(path, **keys):
 
 
 DAMAGES = {
-    "cut": (lambda path: path.write_text(path.read_text()[:-9]), "damaged one"),
+    "cut": (lambda path: path.write_text(path.read_text()[:-9]), "nor an intact stack"),
     "no stack": (lambda path: path.write_text('{"model_name": "x"}'), "classes: Field required"),
     "classes": (lambda path: change(path, classes=[*CLASSES, "X"]), "its weights do not match"),
     "folds": (lambda path: change(path, folds={"1": 99}), "its folds have no weights"),
@@ -227,7 +227,7 @@ def test_a_stack_is_not_averaged_with_others(trained, capsys):
     clip = f"{trained.settings['val_data_folder']}/1"
     both = ["-c", str(trained.stack), "-c", trained.files[0]]
     assert predict.main([*both, "-g", "cpu", clip]) == 2
-    assert "a stack, which is used alone" in capsys.readouterr().err
+    assert "a stack, which must be the only" in capsys.readouterr().err
 
 
 def test_too_few_clips_are_named():

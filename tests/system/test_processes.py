@@ -49,7 +49,7 @@ MISTAKES = {
     "check": ["--check_data", "without torchrun"],
     "config": ["2 problems", "lr:", "batch_sise", '"batch_size"'],
     "small batch": ["batch_size: found 7", "2 processes need at least 8"],
-    "occupied": ["holds a run already"],
+    "occupied": ["already has a run"],
     "too small": ["crop_size: 3 x 3 pixels are too small"],
     "bad training clip": ["clips/broken/00001.jpg: file is empty"],
     "bad validation clip": ["clips/broken/00001.jpg: file is empty"],

@@ -66,7 +66,7 @@ def test_the_hint_names_what_to_change_and_is_given_once(capsys, monkeypatch, cl
             progress.on_batch(run, batch)
             state.step += 1
             progress.waiting.begin()
-        assert progress._waiting_share(clock[0]) == 1  # of this epoch: no step takes any time here
+        assert progress._waiting_fraction(clock[0]) == 1  # of this epoch: steps take no time here
         progress.on_validation_start(run)
     assert capsys.readouterr().out.count("raise num_workers") == 1
 

@@ -274,7 +274,7 @@ def test_the_checkpoint_before_serves_if_the_last_is_damaged(
         path.unlink()
     assert differences(whole_run, resumed(settings, tmp_path)) == []
     errors = capsys.readouterr().err
-    assert f"warning: {path}: " in errors and f"the one before, {before}" in errors
+    assert f"warning: {path}: " in errors and f"the previous one, {before}" in errors
 
 
 @pytest.mark.slow

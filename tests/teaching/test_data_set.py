@@ -198,7 +198,7 @@ def test_there_is_a_limit_to_clips(open_folder, monkeypatch):
     monkeypatch.setattr(data_set_module, "MAX_CLIPS", 1)
     data = open_folder()
     data.add("a", PAIR)
-    with pytest.raises(UserError, match="1 clips already"):
+    with pytest.raises(UserError, match="already 1 clips"):
         data.add("a", PAIR)
 
 

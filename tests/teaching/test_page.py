@@ -106,7 +106,7 @@ def message(page) -> str:
 
 
 def record(page, name) -> str:
-    page.js(f"$('name').value = {json.dumps(name)}; say(''); $('record').click()")
+    page.js(f"$('name').value = {json.dumps(name)}; notify(''); $('record').click()")
     page.until("!isBusy && $('message').textContent")
     return message(page)
 
@@ -197,12 +197,12 @@ def test_videos_and_folders_can_be_dropped_in(page, server, tmp_path):
     (root / "wave" / "notes.txt").write_text("no clip")
     write_video(tmp_path / "long.webm", np.repeat(frames, 11, 0)[:, ::8, ::8], **WEBM)
     (tmp_path / "broken.webm").write_bytes(video.read_bytes()[:60])
-    page.js("$('name').value = 'typed'; say('')")
+    page.js("$('name').value = 'typed'; notify('')")
     page.drop([root, video, tmp_path / "long.webm", tmp_path / "broken.webm"], "#drop")
     page.until("/are added/.test($('message').textContent)")
     assert message(page).startswith("4 clips are added. long.webm: lasts longer than 10 s")
     assert "broken.webm: this browser cannot play it" in message(page)
-    assert message(page).endswith("Passed over: 1 file that is no film: notes.txt.")
+    assert message(page).endswith("Ignored: 1 file that is not a film: notes.txt.")
     assert [name for name, _ in server.data_set.clips.values()] == [
         "anna", "wave", "wave", "typed"]  # fmt: skip
     assert [number_of(frame) for frame in frames_of(server, "2")] == [*range(12)][::-1]
@@ -233,23 +233,23 @@ def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
         f"backwards: “{MARKUP}” (90\u00a0%).")
     page.until("$('verdict').textContent === 'up'")  # it goes on
     page.js("$('try').click()")
-    assert page.js("$('try').textContent") == "Start" and not page.js("trial")
+    assert page.js("$('try').textContent") == "Start" and not page.js("session")
 
 
 def test_a_network_is_only_replaced_after_a_second_press(network, page, server, monkeypatch):
     pressed = []
     monkeypatch.setattr(server.training, "start", lambda **flags: pressed.append(flags))
     page.js("$('train').disabled = false; $('train').click()")
-    page.until("/press Train once more/.test($('message').textContent)")
+    page.until("/Press Train again/.test($('message').textContent)")
     assert not pressed
     page.js("$('train').disabled = false; $('train').click()")
-    page.until("/has begun/.test($('message').textContent)")
+    page.until("/has started/.test($('message').textContent)")
     assert pressed == [{"is_resumed": False}]
 
 
 def test_a_page_that_begins_later_takes_over(network, page, server):
     page.js("$('try').click()")
-    page.until("trial")
+    page.until("session")
     server.session.begin()
     page.until("/another page has taken over/.test($('message').textContent)")
     assert page.js("$('try').textContent") == "Start"

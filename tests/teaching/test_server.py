@@ -45,7 +45,7 @@ REFUSED = {
     "no clip": (("POST", "/remove", b"", {"id": "../../x"}), 400, "no clip ../../x"),
     "no thumbnail": (("GET", "/strip", None, {"id": "../../etc"}), 400, "no clip"),
     "no report": (("GET", "/report", None, {}), 404, "no report yet"),
-    "too few clips": (("POST", "/train", b"", {"go_on": "false"}), 400, "2 gestures with 5 clips"),
+    "too few clips": (("POST", "/train", b"", {"resume": "false"}), 400, "2 gestures with 5 clips"),
     "no network": (("POST", "/begin", b"", {}), 400, "train one first"),
     "frames without times": (("POST", "/look", CLIP, TURN), 400, "times is missing"),
     "too few times": (("POST", "/look", CLIP, TURN | {"times": "5"}), 400, "2 frames with 1 times"),

@@ -103,7 +103,7 @@ def test_a_training_runs_to_its_end(training, project):
     training.start(is_resumed=False)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "done" and found["has_report"] and found["has_network"]
-    assert not found["can_go_on"] and found["log"] == "epoch 1\n"
+    assert not found["can_resume"] and found["log"] == "epoch 1\n"
     # JSON has no NaN
     assert found["history"] == [{"epoch": 1, "seconds": 0.5, "top1": 50, "val_top1": None}]
     assert 20 <= found["num_epochs"] <= 200
@@ -193,12 +193,12 @@ def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, pr
     later = make_training()  # after the server was killed and started again
     assert later.progress()["state"] == "running"
     for one in (training, later):
-        with pytest.raises(UserError, match="running already"):
+        with pytest.raises(UserError, match="already running"):
             one.start(is_resumed=False)
     later.stop()
     for one in (training, later):
         found = until(one, lambda found: found["state"] != "running")
-        assert found["state"] == "stopped" and found["can_go_on"]
+        assert found["state"] == "stopped" and found["can_resume"]
     config = json.loads(training.config_path.read_text())
     later.data_set.add("wave", jpegs([1, 2]))
     project("end")

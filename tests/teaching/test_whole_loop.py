@@ -42,7 +42,7 @@ def open_page(server, camera):
 def record(page, name, count):
     page.js(f"$('name').value = '{name}'; 0")
     for _ in range(count):
-        page.js("say(''); $('record').click()")
+        page.js("notify(''); $('record').click()")
         page.until("!isBusy && /is saved/.test($('message').textContent)")
 
 
@@ -109,7 +109,7 @@ def train_with_interruptions(page, server, folder):
     page.js("$('stop').click()")
     page.until("/was stopped; all is saved/.test($('message').textContent)")
     epochs = page.js("training.history.length")
-    page.js("$('go_on').click()")
+    page.js("$('resume').click()")
     page.until(f"training.state === 'running' && training.history.length > {epochs + 3}", 600)
     take_pictures(page, folder, "training")
     page.until("training.state !== 'running'", 1200)

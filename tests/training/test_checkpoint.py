@@ -91,7 +91,7 @@ def test_weights_of_compiled_and_averaged_modules_load():
 def test_two_networks_in_one_checkpoint_are_not_mixed(published):
     weights = published.state_dict()
     both = weights | {f"_orig_mod.{name}": value + 1 for name, value in weights.items()}
-    with pytest.raises(UserError, match=r"blocks.0.0.weight: is there twice .*_orig_mod"):
+    with pytest.raises(UserError, match=r"blocks.0.0.weight: occurs twice .*_orig_mod"):
         load_weights(our_network(), {"state_dict": both}, "x.tar")
 
 
@@ -212,7 +212,7 @@ def test_what_is_not_plain_data_is_named_and_the_command_converts_it(
         load_checkpoint(path)
     message = str(refusal.value)
     assert f"{path}: has more than plain data: {name}" in message and "\n" not in message
-    assert "if you trust who made it" in message and "earlier" not in message
+    assert "if you trust its author" in message and "earlier" not in message
     words = shlex.split(message[message.index("python -c"):])
     subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
     assert load_checkpoint("foreign_weights.pth.tar")["state_dict"]["weight"].tolist() == [1, 1]

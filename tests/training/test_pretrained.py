@@ -101,11 +101,11 @@ def test_networks_on_frames_take_those_of_2d_networks(model, networks, write, ca
     output = capsys.readouterr().out
     if model != "two_stream":
         check_equal(network.backbone, weights)
-        assert "120 tensors taken; " in output and "inflated" not in output
+        assert "120 tensors loaded; " in output and "inflated" not in output
         return
     check_equal(network.spatial, weights)
     check_equal(network.temporal, weights, without=["conv1.weight"])
-    assert "239 tensors taken; 5 start from random values: temporal.conv1.weight" in output
+    assert "239 tensors loaded; 5 start from random values: temporal.conv1.weight" in output
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
@@ -152,7 +152,7 @@ def test_inflated_resnet_sees_in_a_clip_of_one_picture_what_it_saw_in_the_pictur
     flat = networks("resnet18")
     network = loaded(write(flat.state_dict()), "r3d_18")
     output = capsys.readouterr().out
-    assert "120 tensors taken; 20 of them are inflated over time" in output
+    assert "120 tensors loaded; 20 of them are inflated over time" in output
     picture = torch.randn(2, 3, 24, 24)
     clips = picture.unsqueeze(2).expand(-1, -1, 20, -1, -1)
     with torch.no_grad():
@@ -205,11 +205,11 @@ def test_our_own_checkpoint_says_what_was_taken(write, capsys):
     path = write({"state_dict": source.state_dict(), "classes": NAMES})
     check_equal(loaded(path, **keys), source.state_dict())
     count = len(source.state_dict())
-    assert capsys.readouterr().out == f"weights from {path}: {count} tensors taken\n"
+    assert capsys.readouterr().out == f"weights from {path}: {count} tensors loaded\n"
     network = loaded(path, **keys, class_names=["a", "b"], new_head=True)
     check_equal(network.hidden, source.hidden.state_dict())
     output = capsys.readouterr().out
-    assert f"{count - 2} tensors taken; 2 start from random values: classifier.weight" in output
+    assert f"{count - 2} tensors loaded; 2 start from random values: classifier.weight" in output
 
 
 # --- torchvision's by name ---------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_weights_by_name_are_found_in_the_folder_of_torch_hub(networks, hub, cap
     into_hub(hub, RESNET, weights)
     check_equal(loaded(RESNET).backbone, weights)
     output = capsys.readouterr().out
-    assert f"weights from {RESNET}: 120 tensors taken" in output and "colours" not in output
+    assert f"weights from {RESNET}: 120 tensors loaded" in output and "normalization" not in output
 
 
 def test_the_colours_that_weights_were_trained_with_are_named(networks, hub, capsys):
@@ -255,7 +255,7 @@ def test_without_a_network_it_says_where_to_put_which_file(hub, monkeypatch):
     with pytest.raises(UserError) as caught:
         loaded(RESNET)
     message = str(caught.value)
-    assert message.startswith(f"pretrained: {RESNET} cannot be fetched")
+    assert message.startswith(f"pretrained: {RESNET} cannot be downloaded")
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
     assert str(hub / "resnet18-f37072fd.pth") in message
 
@@ -277,7 +277,7 @@ def test_what_is_fetched_is_read_as_any_file(hub, networks, monkeypatch):
 def test_a_damaged_file_in_the_folder_of_torch_hub_is_named(hub, networks):
     path = into_hub(hub, RESNET, networks("resnet18").state_dict())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=rf"cannot be fetched or read .* put it to {path}"):
+    with pytest.raises(UserError, match=rf"cannot be downloaded or read .* save it as {path}"):
         loaded(RESNET)
 
 
@@ -323,7 +323,7 @@ def test_weights_of_another_network(name, model, keys, message, networks, write)
         ({1: torch.zeros(2)}, "no state_dict"),
         ([torch.zeros(2)], "no state_dict"),
         ({"a": torch.zeros(2, 2).to_sparse()}, "of an unusual type: a"),
-        ({"a": torch.full([3], torch.nan)}, "NaN, infinite or of an unusual type: a"),
+        ({"a": torch.full([3], torch.nan)}, "NaN, inf or of an unusual type: a"),
         ({"a": torch.zeros(3, dtype=torch.complex64)}, "of an unusual type: a"),
     ],
 )

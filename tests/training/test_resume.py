@@ -358,7 +358,7 @@ def test_a_run_without_its_last_checkpoint_is_not_deleted(
     if flags == ["--resume", "True"]:
         assert f"{folder / 'checkpoint.pth.tar'}: no such checkpoint" in error
     else:
-        assert f"{folder}: holds a run already" in error and "--overwrite True" in error
+        assert f"{folder}: already has a run" in error and "--overwrite True" in error
         assert ("--checkpoint best" in error) == (left != "history")
     if left != "history":
         best = load_checkpoint(folder / "model_best.pth.tar")["epoch"]
@@ -431,7 +431,7 @@ def test_an_epoch_is_finished_with_the_clips_that_it_was_begun_with(
         before = contents(run_folder(own))
         assert train.main(arguments) == 2
         error = capsys.readouterr().err
-        assert f"the clips of {clips}" in error and "must be finished as it was begun" in error
+        assert f"the clips of {clips}" in error and "restore it to finish this epoch" in error
         assert contents(run_folder(own)) == before
     # Under another name they are still the same clips.
     clips.rename(tmp_path / "renamed.csv")
