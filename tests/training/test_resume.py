@@ -151,13 +151,14 @@ def test_a_run_that_dies_in_every_step(settings, whole_run, tmp_path):
 
 
 FILE_OPERATIONS = ["replace", "fsync", "truncate"]
-# Those of the first epoch's end are the most varied ones.
-SHORT_DEATHS = [0, 13, 15, 17]
+# At the start, around a checkpoint within an epoch, at the first epoch's end, and at the run's end.
+DEATHS = [0, 1, 3, 8, 9, *range(14, 24), *range(36, 49)]
+SHORT_DEATHS = [0, 17, 20, 42]
 
 
 @pytest.mark.parametrize("number", [
     pytest.param(number, marks=[] if number in SHORT_DEATHS else pytest.mark.slow)
-    for number in range(38)
+    for number in DEATHS
 ])  # fmt: skip
 def test_a_run_that_dies_between_two_file_operations(number, settings, whole_run, tmp_path):
     """Before the one with this number, and at the same one again after the resume."""
