@@ -1,12 +1,13 @@
 # `make demo`: install, draw the built-in data set, train, evaluate.
 # `make test`: install, also what tests need, and test.
+# `make test-slow`: the long tests; `make test` comes first.
 # `make docs`: check the pages, their pictures and figures.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs install clean
+.PHONY: demo test test-slow docs install clean
 
 install: $(VENV)/installed
 
@@ -32,7 +33,11 @@ demo: install
 
 test: $(VENV)/installed-for-tests
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -n auto --dist loadfile --durations 10
+
+test-slow: $(VENV)/installed-for-tests
+	$(RUN) -m pytest -n auto --dist worksteal -m "slow and not gpu" --durations 10
 
 docs: $(VENV)/installed-for-tests
 	$(RUN) docs/check.py
