@@ -54,7 +54,7 @@ class VideoFolder(Dataset):
         return len(self.annotations)
 
     @property
-    def clip_shape(self) -> tuple[int, ...]:
+    def input_shape(self) -> tuple[int, ...]:
         """Return (K, T, H, W, C) of a clip; K is 1 in training."""
         shape = eval_shape(self.config)
         return (1, *shape[1:]) if self.training else shape
@@ -67,7 +67,7 @@ class VideoFolder(Dataset):
         key = key if isinstance(key, ClipKey) else ClipKey(0, key)
         if not -len(self) <= key.index < len(self):
             raise IndexError(f"clip {key.index} of {len(self)}")
-        clip = np.empty(self.clip_shape, np.uint8)
+        clip = np.empty(self.input_shape, np.uint8)
         label, _ = self.read_clip(key._replace(index=key.index % len(self)), clip)
         return torch.from_numpy(clip), label
 
@@ -77,7 +77,7 @@ class VideoFolder(Dataset):
         PyTorch's loader calls this in a worker, where a raised error would reach the user wrapped
         in a traceback.
         """
-        clips = empty_clips((len(keys), *self.clip_shape))
+        clips = empty_clips((len(keys), *self.input_shape))
         good, labels, bad, num_short = [], [], [], 0
         for key in keys:
             try:

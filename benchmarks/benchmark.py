@@ -253,9 +253,9 @@ def markdown(sections) -> str:
 def table(results) -> str:
     """Return the results as a Markdown table; a result may lack some of the figures."""
     columns = list(dict.fromkeys(["what", *(key for result in results for key in result)]))
-    rows = [columns, ["---"] * len(columns)]
-    rows += [[format_figure(result.get(column)) for column in columns] for result in results]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return machine.markdown_table(
+        columns, [[format_figure(result.get(column)) for column in columns] for result in results]
+    )
 
 
 def format_figure(value) -> str:

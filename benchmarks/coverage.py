@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy.special import betaincinv, ndtr
 
+from benchmarks import machine
 from scoring.intervals import accuracy_interval, compare_on_same_clips
 from system.errors import exit_status
 
@@ -191,10 +192,10 @@ def by_told_apart(repeats) -> str:
 
 def table(columns, rows) -> str:
     """Return a Markdown table; cells are strings, pairs of figures, or None."""
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[cell if isinstance(cell, str) else "" if cell is None else
-               f"{cell[0]:.1f} ({cell[1]:.0f})" for cell in row] for row in rows]  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return machine.markdown_table(columns, [
+        [cell if isinstance(cell, str) else "" if cell is None else
+         f"{cell[0]:.1f} ({cell[1]:.0f})" for cell in row] for row in rows
+    ])
 
 
 def parse_arguments(arguments):

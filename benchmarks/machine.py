@@ -40,6 +40,12 @@ def save(name: str, contents: dict, text: str) -> None:
     write_text(RESULTS / f"{name}.md", text)
 
 
+def markdown_table(columns, rows) -> str:
+    """Return a Markdown table; columns: their names; rows: of text."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def as_json(contents: dict) -> str:
     return json.dumps(contents, indent=2) + "\n"
 

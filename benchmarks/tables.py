@@ -151,9 +151,9 @@ def methods_of(methods) -> str:
 
 
 def table(columns, rows) -> str:
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[cell(row) for cell in columns.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """Return a Markdown table; columns: by name, what makes a cell of a row."""
+    return machine.markdown_table(columns, [[cell(row) for cell in columns.values()]
+                                            for row in rows])
 
 
 def print_anew(path: Path) -> None:

@@ -10,6 +10,7 @@ from clips.reading import open_clip, window_input
 from docs.opening_picture import SHARPNESS, Canvas
 from docs.svg import WIDTH
 from explaining.grad_cam import grad_cam
+from explaining.layer_films import scaled
 from explaining.layers import stage_outputs
 from explaining.pictures import enlarged, heat
 from scoring.predictor import Predictor
@@ -99,22 +100,17 @@ def _stages_moment(clip, moment, colours) -> Image.Image:
 def _draw_stage(picture, values, time, top) -> None:
     """Draw the maps of the channels that vary most, or the entries of a vector as cells."""
     if values[0, 0].size == 1:
-        scaled = _scaled(values[:, time, 0, 0], values)
-        tiles = [(np.resize(scaled, (max(1, len(scaled) // 32), min(32, len(scaled)))),
+        cells = scaled(values[:, time, 0, 0], values)
+        tiles = [(np.resize(cells, (max(1, len(cells) // 32), min(32, len(cells)))),
                   (TILES * (TILE + 6) - 6, TILE))]  # fmt: skip
     else:
         chosen = np.argsort(-values.std((1, 2, 3)), kind="stable")[:TILES]
-        tiles = [(_scaled(values[channel, time], values[channel]), (TILE, TILE))
+        tiles = [(scaled(values[channel, time], values[channel]), (TILE, TILE))
                  for channel in chosen]  # fmt: skip
     for place, (tile, (width, height)) in enumerate(tiles):
         shown = Image.fromarray(heat(tile)).resize((width * SHARPNESS, height * SHARPNESS),
                                                    Image.Resampling.NEAREST)  # fmt: skip
         picture.paste(shown, ((190 + place * (TILE + 6)) * SHARPNESS, (top + 4) * SHARPNESS))
-
-
-def _scaled(values, whole) -> np.ndarray:
-    low, high = whole.min(), whole.max()
-    return (values - low) / max(high - low, 1e-12)
 
 
 def _card(height, colours) -> tuple[Image.Image, Canvas]:

@@ -66,7 +66,7 @@ def _row(name, output, moment, num_frames) -> np.ndarray:
         tiles = [_as_cells(now[:, 0, 0], picture.shape[1] - LABEL_WIDTH - GAP, output)]
     else:
         chosen = np.argsort(-output.std((1, 2, 3)), kind="stable")[:TILES_PER_ROW]
-        tiles = [heat(_fit(_scaled(now[channel], output[channel]))) for channel in chosen]
+        tiles = [heat(_fit(scaled(now[channel], output[channel]))) for channel in chosen]
     left = LABEL_WIDTH
     for tile in tiles:
         picture[: tile.shape[0], left : left + tile.shape[1]] = tile
@@ -86,13 +86,13 @@ def _as_cells(values, width, whole) -> np.ndarray:
     num_rows = max(1, round((len(values) * TILE / width) ** 0.5))
     num_columns = -(-len(values) // num_rows)
     cells = np.zeros(num_rows * num_columns)
-    cells[: len(values)] = _scaled(values, whole)
+    cells[: len(values)] = scaled(values, whole)
     lines = np.linspace(0, num_rows, TILE, endpoint=False).astype(int)
     columns = np.linspace(0, num_columns, width, endpoint=False).astype(int)
     return heat(cells.reshape(num_rows, num_columns)[lines][:, columns])
 
 
-def _scaled(values, whole) -> np.ndarray:
+def scaled(values, whole) -> np.ndarray:
     """Scale values to 0..1 by the range of `whole` over time and space."""
     low, high = whole.min(), whole.max()
     return (values - low) / max(high - low, 1e-12)
