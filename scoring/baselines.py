@@ -11,8 +11,8 @@ import numpy as np
 from clips.annotations import Annotations
 from clips.bad_clips import check_bad_clips
 from clips.batches import ClipKey
+from clips.folders import Clip, FrameSource
 from clips.frames import FrameError
-from clips.reading import open_clip
 from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
@@ -111,7 +111,7 @@ def grey_pixels(annotations: Annotations, config: Config, indices):
     """
     # Decoders work without Python's lock.
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config),
+        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip(index), config),
                              indices))
     readable = [row for row in rows if row is not None]
     pixels = np.array(readable, np.float32).reshape(len(readable), NUM_FRAMES * SIDE * SIDE)
@@ -119,17 +119,17 @@ def grey_pixels(annotations: Annotations, config: Config, indices):
     return pixels, unreadable
 
 
-def _clip_pixels(path, config: Config) -> np.ndarray | None:
+def _clip_pixels(clip: Clip, config: Config) -> np.ndarray | None:
     try:
-        return small_grey_frames(open_clip(path, config)).ravel()
+        return small_grey_frames(clip.open(config)).ravel()
     except FrameError:
         return None
 
 
-def small_grey_frames(source) -> np.ndarray:
+def small_grey_frames(source: FrameSource) -> np.ndarray:
     """Return 8 evenly spaced frames of a clip, float32 [8, 16, 16], values in 0..1.
 
-    source: as `clips.reading.open_clip` returns it. Raises FrameError.
+    Raises FrameError.
     """
     positions = sample_segments(len(source), NUM_FRAMES)[0].tolist()
     wanted = sorted(set(positions))

@@ -10,7 +10,8 @@ from runs import make_settings, run_folder, write_config
 
 import export
 import train
-from clips.reading import open_clip, window_input
+from clips.folders import open_clip
+from clips.reading import window_input
 from scoring.predictor import load_predictor
 from system.device import to_network_input
 
