@@ -23,12 +23,10 @@ from clips.batches import (
     empty_clips,
 )
 from clips.frames import FrameError, natural_key, prepare_decoders
-from clips.packs import Pack
 from clips.reading import (
     augment,
     eval_shape,
     mirrored_labels,
-    open_clip,
     read_eval_clip,
     read_windows,
 )
@@ -47,8 +45,7 @@ class VideoFolder(Dataset):
         self.config = config
         self.training = training
         self.mirrored_labels = mirrored_labels(annotations, config) if training else None
-        if isinstance(annotations.folder, Pack):
-            annotations.folder.check(config)  # opened here, so that workers share its memory
+        annotations.folder.check(config)  # opened here, so that workers share its memory
 
     def __len__(self):
         return len(self.annotations)
@@ -97,7 +94,7 @@ class VideoFolder(Dataset):
         Raises FrameError with the path of a bad frame.
         """
         config, label = self.config, int(self.annotations.labels[key.index])
-        source = open_clip(self.annotations.clip_path(key.index), config)
+        source = self.annotations.clip(key.index).open(config)
         if not self.training:
             read_eval_clip(source, config, clip)
             return label, len(source)

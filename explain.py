@@ -16,8 +16,9 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from clips.annotations import Annotations, read_annotations
+from clips.folders import FrameSource
 from clips.frames import prepare_decoders
-from clips.reading import open_clip, window_input
+from clips.reading import window_input
 from clips.sampling import frames_apart
 from explaining import grad_cam, layer_films, time_probe
 from explaining.layers import first_kernels, share_of_change, stage_names, stage_outputs
@@ -79,7 +80,7 @@ def explain_clip(
 ) -> list[Path]:
     """Write the Grad-CAM and activation films of one clip; return their paths."""
     clip_id = str(annotations.ids[index])
-    source = open_clip(annotations.clip_path(index), predictor.config)
+    source = annotations.clip(index).open(predictor.config)
     title, stage_name, films = films_of_clip(predictor, source, stage_name)
     truth = predictor.classes[annotations.labels[index]]
     print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
@@ -91,12 +92,11 @@ def explain_clip(
     return paths
 
 
-def films_of_clip(predictor: Predictor, source, stage_name: str | None = None):
+def films_of_clip(predictor: Predictor, source: FrameSource, stage_name: str | None = None):
     """Return the predicted class as text, the stage that Grad-CAM used, and two films by name.
 
     `grad_cam` is for the predicted class; `activations` shows each stage. A film has one picture
-    per input frame of the network, of the middle window where several are averaged. source: from
-    `clips.reading.open_clip`.
+    per input frame of the network, of the middle window where several are averaged.
     """
     windows = window_input(source, None, predictor.config)  # the centre crop's come first
     scores = predictor.probabilities(windows, 1)[0]

@@ -10,8 +10,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from clips.films import FILM_SUFFIXES, is_video
+from clips.folders import Clip
 from clips.frames import prepare_decoders
-from clips.reading import open_clip
 from clips.sampling import frames_needed, short_clips_note, unseen_seconds
 from clips.search import find_clips, no_films
 from config import Config
@@ -27,8 +27,8 @@ MAX_UNSEEN = 3.0  # seconds: a whole gesture could be missed
 
 
 def predict(
-    predictors: list[Predictor], clips: list[Path], save_path: Path | None, combine=averaged
-) -> tuple[dict[Path, Scores], list[str]]:
+    predictors: list[Predictor], clips: list[Clip], save_path: Path | None, combine=averaged
+) -> tuple[dict[Clip, Scores], list[str]]:
     """Return the scores of each clip, and a message for each clip that cannot be classified.
 
     combine: from `load_predictors`; combines the scores of all networks.
@@ -37,7 +37,7 @@ def predict(
     places = places_for(save_path, clips) if save_path else {}
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
-            sources = [open_clip(clip, predictor.config) for predictor in predictors]
+            sources = [clip.open(predictor.config) for predictor in predictors]
             found[clip] = combine([
                 predictor.scores(source, over_time=bool(places))
                 for predictor, source in zip(predictors, sources, strict=True)
@@ -76,7 +76,7 @@ def notes_on_lengths(lengths: list[int], config: Config) -> list[str]:
     return notes
 
 
-def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:
+def places_for(save_path: Path, clips: list[Clip]) -> dict[Clip, Path]:
     """Return the file that --save writes for each clip.
 
     A single clip is written to `save_path`; several clips to a folder of that name, with their
@@ -94,7 +94,7 @@ def places_for(save_path: Path, clips: list[Path]) -> dict[Path, Path]:
     return {clip: save_path / f"{name}.mp4" for clip, name in zip(clips, names, strict=True)}
 
 
-def table(found: dict[Path, Scores], count: int) -> str:
+def table(found: dict[Clip, Scores], count: int) -> str:
     """Return one line per clip: its path and its top classes with their probabilities."""
     width = max(len(str(clip)) for clip in found)
     return "\n".join(
@@ -104,7 +104,7 @@ def table(found: dict[Path, Scores], count: int) -> str:
     )
 
 
-def write_scores(path: Path, found: dict[Path, Scores], count: int) -> None:
+def write_scores(path: Path, found: dict[Clip, Scores], count: int) -> None:
     """Write path, predicted class and top scores as JSON if the path ends with .json, else CSV."""
     rows = [{"path": str(clip), "predicted": scores.top(1)[0][0],
              "scores": dict(scores.top(count))} for clip, scores in found.items()]  # fmt: skip
@@ -160,7 +160,7 @@ def check_places(options: argparse.Namespace) -> None:
                         "clips")
 
 
-def check_overwritten(options: argparse.Namespace, clips: list[Path]) -> None:
+def check_overwritten(options: argparse.Namespace, clips: list[Clip]) -> None:
     """Raise UserError if --output or --save would overwrite a clip, a pack or a checkpoint."""
     read = {os.path.realpath(path) for path in (*clips, *options.paths, *options.checkpoint)}
     written = [("--output", options.output)] if options.output else []

@@ -248,7 +248,8 @@ def run_training(config: Config, options, device) -> None:
     is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)
     if not (is_resumed or options.overwrite):  # before minutes of work
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
-    run = start_run(config, class_names, device, checkpoint, train_set.digest())
+    run = start_run(config, class_names, device, checkpoint, train_set.digest(),
+                    train_set.folder.identity)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)

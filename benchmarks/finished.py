@@ -10,7 +10,7 @@ from clips.annotations import Annotations, read_annotations, read_labels
 from config import Config
 from scoring.results import LOGITS_FILE, read_logits
 from system.errors import UserError
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, training_set
 from training.optimization import training_is_over
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
 
@@ -33,8 +33,8 @@ def is_finished(config: Config, folder: Path) -> bool:
     history = pd.read_csv(folder / HISTORY_FILE)
     if not training_is_over(config, len(history), history["val_loss"].tolist()):
         return False
-    known = load_checkpoint(folder / LAST_CHECKPOINT).get("train_clips")
-    if known and known.split()[0] != clips_of(config, "train").digest().split()[0]:
+    known, _ = training_set(load_checkpoint(folder / LAST_CHECKPOINT))
+    if known and known != clips_of(config, "train").digest():
         raise UserError(f"{folder}: trained on other clips than {config.train_data_csv} lists now; "
                         "choose another --output, or delete the folder")
     return True

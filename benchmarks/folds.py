@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from clips.annotations import groups_of, read_annotations, read_labels
-from clips.packs import Pack
+from clips.folders import ClipFolder
 from config import Config
 from own_clips.settings import training_length
-from own_clips.splitting import duplicates, joined
+from own_clips.splitting import joined
 from scoring.stack import cross_validation_folds
 from system.errors import UserError, summarize
 from system.files import write_text
@@ -36,7 +36,7 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
     Returns the folds, and a description of the split.
     """
     ids, labels, groups, names, root = _all_clips(config)
-    same = duplicates(root, ids.tolist())
+    same = root.duplicates(ids.tolist())
     together = groups
     if same:
         together = np.array(joined((ids if groups is None else groups).tolist(), same))
@@ -64,7 +64,7 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
 
 def _all_clips(
     config: Config,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], str | Pack]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], ClipFolder]:
     """Return ids, labels and groups (None: unknown) of both sets, class names, and the folder."""
     if Path(config.train_data_folder) != Path(config.val_data_folder):
         raise UserError("--folds: train_data_folder and val_data_folder differ; the clips of both "

@@ -32,7 +32,7 @@ def measure(device, options, folder) -> list[dict]:
     plain = PlainVideoFolder(config.train_data_folder, clips, clip_size=18, step_size=2,
                              crop_size=84)
     ours = VideoFolder(annotations, config, training=True)
-    paths = [Path(annotations.clip_path(index)) for index in range(len(annotations))]
+    paths = [Path(annotations.clip(index)) for index in range(len(annotations))]
     keys = [ClipKey(0, index) for index in range(len(annotations))]
     chosen = [path / name for path in paths for name in list_frames(path)[: 36 : 2]]
 

@@ -1,1 +1,1 @@
-"""From files to arrays: annotations, frames, videos, sampling, transforms, flow, batches."""
+"""From files to arrays: annotations, clips, frames, videos, sampling, transforms, flow, batches."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clips.films import is_video
+from clips.folders import Clip, ClipFolder
 from clips.frames import composed
-from clips.packs import Pack, PackedClip, clip_path, open_folder
+from clips.packs import open_folder
 from system.errors import UserError, summarize
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Annotations:
 
     ids: np.ndarray  # str [num_clips], folders or video files, as paths relative to `folder`
     labels: np.ndarray  # int64 [num_clips], class indices; -1 where there is no label
-    folder: str | Pack
+    folder: ClipFolder
     num_dropped: int  # rows whose label is not in the labels file
     class_names: tuple[str, ...] = ()  # empty for a test set
     groups: np.ndarray | None = None  # str [num_clips], as from `groups_of`; None: unknown
@@ -44,18 +44,17 @@ class Annotations:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """Return a hash of the ids and labels in their order and, for a pack, of its identity."""
+        """Return a hash of the ids and labels in their order."""
         ids = "\0".join(self.ids.tolist()).encode("utf-8", "surrogatepass")
-        clips = hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
-        return f"{clips} {self.folder.identity}" if isinstance(self.folder, Pack) else clips
+        return hashlib.blake2b(ids + b"\0" + self.labels.tobytes(), digest_size=16).hexdigest()
 
     def clip_paths(self) -> list[str]:
         """Return the absolute path of each clip, links in that of the data folder resolved."""
         root = os.path.realpath(str(self.folder))
         return [f"{root}/{clip_id}" for clip_id in self.ids.tolist()]
 
-    def clip_path(self, index) -> str | PackedClip:
-        return clip_path(self.folder, self.ids[index])
+    def clip(self, index) -> Clip:
+        return self.folder.clip(str(self.ids[index]))
 
 
 def read_labels(path) -> list[str]:
@@ -243,9 +242,9 @@ def _check_ids(csv_path, ids: "pd.Series"):
         )
 
 
-def _check_clips(csv_path, folder, ids):
+def _check_clips(csv_path, folder: ClipFolder, ids):
     try:
-        present = siblings(folder, ids)
+        present = folder.siblings(ids)
     except OSError as error:
         raise UserError(f"{folder}: data folder cannot be read ({error.strerror})") from None
     missing = [clip_id for clip_id in ids if composed(clip_id) not in present]
@@ -255,35 +254,10 @@ def _check_clips(csv_path, folder, ids):
             f"{summarize(missing)}; add the folders or drop the rows"
         )
     spelled = [clip_id for clip_id in ids if not clip_id.isascii()]
-    paths = Counter(str(clip_path(folder, clip_id)) for clip_id in spelled)
+    paths = Counter(folder.clip_path(clip_id) for clip_id in spelled)
     if twice := [path for path, count in paths.items() if count > 1]:
         raise UserError(f"{csv_path}: {len(twice):,} clips are listed more than once, with their "
                         f"accents composed and apart: {summarize(twice)}; keep one line for each")
-
-
-def siblings(folder, ids) -> set[str]:
-    """Return the ids, in NFC, of all films and folders in the same folders as those of `ids`.
-
-    Scans each folder once instead of asking the file system about each of 100,000 ids. Of a pack,
-    returns all ids. Raises OSError if `folder` cannot be read, or FrameError for a pack.
-    """
-    if isinstance(folder, Pack):
-        return set(map(composed, folder.ids()))
-    present = set()
-    os.stat(folder)
-    for parent in {clip_id.rpartition("/")[0] for clip_id in ids}:
-        path = clip_path(folder, parent) if parent else folder
-        if parent and not os.path.isdir(path):
-            continue
-        with os.scandir(path) as entries:
-            present |= {composed(f"{parent}/{entry.name}" if parent else entry.name)
-                        for entry in entries if is_video(entry.path) or _is_folder(entry)}
-    return present
-
-
-def _is_folder(entry) -> bool:
-    # is_dir() of a scanned entry costs nothing, but raises on a circular link.
-    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _nothing_left(csv_path, rows: "pd.DataFrame") -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from itertools import starmap
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -132,6 +133,8 @@ def composed(name: str) -> str:
 class FrameFolder:
     """The frames in a folder, read on demand. Raises FrameError if there are none."""
 
+    native_rate = None
+
     def __init__(self, folder, max_pixels: int):
         self.folder, self.max_pixels = folder, max_pixels
         self.names = list_frames(folder)
@@ -142,11 +145,23 @@ class FrameFolder:
     def frames_at(self, positions):
         """Yield the frames at these positions, as `read_frame` returns them."""
         for position in positions:
-            yield read_frame(f"{self.folder}{os.sep}{self.names[position]}", self.max_pixels)
+            yield read_frame(self._path(position), self.max_pixels)
+
+    def content(self, position: int) -> bytes:
+        """Return the file of one frame. Raises OSError if it cannot be read."""
+        path = self._path(position)
+        if not os.path.isfile(path):  # reading a pipe would wait forever
+            raise OSError("not a file but a folder, a device or a broken link")
+        return Path(path).read_bytes()
+
+    def _path(self, position: int) -> str:
+        return f"{self.folder}{os.sep}{self.names[position]}"
 
 
 class FramesInMemory:
     """Frames in memory, for example from a camera: uint8 RGB [H, W, 3] each."""
+
+    native_rate = None
 
     def __init__(self, frames):
         self.frames = frames

@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from clips.films import ANIMATED_SUFFIXES, is_video, num_pictures
+from clips.folders import open_video, search_folder
 from clips.frames import (
     FRAME_SUFFIXES,
     JPEG_SUFFIXES,
@@ -39,8 +40,7 @@ from clips.packs import (
     comment_of,
     end_records,
 )
-from clips.reading import open_video
-from clips.search import Frames, archive_clips, is_hidden, search_folder
+from clips.search import Frames, archive_clips, is_hidden
 from clips.transforms import scale_to_height
 from config import Config
 from system.errors import UserError

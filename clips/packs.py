@@ -14,14 +14,15 @@ import functools
 import json
 import os
 import struct
-import unicodedata
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from clips.folders import Clip, ClipFolder, Listing, PlainFolder
 from clips.frames import FrameError, composed, decode_frame
 from config import Config
 from system.errors import UserError
@@ -63,7 +64,7 @@ def end_records(num_members: int, size: int, offset: int, comment: bytes) -> byt
 
 
 class Pack:
-    """A pack, opened at its first use, and pickled as its path.
+    """A pack, opened at its first use, and pickled as its path: a `ClipFolder`.
 
     Each process reads it with `os.pread`, which leaves the position of a shared descriptor alone. A
     pack that is replaced while it is open is still read as it was. expected: the `identity` that
@@ -99,12 +100,14 @@ class Pack:
         """Return the comment's values: counts, height, quality, frame_rate."""
         return self._opened.about
 
-    def check(self, config: Config) -> None:
-        """Open the pack; raise UserError if its frames do not suit `config`.
+    @property
+    def frame_rate(self) -> float | None:
+        """Return the frame rate to which videos were resampled; None if there were none."""
+        return self.about.get("frame_rate")
 
-        A training calls this before its workers are forked, so that they share what is open.
-        """
-        height, rate = self.about.get("height"), self.about.get("frame_rate")
+    def check(self, config: Config) -> None:
+        """Open the pack; raise UserError if its frames do not suit `config`."""
+        height, rate = self.about.get("height"), self.frame_rate
         if height is not None and (config.frame_height or 0) > height:
             raise UserError(f"frame_height: found {config.frame_height}, but {self.path} has "
                             f"frames shrunk to a height of {height}; lower it, or pack again")
@@ -120,9 +123,34 @@ class Pack:
         """Return the clips' numbers of frames, in the order of `ids`."""
         return self._opened.counts.tolist()
 
-    def clip(self, clip_id: str) -> "PackedClip":
-        """Return the clip with this id; reading it raises FrameError if there is none."""
-        return PackedClip(self, clip_id)
+    def clip(self, clip_id: str) -> Clip:
+        return Clip(self, str(clip_id))
+
+    def clip_path(self, clip_id: str) -> str:
+        return f"{self.path}/{clip_id}"
+
+    def open(self, clip_id: str, config: Config) -> "PackedFrames":
+        """Open a clip. Raises UserError, too, for a pack that does not suit `config`."""
+        self.check(config)
+        return PackedFrames(self.clip(clip_id), config.max_frame_pixels)
+
+    def siblings(self, ids: Iterable[str]) -> set[str]:
+        """Return all ids of the pack, in NFC."""
+        return set(map(composed, self.ids()))
+
+    def search(self) -> Listing:
+        return Listing(self.ids(), [], [], [])
+
+    def duplicates(self, ids: list[str]) -> list[list[int]]:
+        """Return the positions of equal clips, by the checksums in the index."""
+        by_content = defaultdict(list)
+        for position, clip_id in enumerate(ids):
+            rows = self.rows(clip_id)[1:]
+            by_content[rows["size"].tobytes(), rows["crc32"].tobytes()].append(position)
+        return [same for same in by_content.values() if len(same) > 1]
+
+    def other_files(self, clip_id: str) -> list[str]:
+        return []
 
     def rows(self, clip_id: str) -> np.ndarray:
         """Return the row before a clip's own, and these: `ROW` [1 + num_frames].
@@ -162,25 +190,14 @@ def _pack_once(path, expected) -> Pack:
     return Pack(path, expected)
 
 
-@dataclass(frozen=True)
-class PackedClip:
-    """A clip in a pack; its path is that of the pack and its id."""
-
-    pack: Pack
-    id: str
-
-    def __fspath__(self):
-        return f"{self.pack.path}/{self.id}"
-
-    __str__ = __fspath__
-
-
 class PackedFrames:
     """The frames of a clip in a pack, read on demand. Raises FrameError if there are none."""
 
-    def __init__(self, clip: PackedClip, max_pixels: int):
+    native_rate = None
+
+    def __init__(self, clip: Clip, max_pixels: int):
         self.clip, self.max_pixels = clip, max_pixels
-        before, *_ = rows = clip.pack.rows(clip.id)
+        before, *_ = rows = clip.folder.rows(clip.id)
         self.end_before = int(before["offset"]) + int(before["size"])
         self.offsets, self.sizes, self.crcs = (rows[1:][name].tolist() for name in ROW.names)
         if not self.offsets:
@@ -203,7 +220,7 @@ class PackedFrames:
         for group in self._near(list(positions)):
             start = self.offsets[group[0]]
             size = self.offsets[group[-1]] + self.sizes[group[-1]] - start
-            content = self.clip.pack.read(start, size)
+            content = self.clip.folder.read(start, size)
             for position in group:
                 offset = self.offsets[position] - start
                 data = content[offset : offset + self.sizes[position]]
@@ -233,10 +250,10 @@ class PackedFrames:
     def names(self) -> list[str]:
         """Return the frames' file names, from the headers between them."""
         skipped, names, end = len(self.clip.id.encode()), [], self.end_before
-        if root := self.clip.pack.about["root"]:
+        if root := self.clip.folder.about["root"]:
             skipped += len(f"{root}/".encode())
         for offset, size in zip(self.offsets, self.sizes, strict=True):
-            header = self.clip.pack.read(end, offset - end)
+            header = self.clip.folder.read(end, offset - end)
             name = header[LOCAL.size + skipped + 1 :]
             names.append(name.decode(errors="replace"))
             end = offset + size
@@ -358,24 +375,6 @@ def _read(path, descriptor, offset, size) -> bytes:
     return data
 
 
-def open_folder(path) -> "str | Pack":
-    """Return the Pack at `path`, or the path itself if it is not a file."""
-    return Pack(path) if os.path.isfile(path) else os.fspath(path)
-
-
-def clip_path(folder: "str | Pack", clip_id) -> "str | PackedClip":
-    """Return a clip in a folder or pack, in whichever Unicode form its accents are stored there."""
-    if isinstance(folder, Pack):
-        return folder.clip(str(clip_id))
-    path = os.path.join(folder, clip_id := str(clip_id))
-    if clip_id.isascii() or os.path.lexists(path):
-        return path
-    # Its accents may be composed or decomposed (NFC, NFD), in each part of the path.
-    found = os.fspath(folder)
-    for part in clip_id.split("/"):
-        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        paths = [os.path.join(found, form) for form in forms]
-        found = next(filter(os.path.lexists, paths), None)
-        if found is None:
-            return path
-    return found
+def open_folder(path) -> ClipFolder:
+    """Return the Pack at `path`, or a PlainFolder if it is not a file."""
+    return Pack(path) if os.path.isfile(path) else PlainFolder(os.fspath(path))

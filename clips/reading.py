@@ -3,15 +3,13 @@
 Shapes: K windows per video, T frames, H, W pixels, C = 3 colours, or 5 with optical flow.
 """
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from clips.annotations import Annotations
-from clips.films import ANIMATED_SUFFIXES, AnimatedPicture, is_video
-from clips.frames import FrameFolder, composed
-from clips.packs import PackedClip, PackedFrames
+from clips.folders import FrameSource
+from clips.frames import composed
 from clips.sampling import eval_positions
 from clips.transforms import (
     erase_box,
@@ -20,7 +18,6 @@ from clips.transforms import (
     mask_frames,
     optical_flow,
 )
-from clips.videos import VideoFile
 from config import Config
 from system.errors import UserError, summarize
 
@@ -39,7 +36,7 @@ def eval_shape(config: Config) -> tuple[int, ...]:
     return config.windows_per_video, *config.clip_shape, config.num_channels
 
 
-def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:
+def read_eval_clip(source: FrameSource, config: Config, clip: np.ndarray, span=None) -> None:
     """Fill `clip`, uint8 [K, T, H, W, C], with the evaluation input for a whole video.
 
     Every command that gives a network a clip reads it here: training's validation, `--eval_only`,
@@ -52,7 +49,7 @@ def read_eval_clip(source, config: Config, clip: np.ndarray, span=None) -> None:
     read_windows(source, positions, eval_transforms(config), clip)
 
 
-def window_input(source, span, config: Config) -> np.ndarray:
+def window_input(source: FrameSource, span, config: Config) -> np.ndarray:
     """Return the evaluation input for the frames span[0] to span[1] - 1; None: for all.
 
     uint8 [K, T, H, W, C]. Raises FrameError with the path of a bad frame.
@@ -62,29 +59,9 @@ def window_input(source, span, config: Config) -> np.ndarray:
     return clip
 
 
-def open_video(path, frame_rate: float, max_pixels: int) -> VideoFile | AnimatedPicture:
-    """Open a video file or an animated picture, resampled to `frame_rate` frames per second.
-
-    Raises FrameError if it cannot be read.
-    """
-    is_picture = os.fspath(path).lower().endswith(ANIMATED_SUFFIXES)
-    return (AnimatedPicture if is_picture else VideoFile)(path, frame_rate, max_pixels)
-
-
-def open_clip(path, config: Config) -> VideoFile | AnimatedPicture | FrameFolder | PackedFrames:
-    """Open a folder of frames, a video or a PackedClip: an object with a length and `frames_at`.
-
-    Raises FrameError if there are no frames, and UserError for a pack that does not suit `config`.
-    """
-    if isinstance(path, PackedClip):
-        path.pack.check(config)
-        return PackedFrames(path, config.max_frame_pixels)
-    if is_video(path):
-        return open_video(path, config.frame_rate, config.max_frame_pixels)
-    return FrameFolder(path, config.max_frame_pixels)
-
-
-def distinct_frames(source, positions: np.ndarray) -> Iterator[tuple[list[int], np.ndarray]]:
+def distinct_frames(
+    source: FrameSource, positions: np.ndarray
+) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield each frame once, in order, and the indices of `positions` at which it is.
 
     positions: int [P]. Padding and overlapping windows repeat frames, which are decoded once.
@@ -97,7 +74,9 @@ def distinct_frames(source, positions: np.ndarray) -> Iterator[tuple[list[int], 
         yield places[position], frame
 
 
-def read_windows(source, positions: np.ndarray, transforms: list, clip: np.ndarray) -> None:
+def read_windows(
+    source: FrameSource, positions: np.ndarray, transforms: list, clip: np.ndarray
+) -> None:
     """Fill `clip`, uint8 [K, T, H, W, C], with the transformed frames and their optical flow.
 
     positions: [windows, T]; K is transforms x windows, grouped by transform.

@@ -11,16 +11,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from clips.films import is_video, sort_files
-from clips.frames import FRAME_SUFFIXES, in_natural_order, natural_key
-from clips.packs import SUFFIX, Pack, PackedClip
+from clips.films import is_video
+from clips.folders import Clip, clip_at, search_folder
+from clips.frames import in_natural_order, natural_key
+from clips.packs import SUFFIX, Pack
 from system.errors import UserError, summarize
 
 Frames = list[tuple[str, bytes]]  # name and content of each frame of a clip, in natural order
 
-_THUMBNAIL = re.compile(r"thumb|cover|poster|preview|folder|screenshot|album", re.IGNORECASE)
 _GZIP, _ZIP = b"\x1f\x8b\x08", b"PK\3\4"
 _ZIP_END = 22 + 20 + 56  # bytes of ZIP's end record and, if there are many files, of ZIP64's two
 _BLOCK = 2**20
@@ -28,12 +27,12 @@ _TAR_BLOCK = 2**15  # tarfile copies the rest of a block with each header and fi
 _LETTERS_TO_DIGITS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "0123456789abcdefghijklmnop")
 
 
-def find_clips(path: str | Path, others: list | None = None) -> tuple[list, list[str]]:
+def find_clips(path: str | Path, others: list | None = None) -> tuple[list[Clip], list[str]]:
     """Return the clips at or below a path, and a message for each folder that is not usable.
 
-    A clip is a Path, of a film or a folder of frames, or a PackedClip. Other folders, for example
-    one per class, are searched. The path may also be a pack, or a folder in one. others: a list to
-    which ignored files are added. Raises UserError if the path does not exist or is another file.
+    Other folders, for example one per class, are searched. The path may also be a pack, or a folder
+    in one. others: a list to which ignored files are added. Raises UserError if
+    the path does not exist or is another file.
     """
     path = Path(path)
     pack = next((each for each in (path, *path.parents)
@@ -46,13 +45,13 @@ def find_clips(path: str | Path, others: list | None = None) -> tuple[list, list
         found = search_folder(path)
         if others is not None:
             others += found.others
-        return found.clips, [message for _, message in found.problems]
+        return list(map(clip_at, found.clips)), [message for _, message in found.problems]
     if not is_video(path):
         raise UserError(f"{path}: not a video file or a folder; give the clip's folder")
-    return [path], []
+    return [clip_at(path)], []
 
 
-def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[PackedClip]:
+def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[Clip]:
     ids = sorted(clip_id.split("/") for clip_id in pack.ids())
     found = ["/".join(parts) for parts in ids if tuple(parts[: len(folder)]) == folder]
     if not found:
@@ -60,76 +59,10 @@ def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[PackedClip]:
     return [pack.clip(clip_id) for clip_id in found]
 
 
-class Found(NamedTuple):
-    """The result of searching a folder."""
-
-    clips: list[Path]
-    empty: list[Path]  # folders without frames, videos and other folders
-    problems: list[tuple[Path, str]]  # folders that are not usable, including `empty`
-    others: list[Path]  # files that are ignored
-
-
 def no_films(paths) -> str:
     """Return a description of ignored files: how many there are, and the first ones."""
     kind = "file that is not a film" if len(paths) == 1 else "files that are not films"
     return f"{len(paths):,} {kind}: {summarize(paths, 3)}"
-
-
-def search_folder(folder: Path) -> Found:
-    """Return the clips at or below a folder, sorted by name."""
-    found = Found([], [], [], [])
-    _search(folder, found)
-    return found
-
-
-def _search(folder: Path, found: Found) -> None:
-    try:
-        with os.scandir(folder) as entries:
-            # is_dir() of a scanned entry costs nothing, but raises on a circular link.
-            entries = sorted((entry.name, os.path.isdir(entry) if entry.is_symlink()
-                              else entry.is_dir(), entry.is_symlink()) for entry in entries
-                             if not entry.name.startswith("."))
-    except OSError as error:
-        found.problems.append((folder, f"{folder}: cannot be read ({error.strerror})"))
-        return
-    folders = {name: is_link for name, is_folder, is_link in entries if is_folder}
-    files = sort_files(folder, [name for name, is_folder, _ in entries if not is_folder])
-    inner = sorted([*folders, *files.films])
-    found.others.extend(folder / name for name in files.others)
-    have_frames = are_frames(files.frames, inner)
-    if have_frames and all(name.lower().endswith((".gif", ".apng")) for name in inner):
-        found.clips.append(folder)
-        found.others.extend(folder / name for name in inner)  # for example a preview of the frames
-        return
-    if have_frames:
-        message = (f"{folder}: has both frames and other clips ({inner[0]}); put each clip in "
-                   "its own folder")
-        found.problems.append((folder, message))
-        return
-    found.others.extend(folder / name for name in files.frames)
-    if not inner:
-        found.empty.append(folder)
-        message = f"{folder}: contains no frames ({', '.join(FRAME_SUFFIXES)}) and no videos"
-        found.problems.append((folder, message))
-    for name in inner:
-        path = folder / name
-        if name not in folders:
-            found.clips.append(path)
-        elif not (folders[name] and folder.resolve().is_relative_to(path.resolve())):
-            _search(path, found)  # a link to a parent would be searched forever
-
-
-def are_frames(pictures: list[str], clips: list[str]) -> bool:
-    """Return whether pictures beside clips are frames of another clip, rather than thumbnails.
-
-    Frames are numbered and outnumber the clips. A thumbnail may have the name of its clip.
-    """
-    if not clips:
-        return bool(pictures)
-    names = {name for clip in clips for name in (clip.lower(), os.path.splitext(clip)[0].lower())}
-    frames = [name for name in pictures if re.search(r"\d", name) and not _THUMBNAIL.match(name)
-              and os.path.splitext(name)[0].lower() not in names]
-    return len(frames) > (len(clips) if len(clips) > 1 else 0)
 
 
 # --- archives ----------------------------------------------------------------------------------

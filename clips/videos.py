@@ -3,6 +3,7 @@
 A damaged video is an error, never a shorter or a grey clip.
 """
 
+import os
 import struct
 from bisect import bisect_right
 
@@ -11,8 +12,7 @@ import numpy as np
 
 from clips.films import is_video as is_video
 from clips.frames import FrameError, check_size
-from clips.video_checks import check_complete
-from clips.video_packets import PacketIndex, SeekError, open_film
+from clips.video_packets import MPEG_FORMATS, PacketIndex, SeekError, open_film
 
 SAME_TIME = 1e-6  # seconds
 MAX_EMPTY = 3  # packets at the end without a picture
@@ -21,6 +21,9 @@ MAX_EMPTY = 3  # packets at the end without a picture
 MAX_REPEATS = 100
 MAX_STILL = 10_000
 MAX_STRETCH = 4  # maximum ratio of a pixel's sides; otherwise, the file is wrong
+# Formats whose packets are in the order of the file up to its end, and the part that may follow.
+SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf")
+MAX_REST = 0.25
 
 
 class VideoFile:
@@ -36,7 +39,7 @@ class VideoFile:
             self.size = self._size(stream)
             self._index = PacketIndex(path, container, stream)
             self._tick = float(stream.time_base)
-            check_complete(path, container, stream, self._index.packets)
+            _check_complete(path, container, stream, self._index.packets)
         with _Translated(self):
             self._times = self._shown_times()  # in ticks
         if not self._times:
@@ -238,3 +241,63 @@ class _Translated:
         # UserErrors are ValueErrors; those of this video have its path already.
         if isinstance(error, ValueError) and not str(error).startswith(f"{self.video.path}: "):
             raise self.video._error(str(error)) from None
+
+
+# --- whether the file is whole ------------------------------------------------------------------
+
+
+def _check_complete(path, container, stream, packets) -> None:
+    """Raise ValueError if a video is cut off, or if another one follows that players do not show.
+
+    packets: all those of the stream. A header may count more: frames that an edit list leaves out,
+    and frames that AVI dropped, which are chunks without data.
+    """
+    name, num_packets = container.format.name, len(packets)
+    is_short = stream.frames > num_packets
+    if is_short and "mp4" in name:
+        with open_film(path, ignore_editlist="1") as (whole, film):
+            num_packets = sum(packet.size > 0 for packet in whole.demux(film))
+        is_short = film.frames > num_packets
+    elif is_short and name == "avi":
+        is_short = len(getattr(stream, "index_entries", ())) > num_packets or _is_cut_riff(path)
+    if is_short:
+        raise ValueError(f"cut off: {num_packets} of {stream.frames} frames are there")
+    if ("mp4" in name and _num_headers(path) > 1) or \
+            (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST):
+        raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
+
+
+def _rest(path, packet) -> float:
+    """Return how much of the file follows the packet."""
+    if packet.position is None:
+        return 0
+    return 1 - (packet.position + packet.size) / os.path.getsize(path)
+
+
+def _num_headers(path) -> int:
+    """Return how many films the boxes of an MP4 file describe. (ISO 14496-12)"""
+    end, place, found = os.path.getsize(path), 0, 0
+    with open(path, "rb") as file:
+        while len(start := file.read(16)) >= 8:
+            size, kind = int.from_bytes(start[:4], "big"), start[4:8]
+            if size == 1:
+                size = int.from_bytes(start[8:], "big")
+            if size < 8 or place + size > end:
+                break
+            found += kind == b"moov"
+            place += size
+            file.seek(place)
+    return found
+
+
+def _is_cut_riff(path) -> bool:
+    """Return whether the file is shorter than its RIFF chunks say."""
+    end, place = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        while file.read(4) == b"RIFF":
+            place += 8 + int.from_bytes(file.read(4), "little")
+            if place > end:
+                return True
+            place += place % 2
+            file.seek(place)
+    return False

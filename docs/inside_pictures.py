@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clips.annotations import Annotations
-from clips.reading import open_clip, window_input
+from clips.reading import window_input
 from docs.opening_picture import SHARPNESS, Canvas
 from docs.svg import WIDTH
 from explaining.grad_cam import grad_cam
@@ -41,7 +41,7 @@ def inside_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -
     """Return the first clip of each of two classes."""
     labels = [predictor.classes.index(name) for name in names]
     indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
-    return [Inside(predictor, open_clip(annotations.clip_path(index), predictor.config))
+    return [Inside(predictor, annotations.clip(index).open(predictor.config))
             for index in indices]
 
 

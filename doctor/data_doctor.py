@@ -29,22 +29,20 @@ from clips.annotations import (
     lines_without_group,
     read_labels,
     read_rows,
-    siblings,
 )
 from clips.batches import as_it_is
 from clips.films import is_video
+from clips.folders import Clip, ClipFolder, FrameSource
 from clips.frames import (
     FrameError,
     OversizedFrameError,
     composed,
     decimals_of,
     decode_frame,
-    list_frames,
     natural_key,
     prepare_decoders,
 )
-from clips.packs import Pack, PackedClip, PackedFrames, clip_path, open_folder
-from clips.reading import open_video
+from clips.packs import open_folder
 from clips.sampling import frames_needed
 from config import SET_PREFIXES, Config
 from doctor.data_report import describe_sizes, open_report, plural, print_findings, print_sets
@@ -85,7 +83,7 @@ class ClipSet:
     """The clips of one set that can be examined, and statistics about them."""
 
     name: str
-    folder: str | Pack
+    folder: ClipFolder
     root: str  # the folder's real path: sets with the same root share their folders
     listed: set | None = None  # all ids of the CSV in NFC, any label; None: unreadable
     present: set = field(default_factory=set)  # ids of the clips in `folder`, in NFC
@@ -187,9 +185,8 @@ def _find_shared_groups(clip_sets, report):
 def _find_folders(clip_set, ids, config, report):
     """Set `present` and `ids` of a set, and report the clips without a folder."""
     try:
-        clip_set.present = siblings(clip_set.folder, ids)
-        if isinstance(clip_set.folder, Pack):
-            clip_set.folder.check(config)
+        clip_set.present = clip_set.folder.siblings(ids)
+        clip_set.folder.check(config)
     except (OSError, UserError) as error:
         folder = str(clip_set.folder)
         detail = f"{SET_PREFIXES[clip_set.name]}_data_folder: {folder!r} ({error})"
@@ -223,22 +220,22 @@ def _find_unlisted_folders(clip_sets, report):
 class ClipChecks(Dataset):
     """The results of all clips, as a data set, so that a loader's workers examine them."""
 
-    def __init__(self, paths, config):
-        self.paths = paths
-        self.settings = frames_needed(config), config.max_frame_pixels, config.frame_rate
+    def __init__(self, clips: list[Clip], config: Config):
+        self.clips, self.config = clips, config
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.clips)
 
     def __getitem__(self, index):
-        return examine_clip(self.paths[index], *self.settings)
+        return examine_clip(self.clips[index], frames_needed(self.config), self.config)
 
 
 def _examine_clips(clip_sets, config, report):
     """Add each clip's result to its set and to the report, in the order of the CSVs."""
-    clips = [(clip_set, clip_id) for clip_set in clip_sets for clip_id in clip_set.ids]
-    paths = [clip_path(clip_set.folder, clip_id) for clip_set, clip_id in clips]
-    loader = DataLoader(ClipChecks(paths, config), batch_size=None, collate_fn=as_it_is,
+    clips = [(clip_set, clip_set.folder.clip(clip_id))
+             for clip_set in clip_sets for clip_id in clip_set.ids]
+    checks = ClipChecks([clip for _, clip in clips], config)
+    loader = DataLoader(checks, batch_size=None, collate_fn=as_it_is,
                         num_workers=processes.loader_workers(config.num_workers),
                         worker_init_fn=_start_worker)
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
@@ -249,16 +246,16 @@ def _examine_clips(clip_sets, config, report):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like
             for number, result in enumerate(tqdm(results, "examining", unit=" clips", **pace)):
-                clip_set, clip_id = clips[number]
+                clip_set, clip = clips[number]
                 clip_set.lengths[result.num_frames] += 1
                 clip_set.sizes.update(result.sizes)
                 for kind, detail, frame in result.findings:
-                    report.add(clip_set.name, kind, detail, clip_id, frame)
-                _find_in_other_sets(clip_set, clip_id, result.digest, first_seen, report)
+                    report.add(clip_set.name, kind, detail, clip.id, frame)
+                _find_in_other_sets(clip_set, clip.id, result.digest, first_seen, report)
     except BaseException as error:  # mainly Ctrl-C: do not wait for the workers' clips
         stopping.end_workers()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            raise UserError(f"{paths[number]}: a worker process died at this clip or one of the "
+            raise UserError(f"{clips[number][1]}: a worker process died at this clip or one of the "
                             "next, possibly for lack of memory; lower num_workers") from None
         raise
 
@@ -299,33 +296,24 @@ class ClipResult:
         self.findings.append((kind, detail, frame))
 
 
-def examine_clip(folder, frames_needed, max_pixels, frame_rate) -> ClipResult:
-    """Examine one clip: a folder of frames, a PackedClip or a video; errors become findings.
-
-    Clips with fewer than `frames_needed` frames are padded, frames of more than `max_pixels` are
-    refused, videos are resampled to `frame_rate` frames per second.
-    """
+def examine_clip(clip: Clip, frames_needed: int, config: Config) -> ClipResult:
+    """Examine one clip; errors become findings. Those with fewer frames than needed are padded."""
     result = ClipResult()
     try:
-        if isinstance(folder, PackedClip):
-            packed = PackedFrames(folder, max_pixels)
-            names, frames, read = packed.names, packed.names, packed.content
-        elif is_video(folder):
-            _check_video(open_video(folder, frame_rate, max_pixels), result)
+        others = clip.folder.other_files(clip.id)
+        source = clip.open(config)
+        if source.native_rate is not None:  # a film
+            _check_video(source, result)
             _check_length(result, frames_needed)
             return result
-        else:
-            names, frames = os.listdir(folder), list_frames(folder)
-            read = partial(_read_file, folder, frames)
-        result.num_frames = len(frames)
-        others = sorted(name for name in set(names).difference(frames) if name[0] != ".")
+        result.num_frames, names = len(source), source.names
         if others:
             result.add("other files", summarize(map(repr, others)))
         _check_length(result, frames_needed)
-        _check_numbers(frames, result)
-        _check_frames(frames, read, max_pixels, result)
+        _check_numbers(names, result)
+        _check_frames(source, config.max_frame_pixels, result)
     except FrameError as error:
-        result.add("unreadable clip" if is_video(folder) else "empty clip", str(error))
+        result.add("unreadable clip" if is_video(clip) else "empty clip", str(error))
     except Exception as error:  # of any kind: the other clips are still examined
         result.add("unreadable clip", f"{type(error).__name__}: {error}")
     return result
@@ -337,7 +325,7 @@ def _check_length(result, frames_needed):
         result.add("short clip", detail)
 
 
-def _check_video(video, result):
+def _check_video(video: FrameSource, result):
     """Decode all frames that training may use; raise FrameError for damage."""
     result.num_frames = len(video)
     for frame in video.frames_at(range(len(video))):
@@ -369,10 +357,11 @@ def _check_numbers(frames, result):
         result.add("late first number", f"the first is {min(own)}")
 
 
-def _check_frames(frames, read, max_pixels, result):
+def _check_frames(source: FrameSource, max_pixels, result):
+    """Decode each frame; source: frames in files of their own, with `names` and `content`."""
     hasher, all_read = hashlib.blake2b(digest_size=16), True
-    for position, frame in enumerate(frames):
-        data = _check_frame(frame, partial(read, position), max_pixels, result)
+    for position, name in enumerate(source.names):
+        data = _check_frame(name, partial(source.content, position), max_pixels, result)
         all_read = all_read and len(data) > 0
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
@@ -380,13 +369,6 @@ def _check_frames(frames, read, max_pixels, result):
         result.digest = hasher.digest()
     if len(result.sizes) > 1:
         result.add("mixed frame sizes", describe_sizes(result.sizes))
-
-
-def _read_file(folder, frames, position) -> bytes:
-    path = os.path.join(folder, frames[position])
-    if not os.path.isfile(path):  # reading a pipe would wait forever
-        raise OSError("not a file but a folder, a device or a broken link")
-    return Path(path).read_bytes()
 
 
 def _check_frame(frame, read, max_pixels, result) -> bytes:

@@ -19,8 +19,7 @@ MAX_DENOMINATOR = 10**6  # of a frame rate; 30000/1001 is kept
 def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> None:
     """Write the whole clip; each frame has the scores of the windows around it.
 
-    source: from `clips.reading.open_clip`; path: ends with .gif or .mp4. Raises UserError if it
-    cannot be written.
+    path: ends with .gif or .mp4. Raises UserError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = np.argsort(-scores.whole, kind="stable")[:NUM_BARS]

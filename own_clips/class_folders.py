@@ -5,13 +5,10 @@ and `val/` (also `validation/`, `valid/`), with an optional `test/`, whose clips
 it, without a class; or a pack of such folders.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
+from clips.folders import ClipFolder
 from clips.frames import composed, natural_key
-from clips.packs import Pack
-from clips.search import search_folder
 from system.errors import UserError, summarize
 
 PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
@@ -19,7 +16,9 @@ PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "v
 CONTROL_CHARACTERS = {chr(number) for number in range(32)} | {"\x7f"}
 
 
-def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFrame, list[str]]:
+def labelled_clips(
+    root: ClipFolder, others: list | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Return the clips below `root`, in natural order, and the folders without clips.
 
     The columns are id (the path below `root`), label (the class folder's name in NFC; empty for a
@@ -29,18 +28,13 @@ def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFra
     Raises UserError if there are no class folders, fewer than two classes, unusable names, or
     clips beside the folders of a split.
     """
-    if isinstance(root, Pack):
-        ids, empty = root.ids(), []
-    else:
-        found = search_folder(Path(root))
-        ids = [path.relative_to(root).as_posix() for path in found.clips]
-        if others is not None:
-            others += [path.relative_to(root).as_posix() for path in found.others]
-        empty = [path.relative_to(root).as_posix() for path in found.empty if path != Path(root)]
-        if problems := [message for path, message in found.problems if path not in found.empty]:
-            raise UserError(f"--data {summarize(problems, 3)}")
-    _check_names(root, [*ids, *empty])
-    ids = sorted(ids, key=natural_key)
+    found = root.search()
+    if others is not None:
+        others += found.others
+    if found.problems:
+        raise UserError(f"--data {summarize(found.problems, 3)}")
+    _check_names(root, [*found.ids, *found.empty])
+    ids = sorted(found.ids, key=natural_key)
     paths = [clip_id.split("/") for clip_id in ids]
     _check_depth(root, paths)
     parts = _parts(root, paths)
@@ -57,7 +51,7 @@ def find_clips(root: str | Pack, others: list | None = None) -> tuple[pd.DataFra
             f"--data {root}: a classifier needs two classes, but only {labels[0]!r} has clips; put "
             "the clips of each class into a folder with the name of the class"
         )
-    return clips, empty
+    return clips, found.empty
 
 
 def _parts(root, paths: list[list[str]]) -> list[str]:

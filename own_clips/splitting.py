@@ -1,22 +1,16 @@
 """Split clips into training and validation, so that no person or recording is on both sides."""
 
-import hashlib
-import os
 import re
 from collections import Counter, defaultdict
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from clips.annotations import groups_of
-from clips.frames import FrameError, composed, list_frames
-from clips.packs import Pack
+from clips.frames import composed
 from scoring.folds import stratified_folds
 from system.errors import UserError, summarize
 
 NUM_FOLDS = 5  # one of these folds is the validation set
-READ_BYTES = 2**20
 COMMON_PREFIX = r"^([^_. -]+)[_. -]"
 FOLDER_PATTERN = r"/([^/]+)/[^/]+$"  # the folder between the class folder and the clip
 
@@ -96,45 +90,6 @@ def likely_rule(ids: list[str], labels: list[str]) -> str | None:
         classes[group].add(label)
     is_likely = len(classes) <= len(ids) / 3 and all(len(own) > 1 for own in classes.values())
     return rule if is_likely else None
-
-
-def duplicates(root: str | Pack, ids: list[str]) -> list[list[int]]:
-    """Return sets of clips with exactly the same bytes, as positions in `ids`.
-
-    Only clips of equal size are read, and none of a pack, which has their checksums. A clip that
-    cannot be read has no duplicate.
-    """
-    if isinstance(root, Pack):
-        by_content = defaultdict(list)
-        for position, clip_id in enumerate(ids):
-            rows = root.rows(clip_id)[1:]
-            by_content[rows["size"].tobytes(), rows["crc32"].tobytes()].append(position)
-        return [same for same in by_content.values() if len(same) > 1]
-    by_size = defaultdict(list)
-    for position, clip_id in enumerate(ids):
-        with suppress(FrameError, OSError):
-            files = _files_of(Path(root, clip_id))
-            by_size[tuple(map(os.path.getsize, files))].append((position, files))
-    by_content = defaultdict(list)
-    for size, clips in by_size.items():
-        if len(clips) > 1:
-            for position, files in clips:
-                with suppress(OSError):
-                    by_content[size, _digest(files)].append(position)
-    return [same for same in by_content.values() if len(same) > 1]
-
-
-def _files_of(path: Path) -> list[str]:
-    return [str(path / name) for name in list_frames(path)] if path.is_dir() else [str(path)]
-
-
-def _digest(files) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        with open(path, "rb") as file:
-            while data := file.read(READ_BYTES):
-                digest.update(data)
-    return digest.digest()
 
 
 def joined(groups: list[str], same: list[list[int]]) -> list[str]:

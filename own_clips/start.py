@@ -11,11 +11,10 @@ from clips.frames import natural_key
 from clips.packs import open_folder
 from clips.search import no_films
 from config import SET_PREFIXES
-from own_clips.class_folders import find_clips
+from own_clips.class_folders import labelled_clips
 from own_clips.settings import choose_settings
 from own_clips.splitting import (
     choose_validation,
-    duplicates,
     group_pattern,
     groups_of_clips,
     joined,
@@ -66,7 +65,7 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
 
     root = open_folder(options.data)
     others = []
-    clips, empty = find_clips(root, others)
+    clips, empty = labelled_clips(root, others)
     stats = survey(root, clips["id"].tolist(), config, clips["label"].tolist())
     _check_classes(root, clips, empty, stats.bad)
     clips = clips[~clips["id"].isin(list(stats.bad))].reset_index(drop=True)
@@ -160,7 +159,7 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     Raises UserError if a class has no clips for training.
     """
     ids, labels = clips["id"].tolist(), clips["label"].tolist()
-    same = duplicates(root, ids)
+    same = root.duplicates(ids)
     is_open = ~clips["part"].isin(["validation"]).any()
     rows = clips.index[clips["part"] != "test"] if is_open else []
     if same:

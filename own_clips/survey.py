@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from clips.folders import Clip, ClipFolder
 from clips.frames import FrameError
-from clips.packs import Pack, clip_path
-from clips.reading import open_clip
 from config import Config
 from scoring.baselines import small_grey_frames
 from system import processes
@@ -36,20 +35,20 @@ class ClipStats:
         return self.num_frames / self.native_rates
 
 
-def survey(root: str | Pack, ids: list[str], config: Config, labels=None) -> ClipStats:
+def survey(root: ClipFolder, ids: list[str], config: Config, labels=None) -> ClipStats:
     """Open each clip, or an even sample of 2,000, and decode a few of its frames.
 
     labels: the class of each clip, if known.
     Raises UserError if more than a tenth of the clips cannot be read.
     """
-    own_rate = root.about.get("frame_rate") if isinstance(root, Pack) else None
+    own_rate = root.frame_rate
     keys = {"frame_rate": own_rate or config.frame_rate, "frame_height": None}
     config = config.model_copy(update=keys)  # nothing is chosen yet
     places = np.linspace(0, len(ids) - 1, min(MAX_CLIPS, len(ids))).astype(int)
     chosen = [ids[place] for place in places]
     good, bad = [], {}
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        found = pool.map(lambda clip_id: _measure(clip_path(root, clip_id), config), chosen)
+        found = pool.map(lambda clip_id: _measure(root.clip(clip_id), config), chosen)
         for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
                                               disable=None), strict=True):
             if isinstance(look, str):
@@ -73,16 +72,16 @@ def survey(root: str | Pack, ids: list[str], config: Config, labels=None) -> Cli
     return ClipStats(num_frames, rates, sizes, moving, bad, labels)
 
 
-def _measure(path, config):
+def _measure(clip: Clip, config):
     """Return a clip's entries of `ClipStats`, or why the clip cannot be read."""
     try:
-        source = open_clip(path, config)
+        source = clip.open(config)
         size = next(iter(source.frames_at([0]))).shape[:2]
         changes = small_grey_frames(source).std(0)
     except FrameError as error:
         return str(error)
     moving_share = float(np.mean(changes > MIN_CHANGE))
-    if hasattr(source, "native_rate"):  # a film
+    if source.native_rate is not None:  # a film
         num_frames = round(len(source) / config.frame_rate * source.native_rate)
         return num_frames, source.native_rate, size, moving_share
     return len(source), float("nan"), size, moving_share

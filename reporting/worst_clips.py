@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from clips.annotations import is_clip_id
+from clips.folders import Clip
 from clips.frames import FrameError
-from clips.packs import clip_path, open_folder
-from clips.reading import eval_transforms, open_clip, read_windows
+from clips.packs import open_folder
+from clips.reading import eval_transforms, read_windows
 from clips.sampling import eval_positions, frames_apart
 from config import Config
 from scoring.results import SavedLogits
@@ -56,7 +57,7 @@ def worst_clips(saved: SavedLogits, folder, config: Config | None) -> list[Wrong
         try:
             if not is_clip_id(clip.id):
                 raise FrameError("its id is not a path below the data folder")
-            frames, milliseconds = input_frames(clip_path(folder, clip.id), config)
+            frames, milliseconds = input_frames(folder.clip(clip.id), config)
         except UserError as error:
             clip.problem = str(error)
         else:
@@ -84,20 +85,20 @@ def _wrong_clip(saved, index) -> WrongClip:
 # --- pictures ----------------------------------------------------------------------------------
 
 
-def input_frames(path, config: Config) -> tuple[np.ndarray, float]:
+def input_frames(clip: Clip, config: Config) -> tuple[np.ndarray, float]:
     """Return the RGB input of the network for a clip, and the milliseconds per frame.
 
     uint8 [T, H, W, 3]: the middle window and the centre crop, reduced in size and length. Raises
     FrameError if the clip cannot be read.
     """
-    source = open_clip(path, config)
+    source = clip.open(config)
     positions = eval_positions(len(source), config)
     middle = len(positions) // 2
-    clip = np.empty((1, *config.clip_shape, 3), np.uint8)
-    read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], clip)
+    frames = np.empty((1, *config.clip_shape, 3), np.uint8)
+    read_windows(source, positions[middle : middle + 1], eval_transforms(config)[:1], frames)
     every = -(-config.clip_size // MAX_FRAMES)
     seconds = every * frames_apart(len(source), config) / config.frame_rate
-    return smaller(clip[0, ::every]), 1000 * seconds
+    return smaller(frames[0, ::every]), 1000 * seconds
 
 
 def smaller(frames: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 from clips.annotations import Annotations
 from clips.bad_clips import check_bad_clips
 from clips.batches import ClipKey
+from clips.folders import Clip, FrameSource
 from clips.frames import FrameError
-from clips.reading import distinct_frames, open_clip
+from clips.reading import distinct_frames
 from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
@@ -116,7 +117,7 @@ def grey_pixels(annotations: Annotations, config: Config, indices):
     """
     # Decoders release the GIL.
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip_path(index), config),
+        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip(index), config),
                              indices))
     readable = [row for row in rows if row is not None]
     pixels = np.array(readable, np.float32).reshape(len(readable), NUM_FRAMES * SIDE * SIDE)
@@ -124,17 +125,17 @@ def grey_pixels(annotations: Annotations, config: Config, indices):
     return pixels, unreadable
 
 
-def _clip_pixels(path, config: Config) -> np.ndarray | None:
+def _clip_pixels(clip: Clip, config: Config) -> np.ndarray | None:
     try:
-        return small_grey_frames(open_clip(path, config)).ravel()
+        return small_grey_frames(clip.open(config)).ravel()
     except FrameError:
         return None
 
 
-def small_grey_frames(source) -> np.ndarray:
+def small_grey_frames(source: FrameSource) -> np.ndarray:
     """Return 8 evenly spaced frames of a clip, float32 [8, 16, 16], values in 0..1.
 
-    source: from `clips.reading.open_clip`. Raises FrameError.
+    Raises FrameError.
     """
     frames = np.empty((NUM_FRAMES, SIDE, SIDE), np.float32)
     for places, frame in distinct_frames(source, sample_segments(len(source), NUM_FRAMES)[0]):

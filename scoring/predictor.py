@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clips.folders import FrameSource
 from clips.reading import window_input
 from clips.sampling import frames_needed
 from config import Config
@@ -54,11 +55,10 @@ class Predictor:
         """Return uint8 [K, T, H, W, C] as the network takes it, float [K, C, T, H, W]."""
         return normalize_clips(torch.from_numpy(windows), self.device, self.config)
 
-    def scores(self, source, over_time=False) -> Scores:
+    def scores(self, source: FrameSource, over_time=False) -> Scores:
         """Return the scores that `--eval_only` computes, for a clip of any length.
 
-        source: from `clips.reading.open_clip`; over_time: also compute the scores of each frame.
-        Raises FrameError if it cannot be read.
+        over_time: also compute the scores of each frame. Raises FrameError if it cannot be read.
         """
         whole = self.probabilities(window_input(source, None, self.config), 1)[0]
         frames = self._frame_scores(source, whole) if over_time else None

@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 
 from clips.annotations import read_annotations, read_rows
+from clips.folders import open_clip
 from clips.frames import decode_frame, natural_key
-from clips.reading import distinct_frames, open_clip
+from clips.reading import distinct_frames
 from config import Config
 from own_clips.splitting import choose_validation
 from system.errors import UserError, summarize

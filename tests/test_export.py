@@ -10,7 +10,8 @@ from runs import make_settings, run_folder, write_config
 
 import export
 import train
-from clips.reading import open_clip, window_input
+from clips.folders import open_clip
+from clips.reading import window_input
 from model import normalize_clips
 from scoring.predictor import load_predictor
 

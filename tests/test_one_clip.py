@@ -15,8 +15,8 @@ from runs import make_settings, run_folder, write_config
 import export
 import predict
 import train
+from clips.folders import open_clip
 from clips.frames import FramesInMemory
-from clips.reading import open_clip
 from config import Config
 from explain import films_of_clip
 from scoring import camera

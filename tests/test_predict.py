@@ -23,6 +23,7 @@ from runs import make_settings, run_folder, write_config
 import pack
 import predict
 import train
+from clips.folders import clip_at
 from clips.frames import FramesInMemory
 from clips.search import find_clips
 from explaining.pictures import save_gif
@@ -199,10 +200,10 @@ def test_clips_are_found_in_class_folders(tmp_path):
     touch_clips(tmp_path, "Left/2", "Left/1", "Right/3.mp4", "Right/deeper/4", ".hidden/5", "6.avi")
     (tmp_path / "Left" / "notes.txt").touch()
     clips, problems = find_clips(tmp_path)
-    found = [str(clip.relative_to(tmp_path)) for clip in clips]
+    found = [str(Path(clip).relative_to(tmp_path)) for clip in clips]
     assert found == ["6.avi", "Left/1", "Left/2", "Right/3.mp4", "Right/deeper/4"]
     assert problems == []
-    assert find_clips(tmp_path / "Left" / "1") == ([tmp_path / "Left" / "1"], [])
+    assert find_clips(tmp_path / "Left" / "1") == ([clip_at(tmp_path / "Left" / "1")], [])
 
 
 def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
@@ -210,7 +211,7 @@ def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
     (tmp_path / "classes" / "empty").mkdir()
     (tmp_path / "classes" / "round").symlink_to(tmp_path)
     clips, problems = find_clips(tmp_path)
-    assert clips == [tmp_path / "classes" / "good", tmp_path / "good"]
+    assert clips == [clip_at(tmp_path / "classes" / "good"), clip_at(tmp_path / "good")]
     empty, mixed = problems
     assert empty.startswith(f"{tmp_path}/classes/empty: contains no frames")
     assert mixed.startswith(f"{tmp_path}/classes/mixed: has both frames and other clips (a.mp4)")

@@ -59,6 +59,7 @@ class Contents(BaseModel):
     seconds: Finite = 0.0  # seconds that they took
     classes: list[str] | None = None
     train_clips: str | None = None  # digest of the training set
+    train_pack: str | None = None  # identity of the pack that it is in; empty: it is in none
     config: dict[str, bool | int | float | str | list[int | float] | dict[str, str] | None] = {}
     state_dict_ema: dict[str, torch.Tensor] | None = None
     ema_updates: Count = 0
@@ -100,6 +101,17 @@ PUBLISHED_NAMES = {
     "batch1": "hidden.1.2",
     "fc7": "classifier",
 }
+
+
+def training_set(checkpoint: dict) -> tuple[str | None, str]:
+    """Return the digest of the training clips, None: unknown, and the identity of their pack.
+
+    Checkpoints of earlier versions have both in `train_clips`, separated by a space.
+    """
+    clips, pack = checkpoint.get("train_clips"), checkpoint.get("train_pack")
+    if clips and pack is None:
+        clips, _, pack = clips.partition(" ")
+    return clips, pack or ""
 
 
 def save_checkpoint(checkpoint: dict, path, previous_path=None) -> None:

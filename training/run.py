@@ -13,7 +13,7 @@ from system.device import loss_scaler, precision_name, to_device, warn_if_not_re
 from system.errors import UserError
 from system.profiling import StepProfile
 from training.averaging import AverageOfWeights
-from training.checkpoint import load_weights, save_checkpoint
+from training.checkpoint import load_weights, save_checkpoint, training_set
 from training.optimization import (
     build_optimizer,
     load_optimizer_state,
@@ -110,6 +110,7 @@ class Run:
     average: AverageOfWeights | None  # of the model's weights
     state: TrainState
     train_clips: str = ""  # digest of the training set
+    train_pack: str = ""  # identity of its pack; empty: it is not packed
     profile: StepProfile = field(default_factory=StepProfile)
     is_last_damaged: bool = False  # so the previous one was loaded
 
@@ -123,10 +124,12 @@ class Run:
         return self.average.module if self.average else self.model
 
 
-def start_run(config: Config, class_names, device, checkpoint=None, train_clips="") -> Run:
+def start_run(
+    config: Config, class_names, device, checkpoint=None, train_clips="", train_pack=""
+) -> Run:
     """Start a run, or continue one from `checkpoint`, which `load_for` returned.
 
-    train_clips: the digest of the training set.
+    train_clips, train_pack: the digest of the training set, and the identity of its pack.
     """
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
@@ -140,7 +143,7 @@ def start_run(config: Config, class_names, device, checkpoint=None, train_clips=
     scaler = loss_scaler(device, config.precision)
     state = TrainState(TrainingMetrics(len(class_names)))
     run = Run(config, class_names, device, model, model, optimizer, scaler, average, state,
-              train_clips)  # fmt: skip
+              train_clips, train_pack)  # fmt: skip
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
@@ -183,6 +186,7 @@ def save_run(run: Run, more: dict, is_best: bool = False) -> None:
         "scaler": run.scaler.state_dict() if run.config.precision == "fp16" else {},
         "classes": run.class_names,
         "train_clips": run.train_clips,
+        "train_pack": run.train_pack,
         "config": run.config.model_dump(),
         **more,
     }
@@ -251,13 +255,11 @@ def print_changed_keys(config: Config, checkpoint: dict) -> list[str]:
 
 def _check_epoch(run: Run, checkpoint: dict, changed: list[str]) -> None:
     """Raise UserError if anything that an unfinished epoch depends on has changed."""
-    # The digest of the clips and, for a pack, its identity.
-    known, *known_pack = checkpoint.get("train_clips", run.train_clips).split() or [""]
-    clips, *pack = run.train_clips.split() or [""]
+    known, known_pack = training_set(checkpoint)
     fixed = [key for key in changed if key in EPOCH_KEYS]
-    if known_pack and pack and known_pack != pack:
+    if known_pack and run.train_pack and known_pack != run.train_pack:
         print(f"changed since the checkpoint: the frames in {run.config.train_data_folder}")
-    if known != clips:
+    if known is not None and known != run.train_clips:
         print("changed since the checkpoint: the training clips, their labels or their order")
         fixed.append(f"the clips of {run.config.train_data_csv}")
     if run.state.step and fixed:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from clips.annotations import groups_of, read_annotations, read_labels
 from clips.frames import list_frames
 from clips.packing import Packing, pack
-from clips.reading import mirrored_labels, open_clip
+from clips.reading import mirrored_labels
 from system.errors import UserError
 
 NAMES = ["Swiping Left", "Swiping Right", "No gesture"]
@@ -43,7 +43,7 @@ def test_layouts_and_line_ends(tmp_path, folder, text):
     annotations = read(tmp_path, folder, text)
     assert annotations.ids.tolist() == ["10", "2", "33"]
     assert annotations.labels.tolist() == [1, 0, 1]
-    assert annotations.clip_path(1) == f"{folder}/2"
+    assert str(annotations.clip(1)) == f"{folder}/2"
 
 
 def test_rows_with_other_labels_are_left_out_and_counted(tmp_path, folder):
@@ -135,7 +135,7 @@ def test_names_are_the_same_with_accents_composed_or_apart(tmp_path, on_disk, in
     for label in (LABELS[1], apart(LABELS[1])):
         annotations = read(tmp_path, folder, f"{in_csv};{label}\nplain;{LABELS[0]}\n", names)
         assert annotations.labels.tolist() == [1, 0] and annotations.ids[0] == in_csv
-        assert len(open_clip(annotations.clip_path(0), make_config())) == 3
+        assert len(annotations.clip(0).open(make_config())) == 3
 
 
 def test_one_clip_with_accents_composed_and_apart_is_listed_twice(tmp_path):
@@ -149,7 +149,7 @@ def test_two_folders_whose_names_look_alike_are_two_clips(tmp_path):
     for number, name in enumerate((ID, apart(ID)), 2):
         write_clip(tmp_path / "clips" / name, draw_frames("Left", number, rng))
     found = read(tmp_path, tmp_path / "clips", f"{apart(ID)};No gesture\n{ID};No gesture\n")
-    assert [len(list_frames(found.clip_path(place))) for place in (0, 1)] == [3, 2]
+    assert [len(list_frames(found.clip(place))) for place in (0, 1)] == [3, 2]
 
 
 def test_groups_and_mirrored_classes_are_found_with_accents_either_way(tmp_path):

@@ -1,6 +1,7 @@
 """Which files are films, animated pictures as clips, and what is passed over beside them."""
 
 import itertools
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,8 +18,8 @@ from clips.films import (
     num_pictures,
     sort_files,
 )
+from clips.folders import clip_at, open_clip
 from clips.frames import FrameError
-from clips.reading import open_clip
 from clips.search import find_clips, no_films
 from clips.videos import VideoFile
 
@@ -72,7 +73,7 @@ def test_each_listed_suffix_can_be_opened(tmp_path, container):
         assert is_video(path)
         with av.open(str(path)) as file:
             assert len(list(file.decode(video=0))) >= 5, suffix
-    assert find_clips(tmp_path)[0] == sorted(tmp_path.iterdir())
+    assert list(map(Path, find_clips(tmp_path)[0])) == sorted(tmp_path.iterdir())
 
 
 def test_each_suffix_on_the_list_is_tried():
@@ -88,7 +89,7 @@ def test_typescript_is_no_film_and_a_damaged_stream_is_one(tmp_path):
     (tmp_path / "noise.mts").write_bytes(np.random.default_rng(0).bytes(5000))
     others = []
     clips, problems = find_clips(tmp_path, others)
-    assert [clip.name for clip in clips] == ["empty.ts", "film.ts", "noise.mts"]
+    assert [Path(clip).name for clip in clips] == ["empty.ts", "film.ts", "noise.mts"]
     assert [path.name for path in others] == ["index.ts", "module.mts"] and not problems
     for name in ("empty.ts", "noise.mts"):
         with pytest.raises(FrameError, match=name):
@@ -220,7 +221,7 @@ def test_animated_webp_files_in_a_folder_are_films_and_still_ones_frames(tmp_pat
     (tmp_path / "both" / "cut.webp").write_bytes((tmp_path / "films" / "0.webp").read_bytes()[:99])
     others = []
     clips, problems = find_clips(tmp_path, others)
-    assert [str(clip.relative_to(tmp_path)) for clip in clips] == [
+    assert [str(Path(clip).relative_to(tmp_path)) for clip in clips] == [
         "both/0.webp", "both/1.webp", "both/2.webp", "both/cut.webp",
         "films/0.webp", "films/1.webp", "films/2.webp", "stills"]
     assert not problems and others == [tmp_path / "both" / "thumb.webp"]
@@ -242,7 +243,7 @@ def test_thumbnails_beside_films_are_passed_over(tmp_path, frames, films, pictur
         (tmp_path / "wave" / name).touch()
     others = []
     clips, problems = find_clips(tmp_path, others)
-    assert [clip.name for clip in clips] == films and not problems
+    assert [Path(clip).name for clip in clips] == films and not problems
     assert sorted(path.name for path in others) == sorted([*pictures, "Thumbs.db", "notes.txt"])
     assert no_films(others).startswith(f"{len(others)} files that are not films: ")
     assert no_films(others[:1]).startswith("1 file that is not a film: ")
@@ -260,7 +261,7 @@ def test_a_preview_of_frames_is_passed_over(tmp_path, frames):
         (tmp_path / name).touch()
     animate(tmp_path / "preview.gif", frames)
     others = []
-    assert find_clips(tmp_path, others) == ([tmp_path], [])
+    assert find_clips(tmp_path, others) == ([clip_at(tmp_path)], [])
     assert others == [tmp_path / "preview.gif"]
 
 

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from clips import packs
 from clips.annotations import read_annotations
 from clips.batches import ClipKey, TrainBatches, as_it_is
+from clips.folders import PlainFolder, clip_at
 from clips.frames import FrameError, FrameFolder
 from clips.packing import Packing, PackWriter, pack
-from clips.packs import INDEX_NAME, Pack, PackedClip, PackedFrames, open_folder
-from clips.reading import open_clip
+from clips.packs import INDEX_NAME, Pack, PackedFrames, open_folder
 from clips.search import find_clips
 from config import Config
 from data_loader import VideoFolder
@@ -111,9 +111,9 @@ def test_frames_are_those_of_the_folder(folder, packed):
 def test_a_bad_frame_is_the_error_that_it_is_in_the_folder(folder, packed, clip_id, position):
     errors = []
     config = make_config()
-    for path in (folder / clip_id, packed.clip(clip_id)):
+    for path in (clip_at(folder / clip_id), packed.clip(clip_id)):
         with pytest.raises(FrameError) as caught:
-            list(open_clip(path, config).frames_at([position]))
+            list(path.open(config).frames_at([position]))
         errors.append(str(caught.value))
     at_folder, at_pack = (error.replace(str(root), "")
                           for error, root in zip(errors, (folder, packed), strict=True))
@@ -263,8 +263,8 @@ def test_it_is_pickled_as_its_path_and_recognised(folder, packed, tmp_path):
     data = pickle.dumps(kept.clip("left/10"))
     assert len(data) < 300
     clip = pickle.loads(data)
-    assert os.fspath(clip) == str(clip) == f"{path}/left/10" and clip.pack is not kept
-    assert pickle.loads(data).pack is clip.pack  # opened once in a process
+    assert os.fspath(clip) == str(clip) == f"{path}/left/10" and clip.folder is not kept
+    assert pickle.loads(data).folder is clip.folder  # opened once in a process
     first = PackedFrames(clip, MAX_PIXELS).content(0)
 
     make_pack(tmp_path / "other.zip", folder / "left")
@@ -281,16 +281,16 @@ def test_frames_that_do_not_suit_the_config_are_refused(folder, tmp_path):
     for height in (20, 12, None):
         small.check(make_config(frame_height=height))
     with pytest.raises(UserError, match=r"^frame_height: found 24, but .*small.zip.* 20; lower"):
-        open_clip(small.clip("left/10"), make_config(frame_height=24))
+        small.open("left/10", make_config(frame_height=24))
 
 
 def test_clips_are_found_in_it(folder, packed, monkeypatch):
     monkeypatch.chdir(folder.parent)
     clips, problems = find_clips("frames.zip")
-    assert problems == [] and all(isinstance(clip, PackedClip) for clip in clips)
+    assert problems == [] and all(str(clip.folder) == "frames.zip" for clip in clips)
     found, _ = find_clips("frames")
     assert [clip.id for clip in clips if clip.id != "right/empty"] == [
-        path.relative_to("frames").as_posix() for path in found]
+        Path(path).relative_to("frames").as_posix() for path in found]
     assert [clip.id for clip in find_clips("frames.zip/left")[0]] == ["left/1", "left/10"]
     assert [str(clip) for clip in find_clips("frames.zip/left/1")[0]] == ["frames.zip/left/1"]
     with pytest.raises(UserError, match=r"frames.zip: has no clip lef; .*--list"):
@@ -302,7 +302,7 @@ def test_a_csv_is_checked_against_it(folder, packed, tmp_path):
     csv = tmp_path / "set.csv"
     csv.write_text("10;Left\n1;Left\n")
     annotations = read_annotations(csv, flat.path, CLASSES)
-    assert annotations.clip_path(0) == annotations.folder.clip("10")
+    assert annotations.clip(0) == annotations.folder.clip("10")
     csv.write_text("10;Left\n3;Left\n")
     with pytest.raises(UserError, match=r"1 of 2 clips have no folder in .*left.zip: 3"):
         read_annotations(csv, flat.path, CLASSES)
@@ -354,5 +354,5 @@ def test_a_worker_that_opens_another_pack_says_so(settings, packed_set, tmp_path
 
 
 def test_a_folder_is_left_as_it_is(tmp_path):
-    assert open_folder(tmp_path) == str(tmp_path)
-    assert open_folder(tmp_path / "none.zip") == str(tmp_path / "none.zip")
+    assert open_folder(tmp_path) == PlainFolder(str(tmp_path))
+    assert open_folder(tmp_path / "none.zip") == PlainFolder(str(tmp_path / "none.zip"))

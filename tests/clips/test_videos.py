@@ -11,6 +11,7 @@ from PIL import Image
 
 from clips.annotations import read_annotations
 from clips.batches import ClipKey
+from clips.folders import clip_at
 from clips.frames import FrameError
 from clips.videos import VideoFile
 from data_loader import VideoFolder
@@ -155,10 +156,11 @@ def test_a_damaged_video_is_a_bad_clip(tmp_path):
 
 def test_the_doctor_examines_videos(tmp_path):
     path = write_video(tmp_path / "a.mp4", FRAMES)
-    result = examine_clip(path, 36, 10**6, 12.0)
+    result = examine_clip(clip_at(path), 36, make_config())
     assert (result.num_frames, result.findings, dict(result.sizes)) == (36, [], {(64, 48): 36})
-    assert [kind for kind, *_ in examine_clip(path, 37, 10**6, 12.0).findings] == ["short clip"]
-    bad = examine_clip(damaged(tmp_path, "cut off"), 36, 10**6, 12.0)
+    short = examine_clip(clip_at(path), 37, make_config())
+    assert [kind for kind, *_ in short.findings] == ["short clip"]
+    bad = examine_clip(clip_at(damaged(tmp_path, "cut off")), 36, make_config())
     assert [kind for kind, *_ in bad.findings] == ["unreadable clip"]
 
 
@@ -167,21 +169,21 @@ def test_the_doctor_examines_animated_pictures(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     pictures = list(map(Image.fromarray, FRAMES[:12]))
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
-    result = examine_clip(path, 12, 10**6, 20.0)
+    result = examine_clip(clip_at(path), 12, make_config(frame_rate=20))
     assert (result.num_frames, result.findings, dict(result.sizes)) == (12, [], {(64, 48): 12})
     path.write_bytes(path.read_bytes()[:-100])
-    assert [kind for kind, *_ in examine_clip(path, 12, 10**6, 20.0).findings] == [
-        "unreadable clip"]
+    bad = examine_clip(clip_at(path), 12, make_config(frame_rate=20))
+    assert [kind for kind, *_ in bad.findings] == ["unreadable clip"]
 
 
 def test_the_doctor_knows_frames_named_by_decimals(tmp_path):
     names = ["0.jpg", "0.25.jpg", "0.5.jpg", "2.jpg"]
     for name, frame in zip(names, FRAMES, strict=False):
         Image.fromarray(frame).save(tmp_path / name)
-    assert examine_clip(tmp_path, 4, 10**6, 12.0).findings == []
+    assert examine_clip(clip_at(tmp_path), 4, make_config()).findings == []
     Image.fromarray(FRAMES[9]).save(tmp_path / "0.5.png")
-    assert [detail for _, detail, _ in examine_clip(tmp_path, 4, 10**6, 12.0).findings] == [
-        "more than once: 0.5"]
+    doubled = examine_clip(clip_at(tmp_path), 4, make_config())
+    assert [detail for _, detail, _ in doubled.findings] == ["more than once: 0.5"]
 
 
 def test_a_forked_worker_reads_videos_as_the_main_process_did_before(tmp_path):

@@ -19,6 +19,7 @@ import simplejpeg
 from PIL import Image
 
 import train
+from clips.folders import clip_at
 from config import Config
 from doctor import data_doctor
 from doctor.data_doctor import check_data
@@ -450,7 +451,7 @@ def test_what_a_worker_cannot_read_is_a_finding(data, monkeypatch, error, kind):
     def fail(path):
         raise error
     monkeypatch.setattr(Path, "read_bytes", fail)
-    result = data_doctor.examine_clip(str(data / "clips/1"), NUM_FRAMES, 10**6, 12.0)
+    result = data_doctor.examine_clip(clip_at(data / "clips/1"), NUM_FRAMES, make_config(data))
     assert result.digest is None
     assert {finding[0] for finding in result.findings} == {kind}
     assert error.args[-1] in result.findings[0][1]

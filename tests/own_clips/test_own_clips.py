@@ -21,8 +21,9 @@ from PIL import Image
 import pack
 import train
 from clips.annotations import read_annotations, read_labels
+from clips.packs import open_folder
 from clips.sampling import sample_window
-from own_clips.class_folders import find_clips
+from own_clips.class_folders import labelled_clips
 from own_clips.settings import choose_settings
 from own_clips.survey import ClipStats, survey
 
@@ -41,7 +42,7 @@ def test_clips_are_videos_and_folders_of_frames_at_any_depth(tmp_path):
     for name in ("clap/notes.txt", "clap/.hidden/1.mp4", ".cache/1.mp4", "readme.md"):
         empty_video(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    clips, empty = find_clips(tmp_path)
+    clips, empty = labelled_clips(open_folder(tmp_path))
     assert clips.values.tolist() == [
         ["clap/1", "clap", ""], ["clap/x/y/z.webm", "clap", ""], ["wave/2.MP4", "wave", ""],
         ["wave/10.mp4", "wave", ""], ["wave/anna/1.avi", "wave", ""],
@@ -53,7 +54,7 @@ def test_clips_are_videos_and_folders_of_frames_at_any_depth(tmp_path):
 def test_folders_may_be_split_already(tmp_path, validation):
     for name in ("train/a/1.mp4", "train/b/1.mp4", f"{validation}/a/2.mp4", "test/b/3.mp4"):
         empty_video(tmp_path / name)
-    clips, _ = find_clips(tmp_path)
+    clips, _ = labelled_clips(open_folder(tmp_path))
     parts = dict(zip(clips["id"], clips["part"], strict=True))
     assert parts == {"train/a/1.mp4": "train", "train/b/1.mp4": "train",
                      f"{validation}/a/2.mp4": "validation", "test/b/3.mp4": "test"}
@@ -62,7 +63,7 @@ def test_folders_may_be_split_already(tmp_path, validation):
 def test_test_clips_need_no_class(tmp_path):
     for name in ("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "test/3.mp4"):
         empty_video(tmp_path / name)
-    clips = find_clips(tmp_path)[0].set_index("id")
+    clips = labelled_clips(open_folder(tmp_path))[0].set_index("id")
     assert clips.loc["test/3.mp4"].tolist() == ["", "test"]
     assert clips["label"].tolist() == ["", "a", "b", "a"]
 
@@ -71,7 +72,8 @@ def test_test_clips_need_no_class(tmp_path):
 def test_a_class_may_be_called_train(tmp_path, other):
     for name in ("train/1.mp4", *other):
         empty_video(tmp_path / name)
-    assert set(find_clips(tmp_path)[0]["label"]) == {other[0].split("/")[0], "train"}
+    clips, _ = labelled_clips(open_folder(tmp_path))
+    assert set(clips["label"]) == {other[0].split("/")[0], "train"}
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path):
@@ -81,7 +83,8 @@ def test_links_that_lead_in_a_circle_end(tmp_path):
     (tmp_path / "b" / "above").symlink_to(tmp_path)
     (tmp_path / "b" / "itself").symlink_to("itself")
     (tmp_path / "b" / "2.mp4").symlink_to("2.mp4")
-    assert find_clips(tmp_path)[0]["id"].tolist() == ["a/1.mp4", "b/1.mp4", "b/2.mp4"]
+    clips, _ = labelled_clips(open_folder(tmp_path))
+    assert clips["id"].tolist() == ["a/1.mp4", "b/1.mp4", "b/2.mp4"]
 
 
 def beside_a_split(*names):
@@ -184,7 +187,7 @@ def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
     write_clip(tmp_path / "still", frames)
     write_clip(tmp_path / "shaking", np.stack([np.roll(frame, 4 * number) + 20 * number
                                                for number, frame in enumerate(frames)]))
-    still, shaking = (survey(tmp_path, [name], make_config()).moving_shares[0]
+    still, shaking = (survey(open_folder(tmp_path), [name], make_config()).moving_shares[0]
                       for name in ("still", "shaking"))
     assert 0.1 < still < 0.25 and shaking > 0.9
 
@@ -396,7 +399,7 @@ def test_class_folders_with_accents_composed_and_apart_are_one_class(tmp_path):
              for part, form in (("train", "NFC"), ("val", "NFD"))]
     for name in names:
         empty_video(tmp_path / name)
-    clips, _ = find_clips(tmp_path)
+    clips, _ = labelled_clips(open_folder(tmp_path))
     assert sorted(clips["id"]) == sorted(names)
     assert Counter(clips["label"]) == {"Hände": 2, "naïf": 2}
 

@@ -8,7 +8,8 @@ from conftest import draw_frames, write_clip
 from own_folders import do_train, write_class_folders
 
 from clips.annotations import read_annotations, read_labels
-from own_clips.splitting import choose_validation, duplicates, groups_of_clips, joined, likely_rule
+from clips.packs import open_folder
+from own_clips.splitting import choose_validation, groups_of_clips, joined, likely_rule
 from system.errors import UserError
 
 
@@ -64,7 +65,7 @@ def test_duplicates_are_joined(tmp_path):
     for name, data in (("1.mp4", b"one"), ("2.mp4", b"two"), ("3.mp4", b"one")):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "a" / ".DS_Store").write_bytes(b"hidden")
-    same = duplicates(tmp_path, ["a", "1.mp4", "b", "2.mp4", "c", "3.mp4"])
+    same = open_folder(tmp_path).duplicates(["a", "1.mp4", "b", "2.mp4", "c", "3.mp4"])
     assert same == [[0, 4], [1, 5]]
     assert joined(["p", "q", "r", "s", "t", "p"], same) == ["q", "q", "r", "s", "q", "q"]
 

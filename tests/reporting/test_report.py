@@ -22,6 +22,7 @@ from runs import make_settings, read_csv, run_folder, write_config
 
 import callbacks
 import train
+from clips.folders import clip_at
 from report import main
 from reporting import confusion_matrix
 from reporting import page as report_page
@@ -241,7 +242,7 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
     for clip_id, tag in zip(shown, page.all("img"), strict=True):
         assert clip_id in tag["alt"] and (tag["width"], tag["height"]) == ("20", "20")
         picture = picture_of(tag["src"])
-        frames, _ = input_frames(Path(trained.settings["val_data_folder"]) / clip_id,
+        frames, _ = input_frames(clip_at(Path(trained.settings["val_data_folder"], clip_id)),
                                  make_config(**{key: trained.settings[key] for key in (
                                      "clip_size", "step_size", "frame_height", "crop_size")}))
         assert (picture.format, picture.n_frames, len(frames)) == ("WEBP", 4, 4)
@@ -271,7 +272,7 @@ def test_pictures_stay_small_and_segments_last_their_time(trained):
     path = Path(trained.settings["val_data_folder"]) / VIDEO_ID
     config = make_config(sampling="segments", clip_size=64, frame_height=300, crop_size=[150, 300],
                          nclips=2, ncrops=3)  # fmt: skip
-    frames, milliseconds = input_frames(path, config)
+    frames, milliseconds = input_frames(clip_at(path), config)
     assert frames.shape == (32, 64, 128, 3)
     assert milliseconds == pytest.approx(1000 / 32)  # a second of video
 

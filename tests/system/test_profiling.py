@@ -14,6 +14,7 @@ from runs import PROJECT, make_settings, run_folder, write_config
 import train
 from callbacks import Progress
 from clips.annotations import Annotations
+from clips.folders import PlainFolder
 from config import Config
 from data_loader import build_loader
 from system import processes
@@ -127,7 +128,8 @@ def test_shipped_configs_start_on_two_cores_without_a_warning(name, cores, recwa
     cores(2)
     keys = json.loads((PROJECT / "configs" / name).read_text())
     config = Config(**{key: value for key, value in keys.items() if key != "$schema"})
-    clips = Annotations(np.array(["1"] * 600), np.zeros(600, int), "", 0, ("Left", "Right"))
+    clips = Annotations(np.array(["1"] * 600), np.zeros(600, int), PlainFolder(""), 0,
+                        ("Left", "Right"))
     for training in (True, False):
         assert build_loader(clips, config, training, CPU).num_workers == 2
     assert [str(warning.message) for warning in recwarn] == []

@@ -23,6 +23,7 @@ from training.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    training_set,
 )
 
 NAMES = [f"class {number}" for number in range(27)]
@@ -229,3 +230,15 @@ def test_no_command_is_given_for_what_only_runs_code(tmp_path, function):
     message = str(refusal.value)
     assert f".{function.__name__})" in message and "take an earlier one" in message
     assert "python -c" not in message
+
+
+@pytest.mark.parametrize(("checkpoint", "found"), [
+    ({"train_clips": "aa", "train_pack": "cc"}, ("aa", "cc")),
+    ({"train_clips": "aa", "train_pack": ""}, ("aa", "")),
+    ({"train_clips": "aa cc"}, ("aa", "cc")),  # as earlier versions wrote it
+    ({"train_clips": "aa"}, ("aa", "")),
+    ({}, (None, "")),  # a published one
+])  # fmt: skip
+def test_the_training_set_is_read_in_the_form_of_any_version(tmp_path, checkpoint, found):
+    save_checkpoint({"state_dict": {}} | checkpoint, tmp_path / "a.pth.tar")
+    assert training_set(load_checkpoint(tmp_path / "a.pth.tar")) == found
