@@ -3,6 +3,7 @@
 A damaged video is an error, never a shorter or a grey clip.
 """
 
+import mmap
 import os
 import struct
 from bisect import bisect_right
@@ -24,6 +25,8 @@ MAX_STRETCH = 4  # maximum ratio of a pixel's sides; otherwise, the file is wron
 # Formats whose packets are in the order of the file up to its end, and the part that may follow.
 SEQUENTIAL = (*MPEG_FORMATS, "flv", "asf")
 MAX_REST = 0.25
+# The first bytes of films of which players show only the first, however short the next one is.
+STARTS = {"flv": b"FLV\1", "asf": bytes.fromhex("3026b2758e66cf11"), "rm": b".RMF"}
 
 
 class VideoFile:
@@ -263,7 +266,8 @@ def _check_complete(path, container, stream, packets) -> None:
     if is_short:
         raise ValueError(f"cut off: {num_packets} of {stream.frames} frames are there")
     if ("mp4" in name and _num_headers(path) > 1) or \
-            (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST):
+            (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST) or \
+            (name in STARTS and packets and _is_followed(path, packets[-1], STARTS[name])):
         raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
 
 
@@ -272,6 +276,14 @@ def _rest(path, packet) -> float:
     if packet.position is None:
         return 0
     return 1 - (packet.position + packet.size) / os.path.getsize(path)
+
+
+def _is_followed(path, packet, start: bytes) -> bool:
+    """Return whether another film's first bytes come somewhere after the packet begins."""
+    if packet.position is None:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(start, packet.position) >= 0
 
 
 def _num_headers(path) -> int:

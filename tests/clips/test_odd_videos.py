@@ -249,10 +249,15 @@ def test_frames_without_times_are_named_with_the_remedy(tmp_path):
         VideoFile(path, 12, 10**6)
 
 
-def test_a_second_film_in_the_file_is_not_lost_in_silence(tmp_path):
-    path = tmp_path / "a.mp4"
-    write_video(path, FRAMES)
-    path.write_bytes(path.read_bytes() * 2)
+@pytest.mark.parametrize("suffix, codec", [("mp4", "libx264"), ("flv", "flv"), ("wmv", "wmv2"),
+                                           ("rm", "rv10")])
+def test_a_second_film_in_the_file_is_not_lost_in_silence(tmp_path, suffix, codec):
+    path, short = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, FRAMES.shape, np.uint8)
+    write_video(path, noise, codec=codec, pix_fmt="yuv420p")
+    VideoFile(path, 12, 10**6)
+    write_video(short, FRAMES[:4], codec=codec, pix_fmt="yuv420p")
+    path.write_bytes(path.read_bytes() + short.read_bytes())
     with pytest.raises(FrameError, match="another film follows"):
         VideoFile(path, 12, 10**6)
 
