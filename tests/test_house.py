@@ -13,8 +13,8 @@ import pytest
 from runs import curves
 
 PROJECT = Path(__file__).parent.parent
-PACKAGES = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting", "doctor",
-         "own_clips", "teaching")
+PACKAGES = ("system", "clips", "networks", "training", "scoring", "explaining", "reporting",
+         "doctor", "own_clips", "teaching")
 COMMANDS = ("train", "predict", "explain", "export", "report", "demo_data", "walkthrough", "pack",
             "teach")
 TOOLS = ("benchmarks", "docs", "tests")
