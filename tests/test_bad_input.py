@@ -953,14 +953,14 @@ WEIGHTS = {
         [CHECKPOINT, "last_conv.bias", "NaN"]),
     "another class count": Row(
         both(add_lines("data/labels.csv", "Up"), add_lines(TRAIN, "11;Up")),
-        [CHECKPOINT, "knows 3 classes, data/labels.csv names 4",
+        [CHECKPOINT, "has 3 classes, data/labels.csv has 4",
          "class 3 is None there, 'Up' in data/labels.csv", "new_head"]),
     "another class": Row(
         relabel("data/labels.csv", lambda text: text.replace("Still", "Up")),
         ["class 2 is 'Still' there, 'Up' in data/labels.csv", "new_head"]),
     "another class order": Row(
         write("data/labels.csv", "Left\nStill\nRight\n"),
-        ["knows 3 classes", "class 1 is 'Right' there, 'Still' in data/labels.csv",
+        ["has 3 classes", "class 1 is 'Right' there, 'Still' in data/labels.csv",
          "class 2 is 'Still' there, 'Right' in", "new_head"]),
     "classes doubled": Row(
         with_keys(classes=["Left", "Right", "Still", "Left"]), [CHECKPOINT, "classes"]),

@@ -116,7 +116,7 @@ def test_pretrained_with_a_new_head(write_config, settings, capsys, tmp_path):
     two_classes.write_text("Right\nLeft\n")
     changes = {"model_name": "fine", "pretrained": best, "labels_csv": str(two_classes)}
     assert train.main(["-c", write_config(**changes)]) == 2
-    assert "knows 3 classes" in capsys.readouterr().err
+    assert "has 3 classes" in capsys.readouterr().err
     assert train.main(["-c", write_config(**changes, new_head=True)]) == 0
     assert "left out: label not in" in capsys.readouterr().out
 

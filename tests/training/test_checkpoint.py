@@ -119,7 +119,7 @@ def test_class_names_of_published_checkpoints_are_taken_to_be_the_same(published
     ("known", "message"),
     [
         (["a", "b", "x"], "class 2 is 'x' there, 'c' in l.csv; use the labels"),
-        (["a", "b"], "knows 2 classes, l.csv names 3: class 2 is None there, 'c' in l.csv"),
+        (["a", "b"], "has 2 classes, l.csv has 3: class 2 is None there, 'c' in l.csv"),
         (["a", "c", "b"], "class 1 is 'c' there, 'b' in l.csv, class 2 is"),
     ],
 )

@@ -105,7 +105,7 @@ def test_networks_on_frames_take_those_of_2d_networks(model, networks, write, ca
         return
     check_equal(network.spatial, weights)
     check_equal(network.temporal, weights, without=["conv1.weight"])
-    assert "239 tensors loaded; 5 start from random values: temporal.conv1.weight" in output
+    assert "239 tensors loaded; 5 start from random values: temporal.conv1.weight, " in output
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
@@ -144,6 +144,7 @@ def test_the_same_number_of_classes_keeps_the_head_unless_a_new_one_is_asked_for
     output = capsys.readouterr().out
     assert not torch.equal(network.fc.weight, source.fc.weight)
     assert "2 start from random values: fc.weight, fc.bias" in output
+    assert "no class names" not in output
 
 
 def test_inflated_resnet_sees_in_a_clip_of_one_picture_what_it_saw_in_the_picture(
@@ -152,7 +153,7 @@ def test_inflated_resnet_sees_in_a_clip_of_one_picture_what_it_saw_in_the_pictur
     flat = networks("resnet18")
     network = loaded(write(flat.state_dict()), "r3d_18")
     output = capsys.readouterr().out
-    assert "120 tensors loaded; 20 of them are inflated over time" in output
+    assert "120 tensors loaded; 20 of them are inflated over time; 2 start from random" in output
     picture = torch.randn(2, 3, 24, 24)
     clips = picture.unsqueeze(2).expand(-1, -1, 20, -1, -1)
     with torch.no_grad():
@@ -196,7 +197,8 @@ def test_plain_weights_under_the_published_names(write, capsys):
     source = PublishedNetwork(27)
     network = loaded(write(source.state_dict()), "conv3d", clip_size=18, crop_size=84)
     assert torch.equal(network.last_conv.weight, source.conv_layer5.weight)
-    assert "2 start from random values: classifier.weight" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "2 start from random values: classifier.weight, classifier.bias" in output
 
 
 def test_our_own_checkpoint_says_what_was_taken(write, capsys):
