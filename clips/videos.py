@@ -264,7 +264,7 @@ def _check_complete(path, container, stream, packets) -> None:
     elif is_short and name == "avi":
         is_short = len(getattr(stream, "index_entries", ())) > num_packets or _is_cut_riff(path)
     if is_short:
-        raise ValueError(f"cut off: {num_packets} of {stream.frames} frames are there")
+        raise ValueError(f"cut off: has {num_packets} of {stream.frames} frames")
     if ("mp4" in name and _num_headers(path) > 1) or \
             (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST) or \
             (name in STARTS and packets and _is_followed(path, packets[-1], STARTS[name])):

@@ -162,8 +162,8 @@ def check_figures(page: Path) -> list[str]:
 
 
 def interval_of(row) -> str:
-    low_and_high = row["top1_interval"]
-    return "" if None in low_and_high else " ({:.1f} to {:.1f})".format(*low_and_high)
+    low_and_high = row["top1_interval"]  # None, or of None: the clips' results are not known
+    return "" if None in (low_and_high or [None]) else " ({:.1f} to {:.1f})".format(*low_and_high)
 
 
 def check_charts(page: Path) -> list[str]:
