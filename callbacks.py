@@ -40,8 +40,13 @@ class Progress(Callback):
         self.title = f"epoch {run.state.epoch + 1}{of_all}"
         self.first_step, self.num_steps, self.num_clips = run.state.step, len(loader), 0
         silent = None if processes.is_main() else True  # None: only in a terminal
-        self.bar = tqdm(total=self.num_steps, initial=self.first_step, desc=self.title, leave=False,
-                        disable=silent)
+        self.bar = tqdm(
+            total=self.num_steps,
+            initial=self.first_step,
+            desc=self.title,
+            leave=False,
+            disable=silent,
+        )
         self.start = self.shown = time.perf_counter()
         memory.reset_peak(run.device)
         self.waiting = WaitingTime(run.device)
@@ -61,15 +66,20 @@ class Progress(Callback):
         elif self.bar.disable and run.state.step % run.config.print_freq == 0:
             step = run.state.step
             seconds_left = (now - self.start) / (step - self.first_step) * (self.num_steps - step)
-            print(f"{self.title}  step {step}/{self.num_steps}  {self._figures(run, now)}  "
-                  f"{tqdm.format_interval(seconds_left)} left", flush=True)
+            print(
+                f"{self.title}  step {step}/{self.num_steps}  {self._figures(run, now)}  "
+                f"{tqdm.format_interval(seconds_left)} left",
+                flush=True,
+            )
         self.waiting.begin()
 
     def _figures(self, run, now) -> str:
         averages, rate = run.state.metrics.averages(), run.optimizer.param_groups[0]["lr"]
-        return (f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
-                f"lr {rate:.2e}  {self.num_clips / (now - self.start):.1f} clips/s  "
-                f"{100 * self._waiting_fraction(now):.0f} % waiting for data")
+        return (
+            f"loss {averages['loss']:.4f}  top-1 {averages['top1']:.2f} %  "
+            f"lr {rate:.2e}  {self.num_clips / (now - self.start):.1f} clips/s  "
+            f"{100 * self._waiting_fraction(now):.0f} % waiting for data"
+        )
 
     def _waiting_fraction(self, now) -> float:
         """Return the fraction of the epoch's time in which the device waited for a batch."""
@@ -88,10 +98,13 @@ class Progress(Callback):
         row = run.state.history[-1]
         training, validation = split_columns(row)
         peak = memory.format_bytes(row["peak_memory_mib"] * memory.MIB)
-        print(f"epoch {run.state.epoch:>3}   train: {format_scores(training)}   "
-              f"validation: {format_scores(validation)}   lr {row['learning_rate']:.1e}   "
-              f"{row['clips_per_second']:.1f} clips/s   peak {peak}"
-              f"{'   best' if is_best else ''}", flush=True)
+        print(
+            f"epoch {run.state.epoch:>3}   train: {format_scores(training)}   "
+            f"validation: {format_scores(validation)}   lr {row['learning_rate']:.1e}   "
+            f"{row['clips_per_second']:.1f} clips/s   peak {peak}"
+            f"{'   best' if is_best else ''}",
+            flush=True,
+        )
 
     def close(self, run):
         if self.bar:
@@ -192,10 +205,18 @@ class Evaluation(Callback):
     def on_end(self, run, reason):
         if processes.is_main() and self.logits is not None:
             folder, state = run.config.run_folder, run.state
-            last = {"path": str(folder / LAST_CHECKPOINT), "epoch": state.epoch,
-                    "history": state.history}  # fmt: skip
-            write_evaluation(folder, self.validation_set, self.logits, run.class_names,
-                             Origin.of(run.config, [last]))  # fmt: skip
+            last = {
+                "path": str(folder / LAST_CHECKPOINT),
+                "epoch": state.epoch,
+                "history": state.history,
+            }
+            write_evaluation(
+                folder,
+                self.validation_set,
+                self.logits,
+                run.class_names,
+                Origin.of(run.config, [last]),
+            )
 
 
 class Report(Callback):
@@ -221,8 +242,9 @@ class Baselines(Callback):
 
     def on_start(self, run, train_loader, validation_loader):
         if self.scores:
-            values = ", ".join(f"{NAMES[name]} {value:.1f} %"
-                               for name, value in self.scores.items())
+            values = ", ".join(
+                f"{NAMES[name]} {value:.1f} %" for name, value in self.scores.items()
+            )
             print(f"baselines, validation top-1: {values}", flush=True)
 
     def add_to_row(self, run, row):
@@ -234,8 +256,11 @@ class Baselines(Callback):
             return
         last = run.state.history[-1]["val_top1"]
         if last < self.scores[name]:
-            print(f"warning: the last epoch's {last:.1f} % is below the {self.scores[name]:.1f} % "
-                  f"of {NAMES[name]}: {BASELINE_HINT}", flush=True)
+            print(
+                f"warning: the last epoch's {last:.1f} % is below the {self.scores[name]:.1f} % "
+                f"of {NAMES[name]}: {BASELINE_HINT}",
+                flush=True,
+            )
 
 
 # --- stopping ----------------------------------------------------------------------------------

@@ -19,13 +19,26 @@ SET_PREFIXES = {"train": "train", "validation": "val", "test": "test"}
 
 # torchvision's video networks -> the names of their classification heads.
 TORCHVISION_VIDEO_MODELS = {
-    "r3d_18": "fc", "mc3_18": "fc", "r2plus1d_18": "fc", "s3d": "classifier",
-    "swin3d_t": "head", "swin3d_s": "head", "swin3d_b": "head",
-    "mvit_v1_b": "head", "mvit_v2_s": "head",
-}  # fmt: skip
+    "r3d_18": "fc",
+    "mc3_18": "fc",
+    "r2plus1d_18": "fc",
+    "s3d": "classifier",
+    "swin3d_t": "head",
+    "swin3d_s": "head",
+    "swin3d_b": "head",
+    "mvit_v1_b": "head",
+    "mvit_v2_s": "head",
+}
 MIN_ALPHA = 1e-3  # of a Beta distribution; far below, its samples are inaccurate
-MODELS = ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn",
-          *TORCHVISION_VIDEO_MODELS)  # fmt: skip
+MODELS = (
+    "conv3d",
+    "cnn_lstm",
+    "trn",
+    "two_stream",
+    "mobilenet3d",
+    "csn",
+    *TORCHVISION_VIDEO_MODELS,
+)
 FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
 # Keys that apply only to some networks.
 MODEL_OPTIONS = {
@@ -40,11 +53,30 @@ MODEL_OPTIONS = {
 }
 # Keys that define a network and its input in evaluation.
 INPUT_AND_NETWORK_KEYS = (
-    "clip_size", "step_size", "nclips", "ncrops", "frame_rate", "sampling", "frame_height",
-    "crop_size", "mean", "std", "subtract_background", "model", *MODEL_OPTIONS,
-)  # fmt: skip
-BACKBONES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small",
-             "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b1")  # fmt: skip
+    "clip_size",
+    "step_size",
+    "nclips",
+    "ncrops",
+    "frame_rate",
+    "sampling",
+    "frame_height",
+    "crop_size",
+    "mean",
+    "std",
+    "subtract_background",
+    "model",
+    *MODEL_OPTIONS,
+)
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnet_b1",
+)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # The limits refuse values that would later exceed memory or an integer.
@@ -73,8 +105,7 @@ class Config(BaseModel):
         "trainings/", pattern=r"^[^\x00]*$", description="Folder of the run folders."
     )
     checkpoint: str | None = Field(
-        None,
-        description="Checkpoint that --resume loads; null: the last one of the run folder.",
+        None, description="Checkpoint that --resume loads; null: the last one of the run folder."
     )
     pretrained: str | None = Field(
         None,
@@ -98,9 +129,7 @@ class Config(BaseModel):
         100, description="Steps between progress lines if the output is not a terminal."
     )
     checkpoint_minutes: float = Field(
-        10.0,
-        ge=0,
-        description="Minutes between checkpoints within an epoch; 0: after each step.",
+        10.0, ge=0, description="Minutes between checkpoints within an epoch; 0: after each step."
     )
     deterministic: bool = Field(
         False, description="On a GPU, use deterministic algorithms only; slower."
@@ -144,7 +173,9 @@ class Config(BaseModel):
     )
 
     baseline_clips: int = Field(
-        2000, ge=0, le=2**31 - 1,
+        2000,
+        ge=0,
+        le=2**31 - 1,
         description="Maximum number of training clips of the linear model, whose score is "
         "shown beside the network's; 0: no baselines.",
     )
@@ -152,9 +183,7 @@ class Config(BaseModel):
     # --- from frames to clips ----------------------------------------------------------------
     clip_size: Size = Field(18, description="Frames in a clip (T).")
     step_size: Size = Field(2, description="Use every step_size-th frame (window).")
-    nclips: Size = Field(
-        1, description="Clips per video in evaluation; their scores are averaged."
-    )
+    nclips: Size = Field(1, description="Clips per video in evaluation; their scores are averaged.")
     frame_rate: PositiveFloat = Field(
         12.0, le=1000, description="Frames per second of clips; video files are resampled to it."
     )
@@ -175,9 +204,7 @@ class Config(BaseModel):
     affine_translate: Fraction = Field(
         0.15, description="... and shifted by up to +- this fraction of width and height."
     )
-    affine_scale: Fraction = Field(
-        0.0, description="... and scaled by up to +- this fraction."
-    )
+    affine_scale: Fraction = Field(0.0, description="... and scaled by up to +- this fraction.")
     affine_shear: float = Field(
         0.0, ge=0, lt=90, description="... and sheared by up to +- this many degrees."
     )
@@ -196,14 +223,16 @@ class Config(BaseModel):
         0.0, description="Fraction of training clips in which a random box is erased."
     )
     time_masking: Share = Field(
-        0.0, description="Maximum fraction of a clip's frames that its mean frame replaces; "
+        0.0,
+        description="Maximum fraction of a clip's frames that its mean frame replaces; "
         "the number and place of these consecutive frames are drawn per clip.",
     )
     step_jitter: Fraction = Field(
         0.0, description="Training clips run faster or slower by up to +- this fraction."
     )
     ncrops: Literal[1, 3] = Field(
-        1, description="Crops per clip in evaluation: the centre, or also both ends of the longer "
+        1,
+        description="Crops per clip in evaluation: the centre, or also both ends of the longer "
         "side; their scores are averaged with those of nclips.",
     )
     mean: Colour = Field(
@@ -214,7 +243,8 @@ class Config(BaseModel):
     )
 
     subtract_background: bool = Field(
-        False, description="Subtract each clip's mean frame, so that still pixels are 0: for "
+        False,
+        description="Subtract each clip's mean frame, so that still pixels are 0: for "
         "fixed cameras; for clips that differ in movement only.",
     )
 
@@ -231,16 +261,15 @@ class Config(BaseModel):
         description="conv3d: channels of each block; further blocks repeat the last entry.",
     )
     head_widths: Annotated[list[Size], Field(min_length=1)] = Field(
-        [512, 512, 256], description="conv3d: channels of the last convolution, then of each "
-        "hidden layer."
+        [512, 512, 256],
+        description="conv3d: channels of the last convolution, then of each hidden layer.",
     )
     backbone: Literal[BACKBONES] = Field(
         "resnet18", description="cnn_lstm, trn, two_stream: torchvision's network for the frames."
     )
     lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(
-        "multi",
-        description="trn: relations of 2 to clip_size frames, or of clip_size frames only.",
+        "multi", description="trn: relations of 2 to clip_size frames, or of clip_size frames only."
     )
     depth: Literal[26, 50, 101, 152] = Field(26, description="csn: number of layers.")
     width: PositiveFloat = Field(
@@ -271,8 +300,7 @@ class Config(BaseModel):
         "memory, about a third more time.",
     )
     sync_batchnorm: bool = Field(
-        False,
-        description="On GPUs: BatchNorm over the clips of all processes.",
+        False, description="On GPUs: BatchNorm over the clips of all processes."
     )
     precision: Precision = Field(
         "auto",
@@ -291,19 +319,18 @@ class Config(BaseModel):
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="adam; adamw: decoupled weight decay; sgd: with momentum."
     )
-    lr: PositiveFloat = Field(
-        0.001, le=1e6, description="Initial learning rate (after warm-up)."
-    )
-    last_lr: float = Field(
-        1e-5, ge=0, description="Final learning rate (plateau, cosine)."
-    )
+    lr: PositiveFloat = Field(0.001, le=1e6, description="Initial learning rate (after warm-up).")
+    last_lr: float = Field(1e-5, ge=0, description="Final learning rate (plateau, cosine).")
     momentum: Fraction = Field(0.9, description="Momentum; beta1 of adam and adamw.")
     weight_decay: float = Field(
-        1e-5, ge=0, le=1e6, description="L2 penalty on the weights; for adamw and sgd, not on "
-        "biases and BatchNorm.",
+        1e-5,
+        ge=0,
+        le=1e6,
+        description="L2 penalty on the weights; for adamw and sgd, not on biases and BatchNorm.",
     )
     grad_clip: PositiveFloat | None = Field(
-        None, description="Maximum norm of the gradients, which are scaled down if it is larger; "
+        None,
+        description="Maximum norm of the gradients, which are scaled down if it is larger; "
         "null: off. The history records the norm in either case.",
     )
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
@@ -311,15 +338,22 @@ class Config(BaseModel):
         0.0, description="Fraction of each label that is distributed over all classes."
     )
     mixup_alpha: float = Field(
-        0.0, ge=0, le=100, description="mixup: pairs of clips are blended with a weight from "
+        0.0,
+        ge=0,
+        le=100,
+        description="mixup: pairs of clips are blended with a weight from "
         "Beta(alpha, alpha); 0: off.",
     )
     cutmix_alpha: float = Field(
-        0.0, ge=0, le=100, description="CutMix: a box of each clip is replaced by that of another "
+        0.0,
+        ge=0,
+        le=100,
+        description="CutMix: a box of each clip is replaced by that of another "
         "clip, in the same way; with both, each step draws one of the two.",
     )
     ema_decay: Fraction = Field(
-        0.0, description="Evaluate the exponential moving average of the weights with this decay; "
+        0.0,
+        description="Evaluate the exponential moving average of the weights with this decay; "
         "0: off.",
     )
     early_stopping_epochs: PositiveInt | None = Field(
@@ -393,8 +427,10 @@ class Config(BaseModel):
         is_mixed = self.mixup_alpha or self.cutmix_alpha
         for key in ("mixup_alpha", "cutmix_alpha"):
             if 0 < getattr(self, key) < MIN_ALPHA:
-                problems.append(f"{key}: found {getattr(self, key):g}; expected 0, which is off, "
-                                f"or at least {MIN_ALPHA:g}")
+                problems.append(
+                    f"{key}: found {getattr(self, key):g}; expected 0, which is off, "
+                    f"or at least {MIN_ALPHA:g}"
+                )
         if self.horizontal_flip and self.flip_labels is None:
             problems.append(
                 "flip_labels: missing; a mirrored swipe to the left is a swipe to the right: give "

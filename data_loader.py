@@ -13,23 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clips.annotations import Annotations, groups_of, read_annotations, read_labels
-from clips.batches import (
-    BadClip,
-    Batch,
-    ClipKey,
-    EvalBatches,
-    TrainBatches,
-    as_it_is,
-    empty_clips,
-)
+from clips.batches import BadClip, Batch, ClipKey, EvalBatches, TrainBatches, as_it_is, empty_clips
 from clips.frames import FrameError, natural_key, prepare_decoders
-from clips.reading import (
-    augment,
-    eval_shape,
-    mirrored_labels,
-    read_eval_clip,
-    read_windows,
-)
+from clips.reading import augment, eval_shape, mirrored_labels, read_eval_clip, read_windows
 from clips.sampling import frames_needed, train_positions
 from clips.transforms import draw_movement, train_transform
 from config import Config
@@ -85,8 +71,13 @@ class VideoFolder(Dataset):
                 good.append(key.index)
                 labels.append(label)
                 num_short += num_frames < frames_needed(self.config)
-        return Batch(clips[: len(good)], torch.tensor(labels, dtype=torch.int64),
-                     torch.tensor(good, dtype=torch.int64), bad, num_short)
+        return Batch(
+            clips[: len(good)],
+            torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(good, dtype=torch.int64),
+            bad,
+            num_short,
+        )
 
     def read_clip(self, key: ClipKey, clip: np.ndarray) -> tuple[int, int]:
         """Fill `clip`, uint8 [K, T, H, W, C]; return its label, and the frames of the whole clip.
@@ -176,15 +167,19 @@ def warn_if_shared(train: Annotations, validation: Annotations) -> None:
     known = set(train.clip_paths())
     paths = zip(validation.ids.tolist(), validation.clip_paths(), strict=True)
     if both := sorted((clip_id for clip_id, path in paths if path in known), key=natural_key):
-        print(f"warning: {len(both):,} clips are both {inflated}: {summarize(both, 3)}; remove "
-              "them from one of the two CSVs")
+        print(
+            f"warning: {len(both):,} clips are both {inflated}: {summarize(both, 3)}; remove "
+            "them from one of the two CSVs"
+        )
     if train.groups is None or validation.groups is None:
         return
     is_shared = np.isin(validation.groups, train.groups)
     if names := sorted(set(validation.groups[is_shared].tolist()), key=natural_key):
-        print(f"warning: {len(names):,} groups are both {inflated} for others: "
-              f"{summarize(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
-              "clips; keep each group in one set")
+        print(
+            f"warning: {len(names):,} groups are both {inflated} for others: "
+            f"{summarize(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
+            "clips; keep each group in one set"
+        )
 
 
 def read_data(config: Config, set_names: list[str]) -> tuple[list[str], list[Annotations]]:

@@ -67,9 +67,11 @@ def explain_kernels(predictor: Predictor, folder: Path) -> list[Path]:
     paths = []
     for name, films in first_kernels(predictor.network).items():
         count, moments, height, width = films.shape[:4]
-        print(f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
-              f"{share_of_change(films):.0f} % of their energy is change over time (random "
-              f"kernels: {100 * (moments - 1) / moments:.0f} %)")
+        print(
+            f"\n{name}: {count} kernels of {moments} x {height} x {width}; "
+            f"{share_of_change(films):.0f} % of their energy is change over time (random "
+            f"kernels: {100 * (moments - 1) / moments:.0f} %)"
+        )
         paths.append(folder / f"kernels_{name}.gif")
         save_gif(paths[-1], layer_films.draw_kernels(films.numpy()), KERNEL_RATE)
     return paths
@@ -107,12 +109,17 @@ def films_of_clip(predictor: Predictor, source: FrameSource, stage_name: str | N
     values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
     title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
     frames = clip[0, ..., :3]
-    numbers = {name: output.volume().detach().float().cpu().numpy()
-               for name, output in outputs.items()}
-    return title, stage_name, {
-        "grad_cam": grad_cam.draw(frames, values, title),
-        "activations": layer_films.draw_activations(frames, numbers, title),
+    numbers = {
+        name: output.volume().detach().float().cpu().numpy() for name, output in outputs.items()
     }
+    return (
+        title,
+        stage_name,
+        {
+            "grad_cam": grad_cam.draw(frames, values, title),
+            "activations": layer_films.draw_activations(frames, numbers, title),
+        },
+    )
 
 
 def one_of_each_class(annotations: Annotations, count: int) -> list[int]:
@@ -127,8 +134,9 @@ def write_for_tensorboard(paths: list[Path], folder: Path, epoch: int) -> None:
     for path in paths:
         if path.suffix in (".gif", ".png"):
             width, height = Image.open(path).size
-            image = Summary.Image(height=height, width=width, colorspace=3,
-                                  encoded_image_string=path.read_bytes())
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
+            )
             summary = Summary(value=[Summary.Value(tag=path.stem, image=image)])
             log.file_writer.add_summary(summary, epoch)
     log.close()
@@ -138,14 +146,31 @@ def main(arguments=None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
-    parser.add_argument("--data", nargs=2, metavar=("FOLDER", "CSV"), help="labelled clips; "
-                        "default: the validation set of the network's training")
-    parser.add_argument("--clips", type=int, default=8, metavar="N", help="write films of N clips, "
-                        "the first of each class (default: %(default)s)")
-    parser.add_argument("--stage", metavar="NAME", help="stage for Grad-CAM; default: the deepest "
-                        "with enough resolution in space and time")
-    parser.add_argument("--output", "-o", type=Path, metavar="FOLDER",
-                        help="default: `explained` next to the checkpoint")
+    parser.add_argument(
+        "--data",
+        nargs=2,
+        metavar=("FOLDER", "CSV"),
+        help="labelled clips; default: the validation set of the network's training",
+    )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=8,
+        metavar="N",
+        help="write films of N clips, the first of each class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stage",
+        metavar="NAME",
+        help="stage for Grad-CAM; default: the deepest with enough resolution in space and time",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        metavar="FOLDER",
+        help="default: `explained` next to the checkpoint",
+    )
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     options = parser.parse_args(arguments)
     return exit_status(lambda: explain(options))

@@ -58,9 +58,7 @@ def export(checkpoint: str, path: Path, program_path: Path | None = None) -> str
     shape = (*config.clip_shape, 3)
     clips = torch.randint(256, (2, *shape), dtype=torch.uint8)
     network = FromBytes(predictor).eval().requires_grad_(False)
-    program = torch.export.export(
-        network, (clips,), dynamic_shapes=({0: torch.export.Dim("N")},)
-    )
+    program = torch.export.export(network, (clips,), dynamic_shapes=({0: torch.export.Dim("N")},))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from the exporters, about their own code
         if program_path:
@@ -79,8 +77,9 @@ def _check_packages() -> None:
         for name in PACKAGES:
             import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; run `python -m pip install -r "
-                        "requirements-export.txt`") from None
+        raise UserError(
+            f"{error.name} is not installed; run `python -m pip install -r requirements-export.txt`"
+        ) from None
 
 
 def check(path: Path, network: nn.Module) -> None:

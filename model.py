@@ -112,9 +112,11 @@ NETWORKS = {
     "two_stream": Network(TwoStream),
     "mobilenet3d": Network(MobileNet3d),
     "csn": Network(ChannelSeparatedResNet),
-    **{name: Network(build_torchvision_video, head)
-       for name, head in TORCHVISION_VIDEO_MODELS.items()},
-}  # fmt: skip
+    **{
+        name: Network(build_torchvision_video, head)
+        for name, head in TORCHVISION_VIDEO_MODELS.items()
+    },
+}
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

@@ -37,8 +37,10 @@ def make_pack(options: argparse.Namespace) -> None:
     if packing.no_films:
         print(f"left out: {no_films(packing.no_films)}")
     if packing.unreadable:
-        print(f"{len(packing.unreadable):,} cannot be decoded; such frames are packed as they are, "
-              f"such videos without frames: {summarize(packing.unreadable, 3)}")
+        print(
+            f"{len(packing.unreadable):,} cannot be decoded; such frames are packed as they are, "
+            f"such videos without frames: {summarize(packing.unreadable, 3)}"
+        )
 
 
 def describe(made: Pack) -> str:
@@ -80,17 +82,39 @@ def check_pack(made: Pack) -> int:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("pack", type=Path, metavar="PACK.zip", help="the pack to write")
-    parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE", help="a folder of "
-                        "frames or videos, a .zip, .tar or .tar.gz, or the parts of one")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="shrink taller frames to it; "
-                        "not below the frame_height of a config")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEGs of shrunk frames and of "
-                        "videos, 1 to 100 (default: %(default)s)")
-    parser.add_argument("--frame_rate", type=float, metavar="RATE", help="frames per second of "
-                        "videos; the frame_rate of the config")
-    parser.add_argument("--max_frame_pixels", type=int, default=MAX_FRAME_PIXELS, metavar="N",
-                        help="larger frames are not shrunk, larger videos packed without frames "
-                        "(default: %(default)s)")
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="*",
+        metavar="SOURCE",
+        help="a folder of frames or videos, a .zip, .tar or .tar.gz, or the parts of one",
+    )
+    parser.add_argument(
+        "--height",
+        type=int,
+        metavar="PIXELS",
+        help="shrink taller frames to it; not below the frame_height of a config",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        help="of JPEGs of shrunk frames and of videos, 1 to 100 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frame_rate",
+        type=float,
+        metavar="RATE",
+        help="frames per second of videos; the frame_rate of the config",
+    )
+    parser.add_argument(
+        "--max_frame_pixels",
+        type=int,
+        default=MAX_FRAME_PIXELS,
+        metavar="N",
+        help="larger frames are not shrunk, larger videos packed without frames "
+        "(default: %(default)s)",
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="verify the CRC-32 of all frames")
     action.add_argument("--list", action="store_true", help="print the clips")
@@ -102,8 +126,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command that the options select; return its exit status."""
-    for name, least, most in (("height", 1, 2**16), ("quality", 1, 100), ("frame_rate", 1e-3, 1e3),
-                              ("max_frame_pixels", 1, 1e9)):
+    for name, least, most in (
+        ("height", 1, 2**16),
+        ("quality", 1, 100),
+        ("frame_rate", 1e-3, 1e3),
+        ("max_frame_pixels", 1, 1e9),
+    ):
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name}: found {value:g}; expected {least:g} to {most:g}")

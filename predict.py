@@ -38,21 +38,27 @@ def predict(
     for clip in tqdm(clips, "predicting", leave=False, disable=None):
         try:
             sources = [clip.open(predictor.config) for predictor in predictors]
-            found[clip] = combine([
-                predictor.scores(source, over_time=bool(places))
-                for predictor, source in zip(predictors, sources, strict=True)
-            ])
+            found[clip] = combine(
+                [
+                    predictor.scores(source, over_time=bool(places))
+                    for predictor, source in zip(predictors, sources, strict=True)
+                ]
+            )
             if places:
-                save_with_scores(places[clip], sources[0], found[clip],
-                                 predictors[0].config.frame_rate)
+                save_with_scores(
+                    places[clip], sources[0], found[clip], predictors[0].config.frame_rate
+                )
         except UserError as error:
             found.pop(clip, None)
             problems.append(str(error))
             continue
         for own, source in zip(lengths, sources, strict=True):
             own.append(len(source))
-    notes = [note for predictor, own in zip(predictors, lengths, strict=True)
-             for note in notes_on_lengths(own, predictor.config)]
+    notes = [
+        note
+        for predictor, own in zip(predictors, lengths, strict=True)
+        for note in notes_on_lengths(own, predictor.config)
+    ]
     for note in dict.fromkeys(notes):  # networks of one clip length have the same notes
         print(f"note: {note}", file=sys.stderr)
     return found, problems
@@ -87,8 +93,10 @@ def places_for(save_path: Path, clips: list[Clip]) -> dict[Clip, Path]:
     paths = [Path(os.path.abspath(clip)) for clip in clips]
     root = os.path.commonpath([path.parent for path in paths]) if paths else ""
     names = [path.relative_to(root) for path in paths]
-    stems = [name.with_suffix("") if is_video(clip) else name
-             for clip, name in zip(clips, names, strict=True)]
+    stems = [
+        name.with_suffix("") if is_video(clip) else name
+        for clip, name in zip(clips, names, strict=True)
+    ]
     if len(set(stems)) == len(stems):
         names = stems
     return {clip: save_path / f"{name}.mp4" for clip, name in zip(clips, names, strict=True)}
@@ -98,16 +106,18 @@ def table(found: dict[Clip, Scores], count: int) -> str:
     """Return one line per clip: its path and its top classes with their probabilities."""
     width = max(len(str(clip)) for clip in found)
     return "\n".join(
-        f"{clip!s:<{width}}  " + "   ".join(f"{name} {100 * probability:.1f} %"
-                                               for name, probability in scores.top(count))
+        f"{clip!s:<{width}}  "
+        + "   ".join(f"{name} {100 * probability:.1f} %" for name, probability in scores.top(count))
         for clip, scores in found.items()
     )
 
 
 def write_scores(path: Path, found: dict[Clip, Scores], count: int) -> None:
     """Write path, predicted class and top scores as JSON if the path ends with .json, else CSV."""
-    rows = [{"path": str(clip), "predicted": scores.top(1)[0][0],
-             "scores": dict(scores.top(count))} for clip, scores in found.items()]  # fmt: skip
+    rows = [
+        {"path": str(clip), "predicted": scores.top(1)[0][0], "scores": dict(scores.top(count))}
+        for clip, scores in found.items()
+    ]
     if path.suffix.lower() == ".json":
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     else:
@@ -123,17 +133,33 @@ def write_scores(path: Path, found: dict[Clip, Scores], count: int) -> None:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a folder of frames, a video "
-                        "file, or a folder that contains any of these")
-    parser.add_argument("--checkpoint", "-c", action="append", required=True, metavar="FILE",
-                        help="may be repeated, and the networks' scores are averaged; or "
-                        "a stack of train.py --stack")
-    parser.add_argument("--top", type=_count, default=3, help="classes per clip (default: "
-                        "%(default)s)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the "
-                        "results as .csv or .json")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the clip with its scores "
-                        "as .gif or .mp4; for several clips, FILE is a folder")
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="a folder of frames, a video file, or a folder that contains any of these",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        "-c",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="may be repeated, and the networks' scores are averaged; or "
+        "a stack of train.py --stack",
+    )
+    parser.add_argument(
+        "--top", type=_count, default=3, help="classes per clip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="write the results as .csv or .json"
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write the clip with its scores as .gif or .mp4; for several clips, FILE is a folder",
+    )
     parser.add_argument("--camera", type=int, metavar="N", help="classify what a webcam shows")
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     options = parser.parse_args(arguments)
@@ -156,8 +182,9 @@ def check_places(options: argparse.Namespace) -> None:
             raise UserError(f"--output {options.output}: is a folder; give a file")
     is_other_film = options.save and options.save.suffix.lower() in FILM_SUFFIXES
     if is_other_film and options.save.suffix.lower() not in (".mp4", ".gif"):
-        raise UserError(f"--save {options.save}: expected .gif or .mp4, or a folder for several "
-                        "clips")
+        raise UserError(
+            f"--save {options.save}: expected .gif or .mp4, or a folder for several clips"
+        )
 
 
 def check_overwritten(options: argparse.Namespace, clips: list[Clip]) -> None:
@@ -212,8 +239,10 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems and found:
-        print(f"error: {len(problems)} of {len(problems) + len(found)} cannot be classified",
-              file=sys.stderr)
+        print(
+            f"error: {len(problems)} of {len(problems) + len(found)} cannot be classified",
+            file=sys.stderr,
+        )
     return 2 if problems else 0
 
 

@@ -49,12 +49,23 @@ def serve(options) -> None:
 
 def main(arguments=None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(description="Open a page on which you record gestures, train "
-                                     "a network on them, and try it.")
-    parser.add_argument("--data", "-d", type=Path, default=Path("data/mine"), metavar="FOLDER",
-                        help="for clips and trainings; it is made if missing (%(default)s)")
-    parser.add_argument("--port", type=port_number, default=8321,
-                        help="of the page; 0: any that is free (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Open a page on which you record gestures, train a network on them, and try it."
+    )
+    parser.add_argument(
+        "--data",
+        "-d",
+        type=Path,
+        default=Path("data/mine"),
+        metavar="FOLDER",
+        help="for clips and trainings; it is made if missing (%(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=8321,
+        help="of the page; 0: any that is free (%(default)s)",
+    )
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     parser.add_argument("--no_browser", action="store_true", help="only print the address")
     options = parser.parse_args(arguments)

@@ -45,12 +45,7 @@ from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
 from training.mixing import mix_batch
-from training.optimization import (
-    clip_gradients,
-    learning_rate,
-    set_learning_rate,
-    training_is_over,
-)
+from training.optimization import clip_gradients, learning_rate, set_learning_rate, training_is_over
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
 from training.run_folder import (
@@ -86,8 +81,10 @@ def train(run: Run, train_loader, validation_loader, callbacks: list[Callback]) 
             save_with_callbacks(run, callbacks)
             # Once a process has exited, the launcher gives the others only seconds to finish.
             processes.all_max(saved=1)
-            print(f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
-                  f"{state.epoch}, step {state.step}; all is saved: --resume True continues")
+            print(
+                f"stopped by {signal.Signals(stopped.signal_number).name} after epoch "
+                f"{state.epoch}, step {state.step}; all is saved: --resume True continues"
+            )
             raise
         scores = last_and_best(state.history) if state.best_top1 >= 0 else "no epoch"
         print(f"training is over: {reason}; {scores} in {run.config.run_folder}")
@@ -107,8 +104,9 @@ def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
         counts = sync_callbacks(callbacks, run, len(batch.labels))  # clips in each process
         for callback in callbacks:
             callback.on_batch(run, batch)
-        rate = learning_rate(config, state.epoch + (state.step + 1) / num_steps,
-                             state.validation_losses)  # fmt: skip
+        rate = learning_rate(
+            config, state.epoch + (state.step + 1) / num_steps, state.validation_losses
+        )
         set_learning_rate(run.optimizer, rate)
         seed_step(config.seed, state.epoch, state.step)
         if min(counts) >= 2:  # BatchNorm needs two
@@ -232,9 +230,12 @@ def epoch_row(run: Run) -> dict[str, float]:
     # If fp16's scale was too high in each step, there is no gradient norm.
     row |= {name: total / count for name, (total, count) in metrics.items() if count}
     rate = learning_rate(run.config, epoch, state.validation_losses)
-    return row | {"learning_rate": rate, "seconds": state.seconds,
-                  "clips_per_second": num_clips / state.seconds,
-                  "peak_memory_mib": peak / memory.MIB}  # fmt: skip
+    return row | {
+        "learning_rate": rate,
+        "seconds": state.seconds,
+        "clips_per_second": num_clips / state.seconds,
+        "peak_memory_mib": peak / memory.MIB,
+    }
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -248,8 +249,9 @@ def run_training(config: Config, options, device) -> None:
     is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)
     if not (is_resumed or options.overwrite):  # before minutes of work
         processes.broadcast_from_main(check_unoccupied, config.run_folder)
-    run = start_run(config, class_names, device, checkpoint, train_set.digest(),
-                    train_set.folder.identity)
+    run = start_run(
+        config, class_names, device, checkpoint, train_set.digest(), train_set.folder.identity
+    )
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
@@ -262,9 +264,11 @@ def run_training(config: Config, options, device) -> None:
         run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
     num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
     run.network = processes.parallel(
-        run.model, device, (num_clips, *config.clip_shape, config.num_channels),
+        run.model,
+        device,
+        (num_clips, *config.clip_shape, config.num_channels),
         autocast(device, config.precision),
-    )  # fmt: skip
+    )
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
 

@@ -83,10 +83,12 @@ assert torch.allclose(edges, F.conv2d(frame[None, None], edge_kernel[None, None]
 # PyTorch's `conv2d` does what the loop does. And our pair? The same frames give the same responses,
 # whichever clip they are from; also in any network that looks at frames one by one.
 
+
 # %%
 def edges_of(clip):
     """How strong the vertical edges of each frame are, [T, H, W]."""
     return F.conv2d(small_and_grey(clip)[:, None], edge_kernel[None, None])[:, 0].abs()
+
 
 assert torch.equal(edges_of(right), edges_of(left).flip(0))
 
@@ -113,6 +115,7 @@ assert to_lines == {"right": 6, "left": -6, "nowhere": 0, "dark, right": -6}
 # passes is a strong `right` between weaker `left`s, and added up, most cancels. A second
 # *non-linear* step helps: count only strong responses. (In a network: a bias and a ReLU.)
 
+
 # %%
 def direction(clip, threshold=1):
     """Above 0 for movement to the right: the sum of the responses above the threshold."""
@@ -120,8 +123,10 @@ def direction(clip, threshold=1):
     return responses[responses.abs() > threshold].sum().item()
 
 
-print(f"sum of strong responses: right {direction(right):.0f}, left {direction(left):.0f}; "
-      f"of all responses: right {direction(right, 0):.0f}, left {direction(left, 0):.0f}")
+print(
+    f"sum of strong responses: right {direction(right):.0f}, left {direction(left):.0f}; "
+    f"of all responses: right {direction(right, 0):.0f}, left {direction(left, 0):.0f}"
+)
 assert direction(right) > 100 > 60 > abs(direction(right, 0)) and direction(left) < -100
 
 # %% [markdown]
@@ -133,6 +138,7 @@ assert direction(right) > 100 > 60 > abs(direction(right, 0)) and direction(left
 # Give PyTorch an input and the wanted output, but not the kernel. Start from random numbers and
 # repeat: compute the output, measure how wrong it is (the *loss*), compute for each number of the
 # kernel in which direction the loss falls (from its *gradient*), and take a small step.
+
 
 # %%
 def step(optimizer, loss):
@@ -160,6 +166,7 @@ assert torch.allclose(learnt[0, 0], motion_kernel, atol=0.01)
 # which keeps the largest of each 2 x 2 x 2 values, until one vector is left. The same steps learn
 # all kernels together; the loss compares the network's scores with the class.
 
+
 # %%
 def draw(count, seed):
     """Eight frames of 32 x 32 pixels per clip, float [N, C, T, H, W]; and the classes, int [N]."""
@@ -176,8 +183,10 @@ inputs, classes = draw(400, seed=2)
 network = ConvColumn(2, (8, 32, 32), block_widths=[8, 16, 32], head_widths=[32, 16], dropout=0.15)
 optimizer = torch.optim.Adam(network.parameters(), lr=0.003)
 for epoch in range(6):
-    losses = [step(optimizer, F.cross_entropy(network(inputs[batch]), classes[batch]))
-              for batch in torch.randperm(len(inputs)).split(16)]  # fmt: skip
+    losses = [
+        step(optimizer, F.cross_entropy(network(inputs[batch]), classes[batch]))
+        for batch in torch.randperm(len(inputs)).split(16)
+    ]
     print(f"epoch {epoch + 1}: loss {np.mean(losses):.3f}")
 assert np.mean(losses) < 0.4
 
@@ -189,6 +198,7 @@ assert np.mean(losses) < 0.4
 # Clips that it has not seen: in order, reversed, shuffled, frozen to one frame; and in order again,
 # but each kernel replaced by its average over time.
 
+
 # %%
 @torch.no_grad()
 def accuracy(inputs):
@@ -197,8 +207,12 @@ def accuracy(inputs):
 
 inputs, classes = draw(160, seed=3)
 shuffled = torch.stack([film[:, torch.randperm(8)] for film in inputs])
-top1 = {"in order": accuracy(inputs), "reversed": accuracy(inputs.flip(2)),
-        "shuffled": accuracy(shuffled), "frozen": accuracy(inputs[:, :, [4] * 8])}  # fmt: skip
+top1 = {
+    "in order": accuracy(inputs),
+    "reversed": accuracy(inputs.flip(2)),
+    "shuffled": accuracy(shuffled),
+    "frozen": accuracy(inputs[:, :, [4] * 8]),
+}
 for layer in network.modules():
     if isinstance(layer, torch.nn.Conv3d):
         layer.weight.data = layer.weight.data.mean(dim=2, keepdim=True).expand_as(layer.weight)

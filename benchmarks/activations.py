@@ -20,9 +20,22 @@ NUM_CLASSES, BATCH_SIZE = 27, 2
 SHAPE = (16, 112, 112)  # T, H, W
 CASES = (
     ("conv3d", (18, 84, 84)),
-    *((name, SHAPE) for name in ("conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d",
-                                 "csn", "r3d_18", "r2plus1d_18", "s3d", "swin3d_t")),
-)  # fmt: skip
+    *(
+        (name, SHAPE)
+        for name in (
+            "conv3d",
+            "cnn_lstm",
+            "trn",
+            "two_stream",
+            "mobilenet3d",
+            "csn",
+            "r3d_18",
+            "r2plus1d_18",
+            "s3d",
+            "swin3d_t",
+        )
+    ),
+)
 
 
 def measure(_device, options, _folder):
@@ -35,8 +48,12 @@ def measure(_device, options, _folder):
         every = kept_for_backward(model, clips) / BATCH_SIZE / MIB
         recompute_activations(model)
         inputs = kept_for_backward(model, clips) / BATCH_SIZE / MIB
-        yield {"what": f"{name}, {' x '.join(map(str, shape))}", "MiB per clip": round(every, 1),
-               "with checkpoint_activations": round(inputs, 1), "share": f"{inputs / every:.0%}"}
+        yield {
+            "what": f"{name}, {' x '.join(map(str, shape))}",
+            "MiB per clip": round(every, 1),
+            "with checkpoint_activations": round(inputs, 1),
+            "share": f"{inputs / every:.0%}",
+        }
 
 
 def kept_for_backward(model: nn.Module, clips: torch.Tensor) -> int:

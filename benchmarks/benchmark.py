@@ -52,22 +52,28 @@ class Section(NamedTuple):
 def run_gpu_tests(device, options, folder):
     """Yield the outcome of each test that needs a GPU; raise RuntimeError if one failed."""
     # Other files are not collected, since they need packages that these do not.
-    paths = [path for path in sorted((PROJECT / "tests").rglob("test_*.py"))
-             if "mark.gpu" in path.read_text()]
+    paths = [
+        path
+        for path in sorted((PROJECT / "tests").rglob("test_*.py"))
+        if "mark.gpu" in path.read_text()
+    ]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short"]
     # Within the process, it would be set too late.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     failed = []
     for path in paths:
         report = folder / f"{path.stem}.xml"
-        ended = subprocess.run([*command, path, f"--junit-xml={report}"], cwd=PROJECT,
-                               env=environment)
+        ended = subprocess.run(
+            [*command, path, f"--junit-xml={report}"], cwd=PROJECT, env=environment
+        )
         failed += [path.name] if ended.returncode else []
         for test in ElementTree.parse(report).iter("testcase"):
             outcomes = [child.tag for child in test if child.tag in ("failure", "error", "skipped")]
-            yield {"what": f"{path.name}: {test.get('name')}",
-                   "outcome": outcomes[0] if outcomes else "passed",
-                   "seconds": float(test.get("time"))}
+            yield {
+                "what": f"{path.name}: {test.get('name')}",
+                "outcome": outcomes[0] if outcomes else "passed",
+                "seconds": float(test.get("time")),
+            }
     if failed:
         raise RuntimeError(f"pytest: failures in {', '.join(failed)}")
 
@@ -128,25 +134,51 @@ def parse_arguments(arguments):
     parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
     parser.add_argument("--rounds", type=int, help="(default: 3)")
     parser.add_argument("--batch_size", type=int, help="(default: 8; on a GPU 100, as for Jester)")
-    parser.add_argument("--precisions", nargs="+", choices=[*PRECISIONS, "auto"],
-                        help="(default: the config's; on a GPU all)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
-                        help="change keys of the tutorial's config for steps, evaluation, epoch")
-    parser.add_argument("--clips", type=int, help="of a loader worker whose memory is measured "
-                        "(default: 20000; Jester has 118562)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=[*PRECISIONS, "auto"],
+        help="(default: the config's; on a GPU all)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        dest="overrides",
+        help="change keys of the tutorial's config for steps, evaluation, epoch",
+    )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        help="of a loader worker whose memory is measured (default: 20000; Jester has 118562)",
+    )
     parser.add_argument("--epoch_clips", type=int, help="(default: 64; on a GPU 30000)")
-    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)),
-                        help="of an epoch (%(default)s)")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of an epoch (%(default)s)",
+    )
     for name in ("section", "report"):  # for the processes that the command starts
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     has_gpu = machine.device_of(options.device).type == "cuda"
-    defaults = {"rounds": 3, "batch_size": 100 if has_gpu else 8, "clips": 20_000,
-                "epoch_clips": 30_000 if has_gpu else 64,
-                "precisions": PRECISIONS if has_gpu else [None]}  # fmt: skip
+    defaults = {
+        "rounds": 3,
+        "batch_size": 100 if has_gpu else 8,
+        "clips": 20_000,
+        "epoch_clips": 30_000 if has_gpu else 64,
+        "precisions": PRECISIONS if has_gpu else [None],
+    }
     if options.small:
-        defaults = {"rounds": 1, "batch_size": 4, "clips": 100, "epoch_clips": 12,
-                    "precisions": [None]}
+        defaults = {
+            "rounds": 1,
+            "batch_size": 4,
+            "clips": 100,
+            "epoch_clips": 12,
+            "precisions": [None],
+        }
         options.overrides = [*TINY, *options.overrides]
     for name, value in defaults.items():
         if getattr(options, name) is None:
@@ -157,8 +189,10 @@ def parse_arguments(arguments):
 def run_section(command, seconds) -> dict[str, str]:
     """Run a section in a separate process; return its status, and its traceback if it failed."""
     print(*command, flush=True)
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
-            command, cwd=PROJECT, stderr=errors, start_new_session=True) as process:  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=PROJECT, stderr=errors, start_new_session=True) as process,
+    ):
         try:
             status = "done" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
@@ -190,8 +224,15 @@ def measure_section(options) -> int:
         measure = SECTIONS[options.section].measure
         for result in measure(device, options, Path(folder)):
             report.add(options.section, result)
-            print(result["what"], *(f"  {key}: {format_figure(value)}" for key, value in
-                                    result.items() if key != "what"), flush=True)  # fmt: skip
+            print(
+                result["what"],
+                *(
+                    f"  {key}: {format_figure(value)}"
+                    for key, value in result.items()
+                    if key != "what"
+                ),
+                flush=True,
+            )
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -217,8 +258,10 @@ class Report:
 
     def start(self, name) -> None:
         self.starts[name] = time.monotonic()
-        self._put(name, {"status": "running", "seconds": 0, "results": [], "error": "",
-                         "about": self.about})  # fmt: skip
+        self._put(
+            name,
+            {"status": "running", "seconds": 0, "results": [], "error": "", "about": self.about},
+        )
 
     def add(self, name, result) -> None:
         section = self.sections[name]
@@ -226,8 +269,9 @@ class Report:
 
     def finish(self, name, status, error="") -> None:
         seconds = round(time.monotonic() - self.starts[name], 1)
-        self._put(name, self.sections[name] | {
-            "status": status, "error": error, "seconds": seconds})  # fmt: skip
+        self._put(
+            name, self.sections[name] | {"status": status, "error": error, "seconds": seconds}
+        )
 
     def _put(self, name, section) -> None:
         sections = self.sections | {name: section}
@@ -243,8 +287,9 @@ def markdown(sections) -> str:
     for name, section in sections.items():
         about = ", ".join(map(str, section["about"].values()))
         title = SECTIONS[name].title if name in SECTIONS else name
-        text.append(f"## {title}\n\n`{name}`: {section['status']}, {section['seconds']:.0f} s; "
-                    f"{about}")
+        text.append(
+            f"## {title}\n\n`{name}`: {section['status']}, {section['seconds']:.0f} s; {about}"
+        )
         text += [table(section["results"])] if section["results"] else []
         text += [f"```\n{section['error']}```"] if section["error"] else []
     return "\n\n".join(text) + "\n"

@@ -45,8 +45,15 @@ from system.errors import UserError, exit_status
 from system.memory import MIB
 from training.run_folder import HISTORY_FILE
 
-DATA_KEYS = ("train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv",
-             "output_dir", "group")  # fmt: skip
+DATA_KEYS = (
+    "train_data_folder",
+    "train_data_csv",
+    "val_data_folder",
+    "val_data_csv",
+    "labels_csv",
+    "output_dir",
+    "group",
+)
 
 
 def main(arguments=None) -> int:
@@ -70,14 +77,21 @@ def run(options, arguments) -> None:
                 beside = beside or own_baselines
             all_tested.append(together([each.saved for each in trained]))
             runs.append(scores_of_seed(seed, trained, all_tested[-1]))
-        tested = replace(all_tested[0], right=np.concatenate([
-            each.right for each in all_tested]))  # [S, N]
+        tested = replace(
+            all_tested[0], right=np.concatenate([each.right for each in all_tested])
+        )  # [S, N]
         rows.append(summary(options, name, changes, runs) | packed(tested, clip_sets))
         if options.clips_per_class:
             rows[-1]["baselines"] = own_baselines
-        contents = about | {"command": command, "note": options.note, "rows": rows, "folds": words,
-                            "baselines": beside, "clip_sets": clip_sets,
-                            "config": config.model_dump(mode="json", exclude_defaults=True)}
+        contents = about | {
+            "command": command,
+            "note": options.note,
+            "rows": rows,
+            "folds": words,
+            "baselines": beside,
+            "clip_sets": clip_sets,
+            "config": config.model_dump(mode="json", exclude_defaults=True),
+        }
         add_intervals(contents)
         print(markdown([rows[-1]]).split("\n")[2], flush=True)
         if options.save:  # after each variant, since the next may take hours
@@ -89,8 +103,11 @@ def baselines_of(trained: list["Trained"]) -> dict[str, float]:
     """Return the baselines of a seed's runs, in percent of the clips of all folds."""
     counts = [len(each.saved.ids) for each in trained]
     scores = [baselines_of_row(each.last) for each in trained]
-    return {words: float(np.average([own[name] for own in scores], weights=counts))
-            for name, words in BASELINES.items() if all(name in own for own in scores)}
+    return {
+        words: float(np.average([own[name] for own in scores], weights=counts))
+        for name, words in BASELINES.items()
+        if all(name in own for own in scores)
+    }
 
 
 def variants_of(options) -> list[list[str]]:
@@ -102,8 +119,11 @@ def variants_of(options) -> list[list[str]]:
     config = load_config(PROJECT / options.config, options.overrides)
     given = {override.split("=")[0] for override in options.overrides}
     sets = make_smaller_sets(config, options.clips_per_class, Path(options.output), given)
-    return [[f"{name}, {number} clips per class", *keys, *changes]
-            for number, keys in sets.items() for name, *changes in options.variant]
+    return [
+        [f"{name}, {number} clips per class", *keys, *changes]
+        for number, keys in sets.items()
+        for name, *changes in options.variant
+    ]
 
 
 def folds_of(options) -> tuple[list[Fold | None], str]:
@@ -114,8 +134,10 @@ def folds_of(options) -> tuple[list[Fold | None], str]:
         return [None], ""
     for name, *changes in options.variant:
         if given := [change for change in changes if change.split("=")[0] in DATA_KEYS]:
-            raise UserError(f"--variant {name!r}: {given[0]}: --folds has the same clips for all "
-                            "variants; remove it, or give it by --set")
+            raise UserError(
+                f"--variant {name!r}: {given[0]}: --folds has the same clips for all "
+                "variants; remove it, or give it by --set"
+            )
     config = load_config(PROJECT / options.config, options.overrides)
     return make_folds(config, options.folds, Path(options.output))
 
@@ -123,21 +145,44 @@ def folds_of(options) -> tuple[list[Fold | None], str]:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", "-c", required=True)
-    parser.add_argument("--variant", nargs="+", action="append", required=True,
-                        metavar=("NAME", "key=value"))
+    parser.add_argument(
+        "--variant", nargs="+", action="append", required=True, metavar=("NAME", "key=value")
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides",
-                        help="for all variants")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        dest="overrides",
+        help="for all variants",
+    )
     parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
-    parser.add_argument("--folds", type=number_of_folds, metavar="N|group",
-                        help="cross-validation: train on N splits of all clips, or leave each "
-                        "group out once")
-    parser.add_argument("--group", metavar="PATTERN", help="the config's key `group`: finds a "
-                        "clip's group in its id")
-    parser.add_argument("--clips_per_class", nargs="+", type=int, metavar="N",
-                        help="train on only this many training clips per class")
-    parser.add_argument("--opposites", nargs="+", default=[], metavar="LABEL=LABEL",
-                        help="classes that differ in direction only")
+    parser.add_argument(
+        "--folds",
+        type=number_of_folds,
+        metavar="N|group",
+        help="cross-validation: train on N splits of all clips, or leave each group out once",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="PATTERN",
+        help="the config's key `group`: finds a clip's group in its id",
+    )
+    parser.add_argument(
+        "--clips_per_class",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="train on only this many training clips per class",
+    )
+    parser.add_argument(
+        "--opposites",
+        nargs="+",
+        default=[],
+        metavar="LABEL=LABEL",
+        help="classes that differ in direction only",
+    )
     parser.add_argument("--note", default="", help="a line above the table")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
     return parser.parse_args(arguments)
@@ -200,8 +245,10 @@ def together(all_saved: list[SavedLogits]) -> Tested:
 
 def scores_of_seed(seed, trained: list[Trained], tested: Tested) -> dict:
     """Return the means over the folds; top-1 is that of all their clips."""
-    mean = {key: statistics.mean(float(each.last[key]) for each in trained)
-            for key in ("val_loss", "top1", "clips_per_second")}
+    mean = {
+        key: statistics.mean(float(each.last[key]) for each in trained)
+        for key in ("val_loss", "top1", "clips_per_second")
+    }
     return {
         "seed": seed,
         "top1": 100 * float(np.nanmean(tested.right)),
@@ -219,8 +266,9 @@ def opposites_told_apart(predictions_csvs, opposites) -> dict:
     opposites: pairs as `LABEL=LABEL`; guessing the direction gets 50 % of it right.
     """
     pair_of = {label: pair for pair in opposites for label in pair.split("=")}
-    clips = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False)
-                       for path in predictions_csvs])
+    clips = pd.concat(
+        [pd.read_csv(path, dtype=str, keep_default_na=False) for path in predictions_csvs]
+    )
     clips = clips[clips["label"].isin(list(pair_of))]
     in_pair = clips[clips["label"].map(pair_of) == clips["predicted"].map(pair_of)]
     right = int((in_pair["label"] == in_pair["predicted"]).sum())
@@ -234,8 +282,11 @@ def size(options, changes) -> dict:
     """Return GFLOP per clip and number of parameters of a variant, and the memory per clip."""
     config, model = network_of(options, changes)
     network = describe(model, config.clip_shape)
-    return {"kept_mib_a_clip": kept_a_clip(options, changes), "gflop": network.flops / 1e9,
-            "parameters": network.num_parameters}
+    return {
+        "kept_mib_a_clip": kept_a_clip(options, changes),
+        "gflop": network.flops / 1e9,
+        "parameters": network.num_parameters,
+    }
 
 
 def kept_a_clip(options, changes) -> float:

@@ -14,8 +14,11 @@ from networks.convolution_check import convolution_cases, find_faults
 from system.device import number_format, precision_name, prepare, to_device
 
 SLOW = 1.0  # seconds; slower ones are timed once
-PARTS = {"forward, ms": None, "input gradient, ms": (True, False, False),
-         "weight gradient, ms": (False, True, False)}  # fmt: skip
+PARTS = {
+    "forward, ms": None,
+    "input gradient, ms": (True, False, False),
+    "weight gradient, ms": (False, True, False),
+}
 
 
 def check(device, options, _folder):
@@ -30,16 +33,23 @@ def check(device, options, _folder):
         shape, num_clips = config.clip_shape, config.batch_size
         cases = convolution_cases(model, shape, num_clips)
         faults = find_faults(model, shape, num_clips, device, precision, training=True)
-        yield {"what": precision, "convolutions": len(cases),
-               "found": "; ".join(f"{each.part} of {', '.join(each.layers)} off by "
-                                  f"{each.error:.0%}" for each in faults) or "all are right"}
+        yield {
+            "what": precision,
+            "convolutions": len(cases),
+            "found": "; ".join(
+                f"{each.part} of {', '.join(each.layers)} off by {each.error:.0%}"
+                for each in faults
+            )
+            or "all are right",
+        }
 
 
 def measure(device, options, _folder):
     """Yield the times of each convolution, the smallest first, in the first precision and fp32."""
     configs = [step.config_for(options, name) for name in (options.precisions[0], "fp32")]
-    for precision, config in {precision_name(config.precision, device): config
-                              for config in configs}.items():
+    for precision, config in {
+        precision_name(config.precision, device): config for config in configs
+    }.items():
         yield from measure_in(precision, config, device)
 
 
@@ -55,16 +65,27 @@ def measure_in(precision, config, device):
         module = model.get_submodule(names[0]).to(device, number_type)
         inputs, weight = (
             tensor.contiguous(memory_format=torch.channels_last_3d)
-            for tensor in (torch.randn(case.input_shape, device=device, dtype=number_type),
-                           module.weight.detach())
+            for tensor in (
+                torch.randn(case.input_shape, device=device, dtype=number_type),
+                module.weight.detach(),
+            )
         )
-        yield {"what": f"{precision}: {list(case.input_shape)} with {list(weight.shape)}",
-               **times_of(module, inputs, weight, device, precision == "fp32")}
+        yield {
+            "what": f"{precision}: {list(case.input_shape)} with {list(weight.shape)}",
+            **times_of(module, inputs, weight, device, precision == "fp32"),
+        }
 
 
 def times_of(module, inputs, weight, device, is_fp32) -> dict[str, float]:
-    settings = (None, module.stride, module.padding, module.dilation, False, (0, 0, 0),
-                module.groups)  # no bias, not transposed
+    settings = (
+        None,
+        module.stride,
+        module.padding,
+        module.dilation,
+        False,
+        (0, 0, 0),
+        module.groups,
+    )  # no bias, not transposed
     gradient = torch.randn_like(torch.ops.aten.convolution(inputs, weight, *settings))
 
     def compute(wanted):
@@ -72,8 +93,10 @@ def times_of(module, inputs, weight, device, is_fp32) -> dict[str, float]:
             return torch.ops.aten.convolution(inputs, weight, *settings)
         return torch.ops.aten.convolution_backward(gradient, inputs, weight, *settings, wanted)
 
-    times = {name: milliseconds(lambda wanted=wanted: compute(wanted), device)
-             for name, wanted in PARTS.items()}
+    times = {
+        name: milliseconds(lambda wanted=wanted: compute(wanted), device)
+        for name, wanted in PARTS.items()
+    }
     if is_fp32:
         with torch.backends.cudnn.flags(enabled=False):
             wanted = PARTS["weight gradient, ms"]

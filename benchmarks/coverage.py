@@ -127,16 +127,22 @@ def coverage_of_difference(shares, num_clips, repeats, seed=0) -> tuple[float, f
 
 
 def tables(repeats: int) -> str:
-    return "\n\n".join([
+    """Return all tables as Markdown."""
+    paragraphs = [
         f"`python benchmarks/coverage.py --repeats {repeats}`",
         "Coverage of the 95 % interval in percent, and (in brackets) its mean width in points.",
-        "One training, by groups (10 clips of each, where not said):\n\n" + by_groups(repeats),
+        "One training, by groups (10 clips of each, where not said):",
+        by_groups(repeats),
         "Several trainings, by the standard deviation of their true scores (the interval of one "
-        "training is of its own true score only):\n\n" + by_seeds(repeats),
+        "training is of its own true score only):",
+        by_seeds(repeats),
         "Pairs of networks with equal true scores: how many percent of the intervals exclude 0, "
-        "and their mean width:\n\n" + by_pairs(repeats),
-        "Pairs of one training each, without groups, by the clips that only one of them has "
-        "right:\n\n" + by_told_apart(repeats)]) + "\n"
+        "and their mean width:",
+        by_pairs(repeats),
+        "Pairs of one training each, without groups, by the clips that only one of them has right:",
+        by_told_apart(repeats),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def by_groups(repeats) -> str:
@@ -144,25 +150,34 @@ def by_groups(repeats) -> str:
     for score in SCORES:
         for correlation in CORRELATIONS:
             case = Case(score, correlation=correlation)
-            without = coverage(replace(case, sizes=(100,), are_known=False), repeats) \
-                if not correlation else None
-            rows.append([f"{100 * score:g}", f"{correlation:g}", without] + [
-                coverage(replace(case, sizes=sizes), repeats) for sizes in GROUPS.values()])
+            without = (
+                coverage(replace(case, sizes=(100,), are_known=False), repeats)
+                if not correlation
+                else None
+            )
+            rows.append(
+                [f"{100 * score:g}", f"{correlation:g}", without]
+                + [coverage(replace(case, sizes=sizes), repeats) for sizes in GROUPS.values()]
+            )
     return table(["score, %", "correlation", "100 clips, no groups", *GROUPS], rows)
 
 
 def by_seeds(repeats) -> str:
     rows, seeds = [], (1, 2, 3, 5)
-    sets = {"100 clips, no groups": Case(are_known=False),
-            "500 clips, no groups": Case(sizes=(500,), are_known=False),
-            "5 groups, 0.1": Case(sizes=(10,) * 5, correlation=0.1),
-            "9 groups, 0.3": Case(sizes=(10,) * 9, correlation=0.3)}  # fmt: skip
+    sets = {
+        "100 clips, no groups": Case(are_known=False),
+        "500 clips, no groups": Case(sizes=(500,), are_known=False),
+        "5 groups, 0.1": Case(sizes=(10,) * 5, correlation=0.1),
+        "9 groups, 0.3": Case(sizes=(10,) * 9, correlation=0.3),
+    }
     for words, case in sets.items():
         for score in SCORES:
             for spread in (0, 0.03, 0.06):
                 case = replace(case, score=score, spread=spread)
-                rows.append([words, f"{100 * score:g}", f"{100 * spread:g}"] + [
-                    coverage(replace(case, num_seeds=number), repeats) for number in seeds])
+                rows.append(
+                    [words, f"{100 * score:g}", f"{100 * spread:g}"]
+                    + [coverage(replace(case, num_seeds=number), repeats) for number in seeds]
+                )
     names = [f"{number} seed{'s' * (number > 1)}" for number in seeds]
     return table(["clips, correlation", "score, %", "spread, points", *names], rows)
 
@@ -172,11 +187,18 @@ def by_pairs(repeats) -> str:
     for num_seeds, spread in (1, 0), (3, 0.03), (5, 0.03):
         for correlation in CORRELATIONS:
             case = Case(correlation=correlation, num_seeds=num_seeds, spread=spread)
-            without = false_differences(replace(case, are_known=False), repeats) \
-                if not correlation else None
-            rows.append([str(num_seeds), f"{100 * spread:g}", f"{correlation:g}", without] + [
-                false_differences(replace(case, sizes=sizes), repeats)
-                for sizes in GROUPS.values()])
+            without = (
+                false_differences(replace(case, are_known=False), repeats)
+                if not correlation
+                else None
+            )
+            rows.append(
+                [str(num_seeds), f"{100 * spread:g}", f"{correlation:g}", without]
+                + [
+                    false_differences(replace(case, sizes=sizes), repeats)
+                    for sizes in GROUPS.values()
+                ]
+            )
     columns = ["seeds", "spread, points", "correlation", "100 clips, no groups", *GROUPS]
     return table(columns, rows)
 
@@ -184,24 +206,43 @@ def by_pairs(repeats) -> str:
 def by_told_apart(repeats) -> str:
     sizes = (30, 100, 500)
     both = (0.005, 0.005), (0.02, 0), (0.02, 0.02), (0.06, 0.02), (0.1, 0.1), (0.3, 0.1)
-    rows = [[f"{100 * shares[0]:g}", f"{100 * shares[1]:g}"] + [
-        coverage_of_difference(shares, number, repeats) for number in sizes] for shares in both]
-    return table(["only the first, %", "only the second, %",
-                  *(f"{number} clips" for number in sizes)], rows)
+    rows = [
+        [f"{100 * shares[0]:g}", f"{100 * shares[1]:g}"]
+        + [coverage_of_difference(shares, number, repeats) for number in sizes]
+        for shares in both
+    ]
+    return table(
+        ["only the first, %", "only the second, %", *(f"{number} clips" for number in sizes)], rows
+    )
 
 
 def table(columns, rows) -> str:
     """Return a Markdown table; cells are strings, pairs of figures, or None."""
-    return machine.markdown_table(columns, [
-        [cell if isinstance(cell, str) else "" if cell is None else
-         f"{cell[0]:.1f} ({cell[1]:.0f})" for cell in row] for row in rows
-    ])
+    return machine.markdown_table(
+        columns,
+        [
+            [
+                cell
+                if isinstance(cell, str)
+                else ""
+                if cell is None
+                else f"{cell[0]:.1f} ({cell[1]:.0f})"
+                for cell in row
+            ]
+            for row in rows
+        ],
+    )
 
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--repeats", type=int, default=2000, metavar="N",
-                        help="simulations of each case (%(default)s)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="simulations of each case (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -47,18 +47,23 @@ def measure(device, options, folder):
     last = read_history(Path(keys["output_dir"], keys["model_name"])).iloc[-1]
     epoch = f"epoch of {options.epoch_clips:,} clips, {options.num_workers} workers"
     yield {"what": f"{epoch}: clips/s through the real loader", "ours": last["clips_per_second"]}
-    yield {"what": f"Jester's {CLIPS_OF_JESTER:,} clips at that speed: s",
-           "ours": CLIPS_OF_JESTER / last["clips_per_second"]}
-    yield {"what": f"{epoch}: % of the time waiting for data",
-           "ours": 100 * waiting / last["seconds"]}
+    yield {
+        "what": f"Jester's {CLIPS_OF_JESTER:,} clips at that speed: s",
+        "ours": CLIPS_OF_JESTER / last["clips_per_second"],
+    }
+    yield {
+        "what": f"{epoch}: % of the time waiting for data",
+        "ours": 100 * waiting / last["seconds"],
+    }
     yield {"what": f"{epoch}: peak memory, MiB", "ours": last["peak_memory_mib"]}
 
 
 def train_and_watch(arguments) -> float:
     """Train in this process, and return the seconds that the last epoch waited for data."""
     waiting = Waiting()
-    with mock.patch.object(train, "build_callbacks",
-                           lambda *arguments: [waiting, *build_callbacks(*arguments)]):  # fmt: skip
+    with mock.patch.object(
+        train, "build_callbacks", lambda *arguments: [waiting, *build_callbacks(*arguments)]
+    ):
         status = train.main(arguments)
     if status:
         raise RuntimeError(f"train.py {' '.join(arguments)} ended with {status}")
@@ -82,11 +87,20 @@ def write_config(folder: Path, device, options) -> str:
             os.symlink(drawn, folder / "clips" / name)
             lines.append(f"{name};{label}\n")
         (folder / f"{prefix}.csv").write_text("".join(lines))
-    keys = config.model_dump() | {
-        "train_data_csv": str(folder / "train.csv"), "val_data_csv": str(folder / "val.csv"),
-        "output_dir": str(folder), "batch_size": options.batch_size, "num_epochs": 2,
-        "schedule": "constant", "num_workers": options.num_workers, "baseline_clips": 0,
-    } | dict(map(parse_override, options.overrides))  # fmt: skip
+    keys = (
+        config.model_dump()
+        | {
+            "train_data_csv": str(folder / "train.csv"),
+            "val_data_csv": str(folder / "val.csv"),
+            "output_dir": str(folder),
+            "batch_size": options.batch_size,
+            "num_epochs": 2,
+            "schedule": "constant",
+            "num_workers": options.num_workers,
+            "baseline_clips": 0,
+        }
+        | dict(map(parse_override, options.overrides))
+    )
     path = folder / "config.json"
     path.write_text(json.dumps(keys))
     return str(path)

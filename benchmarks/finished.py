@@ -15,8 +15,14 @@ from training.optimization import training_is_over
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT
 
 # Keys that change no score.
-IRRELEVANT_KEYS = {"model_name", "output_dir", "checkpoint", "num_workers", "print_freq",
-                   "checkpoint_minutes"}  # fmt: skip
+IRRELEVANT_KEYS = {
+    "model_name",
+    "output_dir",
+    "checkpoint",
+    "num_workers",
+    "print_freq",
+    "checkpoint_minutes",
+}
 
 
 def is_finished(config: Config, folder: Path) -> bool:
@@ -28,15 +34,19 @@ def is_finished(config: Config, folder: Path) -> bool:
         return False
     other = changed_keys(config, json.loads((folder / CONFIG_FILE).read_text()))
     if other:
-        raise UserError(f"{folder}: trained with another {', '.join(other)}; give the variant "
-                        "another name, choose another --output, or delete the folder")
+        raise UserError(
+            f"{folder}: trained with another {', '.join(other)}; give the variant "
+            "another name, choose another --output, or delete the folder"
+        )
     history = pd.read_csv(folder / HISTORY_FILE)
     if not training_is_over(config, len(history), history["val_loss"].tolist()):
         return False
     known, _ = training_set(load_checkpoint(folder / LAST_CHECKPOINT))
     if known and known != clips_of(config, "train").digest():
-        raise UserError(f"{folder}: trained on other clips than {config.train_data_csv} lists now; "
-                        "choose another --output, or delete the folder")
+        raise UserError(
+            f"{folder}: trained on other clips than {config.train_data_csv} lists now; "
+            "choose another --output, or delete the folder"
+        )
     return True
 
 
@@ -49,8 +59,11 @@ def clips_of(config: Config, prefix: str) -> Annotations:
 def changed_keys(config: Config, saved: dict) -> list[str]:
     """Return the keys that differ from those of a saved config and may change scores."""
     saved = {key: field.default for key, field in Config.model_fields.items()} | saved
-    return [key for key, value in config.model_dump(mode="json").items()
-            if key not in IRRELEVANT_KEYS and saved[key] != value]
+    return [
+        key
+        for key, value in config.model_dump(mode="json").items()
+        if key not in IRRELEVANT_KEYS and saved[key] != value
+    ]
 
 
 def is_evaluated(config: Config, folder: Path, num_epochs: int) -> bool:
@@ -58,13 +71,17 @@ def is_evaluated(config: Config, folder: Path, num_epochs: int) -> bool:
     if not (folder / LOGITS_FILE).exists():
         return False
     saved, clips = read_logits(folder / LOGITS_FILE), clips_of(config, "val")
-    if dict(zip(saved.ids, saved.labels.tolist(), strict=True)) != \
-            dict(zip(clips.ids.tolist(), clips.labels.tolist(), strict=True)):
+    if dict(zip(saved.ids, saved.labels.tolist(), strict=True)) != dict(
+        zip(clips.ids.tolist(), clips.labels.tolist(), strict=True)
+    ):
         return False
     origin = saved.origin
     if origin is None or len(origin.networks) > 1 or changed_keys(config, origin.config):
         return False
     (network,) = origin.networks
     checkpoint = folder / LAST_CHECKPOINT
-    return Path(network.path).name == LAST_CHECKPOINT and network.epoch == num_epochs and \
-        (folder / LOGITS_FILE).stat().st_mtime >= checkpoint.stat().st_mtime
+    return (
+        Path(network.path).name == LAST_CHECKPOINT
+        and network.epoch == num_epochs
+        and (folder / LOGITS_FILE).stat().st_mtime >= checkpoint.stat().st_mtime
+    )

@@ -56,8 +56,10 @@ def make_folds(config: Config, number: str, folder: Path) -> tuple[list[Fold], s
         for set_name, is_in in (("train", fold_of != fold), ("val", fold_of == fold)):
             path = folder / f"{fold + 1}_{set_name}.csv"
             write_text(PROJECT / path, rows[is_in].to_csv(index=False))
-            keys += [f"{set_name}_data_csv={path}", f"{set_name}_data_folder="
-                     f"{config.train_data_folder}"]
+            keys += [
+                f"{set_name}_data_csv={path}",
+                f"{set_name}_data_folder={config.train_data_folder}",
+            ]
         folds.append(Fold(name, keys))
     return folds, f"{words} of {len(ids):,} clips"
 
@@ -67,16 +69,22 @@ def _all_clips(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str], ClipFolder]:
     """Return ids, labels and groups (None: unknown) of both sets, class names, and the folder."""
     if Path(config.train_data_folder) != Path(config.val_data_folder):
-        raise UserError("--folds: train_data_folder and val_data_folder differ; the clips of both "
-                        "sets have to be in one folder")
+        raise UserError(
+            "--folds: train_data_folder and val_data_folder differ; the clips of both "
+            "sets have to be in one folder"
+        )
     names = read_labels(PROJECT / config.labels_csv)
-    sets = [read_annotations(PROJECT / path, PROJECT / config.train_data_folder, names)
-            for path in (config.train_data_csv, config.val_data_csv)]  # fmt: skip
+    sets = [
+        read_annotations(PROJECT / path, PROJECT / config.train_data_folder, names)
+        for path in (config.train_data_csv, config.val_data_csv)
+    ]
     ids = np.concatenate([each.ids for each in sets])
     twice = sorted(set(sets[0].ids.tolist()) & set(sets[1].ids.tolist()))
     if twice:
-        raise UserError(f"--folds: {len(twice):,} clips are in both train_data_csv and "
-                        f"val_data_csv: {summarize(twice)}; keep each in one of them")
+        raise UserError(
+            f"--folds: {len(twice):,} clips are in both train_data_csv and "
+            f"val_data_csv: {summarize(twice)}; keep each in one of them"
+        )
     groups = None
     if config.group:
         groups = groups_of(ids, config.group)
@@ -111,8 +119,10 @@ def _print_missing(fold_of, labels, fold_names, class_names) -> None:
     for fold, name in enumerate(fold_names):
         left = np.setdiff1d(np.arange(len(class_names)), labels[fold_of != fold])
         if len(left):
-            print(f"note: without fold {name} no clip is left to train on of the class "
-                  f"{summarize(class_names[index] for index in left)}")
+            print(
+                f"note: without fold {name} no clip is left to train on of the class "
+                f"{summarize(class_names[index] for index in left)}"
+            )
 
 
 def make_smaller_sets(
@@ -124,13 +134,15 @@ def make_smaller_sets(
     --data`, unless their keys are `given`. Raises UserError if a class has fewer clips.
     """
     names = read_labels(PROJECT / config.labels_csv)
-    clips = read_annotations(PROJECT / config.train_data_csv, PROJECT / config.train_data_folder,
-                             names)
+    clips = read_annotations(
+        PROJECT / config.train_data_csv, PROJECT / config.train_data_folder, names
+    )
     rows = pd.DataFrame({"video_id": clips.ids, "label": np.array(names)[clips.labels]})
     counts = rows["label"].value_counts()
     if few := [f"{name} has {count}" for name, count in counts.items() if count < max(numbers)]:
-        raise UserError(f"--clips_per_class {max(numbers)}: {summarize(few)}; give at most "
-                        f"{counts.min()}")
+        raise UserError(
+            f"--clips_per_class {max(numbers)}: {summarize(few)}; give at most {counts.min()}"
+        )
     if clips.groups is not None:
         rows["group"] = clips.groups
     rows = rows.sample(frac=1, random_state=0)

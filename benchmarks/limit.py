@@ -161,11 +161,12 @@ def least_seconds(function, device) -> float:
 def clips_per_second(work: Work, num_clips, speed: Speed) -> tuple[float, str]:
     """Return the maximum clips/s that the device allows, and a description of the reason."""
     num_bytes = sum(max(0, access - speed.cache) for access in work.accesses)
+    megabytes, giga_flop = num_bytes / num_clips / 1e6, work.operations / num_clips / 1e9
+    bandwidth = f"{megabytes:.0f} MB per clip at {speed.bandwidth / 1e9:,.0f} GB/s"
+    computing = f"{giga_flop:.3g} GFLOP per clip at {speed.operations / 1e12:.3g} TFLOP/s"
     seconds = {
-        f"{num_bytes / num_clips / 1e6:.0f} MB per clip at {speed.bandwidth / 1e9:,.0f} GB/s":
-            num_bytes / speed.bandwidth,
-        f"{work.operations / num_clips / 1e9:.3g} GFLOP per clip at {speed.operations / 1e12:.3g} "
-        "TFLOP/s": work.operations / speed.operations,
-    }  # fmt: skip
+        bandwidth: num_bytes / speed.bandwidth,
+        computing: work.operations / speed.operations,
+    }
     reason = max(seconds, key=seconds.get)
     return num_clips / seconds[reason], reason

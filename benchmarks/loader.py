@@ -29,12 +29,13 @@ def measure(device, options, folder) -> list[dict]:
     names = Path(config.labels_csv).read_text().split("\n")[:-1]
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, names)
     clips = [(str(clip_id), 0) for clip_id in annotations.ids]
-    plain = PlainVideoFolder(config.train_data_folder, clips, clip_size=18, step_size=2,
-                             crop_size=84)
+    plain = PlainVideoFolder(
+        config.train_data_folder, clips, clip_size=18, step_size=2, crop_size=84
+    )
     ours = VideoFolder(annotations, config, training=True)
     paths = [Path(annotations.clip(index)) for index in range(len(annotations))]
     keys = [ClipKey(0, index) for index in range(len(annotations))]
-    chosen = [path / name for path in paths for name in list_frames(path)[: 36 : 2]]
+    chosen = [path / name for path in paths for name in list_frames(path)[:36:2]]
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -109,8 +109,10 @@ class Subprocesses:
     def __enter__(self):
         with ExitStack() as stack:
             self._processes = {name: stack.enter_context(start_process()) for name in self.makers}
-            started = {name: process.submit(_make, name, self.device, *self.makers[name])
-                       for name, process in self._processes.items()}
+            started = {
+                name: process.submit(_make, name, self.device, *self.makers[name])
+                for name, process in self._processes.items()
+            }
             self.seconds_to_make = {name: future.result() for name, future in started.items()}
             self._stack = stack.pop_all()
         return self

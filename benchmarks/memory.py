@@ -23,17 +23,30 @@ FEW_CLIPS = 10
 def measure(_device, options, folder) -> list[dict]:
     """Return MB more per worker than with ten clips, and seconds to the first batch request."""
     large, small = (write_clips(Path(folder) / str(n), n) for n in (options.clips, FEW_CLIPS))
-    figures = {(way, config): run_child(way, config)
-               for way in ("plain", "ours") for config in (large, small)}
-    megabytes = {way: figures[way, large]["megabytes"] - figures[way, small]["megabytes"]
-                 for way in ("plain", "ours")}
+    figures = {
+        (way, config): run_child(way, config)
+        for way in ("plain", "ours")
+        for config in (large, small)
+    }
+    megabytes = {
+        way: figures[way, large]["megabytes"] - figures[way, small]["megabytes"]
+        for way in ("plain", "ours")
+    }
     start = {way: figures[way, large]["seconds"] for way in ("plain", "ours")}
     clips = f"{options.clips:,} clips"
     return [
-        megabytes | {"what": f"loader worker, {clips}: unshared MB more than with ten",
-                     "limit": 0.0, "ratio": megabytes["plain"] / max(megabytes["ours"], 0.1)},
-        start | {"what": f"start to first batch request, {clips}: s (limit: importing torch)",
-                 "limit": seconds_to_import_torch(), "ratio": start["plain"] / start["ours"]},
+        megabytes
+        | {
+            "what": f"loader worker, {clips}: unshared MB more than with ten",
+            "limit": 0.0,
+            "ratio": megabytes["plain"] / max(megabytes["ours"], 0.1),
+        },
+        start
+        | {
+            "what": f"start to first batch request, {clips}: s (limit: importing torch)",
+            "limit": seconds_to_import_torch(),
+            "ratio": start["plain"] / start["ours"],
+        },
     ]
 
 
@@ -48,11 +61,20 @@ def write_clips(folder: Path, num_clips: int) -> str:
     (folder / "labels.csv").write_text("a\nb\n")
     rows = "".join(f"{clip_id};{'ab'[clip_id % 2]}\n" for clip_id in range(num_clips))
     (folder / "train.csv").write_text(rows)
-    config = {"model_name": "memory", "output_dir": str(folder), "clip_size": 1, "crop_size": 16,
-              "frame_height": None, "num_workers": 1, "labels_csv": str(folder / "labels.csv")}
+    config = {
+        "model_name": "memory",
+        "output_dir": str(folder),
+        "clip_size": 1,
+        "crop_size": 16,
+        "frame_height": None,
+        "num_workers": 1,
+        "labels_csv": str(folder / "labels.csv"),
+    }
     for prefix in ("train", "val"):
-        config |= {f"{prefix}_data_folder": str(folder / "clips"),
-                   f"{prefix}_data_csv": str(folder / "train.csv")}
+        config |= {
+            f"{prefix}_data_folder": str(folder / "clips"),
+            f"{prefix}_data_csv": str(folder / "train.csv"),
+        }
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder / "config.json")
 
@@ -85,8 +107,9 @@ def plain_loader(config_path) -> DataLoader:
         if os.path.isdir(os.path.join(config["train_data_folder"], clip_id)):
             clips.append((clip_id, labels.index(label)))
     data_set = PlainVideoFolder(config["train_data_folder"], clips, 1, 1, 16)
-    return DataLoader(data_set, batch_size=100, shuffle=True, num_workers=1,
-                      persistent_workers=True)
+    return DataLoader(
+        data_set, batch_size=100, shuffle=True, num_workers=1, persistent_workers=True
+    )
 
 
 def our_loader(config_path) -> DataLoader:

@@ -65,18 +65,24 @@ def measure_loader(options, config, packed) -> dict:
         VideoFolder(read_annotations(config.train_data_csv, place, names), config, training=True)
         for place in (config.train_data_folder, packed.path)
     )
-    batches = [[ClipKey(0, index) for index in range(start, min(start + 16, len(on_folder)))]
-               for start in range(0, len(on_folder), 16)]
-    contents = [data for clip in packed.ids()
-                for _, data in PackedFrames(packed.clip(clip), MAX_PIXELS).read(range(0, 36, 2))]
+    batches = [
+        [ClipKey(0, index) for index in range(start, min(start + 16, len(on_folder)))]
+        for start in range(0, len(on_folder), 16)
+    ]
+    contents = [
+        data
+        for clip in packed.ids()
+        for _, data in PackedFrames(packed.clip(clip), MAX_PIXELS).read(range(0, 36, 2))
+    ]
     ways = {
         "folder": lambda: [on_folder.__getitems__(keys) for keys in batches],
         "pack": lambda: [on_pack.__getitems__(keys) for keys in batches],
         "limit": lambda: [decode_frame(data, MAX_PIXELS) for data in contents],
     }
     seconds = machine.alternate(ways, options.rounds, CPU)
-    return row("loader, one worker, warm: µs per frame (limit: decode alone)", len(contents),
-               seconds)
+    return row(
+        "loader, one worker, warm: µs per frame (limit: decode alone)", len(contents), seconds
+    )
 
 
 def measure_reading(options, folder, packed):
@@ -168,8 +174,10 @@ def measure_opening(path):
     count = f"{FRAMES_PER_CLIP * CLIPS_OF_JESTER:,} frames"
     yield {"what": f"opening {count}, warm: seconds", "pack": seconds}
     yield {"what": f"opening {count}: memory in MiB", "pack": own}
-    yield {"what": f"a forked worker that reads {READS} of its clips: further memory in MiB",
-           "pack": of_worker}
+    yield {
+        "what": f"a forked worker that reads {READS} of its clips: further memory in MiB",
+        "pack": of_worker,
+    }
 
 
 def write_many(path) -> None:

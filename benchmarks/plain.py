@@ -39,8 +39,7 @@ class PlainVideoFolder(Dataset):
         names += names[-1:] * (self.clip_size * self.step_size - len(names))
         chosen = names[: self.clip_size * self.step_size : self.step_size]
         frames = [
-            self.transform(Image.open(os.path.join(folder, name)).convert("RGB"))
-            for name in chosen
+            self.transform(Image.open(os.path.join(folder, name)).convert("RGB")) for name in chosen
         ]
         return torch.stack(frames).permute(1, 0, 2, 3), label
 

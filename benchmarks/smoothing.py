@@ -55,12 +55,27 @@ def train_network(folder: Path, epochs: int):
             frames = frames_of(gesture, [number, seed])
             middle = len(frames) // 2
             for name, start in ((gesture, middle - 18), (NOTHING, 0))[: 2 - (seed + number) % 2]:
-                data_set.add(name, [simplejpeg.encode_jpeg(frame, 92)
-                                    for frame in frames[start : start + 36]])  # fmt: skip
+                data_set.add(
+                    name,
+                    [simplejpeg.encode_jpeg(frame, 92) for frame in frames[start : start + 36]],
+                )
     training = Training(data_set, "cpu", "cpu")
     training.write_config(anew=True)
-    assert train.main(["-c", str(training.config_path), "-g", "cpu", "--set",
-                       f"num_epochs={epochs}", "--set", "num_workers=0"]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [
+                "-c",
+                str(training.config_path),
+                "-g",
+                "cpu",
+                "--set",
+                f"num_epochs={epochs}",
+                "--set",
+                "num_workers=0",
+            ]
+        )
+        == 0
+    )
     data_set.close()
     return load_predictor(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
 
@@ -68,8 +83,12 @@ def train_network(folder: Path, epochs: int):
 def watch(predictor, frames) -> np.ndarray:
     """Return the scores of the last 3 seconds at each frame, [T, classes]."""
     length = round(LIVE_SECONDS * RATE)
-    return np.stack([predictor.scores(FramesInMemory(frames[stop - length : stop])).whole
-                     for stop in range(length, len(frames) + 1)])
+    return np.stack(
+        [
+            predictor.scores(FramesInMemory(frames[stop - length : stop])).whole
+            for stop in range(length, len(frames) + 1)
+        ]
+    )
 
 
 def verdicts(scores, seconds, sure) -> list[int | None]:
@@ -94,8 +113,12 @@ def measure(options) -> None:
     for number in range(options.gestures):
         gesture = GESTURES[number % 2]
         watched.append((gesture, watch(predictor, frames_of(gesture, FIRST_UNSEEN + number))))
-    print(f"\n{options.gestures} gestures: recognised, and wrong flashes\n\n| seconds | "
-          + " | ".join(f"above {sure}" for sure in SURE) + " |\n|---|" + "---|" * len(SURE))
+    print(
+        f"\n{options.gestures} gestures: recognised, and wrong flashes\n\n| seconds | "
+        + " | ".join(f"above {sure}" for sure in SURE)
+        + " |\n|---|"
+        + "---|" * len(SURE)
+    )
     for seconds in SECONDS:
         cells = []
         for sure in SURE:
@@ -112,8 +135,12 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--epochs", type=int, default=40, help="of the training (%(default)s)")
     parser.add_argument("--gestures", type=int, default=40, help="to watch (%(default)s)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="a new folder in which the "
-                        "clips and the network are kept, which teach.py can open")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder in which the clips and the network are kept, which teach.py can open",
+    )
     return parser.parse_args(arguments)
 
 

@@ -14,13 +14,7 @@ from config import Config
 from model import build_model, normalize_clips
 from networks.inference import fold_batchnorm
 from system.config_file import parse_override
-from system.device import (
-    evaluating,
-    number_format,
-    precision_name,
-    prepare,
-    to_device,
-)
+from system.device import evaluating, number_format, precision_name, prepare, to_device
 from system.memory import MIB, peak_bytes
 from train import train_step
 from training.run import start_run
@@ -30,14 +24,23 @@ NUM_CLASSES = 27
 
 def measure(device, options, _folder):
     """Yield clips/s of a training step in each precision; on a GPU also its memory per clip."""
-    yield from measure_steps(device, {precision: config_for(options, precision)
-                                      for precision in options.precisions}, options.rounds)
+    yield from measure_steps(
+        device,
+        {precision: config_for(options, precision) for precision in options.precisions},
+        options.rounds,
+    )
 
 
 def measure_compiled(device, options, _folder):
     """Yield the same of a compiled step, and the seconds of its first call."""
-    yield from measure_steps(device, {precision: config_for(options, precision, "compile=true")
-                                      for precision in options.precisions}, options.rounds)
+    yield from measure_steps(
+        device,
+        {
+            precision: config_for(options, precision, "compile=true")
+            for precision in options.precisions
+        },
+        options.rounds,
+    )
 
 
 def measure_steps(device, configs: dict, rounds):
@@ -55,11 +58,17 @@ def measure_steps(device, configs: dict, rounds):
             yield against_the_limit(row, f"{what}: clips/s", device, config, speed, True)
             if device.type == "cuda":
                 plain, ours = (peaks[key] / num_clips / MIB for key in ("plain", name))
-                yield {"what": f"{what}: peak memory per clip, MiB", "plain": plain, "ours": ours,
-                       "ratio": plain / ours}
+                yield {
+                    "what": f"{what}: peak memory per clip, MiB",
+                    "plain": plain,
+                    "ours": ours,
+                    "ratio": plain / ours,
+                }
             if config.compile:
-                yield {"what": f"{what}: s of the first step",
-                       "ours": processes.seconds_to_make[name]}
+                yield {
+                    "what": f"{what}: s of the first step",
+                    "ours": processes.seconds_to_make[name],
+                }
 
 
 def measure_evaluation(device, options, _folder):
@@ -129,15 +138,20 @@ def config_for(options, precision=None, *overrides) -> Config:
     """Return the tutorial's config with the changes of `--set`; precision: of both, if given."""
     if precision:
         overrides = (f"precision={precision}", f"eval_precision={precision}", *overrides)
-    return make_config(SimpleNamespace(batch_size=options.batch_size,
-                                       overrides=[*options.overrides, *overrides]))
+    return make_config(
+        SimpleNamespace(batch_size=options.batch_size, overrides=[*options.overrides, *overrides])
+    )
 
 
 def make_config(options) -> Config:
     """Return the tutorial's config with the changes of `--set`."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]
-    keys = {"model_name": "benchmark", **dict.fromkeys(paths, ""), "num_classes": NUM_CLASSES,
-            "batch_size": options.batch_size}  # fmt: skip
+    keys = {
+        "model_name": "benchmark",
+        **dict.fromkeys(paths, ""),
+        "num_classes": NUM_CLASSES,
+        "batch_size": options.batch_size,
+    }
     return Config(**keys | dict(map(parse_override, options.overrides)))
 
 
@@ -166,8 +180,10 @@ def plain_clips(batch, config) -> torch.Tensor:
 
 def clips_per_second(plain_seconds, our_seconds, plain_clips, our_clips) -> dict:
     """Return clips/s in each round, and the median ratio; seconds: per call with these clips."""
-    row = {"plain": [plain_clips / s for s in plain_seconds],
-           "ours": [our_clips / s for s in our_seconds]}
+    row = {
+        "plain": [plain_clips / s for s in plain_seconds],
+        "ours": [our_clips / s for s in our_seconds],
+    }
     ratio = statistics.median(a / b for a, b in zip(row["ours"], row["plain"], strict=True))
     return row | {"ratio": ratio}
 
@@ -179,5 +195,8 @@ def against_the_limit(row, what, device, config, speed, is_training) -> dict:
     number_type = number_format(precision, device)
     work = limit.count(config, num_clips, NUM_CLASSES, is_training, number_type)
     highest, reason = limit.clips_per_second(work, num_clips, speed)
-    return {"what": f"{what} (limit: {reason})"} | row | {
-        "limit": highest, "share of limit": statistics.median(row["ours"]) / highest}
+    return (
+        {"what": f"{what} (limit: {reason})"}
+        | row
+        | {"limit": highest, "share of limit": statistics.median(row["ours"]) / highest}
+    )

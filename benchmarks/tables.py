@@ -43,8 +43,9 @@ def packed(tested: Tested, clip_sets: list[dict]) -> dict:
     clips = {"ids": "\n".join(tested.ids), "groups": groups}
     if clips not in clip_sets:
         clip_sets.append(clips)
-    right = ["".join("-" if np.isnan(one) else f"{one:.0f}" for one in seed)
-             for seed in tested.right]  # fmt: skip
+    right = [
+        "".join("-" if np.isnan(one) else f"{one:.0f}" for one in seed) for seed in tested.right
+    ]
     return {"clip_set": clip_sets.index(clips), "right": right}
 
 
@@ -53,8 +54,11 @@ def unpacked(row: dict, clip_sets: list[dict]) -> Tested:
     clips = clip_sets[row["clip_set"]]
     values = {"0": 0.0, "1": 1.0, "-": np.nan}
     groups = None if clips["groups"] is None else np.array(clips["groups"].split("\n"))
-    return Tested(np.array(clips["ids"].split("\n")), groups,
-                  np.array([[values[one] for one in seed] for seed in row["right"]]))
+    return Tested(
+        np.array(clips["ids"].split("\n")),
+        groups,
+        np.array([[values[one] for one in seed] for seed in row["right"]]),
+    )
 
 
 def add_intervals(contents: dict) -> None:
@@ -77,11 +81,13 @@ def compared_pairs(tested: dict[str, Tested]) -> list[dict]:
         first, *others = tested
         pairs = [(first, other) for other in others]
     return [
-        {"second": second, "first": first} | compare_on_same_clips(
-            tested[second].right, tested[first].right, tested[first].groups)._asdict()
+        {"second": second, "first": first}
+        | compare_on_same_clips(
+            tested[second].right, tested[first].right, tested[first].groups
+        )._asdict()
         for first, second in pairs
         if np.array_equal(tested[first].ids, tested[second].ids)
-    ]  # fmt: skip
+    ]
 
 
 # --- Markdown ----------------------------------------------------------------------------------
@@ -89,14 +95,19 @@ def compared_pairs(tested: dict[str, Tested]) -> list[dict]:
 
 def report(contents: dict) -> str:
     """Return the text of results/NAME.md. contents: of results/NAME.json."""
-    parts = [f"`{contents['command']}`",
-             ", ".join(contents[name] for name in ("machine", "versions", "date")),
-             contents["note"]]  # fmt: skip
+    parts = [
+        f"`{contents['command']}`",
+        ", ".join(contents[name] for name in ("machine", "versions", "date")),
+        contents["note"],
+    ]
     if contents["folds"]:
         parts.append(f"Cross-validation: {contents['folds']}.")
     values = ", ".join(f"{name} {value:.1f} %" for name, value in contents["baselines"].items())
-    parts += [f"Baselines, validation top-1: {values}." if values else "",
-              markdown(contents["rows"]), pairs_table(contents["pairs"])]
+    parts += [
+        f"Baselines, validation top-1: {values}." if values else "",
+        markdown(contents["rows"]),
+        pairs_table(contents["pairs"]),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -152,8 +163,9 @@ def methods_of(methods) -> str:
 
 def table(columns, rows) -> str:
     """Return a Markdown table; columns: by name, what makes a cell of a row."""
-    return machine.markdown_table(columns, [[cell(row) for cell in columns.values()]
-                                            for row in rows])
+    return machine.markdown_table(
+        columns, [[cell(row) for cell in columns.values()] for row in rows]
+    )
 
 
 def print_anew(path: Path) -> None:
@@ -165,8 +177,10 @@ def print_anew(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file that compare.py --save wrote, or one of an earlier "
-                        f"version ({error!r}); compare again") from None
+        raise UserError(
+            f"{path}: not a file that compare.py --save wrote, or one of an earlier "
+            f"version ({error!r}); compare again"
+        ) from None
     write_text(path, machine.as_json(contents))
     write_text(path.with_suffix(".md"), text)
     print(text)
@@ -174,8 +188,13 @@ def print_anew(path: Path) -> None:
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
-                        help="results/NAME.json, from compare.py --save NAME")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="results/NAME.json, from compare.py --save NAME",
+    )
     return parser.parse_args(arguments)
 
 

@@ -65,8 +65,9 @@ def read_labels(path) -> list[str]:
     text = composed(_read_text(path, "labels_csv"))
     names = [line.strip() for line in text.rstrip().split("\n")]
     problems = [f"line {n} is blank" for n, name in enumerate(names, 1) if not name]
-    problems += [f"{name!r} is on {c} lines" for name, c in Counter(names).items()
-                 if c > 1 and name]
+    problems += [
+        f"{name!r} is on {c} lines" for name, c in Counter(names).items() if c > 1 and name
+    ]
     if problems:
         raise UserError(
             f"{path}: labels_csv: {summarize(problems)}; the line number is the class index, so "
@@ -102,12 +103,15 @@ def read_annotations(csv_path, folder, class_names=None, with_groups=True) -> An
     groups = None
     if with_groups and "group" in rows:
         if lines := lines_without_group(rows[is_kept]):
-            raise UserError(f"{csv_path}: no group in {len(lines):,} lines: {summarize(lines)}; "
-                            "fill in the column `group`, with a unique name, such as the id, where "
-                            "nothing is known of a clip; or delete the column")
+            raise UserError(
+                f"{csv_path}: no group in {len(lines):,} lines: {summarize(lines)}; "
+                "fill in the column `group`, with a unique name, such as the id, where "
+                "nothing is known of a clip; or delete the column"
+            )
         groups = rows["group"][is_kept].to_numpy(dtype=str)
-    return Annotations(ids, labels[is_kept], folder, int((~is_kept).sum()),
-                       tuple(class_names or ()), groups)
+    return Annotations(
+        ids, labels[is_kept], folder, int((~is_kept).sum()), tuple(class_names or ()), groups
+    )
 
 
 def lines_without_group(rows: "pd.DataFrame") -> list[int]:
@@ -161,8 +165,11 @@ def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
     lines = _read_text(csv_path, "the clip list").split("\n")
     header = [field.strip().strip('"') for field in lines[0].split(",")]
     has_header = "video_id" in header
-    numbers = [number for number, line in enumerate(lines, 1)
-               if line.strip() and not (has_header and number == 1)]
+    numbers = [
+        number
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not (has_header and number == 1)
+    ]
     check = _check_lines_with_header if has_header else _check_lines
     columns = check(csv_path, lines, numbers, header, with_labels)
     if not numbers:
@@ -172,10 +179,14 @@ def read_rows(csv_path, with_labels: bool) -> "pd.DataFrame":
         if "\0" in text:
             raise ValueError("it contains zero bytes")
         rows = pd.read_csv(
-            StringIO(text), sep="," if has_header else ";", header=None,
-            usecols=sorted(columns.values()), names=sorted(columns, key=columns.get),
-            dtype=str, keep_default_na=False,  # ids such as 00012 and labels such as NA
-        )  # fmt: skip
+            StringIO(text),
+            sep="," if has_header else ";",
+            header=None,
+            usecols=sorted(columns.values()),
+            names=sorted(columns, key=columns.get),
+            dtype=str,
+            keep_default_na=False,  # ids such as 00012 and labels such as NA
+        )
         rows.index = numbers
     except ValueError as error:  # also if a quoted field contains a line end
         reason = " ".join(str(error).split())
@@ -256,8 +267,10 @@ def _check_clips(csv_path, folder: ClipFolder, ids):
     spelled = [clip_id for clip_id in ids if not clip_id.isascii()]
     paths = Counter(folder.clip_path(clip_id) for clip_id in spelled)
     if twice := [path for path, count in paths.items() if count > 1]:
-        raise UserError(f"{csv_path}: {len(twice):,} clips are listed more than once, with their "
-                        f"accents composed and apart: {summarize(twice)}; keep one line for each")
+        raise UserError(
+            f"{csv_path}: {len(twice):,} clips are listed more than once, with their "
+            f"accents composed and apart: {summarize(twice)}; keep one line for each"
+        )
 
 
 def _nothing_left(csv_path, rows: "pd.DataFrame") -> str:

@@ -28,14 +28,18 @@ def check_bad_clips(reasons: dict[str, str], annotations, set_name: str, config:
     folder, num_clips = annotations.folder, len(annotations)
     few = summarize(reasons.values(), 3)
     if len(reasons) == num_clips:
-        raise FrameError(f"{folder}: none of the {num_clips:,} {set_name} clips can be read: {few};"
-                         " correct the data folder in the config, or repair them; --check_data "
-                         "finds them all")
+        raise FrameError(
+            f"{folder}: none of the {num_clips:,} {set_name} clips can be read: {few};"
+            " correct the data folder in the config, or repair them; --check_data "
+            "finds them all"
+        )
     check_classes(reasons, annotations, set_name)
     if config.on_bad_clip == "stop":
         first, *others = reasons
-        more = (f"; nor can {len(others):,} more of the {num_clips:,} {set_name} clips be read: "
-                f"{summarize(others)}; --check_data finds them all")
+        more = (
+            f"; nor can {len(others):,} more of the {num_clips:,} {set_name} clips be read: "
+            f"{summarize(others)}; --check_data finds them all"
+        )
         raise FrameError(reasons[first] + (more if others else ""))
     _check_fraction(reasons, annotations, set_name, config)
 
@@ -100,8 +104,13 @@ class BadClips:
         """Return the skipped clips known to this process; searches the rows once per epoch."""
         key = set_name, epoch
         if key not in self.ids:
-            self.ids = {key: {row["id"] for row in self.rows + self.unshared
-                              if (row["set"], row["epoch"]) == key}}
+            self.ids = {
+                key: {
+                    row["id"]
+                    for row in self.rows + self.unshared
+                    if (row["set"], row["epoch"]) == key
+                }
+            }
         return self.ids[key]
 
     def gather(self) -> list[dict]:
@@ -114,8 +123,7 @@ class BadClips:
     def restore(self, rows: list[dict], epochs_done: int) -> None:
         """Continue from a checkpoint's rows, without those of an unfinished validation."""
         self.ids = {}
-        self.rows = [row for row in rows
-                     if row["set"] == "train" or row["epoch"] <= epochs_done]
+        self.rows = [row for row in rows if row["set"] == "train" or row["epoch"] <= epochs_done]
 
     def report(self, annotations, set_name: str, epoch: int, training=True) -> None:
         """Print which clips of a set were skipped in an epoch; every process must call this.
@@ -131,11 +139,16 @@ class BadClips:
             num_short, num_read = map(sum, zip(*counts, strict=True))
             if num_short:
                 print(f"{set_name}: {short_clips_note(num_short, num_read, self.config)}")
-        reasons = {row["id"]: row["reason"] for row in self.rows
-                   if (row["set"], row["epoch"]) == (set_name, epoch)}
+        reasons = {
+            row["id"]: row["reason"]
+            for row in self.rows
+            if (row["set"], row["epoch"]) == (set_name, epoch)
+        }
         if reasons:
-            print(f"{set_name}: {len(reasons)} clips skipped because they cannot be read: "
-                  f"{summarize(reasons)}")
+            print(
+                f"{set_name}: {len(reasons)} clips skipped because they cannot be read: "
+                f"{summarize(reasons)}"
+            )
             _check_fraction(reasons, annotations, set_name, self.config)
             try:
                 check_classes(reasons, annotations, set_name)

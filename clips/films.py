@@ -20,13 +20,67 @@ from PIL import Image
 from clips.frames import FRAME_SUFFIXES, FrameError, check_size, read_file
 
 VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".3gp", ".3g2", ".3gpp", ".mj2", ".f4v", ".flv",
-    ".avi", ".divx", ".xvid", ".mkv", ".mk3d", ".webm", ".ogv", ".ogm", ".ogx", ".nut", ".mxf",
-    ".wmv", ".asf", ".dvr-ms", ".wtv", ".rm", ".rmvb", ".dv", ".dif", ".ivf", ".y4m",
-    ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".mp2v", ".m2p", ".vob", ".evo", ".mod",
-    ".ts", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".mjpg", ".mjpeg", ".insv", ".lrv",
-    ".h264", ".264", ".avc", ".h265", ".265", ".hevc",
-)  # fmt: skip
+    ".mp4",
+    ".m4v",
+    ".mp4v",
+    ".mov",
+    ".qt",
+    ".3gp",
+    ".3g2",
+    ".3gpp",
+    ".mj2",
+    ".f4v",
+    ".flv",
+    ".avi",
+    ".divx",
+    ".xvid",
+    ".mkv",
+    ".mk3d",
+    ".webm",
+    ".ogv",
+    ".ogm",
+    ".ogx",
+    ".nut",
+    ".mxf",
+    ".wmv",
+    ".asf",
+    ".dvr-ms",
+    ".wtv",
+    ".rm",
+    ".rmvb",
+    ".dv",
+    ".dif",
+    ".ivf",
+    ".y4m",
+    ".mpg",
+    ".mpeg",
+    ".mpe",
+    ".m1v",
+    ".m2v",
+    ".mpv",
+    ".mp2v",
+    ".m2p",
+    ".vob",
+    ".evo",
+    ".mod",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".m2t",
+    ".tp",
+    ".trp",
+    ".tod",
+    ".mjpg",
+    ".mjpeg",
+    ".insv",
+    ".lrv",
+    ".h264",
+    ".264",
+    ".avc",
+    ".h265",
+    ".265",
+    ".hevc",
+)
 ANIMATED_SUFFIXES = (".gif", ".webp", ".apng")
 FILM_SUFFIXES = VIDEO_SUFFIXES + ANIMATED_SUFFIXES
 _TYPESCRIPT = (".ts", ".mts")  # suffixes of transport streams and of TypeScript, which is text
@@ -97,17 +151,25 @@ def sort_files(folder, names: list[str]) -> Sorted:
     A damaged GIF or WebP file is a film among films, and a picture among pictures.
     """
     paths = {name: os.path.join(folder, name) for name in names}
-    counts = {name: num_pictures(path) for name, path in paths.items()
-              if name.lower().endswith(ANIMATED_SUFFIXES)}
-    films = {name for name, path in paths.items()
-             if (counts[name] > 1 if name in counts else is_video(path))}
+    counts = {
+        name: num_pictures(path)
+        for name, path in paths.items()
+        if name.lower().endswith(ANIMATED_SUFFIXES)
+    }
+    films = {
+        name
+        for name, path in paths.items()
+        if (counts[name] > 1 if name in counts else is_video(path))
+    }
     pictures = {name for name in names if name.lower().endswith(FRAME_SUFFIXES)} - films
     damaged = {name for name, count in counts.items() if not count}
     if films or not pictures:
         films, pictures = films | damaged, pictures - damaged
-    return Sorted([name for name in names if name in films],
-                  [name for name in names if name in pictures],
-                  [name for name in names if name not in films | pictures])
+    return Sorted(
+        [name for name in names if name in films],
+        [name for name in names if name in pictures],
+        [name for name in names if name not in films | pictures],
+    )
 
 
 # --- animated pictures ---------------------------------------------------------------------------
@@ -222,8 +284,12 @@ def _gif_durations(data) -> Iterator[float]:
                 duration = 10 * struct.unpack_from("<H", data, place + 4)[0]
             place = after_blocks(place + 2)
         elif kind == 0x2C:  # a picture
-            if any(size > most for size, most in zip(struct.unpack_from("<2H", data, place + 5),
-                                                     canvas, strict=True)):
+            if any(
+                size > most
+                for size, most in zip(
+                    struct.unpack_from("<2H", data, place + 5), canvas, strict=True
+                )
+            ):
                 raise FrameError("damaged: a picture is larger than the film")
             place = after_blocks(after_table(place + 10, data[place + 9]) + 1)
             yield duration
@@ -240,7 +306,7 @@ def _webp_durations(data) -> Iterator[float]:
     if end > len(data):
         raise IndexError
     while place + 8 <= end:
-        size, = struct.unpack_from("<I", data, place + 4)
+        (size,) = struct.unpack_from("<I", data, place + 4)
         if place + 8 + size > end:
             raise IndexError
         if data[place : place + 4] == b"ANMF":
@@ -253,11 +319,11 @@ def _png_durations(data) -> Iterator[float]:
     place, kind, num_promised = 8, b"", 0
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", data, place)
-        crc32, = struct.unpack_from(">I", data, place + 8 + size)
+        (crc32,) = struct.unpack_from(">I", data, place + 8 + size)
         if crc32 != zlib.crc32(data[place + 4 : place + 8 + size]):
             raise FrameError("damaged: a checksum is wrong")
         if kind == b"acTL":
-            num_promised, = struct.unpack_from(">I", data, place + 8)
+            (num_promised,) = struct.unpack_from(">I", data, place + 8)
         elif kind == b"fcTL":
             numerator, denominator = struct.unpack_from(">HH", data, place + 28)
             num_promised -= 1

@@ -169,15 +169,20 @@ class PlainFolder:
             if parent and not os.path.isdir(path):
                 continue
             with os.scandir(path) as entries:
-                present |= {composed(f"{parent}/{entry.name}" if parent else entry.name)
-                            for entry in entries if is_video(entry.path) or _is_folder(entry)}
+                present |= {
+                    composed(f"{parent}/{entry.name}" if parent else entry.name)
+                    for entry in entries
+                    if is_video(entry.path) or _is_folder(entry)
+                }
         return present
 
     def search(self) -> Listing:
         root = Path(self.path)
         found = search_folder(root)
-        ids, empty, others = ([path.relative_to(root).as_posix() for path in paths]
-                              for paths in (found.clips, found.empty, found.others))
+        ids, empty, others = (
+            [path.relative_to(root).as_posix() for path in paths]
+            for paths in (found.clips, found.empty, found.others)
+        )
         problems = [message for path, message in found.problems if path not in found.empty]
         return Listing(ids, [path for path in empty if path != "."], others, problems)
 
@@ -265,8 +270,11 @@ def search_folder(folder: Path) -> Found:
 def _search(folder: Path, found: Found) -> None:
     try:
         with os.scandir(folder) as entries:
-            entries = sorted((entry.name, _is_folder(entry), entry.is_symlink())
-                             for entry in entries if not entry.name.startswith("."))
+            entries = sorted(
+                (entry.name, _is_folder(entry), entry.is_symlink())
+                for entry in entries
+                if not entry.name.startswith(".")
+            )
     except OSError as error:
         found.problems.append((folder, f"{folder}: cannot be read ({error.strerror})"))
         return
@@ -280,8 +288,10 @@ def _search(folder: Path, found: Found) -> None:
         found.others.extend(folder / name for name in inner)  # such as a preview of the frames
         return
     if have_frames:
-        message = (f"{folder}: has both frames and other clips ({inner[0]}); put each clip in "
-                   "its own folder")
+        message = (
+            f"{folder}: has both frames and other clips ({inner[0]}); put each clip in "
+            "its own folder"
+        )
         found.problems.append((folder, message))
         return
     found.others.extend(folder / name for name in files.frames)
@@ -305,6 +315,11 @@ def are_frames(pictures: list[str], clips: list[str]) -> bool:
     if not clips:
         return bool(pictures)
     names = {name for clip in clips for name in (clip.lower(), os.path.splitext(clip)[0].lower())}
-    frames = [name for name in pictures if re.search(r"\d", name) and not _THUMBNAIL.match(name)
-              and os.path.splitext(name)[0].lower() not in names]
+    frames = [
+        name
+        for name in pictures
+        if re.search(r"\d", name)
+        and not _THUMBNAIL.match(name)
+        and os.path.splitext(name)[0].lower() not in names
+    ]
     return len(frames) > (len(clips) if len(clips) > 1 else 0)

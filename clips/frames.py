@@ -117,12 +117,15 @@ def decimals_of(names) -> dict[str, tuple] | None:
     if None in found.values():
         return None
     fractions = {match[3] for match in found.values()} - {None}
-    may_count = len(set(map(len, fractions))) > 1 and any(each.endswith("0")
-                                                          for each in fractions - {"0"})
+    may_count = len(set(map(len, fractions))) > 1 and any(
+        each.endswith("0") for each in fractions - {"0"}
+    )
     if not fractions or may_count:
         return None
-    return {name: (natural_key(match[1]), natural_key(match[4]),
-                   Decimal(f"{match[2]}.{match[3] or 0}")) for name, match in found.items()}
+    return {
+        name: (natural_key(match[1]), natural_key(match[4]), Decimal(f"{match[2]}.{match[3] or 0}"))
+        for name, match in found.items()
+    }
 
 
 def composed(name: str) -> str:
@@ -291,8 +294,14 @@ def _with_plain_header(data: bytes) -> bytes | None:
     parts, marker, content, end = [b"\xff\xd8"], _SOI, b"", 2
     tables, used, frame, has_gaps = {}, set(), b"", False
     while segments := list(_segments(data, end)):
-        frame = next((bytes((marker,)) + data[start:stop] for marker, start, stop in segments
-                      if marker in _SOF), frame)
+        frame = next(
+            (
+                bytes((marker,)) + data[start:stop]
+                for marker, start, stop in segments
+                if marker in _SOF
+            ),
+            frame,
+        )
         for next_marker, start, stop in segments:
             if gap := data[end : start - 2].strip(b"\xff"):
                 if used or not _is_extra(gap, marker, content):
@@ -374,15 +383,20 @@ def _decode_with_pillow(data, max_pixels):
 def _check_single(picture) -> None:
     """Raise FrameError for several pictures in one file, and for values of unknown range."""
     if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
-        raise FrameError("an animated picture, which is a clip, not a frame; name the file itself "
-                         "as the clip, with the suffix .webp or .apng")
+        raise FrameError(
+            "an animated picture, which is a clip, not a frame; name the file itself "
+            "as the clip, with the suffix .webp or .apng"
+        )
     if picture.format == "TIFF":
         if picture.mode in ("I", "F"):
-            raise FrameError(f"32-bit values ({picture.mode}), whose range is unknown; save "
-                             "it with 8 or 16 bits per channel")
+            raise FrameError(
+                f"32-bit values ({picture.mode}), whose range is unknown; save "
+                "it with 8 or 16 bits per channel"
+            )
         if picture.n_frames > 1:
-            raise FrameError(f"{picture.n_frames} pictures in one file; save each as a separate "
-                             "frame")
+            raise FrameError(
+                f"{picture.n_frames} pictures in one file; save each as a separate frame"
+            )
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:

@@ -101,18 +101,22 @@ def pack(target: Path, sources: list[Path], packing: Packing, bar) -> Pack:
         known_height = about.get("height") or math.inf
         if packing.height is not None and packing.height < known_height:
             about |= {"height": packing.height, "quality": packing.quality}
-        with _written_whole(target, num_bytes if is_copied else 0) as file, \
-                tempfile.TemporaryFile(dir=target.absolute().parent) as central, \
-                bar(total=num_bytes) as shown, closing(clips):
+        with (
+            _written_whole(target, num_bytes if is_copied else 0) as file,
+            tempfile.TemporaryFile(dir=target.absolute().parent) as central,
+            bar(total=num_bytes) as shown,
+            closing(clips),
+        ):
             packing.bar = shown
             writer = PackWriter(file, central)
             for path, frames in clips:
                 writer.add_clip(path, frames)
             writer.finish(**about)
     except OSError as error:
-        raise UserError(f"{error.filename or target}: cannot be read or written "
-                        f"({error.strerror}); make room, or check permissions and the disk"
-                        ) from None
+        raise UserError(
+            f"{error.filename or target}: cannot be read or written "
+            f"({error.strerror}); make room, or check permissions and the disk"
+        ) from None
     return Pack(target)
 
 
@@ -125,8 +129,9 @@ def _check_target(target: Path) -> None:
         try:
             Pack(target).ids()
         except FrameError as error:
-            raise UserError(f"{error}; delete the file, or give another name; only a pack is "
-                            "replaced") from None
+            raise UserError(
+                f"{error}; delete the file, or give another name; only a pack is replaced"
+            ) from None
 
 
 @contextmanager
@@ -140,8 +145,10 @@ def _written_whole(target: Path, num_bytes: int):
     folder, part = target.absolute().parent, Path(f"{target}.part")
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise UserError(f"{target}: needs {num_bytes / 1e9:.1f} GB, but {folder} has "
-                        f"{free / 1e9:.1f} GB left; make room")
+        raise UserError(
+            f"{target}: needs {num_bytes / 1e9:.1f} GB, but {folder} has "
+            f"{free / 1e9:.1f} GB left; make room"
+        )
     with open(_locked(part), "wb", buffering=2**20) as file:
         try:
             file.truncate(0)
@@ -184,19 +191,24 @@ def _from_folder(sources, packing) -> tuple[int, Iterator[tuple[str, Frames]], d
         packing.no_films += [str(path) for path in found.others if path.parent not in clips]
     has_videos = any(map(is_video, clips))
     if packing.frame_rate is not None and not has_videos:
-        raise UserError(f"--frame_rate: there are no videos in {folder}, and frames are copied as "
-                        "they are; leave it out")
+        raise UserError(
+            f"--frame_rate: there are no videos in {folder}, and frames are copied as "
+            "they are; leave it out"
+        )
     if has_videos and packing.frame_rate is None:
-        raise UserError(f"{next(filter(is_video, clips))}: is a video; give --frame_rate, the "
-                        "frame_rate of the config")
+        raise UserError(
+            f"{next(filter(is_video, clips))}: is a video; give --frame_rate, the "
+            "frame_rate of the config"
+        )
     root = folder.absolute().parent if clips == [folder] else folder.absolute()
 
     def read(clip):
         read_frames = _decode_video if is_video(clip) else _read_frames
         return clip.absolute().relative_to(root).as_posix(), read_frames(clip, packing)
 
-    num_bytes = sum(os.path.getsize(clip) if is_video(clip) else _size_of_files(clip)
-                    for clip in clips)
+    num_bytes = sum(
+        os.path.getsize(clip) if is_video(clip) else _size_of_files(clip) for clip in clips
+    )
     about = {"frame_rate": packing.frame_rate, "quality": packing.quality} if has_videos else {}
     return num_bytes, _in_threads(read, clips), about
 
@@ -315,8 +327,10 @@ class PackWriter:
         Raises UserError if the pack has this clip already, or if a name cannot be stored.
         """
         if path in self.clips:
-            raise UserError(f"{path}: the clip occurs twice, or its frames are in two places of "
-                            "the archive; unpack the archive and pack its folder")
+            raise UserError(
+                f"{path}: the clip occurs twice, or its frames are in two places of "
+                "the archive; unpack the archive and pack its folder"
+            )
         if len({name for name, _ in frames}) < len(frames):
             raise UserError(f"{path}: two frames have the same name; keep one of them")
         self.clips[path] = len(self.rows) // ROW.itemsize, len(frames)
@@ -340,8 +354,22 @@ class PackWriter:
         self.file.write(LOCAL.pack(b"PK\3\4", version, *common, 0) + encoded)
         self.file.write(data)
         mode = 0o40755 << 16 | 0x10 if name.endswith("/") else 0o100644 << 16
-        entry = _CENTRAL.pack(b"PK\1\2", 3 << 8 | 45, version, *common, len(extra), 0, 0, 0, mode,
-                              min(start, BITS_32)) + encoded + extra
+        entry = (
+            _CENTRAL.pack(
+                b"PK\1\2",
+                3 << 8 | 45,
+                version,
+                *common,
+                len(extra),
+                0,
+                0,
+                0,
+                mode,
+                min(start, BITS_32),
+            )
+            + encoded
+            + extra
+        )
         self.central.write(entry)
         self.central_crc = zlib.crc32(entry, self.central_crc)
         self.num_members += 1
@@ -361,23 +389,36 @@ class PackWriter:
         for path, (_, count) in self.clips.items():
             while count and (path := path.rpartition("/")[0]):
                 if self.clips.get(path, (0, 0))[1]:
-                    raise UserError(f"{path}: has both frames and other clips; unpack the archive, "
-                                    "and put each clip in its own folder")
+                    raise UserError(
+                        f"{path}: has both frames and other clips; unpack the archive, "
+                        "and put each clip in its own folder"
+                    )
         root = os.path.commonpath(parents)
-        self.clips = {path: place for path, place in self.clips.items()
-                      if not root or path.startswith(f"{root}/")}
+        self.clips = {
+            path: place
+            for path, place in self.clips.items()
+            if not root or path.startswith(f"{root}/")
+        }
         for path, (_, count) in self.clips.items():
             if not count:  # a folder without frames; here, since there are no gaps between frames
                 self._add_member(f"{path}/", b"", 0)
         index, id_bytes = self._index(len(f"{root}/") if root else 0)
         offset = self._add_member(INDEX_NAME, index, zlib.crc32(index))
-        comment = comment_of({
-            "version": VERSION, "clips": len(self.clips), "frames": len(self.rows) // ROW.itemsize,
-            "members": self.num_members, "id_bytes": id_bytes, "index_offset": offset,
-            "index_bytes": len(index), "index_crc32": zlib.crc32(index),
-            "central_crc32": self.central_crc, "root": root,
-            **{name: value for name, value in about.items() if value is not None},
-        })  # fmt: skip
+        comment = comment_of(
+            {
+                "version": VERSION,
+                "clips": len(self.clips),
+                "frames": len(self.rows) // ROW.itemsize,
+                "members": self.num_members,
+                "id_bytes": id_bytes,
+                "index_offset": offset,
+                "index_bytes": len(index),
+                "index_crc32": zlib.crc32(index),
+                "central_crc32": self.central_crc,
+                "root": root,
+                **{name: value for name, value in about.items() if value is not None},
+            }
+        )
         num_bytes = self.central.tell()
         self.central.seek(0)
         shutil.copyfileobj(self.central, self.file)

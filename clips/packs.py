@@ -51,12 +51,14 @@ def comment_of(about: dict) -> bytes:
 
 def end_records(num_members: int, size: int, offset: int, comment: bytes) -> bytes:
     """Return ZIP's end records, for a central directory of `size` bytes at `offset`."""
-    large = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, num_members, num_members, size,
-                        offset)
+    large = struct.pack(
+        "<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, num_members, num_members, size, offset
+    )
     locator = struct.pack("<4sIQI", b"PK\6\7", 0, offset + size, 1)
     count = min(num_members, BITS_16)
-    end = END.pack(b"PK\5\6", 0, 0, count, count, min(size, BITS_32), min(offset, BITS_32),
-                    len(comment))
+    end = END.pack(
+        b"PK\5\6", 0, 0, count, count, min(size, BITS_32), min(offset, BITS_32), len(comment)
+    )
     return large + locator + end + comment
 
 
@@ -86,8 +88,10 @@ class Pack:
     def _opened(self) -> "_Opened":
         opened = _open(self.path)
         if self.expected not in (None, opened.identity):
-            raise FrameError(f"{self.path}: another pack has replaced it since this run was "
-                             "started; start the run again")
+            raise FrameError(
+                f"{self.path}: another pack has replaced it since this run was "
+                "started; start the run again"
+            )
         return opened
 
     @property
@@ -109,11 +113,15 @@ class Pack:
         """Open the pack; raise UserError if its frames do not suit `config`."""
         height, rate = self.about.get("height"), self.frame_rate
         if height is not None and (config.frame_height or 0) > height:
-            raise UserError(f"frame_height: found {config.frame_height}, but {self.path} has "
-                            f"frames shrunk to a height of {height}; lower it, or pack again")
+            raise UserError(
+                f"frame_height: found {config.frame_height}, but {self.path} has "
+                f"frames shrunk to a height of {height}; lower it, or pack again"
+            )
         if rate is not None and rate != config.frame_rate:
-            raise UserError(f"frame_rate: found {config.frame_rate:g}, but {self.path} has videos "
-                            f"at {rate:g} frames per second; make them equal, or pack again")
+            raise UserError(
+                f"frame_rate: found {config.frame_rate:g}, but {self.path} has videos "
+                f"at {rate:g} frames per second; make them equal, or pack again"
+            )
 
     def ids(self) -> list[str]:
         """Return the ids of the clips, sorted: folders such as `12345` or `class/clip`."""
@@ -180,8 +188,9 @@ class Pack:
             size = min(MAX_READ, opened.central[1] - offset)
             crc32 = zlib.crc32(self.read(offset, size), crc32)
         if crc32 != opened.about["central_crc32"]:
-            raise FrameError(f"{self.path}: ZIP's directory of the frames is damaged; copy the "
-                             "pack again")
+            raise FrameError(
+                f"{self.path}: ZIP's directory of the frames is damaged; copy the pack again"
+            )
 
 
 @functools.lru_cache(maxsize=16)
@@ -225,8 +234,9 @@ class PackedFrames:
                 offset = self.offsets[position] - start
                 data = content[offset : offset + self.sizes[position]]
                 if zlib.crc32(data) != self.crcs[position]:
-                    raise FrameError(f"{self.path(position)}: damaged (its CRC-32 is wrong); copy "
-                                     "the pack again")
+                    raise FrameError(
+                        f"{self.path(position)}: damaged (its CRC-32 is wrong); copy the pack again"
+                    )
                 yield position, data
 
     def content(self, position: int) -> bytes:
@@ -286,8 +296,11 @@ class _Opened:
     @functools.cached_property
     def places_in_nfc(self) -> dict[str, int]:
         """Return the places of ids with accents, by their composed form."""
-        names = ((place, clip_id.decode()) for place, clip_id in enumerate(self.ids.tolist())
-                 if not clip_id.isascii())
+        names = (
+            (place, clip_id.decode())
+            for place, clip_id in enumerate(self.ids.tolist())
+            if not clip_id.isascii()
+        )
         return {composed(name): place for place, name in names}
 
 
@@ -325,8 +338,9 @@ def _read_end(path, descriptor) -> tuple[dict, tuple[int, int]]:
     if is_whole:
         length = len(end_records(0, 0, 0, comment))
         central = offset, size - length
-        is_whole = tail[-length:] == end_records(about["members"], central[1] - offset, offset,
-                                                  comment)
+        is_whole = tail[-length:] == end_records(
+            about["members"], central[1] - offset, offset, comment
+        )
     if not is_whole:
         raise FrameError(_no_pack(path, descriptor, comment))
     return about, central
@@ -337,8 +351,10 @@ def _no_pack(path, descriptor, comment) -> str:
     if is_zip and b'"index_crc32"' in comment:
         return f"{path}: the pack is damaged at its end; copy it or pack again"
     if is_zip:
-        return (f"{path}: a pack that is cut off, or a ZIP file but not a pack; copy it again, or "
-                "make a pack of it with pack.py")
+        return (
+            f"{path}: a pack that is cut off, or a ZIP file but not a pack; copy it again, or "
+            "make a pack of it with pack.py"
+        )
     return f"{path}: not a pack; pack.py makes one"
 
 
@@ -353,11 +369,14 @@ def _read_index(path, descriptor, about, central) -> _Opened:
     if zlib.crc32(data, crc32) != about["index_crc32"]:
         raise FrameError(f"{path}: the index of the pack is damaged; copy it or pack again")
     return _Opened(
-        descriptor, about, f"{about['index_crc32']:08x}", central,
+        descriptor,
+        about,
+        f"{about['index_crc32']:08x}",
+        central,
         np.frombuffer(data, "<u8", num_clips),
         np.frombuffer(data, "<u4", num_clips, 8 * num_clips),
         np.frombuffer(data, f"S{about['id_bytes']}", num_clips, 12 * num_clips),
-    )  # fmt: skip
+    )
 
 
 def _read(path, descriptor, offset, size) -> bytes:

@@ -11,13 +11,7 @@ from clips.annotations import Annotations
 from clips.folders import FrameSource
 from clips.frames import composed
 from clips.sampling import eval_positions
-from clips.transforms import (
-    erase_box,
-    eval_transform,
-    jitter_colours,
-    mask_frames,
-    optical_flow,
-)
+from clips.transforms import erase_box, eval_transform, jitter_colours, mask_frames, optical_flow
 from config import Config
 from system.errors import UserError, summarize
 
@@ -124,6 +118,7 @@ def mirrored_labels(annotations: Annotations, config: Config) -> np.ndarray:
         classes[one], classes[other] = other, one
     twice = np.flatnonzero(classes[classes] != np.arange(len(names)))
     if len(twice):
-        raise UserError(f"flip_labels: {summarize(names[place] for place in twice)} is in two "
-                        "pairs; keep one")
+        raise UserError(
+            f"flip_labels: {summarize(names[place] for place in twice)} is in two pairs; keep one"
+        )
     return classes

@@ -17,8 +17,10 @@ def short_clips_note(num_short, num_clips, config: Config) -> str:
     how = "padded with their last frame"
     if config.sampling == "segments":
         how = "with some frames repeated"
-    return f"short clips (fewer than {frames_needed(config)} frames), {how}: " \
-           f"{num_short:,} of {num_clips:,}"
+    return (
+        f"short clips (fewer than {frames_needed(config)} frames), {how}: "
+        f"{num_short:,} of {num_clips:,}"
+    )
 
 
 def unseen_seconds(num_frames, config: Config) -> float:

@@ -35,8 +35,14 @@ def find_clips(path: str | Path, others: list | None = None) -> tuple[list[Clip]
     the path does not exist or is another file.
     """
     path = Path(path)
-    pack = next((each for each in (path, *path.parents)
-                 if each.suffix.lower() == SUFFIX and each.is_file()), None)
+    pack = next(
+        (
+            each
+            for each in (path, *path.parents)
+            if each.suffix.lower() == SUFFIX and each.is_file()
+        ),
+        None,
+    )
     if pack:
         return _packed_clips(Pack(pack), path.relative_to(pack).parts), []
     if not path.exists():
@@ -84,10 +90,14 @@ def ordered_parts(paths: list[Path]) -> list[Path]:
         return paths
     ends = [re.fullmatch(r"(.*?)(\d+|[a-z]+)", str(path), re.DOTALL) for path in paths]
     if None in ends or len({(end[1], end[2].isdigit()) for end in ends}) > 1:
-        raise UserError(f"{summarize(paths, 3)}: not the numbered parts of one archive; give one "
-                        "folder, one archive, or its parts")
-    numbers = [int(end[2]) if end[2].isdigit() else int(end[2].translate(_LETTERS_TO_DIGITS), 26)
-               for end in ends]
+        raise UserError(
+            f"{summarize(paths, 3)}: not the numbered parts of one archive; give one "
+            "folder, one archive, or its parts"
+        )
+    numbers = [
+        int(end[2]) if end[2].isdigit() else int(end[2].translate(_LETTERS_TO_DIGITS), 26)
+        for end in ends
+    ]
     for path, number, next_number in zip(paths, numbers, numbers[1:], strict=False):
         if next_number != number + 1:
             raise UserError(f"{path}: the part after this one is missing; download it")
@@ -148,20 +158,31 @@ def archive_members(
             start = stream.peek(4)
             if start.startswith(_ZIP):
                 if len(paths) > 1:
-                    raise UserError(f"{paths[0]}: a ZIP file in parts; join them into one file "
-                                    "first, or unpack them and pack their folder")
+                    raise UserError(
+                        f"{paths[0]}: a ZIP file in parts; join them into one file "
+                        "first, or unpack them and pack their folder"
+                    )
                 yield from _zip_members(raw.path, is_frame, progress)
             elif start.startswith(_GZIP):
                 with gzip.GzipFile(fileobj=stream) as unpacked:
                     yield from _tar_members(unpacked, is_frame)
             else:
                 yield from _tar_members(stream, is_frame)
-    except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile,
-            NotImplementedError, OSError) as error:  # fmt: skip
+    except (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        OSError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk, unlike gzip's and bzip2's
-        raise UserError(f"{raw.path}: damaged, cut off, or not a whole ZIP or tar file ({error}); "
-                        "download it again") from None
+        raise UserError(
+            f"{raw.path}: damaged, cut off, or not a whole ZIP or tar file ({error}); "
+            "download it again"
+        ) from None
 
 
 def _tar_members(stream, is_frame):
@@ -173,8 +194,9 @@ def _tar_members(stream, is_frame):
                 yield member.name, None
             elif (member.isfile() or member.issym() or member.islnk()) and is_frame(member.name):
                 if not member.isfile():
-                    raise UserError(f"{member.name}: is a link; unpack the archive and pack its "
-                                    "folder")
+                    raise UserError(
+                        f"{member.name}: is a link; unpack the archive and pack its folder"
+                    )
                 yield member.name, archive.extractfile(member).read()
         end = archive.offset
     # tarfile stops without an error at the archive's end, at damage, and where the file is cut off
@@ -225,11 +247,11 @@ def _check_zip_directory(path, archive: zipfile.ZipFile) -> None:
     end = tail.rfind(b"PK\5\6", 0, len(tail) - len(archive.comment))
     if end < 0:
         raise zipfile.BadZipFile("something is after its end")
-    count, = struct.unpack_from("<H", tail, end + 10)
+    (count,) = struct.unpack_from("<H", tail, end + 10)
     infos = archive.infolist()
     num_found = len(infos) % 2**16  # some programs write more files without ZIP64's record
     if (zip64 := tail.rfind(b"PK\6\6", 0, end)) >= 0:
-        count, = struct.unpack_from("<Q", tail, zip64 + 32)
+        (count,) = struct.unpack_from("<Q", tail, zip64 + 32)
         num_found = len(infos)
     if num_found != count:
         raise zipfile.BadZipFile(f"{len(infos):,} of {count:,} files are in its directory")

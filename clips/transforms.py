@@ -61,8 +61,9 @@ def train_transform(movement: Movement, *, frame_height, crop):
     def transform(frame, window):
         frame = scale_to_height(frame, frame_height)
         # Nearest neighbour is the fastest, and the default of torchvision's RandomAffine.
-        cv2.warpAffine(frame, matrix(*frame.shape[:2]), crop[::-1], dst=window,
-                       flags=cv2.INTER_NEAREST)
+        cv2.warpAffine(
+            frame, matrix(*frame.shape[:2]), crop[::-1], dst=window, flags=cv2.INTER_NEAREST
+        )
 
     return transform
 

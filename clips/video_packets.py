@@ -53,8 +53,9 @@ def open_film(path, is_strict=True, **options):
     if os.path.getsize(path) == 0:
         raise ValueError("empty (0 bytes)")
     # Without the protocol's name, a path with a colon would be a URL.
-    with av.open(f"file:{path}", metadata_errors="replace",
-                 options={"protocol_whitelist": "file", **options}) as container:
+    with av.open(
+        f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file", **options}
+    ) as container:
         stream = _choose_stream(container.streams.video)
         if is_strict:
             stream.codec_context.options = {"err_detect": "explode"}
@@ -97,13 +98,21 @@ class PacketIndex:
         self.packets = self._without_jumps(packets, MAX_GAP / stream.time_base)
         self._keys = [number for number, packet in enumerate(self.packets) if packet.is_key]
         self.first_key = self._keys[0] if self._keys else 0
-        self.first_trailing = next((number for number in range(self.first_key + 1, len(packets))
-                                    if not self.is_leading(number, self.first_key)), len(packets))
+        self.first_trailing = next(
+            (
+                number
+                for number in range(self.first_key + 1, len(packets))
+                if not self.is_leading(number, self.first_key)
+            ),
+            len(packets),
+        )
         self.starts_clean = self.first_trailing <= 1 and all(
-            packet.is_clean for packet in packets[:1])
+            packet.is_clean for packet in packets[:1]
+        )
         self.clock = "dts" if self._is_counted(stream.codec_context.has_b_frames) else "pts"
-        self._number_at = {getattr(packet, self.clock): number
-                           for number, packet in enumerate(self.packets)}
+        self._number_at = {
+            getattr(packet, self.clock): number for number, packet in enumerate(self.packets)
+        }
 
     def _scanned(self, container, stream):
         header = stream.codec_context.extradata or b""
@@ -117,9 +126,18 @@ class PacketIndex:
                 is_key = packet.is_keyframe and _is_intra(packet, self.codec)
                 is_clean = is_key and (self.codec != "h264" or _has_idr(bytes(packet), header))
                 pts = packet.dts if is_in_order else packet.pts
-                packets.append(Packet(pts, packet.dts, packet.pos, packet.size,
-                                      self._mark(packet), is_key, is_clean,
-                                      packet.is_discard))
+                packets.append(
+                    Packet(
+                        pts,
+                        packet.dts,
+                        packet.pos,
+                        packet.size,
+                        self._mark(packet),
+                        is_key,
+                        is_clean,
+                        packet.is_discard,
+                    )
+                )
         return packets
 
     def _mark(self, packet):
@@ -145,11 +163,15 @@ class PacketIndex:
 
     def _is_counted(self, has_b_frames) -> bool:
         """Return whether times are those of decoding, though frames are shown in another order."""
-        if any(packet.pts is None for packet in self.packets[self.first_trailing:]):
+        if any(packet.pts is None for packet in self.packets[self.first_trailing :]):
             return True
-        return has_b_frames and (self.format == "avi" or (
-            self.codec not in DEEP_REORDERING
-            and all(packet.pts == packet.dts for packet in self.packets)))
+        return has_b_frames and (
+            self.format == "avi"
+            or (
+                self.codec not in DEEP_REORDERING
+                and all(packet.pts == packet.dts for packet in self.packets)
+            )
+        )
 
     def is_leading(self, number: int, start: int) -> bool:
         """Return whether a packet may need others from before the key frame `start`."""
@@ -159,9 +181,12 @@ class PacketIndex:
 
     def times(self) -> list[int]:
         """Return the times of the packets with pictures to show, ascending."""
-        times = [getattr(packet, self.clock) for packet in self.packets
-                 # A single byte, in DivX and XviD, means no picture.
-                 if packet.size > 1 and not packet.is_discarded]
+        times = [
+            getattr(packet, self.clock)
+            for packet in self.packets
+            # A single byte, in DivX and XviD, means no picture.
+            if packet.size > 1 and not packet.is_discarded
+        ]
         return sorted(time for time in times if time is not None)
 
     def start_for(self, time: int) -> int:
@@ -169,7 +194,7 @@ class PacketIndex:
         number = self._number_at.get(time, 0)
         if self.clock == "dts":
             number = 0 if self.codec in DEEP_REORDERING else number - MARGIN
-        for key in reversed(self._keys[:bisect_left(self._keys, number + 1)]):
+        for key in reversed(self._keys[: bisect_left(self._keys, number + 1)]):
             key_time = getattr(self.packets[key], self.clock)
             if key_time is not None and key_time <= time:
                 return key if key > self.first_key else 0
@@ -216,8 +241,14 @@ class PacketIndex:
             next(container.demux(stream)).decode()
         try:
             if self.format in MPEG_FORMATS:
-                place = next((packet.position for packet in self.packets[start::-1]
-                              if packet.position is not None), 0)
+                place = next(
+                    (
+                        packet.position
+                        for packet in self.packets[start::-1]
+                        if packet.position is not None
+                    ),
+                    0,
+                )
                 container.seek(place, unsupported_byte_offset=True)
             else:
                 container.seek(getattr(sought, self.clock), stream=stream)

@@ -101,8 +101,10 @@ class VideoFile:
         times = index.times()
         if not times:
             if index.packets:
-                raise ValueError("its frames have no times, as in a raw stream; give it a "
-                                 "container (ffmpeg -framerate 25 -i RAW -c copy NEW.mp4)")
+                raise ValueError(
+                    "its frames have no times, as in a raw stream; give it a "
+                    "container (ffmpeg -framerate 25 -i RAW -c copy NEW.mp4)"
+                )
             return []
         if index.clock == "dts":
             return self._counted_times(times)
@@ -225,7 +227,7 @@ def _turned(picture, frame):
     a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]  # x' = a x + c y, y' = b x + d y
     if abs(b) + abs(c) > abs(a) + abs(d):
         picture, a, d = picture.transpose(1, 0, 2), c, b
-    return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 class _Translated:
@@ -265,9 +267,11 @@ def _check_complete(path, container, stream, packets) -> None:
         is_short = len(getattr(stream, "index_entries", ())) > num_packets or _is_cut_riff(path)
     if is_short:
         raise ValueError(f"cut off: has {num_packets} of {stream.frames} frames")
-    if ("mp4" in name and _num_headers(path) > 1) or \
-            (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST) or \
-            (name in STARTS and packets and _is_followed(path, packets[-1], STARTS[name])):
+    if (
+        ("mp4" in name and _num_headers(path) > 1)
+        or (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST)
+        or (name in STARTS and packets and _is_followed(path, packets[-1], STARTS[name]))
+    ):
         raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
 
 

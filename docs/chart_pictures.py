@@ -17,22 +17,41 @@ from system.errors import UserError
 
 DOTS_PER_INCH = 72  # so that a point is a pixel
 SETTINGS = {
-    "svg.fonttype": "none", "svg.hashsalt": "pictures", "font.size": 13, "text.color": LIGHT["ink"],
-    "axes.edgecolor": LIGHT["soft"], "axes.labelcolor": LIGHT["muted"], "axes.labelsize": 13,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 14,
-    "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlepad": 12,
-    "xtick.color": LIGHT["soft"], "xtick.labelcolor": LIGHT["muted"], "xtick.labelsize": 12,
-    "ytick.color": LIGHT["soft"], "ytick.labelcolor": LIGHT["muted"], "ytick.labelsize": 12,
-    "axes.facecolor": "none", "grid.color": LIGHT["faint"], "axes.axisbelow": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pictures",
+    "font.size": 13,
+    "text.color": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["soft"],
+    "axes.labelcolor": LIGHT["muted"],
+    "axes.labelsize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 14,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 12,
+    "xtick.color": LIGHT["soft"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "xtick.labelsize": 12,
+    "ytick.color": LIGHT["soft"],
+    "ytick.labelcolor": LIGHT["muted"],
+    "ytick.labelsize": 12,
+    "axes.facecolor": "none",
+    "grid.color": LIGHT["faint"],
+    "axes.axisbelow": True,
+}
 
 
 # --- from matplotlib to a picture of ours ------------------------------------------------------
 
 
 def new_figure(height) -> Figure:
-    figure = Figure(figsize=(WIDTH / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH,
-                    layout="constrained", facecolor="none")  # fmt: skip
+    figure = Figure(
+        figsize=(WIDTH / DOTS_PER_INCH, height / DOTS_PER_INCH),
+        dpi=DOTS_PER_INCH,
+        layout="constrained",
+        facecolor="none",
+    )
     figure.get_layout_engine().set(w_pad=0.3, h_pad=0.28, wspace=0.06)
     return figure
 
@@ -42,8 +61,8 @@ def to_svg(figure, description) -> str:
     text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', themed_svg(figure))
     height = round(figure.get_figheight() * DOTS_PER_INCH)
     card = (
-        f'<title>{escape(description)}</title><style>{style_sheet()}'
-        f'text{{font-family:{FONT}!important}}</style>'
+        f"<title>{escape(description)}</title><style>{style_sheet()}"
+        f"text{{font-family:{FONT}!important}}</style>"
         f'<rect x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="8" '
         f'style="fill:{var("card")};stroke:{var("edge")}"/>'
     )
@@ -84,31 +103,51 @@ def draw_curves(reference, own) -> str:
     left.set_ylabel("top-1, %")
     best = int(reference["val_top1"].argmax())
     ahead = reference["top1"] > reference["val_top1"]
-    left.fill_between(reference["epoch"], reference["val_top1"], reference["top1"], where=ahead,
-                      color=LIGHT["soft"], alpha=0.35, linewidth=0)  # fmt: skip
+    left.fill_between(
+        reference["epoch"],
+        reference["val_top1"],
+        reference["top1"],
+        where=ahead,
+        color=LIGHT["soft"],
+        alpha=0.35,
+        linewidth=0,
+    )
     epoch, score = reference["epoch"][best], reference["val_top1"][best]
     left.plot(epoch, score, "o", color=LIGHT["blue"], markersize=8)
-    left.annotate(f"best: {score:.2f} %, epoch {epoch:.0f}", (epoch, score), (epoch, 66),
-                  color=LIGHT["blue"], ha="center", fontweight="bold",
-                  arrowprops={"arrowstyle": "-", "color": LIGHT["blue"]})  # fmt: skip
+    left.annotate(
+        f"best: {score:.2f} %, epoch {epoch:.0f}",
+        (epoch, score),
+        (epoch, 66),
+        color=LIGHT["blue"],
+        ha="center",
+        fontweight="bold",
+        arrowprops={"arrowstyle": "-", "color": LIGHT["blue"]},
+    )
     gap, end = reference["top1"][-1] - reference["val_top1"][-1], reference["epoch"][-1]
-    left.annotate(f"overfitting: a gap of\n{gap:.1f} points at the end",
-                  (0.95 * end, reference["val_top1"][-1] + gap / 2), (end, 42), ha="right",
-                  color=LIGHT["muted"], arrowprops={"arrowstyle": "-", "color": LIGHT["muted"]},
-                  )  # fmt: skip
+    left.annotate(
+        f"overfitting: a gap of\n{gap:.1f} points at the end",
+        (0.95 * end, reference["val_top1"][-1] + gap / 2),
+        (end, 42),
+        ha="right",
+        color=LIGHT["muted"],
+        arrowprops={"arrowstyle": "-", "color": LIGHT["muted"]},
+    )
     _name_lines(left, (0.5 * end, 96), (0.17 * end, 75), "left")
     last = own["epoch"][-1]
     right.set_xticks(own["epoch"][:: max(1, len(own["epoch"]) // 8)])
     _name_lines(right, (last, 88), (0.45 * last, 88), "right")
-    right.text(last, 20, "movements drawn by a\nprogram: far easier", color=LIGHT["muted"],
-               ha="right")  # fmt: skip
+    right.text(
+        last, 20, "movements drawn by a\nprogram: far easier", color=LIGHT["muted"], ha="right"
+    )
     return to_svg(figure, "Top-1 accuracy of training and validation over the epochs of two runs")
 
 
 def _name_lines(axes, training_place, validation_place, side) -> None:
     """Label the two curves; side: of the text relative to its place."""
-    for name, place, colour in (("training", training_place, "orange"),
-                                ("validation", validation_place, "blue")):  # fmt: skip
+    for name, place, colour in (
+        ("training", training_place, "orange"),
+        ("validation", validation_place, "blue"),
+    ):
         axes.text(*place, name, color=LIGHT[colour], ha=side, fontweight="bold")
 
 
@@ -128,19 +167,23 @@ def draw_time_probe(result: TimeProbe) -> str:
     left.axvline(chance, color=LIGHT["muted"], linestyle=(0, (3, 3)), linewidth=1.2)
     for place, accuracy in enumerate(accuracies):
         left.text(max(accuracy, chance) + 2, place, f"{accuracy:.1f} %", va="center")
-    left.text(chance + 2, 3.72, f"chance: {chance:.1f} %", color=LIGHT["muted"], fontsize=12,
-              va="center")  # fmt: skip
+    left.text(
+        chance + 2, 3.72, f"chance: {chance:.1f} %", color=LIGHT["muted"], fontsize=12, va="center"
+    )
     left.set(xlim=(0, 122), ylim=(4.0, -0.5), xticks=[], title="Accuracy with the frames …")
     left.tick_params(length=0, labelsize=14, labelcolor=LIGHT["ink"])
     left.spines[["bottom"]].set_visible(False)
     _list_swaps(right, pairs)
     shuffled = pair_and_direction(result, "shuffled")
     if shuffled:
-        text = ("Shuffled: the right pair for {:.1f} % of the clips,\n"
-                "of these the right direction for {:.1f} %")  # fmt: skip
+        text = (
+            "Shuffled: the right pair for {:.1f} % of the clips,\n"
+            "of these the right direction for {:.1f} %"
+        )
         right.text(0, max(4, len(pairs) / 2) + 0.1, text.format(*shuffled), va="center")
-    names = ", ".join(f"{order} {accuracy:.1f} %" for order, accuracy in
-                      zip(ORDERS, accuracies, strict=True))  # fmt: skip
+    names = ", ".join(
+        f"{order} {accuracy:.1f} %" for order, accuracy in zip(ORDERS, accuracies, strict=True)
+    )
     return to_svg(figure, f"Accuracy with the frames in other orders: {names}")
 
 
@@ -152,8 +195,12 @@ def pair_and_direction(result: TimeProbe, order) -> tuple[float, float] | None:
     opposite = {name: other for name, other, _ in result.swapped()}
     names = np.array(result.classes)
     labels, predicted = names[result.labels], names[result.predicted[order]]
-    in_pair = np.array([guess in (label, opposite.get(label))
-                        for label, guess in zip(labels, predicted, strict=True)])  # fmt: skip
+    in_pair = np.array(
+        [
+            guess in (label, opposite.get(label))
+            for label, guess in zip(labels, predicted, strict=True)
+        ]
+    )
     if not opposite or not in_pair.any():
         return None
     return 100 * in_pair.mean(), 100 * (predicted == labels)[in_pair].mean()
@@ -164,14 +211,22 @@ def _list_swaps(axes, pairs) -> None:
     axes.set_axis_off()
     axes.set_title("Played backwards, what is taken for what")
     shares = {(name, other): share for name, other, share in pairs}
-    lines = [pair for pair in shares if pair[::-1] not in shares or pair[0] not in
-             [other for _, other in list(shares)[: list(shares).index(pair)]]]  # fmt: skip
+    lines = [
+        pair
+        for pair in shares
+        if pair[::-1] not in shares
+        or pair[0] not in [other for _, other in list(shares)[: list(shares).index(pair)]]
+    ]
     axes.set(xlim=(0, 1), ylim=(max(4, len(lines)) + 0.5, -0.5))
     for number, (name, other) in enumerate(lines):
         is_mutual = (other, name) in shares
         axes.text(0, number, name, va="center", color=LIGHT["blue"])
-        axes.annotate("", (0.46, number), (0.37, number), arrowprops={
-            "arrowstyle": "<->" if is_mutual else "->", "color": LIGHT["muted"]})  # fmt: skip
+        axes.annotate(
+            "",
+            (0.46, number),
+            (0.37, number),
+            arrowprops={"arrowstyle": "<->" if is_mutual else "->", "color": LIGHT["muted"]},
+        )
         axes.text(0.49, number, other, va="center", color=LIGHT["orange"])
         percent = f"{shares[name, other]:.0f} %"
         if is_mutual:
@@ -204,47 +259,87 @@ def draw_remedies(results) -> str:
     axes = figure.add_subplot()
     axes.axvline(baseline["top1"], color=LIGHT["soft"], linestyle=(0, (3, 3)), linewidth=1.2)
     for place, row in enumerate(rows):
-        axes.plot(row["train_top1"], place, "o", color=LIGHT["orange"], markersize=7,
-                  fillstyle="none", markeredgewidth=1.6)  # fmt: skip
+        axes.plot(
+            row["train_top1"],
+            place,
+            "o",
+            color=LIGHT["orange"],
+            markersize=7,
+            fillstyle="none",
+            markeredgewidth=1.6,
+        )
         _draw_score(axes, row, place, LIGHT["blue"])
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row is baseline else "normal")
     axes.tick_params(axis="y", length=0, labelsize=13, labelcolor=LIGHT["ink"])
     axes.tick_params(axis="x", length=0)
-    axes.set(xlim=(0, 104), ylim=(-0.7, len(rows) + 0.9), xticks=range(0, 101, 20),
-             xlabel="top-1, %")  # fmt: skip
+    axes.set(
+        xlim=(0, 104), ylim=(-0.7, len(rows) + 0.9), xticks=range(0, 101, 20), xlabel="top-1, %"
+    )
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
     _draw_baselines(axes, results.get("baselines", {}), len(rows) + 0.1)
     axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
-    for x, text, colour in ((0, _legend(rows), "blue"),
-                            (330, "○ training, on augmented clips", "orange")):  # fmt: skip
-        shown = axes.annotate(text, (0, 0), (x, -44), xycoords="axes fraction", color=LIGHT[colour],
-                              textcoords="offset points", fontweight="bold")  # fmt: skip
+    for x, text, colour in (
+        (0, _legend(rows), "blue"),
+        (330, "○ training, on augmented clips", "orange"),
+    ):
+        shown = axes.annotate(
+            text,
+            (0, 0),
+            (x, -44),
+            xycoords="axes fraction",
+            color=LIGHT[colour],
+            textcoords="offset points",
+            fontweight="bold",
+        )
         shown.set_in_layout(x == 0)
     worst, best = rows[0], rows[-1]
-    return to_svg(figure, f"Validation top-1 of {len(rows)} variants, from {worst['top1']:.1f} % "
-                          f"({worst['variant']}) to {best['top1']:.1f} % ({best['variant']})")
+    return to_svg(
+        figure,
+        f"Validation top-1 of {len(rows)} variants, from {worst['top1']:.1f} % "
+        f"({worst['variant']}) to {best['top1']:.1f} % ({best['variant']})",
+    )
 
 
 def _draw_baselines(axes, baselines, top) -> None:
     """Draw a line for each baseline; baselines: percent, by name."""
     for index, (name, percent) in enumerate(baselines.items()):
         axes.axvline(percent, color=LIGHT["muted"], linewidth=1.2)
-        axes.text(percent + 1, top + 0.45 * index, f"{name.removeprefix('the ')}: {percent:.1f}",
-                  fontsize=12, color=LIGHT["muted"], va="center",
-                  bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 0.5})  # fmt: skip
+        axes.text(
+            percent + 1,
+            top + 0.45 * index,
+            f"{name.removeprefix('the ')}: {percent:.1f}",
+            fontsize=12,
+            color=LIGHT["muted"],
+            va="center",
+            bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 0.5},
+        )
 
 
 def _draw_score(axes, row, place, colour) -> None:
     """Draw the mean of a variant's runs as a dot and a number, its interval as a line."""
     if row["top1_interval"]:
-        axes.plot(row["top1_interval"], [place, place], color=colour, linewidth=5, alpha=0.35,
-                  solid_capstyle="round")  # fmt: skip
+        axes.plot(
+            row["top1_interval"],
+            [place, place],
+            color=colour,
+            linewidth=5,
+            alpha=0.35,
+            solid_capstyle="round",
+        )
     axes.plot(row["top1"], place, "o", color=colour, markersize=9)
-    axes.annotate(f"{row['top1']:.1f}", (1, place), (46, 0), xycoords=axes.get_yaxis_transform(),
-                  textcoords="offset points", ha="right", va="center", color=colour)  # fmt: skip
+    axes.annotate(
+        f"{row['top1']:.1f}",
+        (1, place),
+        (46, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=colour,
+    )
 
 
 def _legend(rows) -> str:
@@ -268,8 +363,14 @@ def draw_approaches(results) -> str:
         colour = LIGHT["muted" if row["variant"] == "one frame" else "blue"]
         _draw_score(axes, row, place, colour)
         right.barh(place, row["gflop"], color=colour, height=0.5)
-        right.annotate(f"{row['gflop']:.2f}", (row["gflop"], place), (6, 0), va="center",
-                       textcoords="offset points", color=colour)  # fmt: skip
+        right.annotate(
+            f"{row['gflop']:.2f}",
+            (row["gflop"], place),
+            (6, 0),
+            va="center",
+            textcoords="offset points",
+            color=colour,
+        )
     names = [row["variant"].replace("_", " ") for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.tick_params(axis="y", labelsize=14, labelcolor=LIGHT["ink"])
@@ -281,7 +382,13 @@ def draw_approaches(results) -> str:
         panel.set_ylim(-0.6, len(rows) + 0.4)
         panel.tick_params(length=0)
         panel.spines[["left", "bottom"]].set_visible(False)
-    axes.annotate(_legend(rows), (0, 0), (0, -44),
-                  xycoords="axes fraction", textcoords="offset points", color=LIGHT["blue"],
-                  fontweight="bold")  # fmt: skip
+    axes.annotate(
+        _legend(rows),
+        (0, 0),
+        (0, -44),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=LIGHT["blue"],
+        fontweight="bold",
+    )
     return to_svg(figure, "Validation top-1 of networks, and the operations that a clip takes")

@@ -29,9 +29,24 @@ MAX_WORDS = 2000  # of the README's prose
 MIN_ALT, MIN_BYTES = 60, 4_000
 MADE_BY_HAND = {"teach.webp"}  # a film of the page in a browser
 # Files that runs, commands and readers make.
-MADE = ("config.json", "mine.json", "versions.json", "history.csv", "predictions.csv", "scores.csv",
-        "test_predictions.csv", "test_submission.csv", "bad_clips.csv", "data_report.csv",
-        "labels.csv", "train.csv", "validation.csv", "report.html", "stack.json")  # fmt: skip
+MADE = (
+    "config.json",
+    "mine.json",
+    "versions.json",
+    "history.csv",
+    "status.json",
+    "predictions.csv",
+    "scores.csv",
+    "test_predictions.csv",
+    "test_submission.csv",
+    "bad_clips.csv",
+    "data_report.csv",
+    "labels.csv",
+    "train.csv",
+    "validation.csv",
+    "report.html",
+    "stack.json",
+)
 
 
 def text_of(page: Path) -> str:
@@ -69,9 +84,11 @@ def headings(text) -> list[str]:
 def check_alt_texts(page: Path) -> list[str]:
     """Return the pictures of a page without a width or an alt text."""
     tags = re.findall(r"<img [^>]*>", text_of(page))
-    return [f"{page.name}: {tag[:60]}: needs width and an alt text of {MIN_ALT} letters or more"
-            for tag in tags if 'width="' not in tag
-            or len("".join(re.findall(r'alt="([^"]*)"', tag))) < MIN_ALT]  # fmt: skip
+    return [
+        f"{page.name}: {tag[:60]}: needs width and an alt text of {MIN_ALT} letters or more"
+        for tag in tags
+        if 'width="' not in tag or len("".join(re.findall(r'alt="([^"]*)"', tag))) < MIN_ALT
+    ]
 
 
 def check_length(page: Path) -> list[str]:
@@ -156,8 +173,9 @@ def check_figures(page: Path) -> list[str]:
             shown = re.findall(r"(\d+\.\d)( \([\d.]+ to [\d.]+\))?", line)
             shown = [(score, interval) for score, interval in shown if score in known]
             if not shown or any(interval not in ("", known[score]) for score, interval in shown):
-                problems.append(f"{page.name}: {named[1]}.json has "
-                                f"{', '.join(map(''.join, known.items()))}")
+                problems.append(
+                    f"{page.name}: {named[1]}.json has {', '.join(map(''.join, known.items()))}"
+                )
     return problems
 
 
@@ -174,8 +192,9 @@ def check_charts(page: Path) -> list[str]:
         known = [row["top1"] for row in contents["rows"]] + [*contents["baselines"].values()]
         (alt,) = re.findall(rf'{chart}\.svg"[^>]* alt="([^"]*)"', text_of(page))
         others = set(re.findall(r"\d+\.\d", alt)) - {f"{value:.1f}" for value in known}
-        problems += [f"{page.name}: {chart}.svg: {value} is not in {name}.json"
-                     for value in sorted(others)]  # fmt: skip
+        problems += [
+            f"{page.name}: {chart}.svg: {value} is not in {name}.json" for value in sorted(others)
+        ]
     return problems
 
 

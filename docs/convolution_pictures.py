@@ -34,10 +34,11 @@ def grey_cells(frames, height, width, cell) -> np.ndarray:
     grey = [
         cv2.resize(
             cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[top:, left:][: height * cell, : width * cell],
-            (width, height), interpolation=cv2.INTER_AREA,
+            (width, height),
+            interpolation=cv2.INTER_AREA,
         ).astype(float)
         for frame in frames
-    ]  # fmt: skip
+    ]
     dark, bright = np.percentile(grey, [20, 99])
     return np.rint(9 * np.clip((grey - dark) / (bright - dark), 0, 1)).astype(int)
 
@@ -87,8 +88,15 @@ def draw_frame(picture, x, y, frame, cell) -> None:
         picture.rect(left, top, cell - 1, cell - 1, f"rgb({grey},{grey},{grey})")
         if cell >= MIN_CELL_WITH_DIGITS:
             colour = "#ffffff" if grey < 128 else "#1f2328"
-            picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, value, 13, colour,
-                         anchor="middle", extra=' opacity=".85"')  # fmt: skip
+            picture.text(
+                left + cell / 2 - 0.5,
+                top + cell / 2 + 4.5,
+                value,
+                13,
+                colour,
+                anchor="middle",
+                extra=' opacity=".85"',
+            )
 
 
 def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> None:
@@ -104,8 +112,14 @@ def draw_result(picture, x, y, values, cell, strongest, steps, first_step) -> No
         colour = "blue" if value > 0 else "orange"
         picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.9 * share**1.2)
         if cell >= MIN_CELL_WITH_DIGITS:
-            picture.text(left + cell / 2 - 0.5, top + cell / 2 + 4.5, signed(value), 12,
-                         "card" if share > 0.7 else "ink", anchor="middle")  # fmt: skip
+            picture.text(
+                left + cell / 2 - 0.5,
+                top + cell / 2 + 4.5,
+                signed(value),
+                12,
+                "card" if share > 0.7 else "ink",
+                anchor="middle",
+            )
         picture.close_group()
 
 
@@ -116,8 +130,9 @@ def draw_numbers(picture, x, y, values, size, steps) -> None:
         colour = "blue" if value > 0 else "orange" if value else "ink"
         when = steps.appears(step) if step == values.size else steps.only(step)
         picture.text(x, y, signed(value), size, colour, anchor="middle", bold=True, extra=when)
-    picture.text(x, y + 20, "strongest", 12, "muted", anchor="middle",
-                 extra=steps.appears(values.size))  # fmt: skip
+    picture.text(
+        x, y + 20, "strongest", 12, "muted", anchor="middle", extra=steps.appears(values.size)
+    )
 
 
 def draw_kernel(picture, x, y, kernel, cell) -> None:
@@ -126,8 +141,15 @@ def draw_kernel(picture, x, y, kernel, cell) -> None:
         left, top = x + column * cell, y + row * cell
         colour = {1: "blue", -1: "orange", 0: "faint"}[int(weight)]
         picture.rect(left, top, cell - 1, cell - 1, colour, opacity=0.8 if weight else 1)
-        picture.text(left + cell / 2 - 0.5, top + cell / 2 + 5, signed(weight), 14,
-                     "card" if weight else "ink", anchor="middle", bold=True)  # fmt: skip
+        picture.text(
+            left + cell / 2 - 0.5,
+            top + cell / 2 + 5,
+            signed(weight),
+            14,
+            "card" if weight else "ink",
+            anchor="middle",
+            bold=True,
+        )
     side = 3 * cell
     picture.rect(x - 1, y - 1, side + 1, side + 1, line="ink", line_width=2)
 
@@ -136,8 +158,10 @@ def places(height, width, cell, frames=1, frame_distance=0) -> list[tuple[float,
     """Return the positions of a sliding kernel, (x, y) in pixels from the first, by frame."""
     return [
         (time * frame_distance + column * cell, row * cell)
-        for time in range(frames) for row in range(height) for column in range(width)
-    ]  # fmt: skip
+        for time in range(frames)
+        for row in range(height)
+        for column in range(width)
+    ]
 
 
 # --- the pictures ------------------------------------------------------------------------------
@@ -148,8 +172,11 @@ def draw_conv2d() -> str:
     clip = demo_data.draw_clip("Moving Right", np.random.default_rng(SEED))
     frame = grey_cells(clip[10:11], 10, 10, 6)[0]
     result = slide_2d(frame, EDGE_KERNEL)
-    picture = Svg(432, "A 3 x 3 kernel slides over one frame; each place gives one number, and all "
-                       "numbers together are a picture again")  # fmt: skip
+    picture = Svg(
+        432,
+        "A 3 x 3 kernel slides over one frame; each place gives one number, and all "
+        "numbers together are a picture again",
+    )
     steps = Steps(picture, result.size)
     cell, top, left, kernel_left, result_left = 30, 66, 24, 376, 526
     result_cell, result_top = 34, 66 + 14
@@ -162,21 +189,34 @@ def draw_conv2d() -> str:
 
     draw_frame(picture, left, top, frame, cell)
     slides = steps.moves("slide", places(*result.shape, cell))
-    picture.rect(left - 1, top - 1, 3 * cell + 1, 3 * cell + 1, line="mark", line_width=4,
-                 extra=slides)  # fmt: skip
+    picture.rect(
+        left - 1, top - 1, 3 * cell + 1, 3 * cell + 1, line="mark", line_width=4, extra=slides
+    )
     draw_kernel(picture, kernel_left, result_top, EDGE_KERNEL, 32)
     middle = kernel_left + 47
     picture.text(middle, result_top + 130, "9 values × 9 weights,", 13, "muted", anchor="middle")
     picture.text(middle, result_top + 148, "added up:", 13, "muted", anchor="middle")
     draw_numbers(picture, middle, result_top + 190, result, 34, steps)
     picture.arrow(kernel_left + 10, result_top + 236, 76)
-    draw_result(picture, result_left, result_top, result, result_cell,
-                np.abs(result).max(), steps, 0)  # fmt: skip
-    picture.rect(result_left - 1, result_top - 1, result_cell + 1, result_cell + 1,
-                 line="mark", line_width=4,
-                 extra=steps.moves("fill", places(*result.shape, result_cell)))  # fmt: skip
-    picture.text(left, 408, "Blue is above 0, orange below. Edges are found, but one frame does "
-                            "not say where the hand is going.", 14)  # fmt: skip
+    draw_result(
+        picture, result_left, result_top, result, result_cell, np.abs(result).max(), steps, 0
+    )
+    picture.rect(
+        result_left - 1,
+        result_top - 1,
+        result_cell + 1,
+        result_cell + 1,
+        line="mark",
+        line_width=4,
+        extra=steps.moves("fill", places(*result.shape, result_cell)),
+    )
+    picture.text(
+        left,
+        408,
+        "Blue is above 0, orange below. Edges are found, but one frame does "
+        "not say where the hand is going.",
+        14,
+    )
     return picture.source()
 
 
@@ -194,11 +234,15 @@ def bar_clips() -> dict[str, tuple[np.ndarray, str]]:
 def draw_conv3d() -> str:
     """Draw clips of a bar, a kernel of two frames, and the output clips. SVG"""
     clips = bar_clips()
-    results = {name: slide_3d(frames.copy(), MOVEMENT_KERNEL)
-               for name, (frames, _) in clips.items()}  # fmt: skip
+    results = {
+        name: slide_3d(frames.copy(), MOVEMENT_KERNEL) for name, (frames, _) in clips.items()
+    }
     numbers = [signed(strongest_of(result)) for result in results.values()]
-    picture = Svg(660, "A kernel of two frames slides over four clips in space and time; its "
-                       f"strongest outputs are {', '.join(numbers)}")  # fmt: skip
+    picture = Svg(
+        660,
+        "A kernel of two frames slides over four clips in space and time; its "
+        f"strongest outputs are {', '.join(numbers)}",
+    )
     steps = Steps(picture, results["A bright bar moves right"].size)
     strongest = max(np.abs(result).max() for result in results.values())
     _draw_kernel_over_time(picture)
@@ -206,10 +250,16 @@ def draw_conv3d() -> str:
         y = 252 + number * 98
         _draw_clip_row(picture, y, name, frames, results[name], steps, strongest)
         for time, output in enumerate(outputs.split()):
-            picture.text(RESULT_LEFT + 98 * time + 45, y - 9, output, 15, anchor="middle",
-                         bold=True)  # fmt: skip
-    picture.text(24, 640, "Blue is above 0, orange below. The sign is direction times contrast: "
-                          "bright to the left is −54, too.", 14)  # fmt: skip
+            picture.text(
+                RESULT_LEFT + 98 * time + 45, y - 9, output, 15, anchor="middle", bold=True
+            )
+    picture.text(
+        24,
+        640,
+        "Blue is above 0, orange below. The sign is direction times contrast: "
+        "bright to the left is −54, too.",
+        14,
+    )
     return picture.source()
 
 
@@ -219,8 +269,9 @@ def sum_over_time() -> list[str]:
     patches = moving_bar(2)[:, :3, BAR_START : BAR_START + 3]
     lines, sums = [], []
     for name, patch, kernel in zip(("earlier", "later"), patches, MOVEMENT_KERNEL, strict=True):
-        products = " + ".join(f"{weight}×{value}" for weight, value in
-                              zip(kernel[0], patch[0], strict=True)).replace("-", "−")  # fmt: skip
+        products = " + ".join(
+            f"{weight}×{value}" for weight, value in zip(kernel[0], patch[0], strict=True)
+        ).replace("-", "−")
         sums.append(int((patch * kernel).sum()))
         lines.append(f"{name} frame: 3 rows of {products}, together {sums[-1]}")
     assert sum(sums) == result.max()
@@ -236,9 +287,12 @@ def _draw_kernel_over_time(picture) -> None:
         draw_kernel(picture, 24 + number * 126, 66, kernel, 30)
         picture.text(69 + number * 126, 174, name, 14, "muted", anchor="middle")
     picture.path("M114.5 66h34M114.5 155.5h34", "ink", 2, opacity=0.5)
-    lines = ("It slides over the frames and over time. At each place", "18 values × 18 weights are "
-             "added up to one output.", "Where the bar begins, for example (black is 0, white 9):",
-             *sum_over_time())  # fmt: skip
+    lines = (
+        "It slides over the frames and over time. At each place",
+        "18 values × 18 weights are added up to one output.",
+        "Where the bar begins, for example (black is 0, white 9):",
+        *sum_over_time(),
+    )
     for number, line in enumerate(lines):
         picture.text(300, 70 + 21 * number, line, 14, "ink" if number < 3 else "blue")
     picture.text(24, 218, "Four frames in", 17, bold=True)
@@ -264,8 +318,23 @@ def _draw_clip_row(picture, y, name, frames, results, steps, strongest) -> None:
 
     draw_numbers(picture, 480, y + 40, results, 24, steps)
     for time, result in enumerate(results):
-        draw_result(picture, RESULT_LEFT + time * result_distance, result_top, result, result_cell,
-                    strongest, steps, time * height * width)  # fmt: skip
+        draw_result(
+            picture,
+            RESULT_LEFT + time * result_distance,
+            result_top,
+            result,
+            result_cell,
+            strongest,
+            steps,
+            time * height * width,
+        )
     fill_places = places(height, width, result_cell, num_frames, result_distance)
-    picture.rect(RESULT_LEFT - 1, result_top - 1, result_cell + 1, result_cell + 1, line="mark",
-                 line_width=3, extra=steps.moves("fill", fill_places))  # fmt: skip
+    picture.rect(
+        RESULT_LEFT - 1,
+        result_top - 1,
+        result_cell + 1,
+        result_cell + 1,
+        line="mark",
+        line_width=3,
+        extra=steps.moves("fill", fill_places),
+    )

@@ -97,8 +97,9 @@ PICTURES = {
     "receptive-field.svg": lambda sources: draw_receptive_field(sources.tutorial_config),
     "shapes.svg": lambda sources: draw_shapes(sources.tutorial_config),
     "kernels.svg": lambda sources: draw_learnt_kernels(sources.predictor.network),
-    "curves.svg": lambda sources: charts.draw_curves(sources.reference_history,
-                                                     sources.own_history),
+    "curves.svg": lambda sources: charts.draw_curves(
+        sources.reference_history, sources.own_history
+    ),
     "time-probe.svg": lambda sources: charts.draw_time_probe(sources.time_probe),
     "grad-cam-light.webp": lambda sources: draw_grad_cam(sources.inside, LIGHT),
     "grad-cam-dark.webp": lambda sources: draw_grad_cam(sources.inside, DARK),
@@ -106,7 +107,7 @@ PICTURES = {
     "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
     "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_lips8")),
     "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_parts")),
-}  # fmt: skip
+}
 
 
 def draw_pictures(options) -> None:
@@ -125,10 +126,16 @@ def main(arguments=None) -> int:
     """Run the command; return the exit status, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", "-c", metavar="FILE", help="checkpoint of a quickstart run")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, metavar="NAME",
-                        help="one or more of " + ", ".join(PICTURES))  # fmt: skip
-    parser.add_argument("--output", "-o", type=Path, default=DOCS, metavar="FOLDER",
-                        help="(%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PICTURES,
+        metavar="NAME",
+        help="one or more of " + ", ".join(PICTURES),
+    )
+    parser.add_argument(
+        "--output", "-o", type=Path, default=DOCS, metavar="FOLDER", help="(%(default)s)"
+    )
     options = parser.parse_args(arguments)
     return exit_status(lambda: draw_pictures(options))
 

@@ -33,16 +33,16 @@ class Inside:
         self.frames = clip[0, ..., :3]  # uint8 [T, H, W, 3]
         self.title = f"{predictor.classes[predicted]}, {100 * scores[predicted]:.0f} %"
         self.map, _ = grad_cam(outputs, logits, predicted, clip.shape[1:4])  # [T, H, W]
-        self.outputs = {name: output.volume().detach().float().cpu().numpy()
-                        for name, output in outputs.items()}  # [C, T, H, W]
+        self.outputs = {
+            name: output.volume().detach().float().cpu().numpy() for name, output in outputs.items()
+        }  # [C, T, H, W]
 
 
 def inside_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -> list[Inside]:
     """Return the first clip of each of two classes."""
     labels = [predictor.classes.index(name) for name in names]
     indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
-    return [Inside(predictor, annotations.clip(index).open(predictor.config))
-            for index in indices]
+    return [Inside(predictor, annotations.clip(index).open(predictor.config)) for index in indices]
 
 
 def draw_grad_cam(clips: list[Inside], colours) -> bytes:
@@ -53,8 +53,14 @@ def draw_grad_cam(clips: list[Inside], colours) -> bytes:
 def _cam_moment(clips, moment, colours) -> Image.Image:
     picture, canvas = _card(CAM_HEIGHT, colours)
     canvas.text(24, 34, "Where the network looks", 17, bold=True)
-    canvas.text(24, 55, "Bright: what speaks for the class (Grad-CAM). Bars: how much of it is in "
-                        "each frame; blue: the frame shown.", 13, "muted")  # fmt: skip
+    canvas.text(
+        24,
+        55,
+        "Bright: what speaks for the class (Grad-CAM). Bars: how much of it is in "
+        "each frame; blue: the frame shown.",
+        13,
+        "muted",
+    )
     for number, clip in enumerate(clips):
         left = 24 + number * (2 * SIDE + 54)
         canvas.text(left, TOP - 8, clip.title, 15, "blue", bold=True)
@@ -67,10 +73,21 @@ def _cam_moment(clips, moment, colours) -> Image.Image:
         step = (2 * SIDE + 6) / len(counts)
         for frame, count in enumerate(counts / max(counts.max(), 1e-12)):
             height = max(2, count * BARS_HEIGHT)
-            canvas.rect(left + frame * step, TOP + SIDE + 12 + BARS_HEIGHT - height, step - 4,
-                        height, "blue" if frame == moment else "soft")  # fmt: skip
-            canvas.text(left + frame * step + step / 2 - 2, TOP + SIDE + BARS_HEIGHT + 30,
-                        str(frame + 1), 12, "muted", anchor="ms")  # fmt: skip
+            canvas.rect(
+                left + frame * step,
+                TOP + SIDE + 12 + BARS_HEIGHT - height,
+                step - 4,
+                height,
+                "blue" if frame == moment else "soft",
+            )
+            canvas.text(
+                left + frame * step + step / 2 - 2,
+                TOP + SIDE + BARS_HEIGHT + 30,
+                str(frame + 1),
+                12,
+                "muted",
+                anchor="ms",
+            )
     canvas.text(24, CAM_HEIGHT - 16, "frame", 13, "muted")
     return picture
 
@@ -101,15 +118,21 @@ def _draw_stage(picture, values, time, top) -> None:
     """Draw the maps of the channels that vary most, or the entries of a vector as cells."""
     if values[0, 0].size == 1:
         cells = scaled(values[:, time, 0, 0], values)
-        tiles = [(np.resize(cells, (max(1, len(cells) // 32), min(32, len(cells)))),
-                  (TILES * (TILE + 6) - 6, TILE))]  # fmt: skip
+        tiles = [
+            (
+                np.resize(cells, (max(1, len(cells) // 32), min(32, len(cells)))),
+                (TILES * (TILE + 6) - 6, TILE),
+            )
+        ]
     else:
         chosen = np.argsort(-values.std((1, 2, 3)), kind="stable")[:TILES]
-        tiles = [(scaled(values[channel, time], values[channel]), (TILE, TILE))
-                 for channel in chosen]  # fmt: skip
+        tiles = [
+            (scaled(values[channel, time], values[channel]), (TILE, TILE)) for channel in chosen
+        ]
     for place, (tile, (width, height)) in enumerate(tiles):
-        shown = Image.fromarray(heat(tile)).resize((width * SHARPNESS, height * SHARPNESS),
-                                                   Image.Resampling.NEAREST)  # fmt: skip
+        shown = Image.fromarray(heat(tile)).resize(
+            (width * SHARPNESS, height * SHARPNESS), Image.Resampling.NEAREST
+        )
         picture.paste(shown, ((190 + place * (TILE + 6)) * SHARPNESS, (top + 4) * SHARPNESS))
 
 
@@ -123,6 +146,14 @@ def _card(height, colours) -> tuple[Image.Image, Canvas]:
 def _film(moments) -> bytes:
     first, *others = moments
     file = io.BytesIO()
-    first.save(file, "WEBP", save_all=True, append_images=others, duration=FRAME_MS, loop=0,
-               quality=QUALITY, method=4)  # fmt: skip
+    first.save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=others,
+        duration=FRAME_MS,
+        loop=0,
+        quality=QUALITY,
+        method=4,
+    )
     return file.getvalue()

@@ -48,8 +48,10 @@ def watch(predictor: Predictor, frames) -> np.ndarray:
     """Return probabilities [T, classes] at each moment, from the frames played until then."""
     most = frames_needed(predictor.config)
     source = FramesInMemory(frames)
-    windows = [window_input(source, (max(0, stop - most), stop), predictor.config)
-               for stop in range(1, len(frames) + 1)]  # fmt: skip
+    windows = [
+        window_input(source, (max(0, stop - most), stop), predictor.config)
+        for stop in range(1, len(frames) + 1)
+    ]
     return predictor.probabilities(np.concatenate(windows), len(frames))
 
 
@@ -58,8 +60,14 @@ def shown_clips(predictor: Predictor) -> list[Shown]:
     for gesture, seed, first in SHOWN:
         forwards = demo_data.draw_clip(gesture, np.random.default_rng(seed))[first:]
         for frames in (forwards, forwards[::-1]):
-            clips.append(Shown(frames, watch(predictor, frames), predictor.classes,
-                               backwards=frames is not forwards))  # fmt: skip
+            clips.append(
+                Shown(
+                    frames,
+                    watch(predictor, frames),
+                    predictor.classes,
+                    backwards=frames is not forwards,
+                )
+            )
     return clips
 
 
@@ -69,8 +77,18 @@ def draw_opening(clips: list[Shown], colours) -> bytes:
     pictures = [draw_moment(clips, moment, colours) for moment in [last - 1, *range(last - 1)]]
     durations = [HOLD_MS] + [FRAME_MS] * (len(pictures) - 1)
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=durations,
-                     loop=0, quality=QUALITY, method=4, kmin=0, kmax=0)  # fmt: skip
+    pictures[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        quality=QUALITY,
+        method=4,
+        kmin=0,
+        kmax=0,
+    )
     return buffer.getvalue()
 
 
@@ -81,8 +99,14 @@ def draw_moment(clips: list[Shown], moment, colours) -> Image.Image:
     canvas = Canvas(ImageDraw.Draw(picture), colours)
     canvas.card()
     canvas.text(LEFT, 42, "Same frames, other order: another gesture.", 23, bold=True)
-    canvas.text(LEFT, 66, "A 3D network watches two clips, and the same clips played backwards. "
-                "Thick: the class it decides on; thin: the others.", 13, "muted")  # fmt: skip
+    canvas.text(
+        LEFT,
+        66,
+        "A 3D network watches two clips, and the same clips played backwards. "
+        "Thick: the class it decides on; thin: the others.",
+        13,
+        "muted",
+    )
     for number, clip in enumerate(clips):
         left = LEFT + number * (COLUMN + GAP) + number // 2 * (GAP_OF_PAIRS - GAP)
         at = min(moment, len(clip.frames) - 1)
@@ -102,8 +126,9 @@ def draw_clip(picture, canvas, left, clip: Shown, at) -> None:
     picture.paste(Image.fromarray(shown), (left * SHARPNESS, CLIP_TOP * SHARPNESS))
     count = len(clip.frames)
     place = count - 1 - at if clip.backwards else at
-    canvas.text(left + 18, CLIP_TOP - 9, "backwards" if clip.backwards else "forwards", 13,
-                clip.colour_name)  # fmt: skip
+    canvas.text(
+        left + 18, CLIP_TOP - 9, "backwards" if clip.backwards else "forwards", 13, clip.colour_name
+    )
     canvas.triangle(left, CLIP_TOP - 19, clip.backwards, clip.colour_name)
     canvas.text(left + COLUMN, CLIP_TOP - 9, f"frame {place + 1}", 13, "muted", anchor="rs")
     top, part = CLIP_TOP + CLIP_HEIGHT + 6, COLUMN / count
@@ -115,15 +140,20 @@ def draw_scores(canvas, left, clip: Shown, at) -> None:
     """Draw the classes' scores up to this moment, that of the final class in colour."""
     bottom = CHART_TOP + CHART_HEIGHT
     for share in (0, 0.5, 1):
-        canvas.line([(left, bottom - share * CHART_HEIGHT),
-                     (left + COLUMN, bottom - share * CHART_HEIGHT)], "faint", 1)  # fmt: skip
+        canvas.line(
+            [(left, bottom - share * CHART_HEIGHT), (left + COLUMN, bottom - share * CHART_HEIGHT)],
+            "faint",
+            1,
+        )
     canvas.text(left, CHART_TOP - 6, "score", 12, "muted")
     canvas.text(left + COLUMN, CHART_TOP - 6, "100 %", 12, "muted", anchor="rs")
     step = COLUMN / (len(clip.frames) - 1)
     verdict = clip.scores[-1].argmax()
     for index in sorted(range(len(clip.classes)), key=lambda index: index == verdict):
-        points = [(left + moment * step, bottom - score * CHART_HEIGHT)
-                  for moment, score in enumerate(clip.scores[: at + 1, index])]  # fmt: skip
+        points = [
+            (left + moment * step, bottom - score * CHART_HEIGHT)
+            for moment, score in enumerate(clip.scores[: at + 1, index])
+        ]
         is_verdict = index == verdict
         canvas.line(points, clip.colour_name if is_verdict else "soft", 3 if is_verdict else 1.2)
         if is_verdict:
@@ -137,8 +167,15 @@ def draw_verdict(canvas, left, clip: Shown, at) -> None:
     kind, _, way = clip.classes[best].partition(" ")
     canvas.text(left, 355, kind, 13, "muted")
     canvas.text(left, 377, way, 18, colour, bold=True)
-    canvas.text(left + COLUMN, 355, f"{100 * clip.scores[at, best]:.0f} %", 15, colour,
-                bold=True, anchor="rs")  # fmt: skip
+    canvas.text(
+        left + COLUMN,
+        355,
+        f"{100 * clip.scores[at, best]:.0f} %",
+        15,
+        colour,
+        bold=True,
+        anchor="rs",
+    )
 
 
 class Canvas:
@@ -171,6 +208,9 @@ class Canvas:
         self.draw.circle((x * SHARPNESS, y * SHARPNESS), radius * SHARPNESS, self.colours[colour])
 
     def triangle(self, x, y, to_the_left, colour):
-        tips = [(x + 10, y), (x, y + 5), (x + 10, y + 10)] if to_the_left else [
-            (x, y), (x + 10, y + 5), (x, y + 10)]  # fmt: skip
+        tips = (
+            [(x + 10, y), (x, y + 5), (x + 10, y + 10)]
+            if to_the_left
+            else [(x, y), (x + 10, y + 5), (x, y + 10)]
+        )
         self.draw.polygon([(x * SHARPNESS, y * SHARPNESS) for x, y in tips], self.colours[colour])

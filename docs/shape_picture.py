@@ -24,9 +24,12 @@ def draw_shapes(config: Config) -> str:
     stages = network.stages
     total = f"{network.num_parameters:,} parameters, {network.flops / 1e9:.2f} GFLOP per clip"
     inputs, classes = stages[0].shape, stages[-1].shape[0]
-    picture = Svg(464, f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "
-                       "stage by stage in space and time, while channels grow, until one vector "
-                       f"is left, from which {classes} classes are told")  # fmt: skip
+    picture = Svg(
+        464,
+        f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "
+        "stage by stage in space and time, while channels grow, until one vector "
+        f"is left, from which {classes} classes are told",
+    )
     picture.text(24, 34, "Space and time shrink …", 17, "blue", bold=True)
     picture.text(24, 53, "frames, height and width of each stage, to scale", 13, "muted")
     picture.text(24, 345, "… while channels grow", 17, "orange", bold=True)

@@ -32,8 +32,20 @@ class Svg:
         self.parts, self.styles = [], [style_sheet()]
         self.rect(0.5, 0.5, width - 1, height - 1, "card", line="edge", radius=8)
 
-    def rect(self, x, y, width, height, fill=None, *, opacity=1, line=None, line_width=1,
-             radius=0, extra=""):  # fmt: skip
+    def rect(
+        self,
+        x,
+        y,
+        width,
+        height,
+        fill=None,
+        *,
+        opacity=1,
+        line=None,
+        line_width=1,
+        radius=0,
+        extra="",
+    ):
         """Add a rectangle; fill: a name in the palette or a CSS colour; extra: attributes."""
         style = f"fill:{_colour(fill)}"
         style += f";fill-opacity:{_number(opacity)}" if opacity < 1 else ""

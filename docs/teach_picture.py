@@ -29,8 +29,11 @@ SIZE, QUALITY, MAX_BYTES = (1100, 1000), 80, 300_000
 
 def draw(data: Path, output: Path) -> None:
     """Open the page of a trained data set, let it recognise the gesture, and play it backwards."""
-    frames = [cv2.resize(frame, (320, 240)) for seed in HANDS
-              for frame in demo_data.draw_clip(GESTURE, np.random.default_rng(seed))]
+    frames = [
+        cv2.resize(frame, (320, 240))
+        for seed in HANDS
+        for frame in demo_data.draw_clip(GESTURE, np.random.default_rng(seed))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         camera = write_camera(Path(folder) / "camera.y4m", np.stack(frames), 12)
         picture = Path(folder) / "page.png"
@@ -53,10 +56,21 @@ def draw(data: Path, output: Path) -> None:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER",
-                        help="that teach.py has trained, with Moving Right and Moving Left")
-    parser.add_argument("--output", "-o", type=Path, default=Path(__file__).with_name("teach.webp"),
-                        metavar="FILE", help="(%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="that teach.py has trained, with Moving Right and Moving Left",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        default=Path(__file__).with_name("teach.webp"),
+        metavar="FILE",
+        help="(%(default)s)",
+    )
     options = parser.parse_args(arguments)
     draw(options.data, options.output)
     return 0

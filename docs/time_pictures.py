@@ -33,25 +33,46 @@ NUM_LEARNT = 3  # kernels that are shown
 
 def three_cases(frames) -> list[np.ndarray]:
     """Return the outputs of the three kinds of convolution for a clip, int [T, H, W] each."""
-    return [np.stack([slide_2d(frame, EDGE_KERNEL) for frame in frames]),
-            slide_3d(frames, STACKED_KERNEL), slide_3d(frames, MOVEMENT_KERNEL)]  # fmt: skip
+    return [
+        np.stack([slide_2d(frame, EDGE_KERNEL) for frame in frames]),
+        slide_3d(frames, STACKED_KERNEL),
+        slide_3d(frames, MOVEMENT_KERNEL),
+    ]
 
 
 def draw_cases() -> str:
     """Draw a clip, and its frames backwards, through the three kinds of convolution. SVG"""
     right = moving_bar()
     forwards, backwards = three_cases(right), three_cases(right[::-1].copy())
-    picture = Svg(492, "Three kinds of convolution: on one frame, the outputs of a clip and of its "
-                       "reverse are the same pictures; on stacked frames, they are two opposite "
-                       "pictures; in 3D, they are opposite clips")  # fmt: skip
+    picture = Svg(
+        492,
+        "Three kinds of convolution: on one frame, the outputs of a clip and of its "
+        "reverse are the same pictures; on stacked frames, they are two opposite "
+        "pictures; in 3D, they are opposite clips",
+    )
     words = (
-        ("2D, frame by frame", "kernel 3 × 3", "The same pictures in another",
-         "order: their mean, for example,", "is equal."),
-        ("2D, on stacked frames", "kernel 4 × 3 × 3, all frames", "Opposite pictures: the order",
-         "is seen, once. The output is one", "picture; later layers see no time."),
-        ("3D", "kernel 2 × 3 × 3, slides over time", "Opposite clips: the output has",
-         "a time axis, so the next layer", "can look at time again."),
-    )  # fmt: skip
+        (
+            "2D, frame by frame",
+            "kernel 3 × 3",
+            "The same pictures in another",
+            "order: their mean, for example,",
+            "is equal.",
+        ),
+        (
+            "2D, on stacked frames",
+            "kernel 4 × 3 × 3, all frames",
+            "Opposite pictures: the order",
+            "is seen, once. The output is one",
+            "picture; later layers see no time.",
+        ),
+        (
+            "3D",
+            "kernel 2 × 3 × 3, slides over time",
+            "Opposite clips: the output has",
+            "a time axis, so the next layer",
+            "can look at time again.",
+        ),
+    )
     for number, (title, kernel, *lines) in enumerate(words):
         y = 30 + 154 * number
         picture.text(24, y, title, 17, bold=True)
@@ -65,8 +86,12 @@ def draw_cases() -> str:
             _draw_case(picture, y + 2 + 66 * clip, name, frames, outputs[number], seen)
         if number:
             picture.path(f"M24 {y - 26}H806", "edge", 1)
-    picture.text(24, 478, "Yellow: what one output is computed from. Blue outputs are above 0, "
-                          "orange ones below.", 14)  # fmt: skip
+    picture.text(
+        24,
+        478,
+        "Yellow: what one output is computed from. Blue outputs are above 0, orange ones below.",
+        14,
+    )
     return picture.source()
 
 
@@ -92,8 +117,14 @@ def _draw_output(picture, x, y, values, cell, strongest) -> None:
         left, top = x + column * cell, y + row * cell
         picture.rect(left, top, cell - 1, cell - 1, "card")
         if value:
-            picture.rect(left, top, cell - 1, cell - 1, "blue" if value > 0 else "orange",
-                         opacity=0.25 + 0.65 * abs(value) / strongest)  # fmt: skip
+            picture.rect(
+                left,
+                top,
+                cell - 1,
+                cell - 1,
+                "blue" if value > 0 else "orange",
+                opacity=0.25 + 0.65 * abs(value) / strongest,
+            )
 
 
 # --- two layers --------------------------------------------------------------------------------
@@ -109,18 +140,28 @@ def edges_then_movement(frames, with_relu=True) -> tuple[np.ndarray, np.ndarray]
 def wide_bar_clips() -> dict[str, np.ndarray]:
     """Return two frames of bars with space for two layers, int [T, H, W], by name."""
     bright = moving_bar(2, height=5, width=12, start=4)
-    return {"bright, to the right": bright, "dark, to the right": 9 - bright,
-            "bright, to the left": bright[::-1], "dark, to the left": 9 - bright[::-1]}
+    return {
+        "bright, to the right": bright,
+        "dark, to the right": 9 - bright,
+        "bright, to the left": bright[::-1],
+        "dark, to the left": 9 - bright[::-1],
+    }
 
 
 def draw_two_layers() -> str:
     """Draw one layer, which gives direction times contrast, and two, which give direction. SVG"""
-    picture = Svg(418, "Bars through one layer and through two: one layer cannot tell a bright bar "
-                       "that moves right from a dark one that moves left; two layers with a ReLU "
-                       "in between can")  # fmt: skip
-    columns = ((24, "Two frames in", ""), (244, "One layer", "the 3D kernel"),
-               (366, "Layer 1: edges, ReLU", "below 0 becomes 0"),
-               (580, "Layer 2", "the 3D kernel"))  # fmt: skip
+    picture = Svg(
+        418,
+        "Bars through one layer and through two: one layer cannot tell a bright bar "
+        "that moves right from a dark one that moves left; two layers with a ReLU "
+        "in between can",
+    )
+    columns = (
+        (24, "Two frames in", ""),
+        (244, "One layer", "the 3D kernel"),
+        (366, "Layer 1: edges, ReLU", "below 0 becomes 0"),
+        (580, "Layer 2", "the 3D kernel"),
+    )
     for x, title, subtitle in columns:
         picture.text(x, 34, title, 16, bold=True)
         picture.text(x, 54, subtitle, 14, "muted")
@@ -142,19 +183,32 @@ def draw_two_layers() -> str:
         _draw_strongest(picture, 620, y + 29, movement)
         shown = max(0, strongest_of(movement) - RELU_THRESHOLD)
         picture.text(806, y + 28, shown, 20, anchor="end", bold=True)
-    without = [signed(strongest_of(edges_then_movement(frames.copy(), with_relu=False)[1]))
-               for frames in wide_bar_clips().values()]  # fmt: skip
-    picture.text(24, 378, "Numbers are the strongest outputs. Blue names and numbers: right, or "
-                          "above 0. Orange: left, or below 0.", 14)  # fmt: skip
-    picture.text(24, 400, f"Without the first ReLU, layer 2 would give {', '.join(without)}: "
-                          "contrast would count again.", 14)  # fmt: skip
+    without = [
+        signed(strongest_of(edges_then_movement(frames.copy(), with_relu=False)[1]))
+        for frames in wide_bar_clips().values()
+    ]
+    picture.text(
+        24,
+        378,
+        "Numbers are the strongest outputs. Blue names and numbers: right, or "
+        "above 0. Orange: left, or below 0.",
+        14,
+    )
+    picture.text(
+        24,
+        400,
+        f"Without the first ReLU, layer 2 would give {', '.join(without)}: "
+        "contrast would count again.",
+        14,
+    )
     return picture.source()
 
 
 def _draw_strongest(picture, x, y, values) -> None:
     value = strongest_of(values)
-    picture.text(x, y, signed(value), 24, "blue" if value > 0 else "orange", anchor="middle",
-                 bold=True)  # fmt: skip
+    picture.text(
+        x, y, signed(value), 24, "blue" if value > 0 else "orange", anchor="middle", bold=True
+    )
 
 
 # --- how far each layer sees in time -----------------------------------------------------------
@@ -177,8 +231,9 @@ def frames_seen(config: Config) -> list[tuple[int, list[int]]]:
     for block in network.blocks:
         for module in block:
             pools = isinstance(module, nn.MaxPool3d)
-            output = nn.functional.avg_pool3d(output, module.kernel_size) if pools else module(
-                output)  # fmt: skip
+            output = (
+                nn.functional.avg_pool3d(output, module.kernel_size) if pools else module(output)
+            )
         times, height, width = output.shape[2:]
         middle = output[0, 0, times // 2, height // 2, width // 2]
         (gradient,) = torch.autograd.grad(middle, clip, retain_graph=True)
@@ -191,11 +246,19 @@ def draw_receptive_field(config: Config) -> str:
     """Draw a row of input frames per block, with those that one output depends on. SVG"""
     rows = frames_seen(config)
     counts = [len(frames) for _, frames in rows]
-    picture = Svg(78 + 62 * len(rows), "Of the input's frames, one output of each block depends "
-                  f"on {', '.join(map(str, counts))}")  # fmt: skip
+    picture = Svg(
+        78 + 62 * len(rows),
+        f"Of the input's frames, one output of each block depends on {', '.join(map(str, counts))}",
+    )
     picture.text(24, 34, "How far one output sees in time", 17, bold=True)
-    picture.text(24, 54, f"Blue: those of the {config.clip_size} input frames that the middle "
-                         "output of each block depends on.", 14, "muted")  # fmt: skip
+    picture.text(
+        24,
+        54,
+        f"Blue: those of the {config.clip_size} input frames that the middle "
+        "output of each block depends on.",
+        14,
+        "muted",
+    )
     left, step = 224, 24
     for number, (times, frames) in enumerate(rows):
         y = 92 + 62 * number
@@ -204,10 +267,17 @@ def draw_receptive_field(config: Config) -> str:
         picture.text(24, y + 27, positions, 14, "muted")
         for frame in range(config.clip_size):
             is_seen = frame in frames
-            picture.rect(left + frame * step, y - 4, step - 3, 30, "blue" if is_seen else "faint",
-                         radius=3)  # fmt: skip
-            picture.text(left + frame * step + 10.5, y + 16, frame + 1, 12,
-                         "card" if is_seen else "muted", anchor="middle")  # fmt: skip
+            picture.rect(
+                left + frame * step, y - 4, step - 3, 30, "blue" if is_seen else "faint", radius=3
+            )
+            picture.text(
+                left + frame * step + 10.5,
+                y + 16,
+                frame + 1,
+                12,
+                "card" if is_seen else "muted",
+                anchor="middle",
+            )
         picture.text(806, y + 17, f"{len(frames)} frames", 15, "blue", anchor="end", bold=True)
     return picture.source()
 
@@ -230,8 +300,11 @@ def learnt_kernels(network) -> np.ndarray:
 
 def draw_learnt_kernels(network) -> str:
     """Draw the hand-made kernel beside learnt ones, and their output for a moving bar. SVG"""
-    picture = Svg(292, "The kernel made by hand beside three learnt ones, and the strongest "
-                       "outputs of each for a bar that moves right or left")  # fmt: skip
+    picture = Svg(
+        292,
+        "The kernel made by hand beside three learnt ones, and the strongest "
+        "outputs of each for a bar that moves right or left",
+    )
     clips = list(bar_clips().values())
     right, left = (frames.copy() for frames, _ in clips[:2])
     kernels = [MOVEMENT_KERNEL, *learnt_kernels(network)]
@@ -246,13 +319,31 @@ def draw_learnt_kernels(network) -> str:
             values = _slide_floats(frames, kernel)
             y = 178 + 22 * line
             picture.text(x, y, f"bar to the {name}", 14)
-            picture.text(x + 172, y, f"{max(values.flat, key=abs):+.0f}".replace("-", "−"), 15,
-                         "blue" if max(values.flat, key=abs) > 0 else "orange", anchor="end",
-                         bold=True)  # fmt: skip
-    picture.text(24, 240, "Learnt: the first kernels of the demo's network with most change over "
-                          "time, summed over the colours.", 14, "muted")  # fmt: skip
-    picture.text(24, 262, "Blue weights are above 0, orange ones below; numbers are the strongest "
-                          "outputs for the bright bar.", 14, "muted")  # fmt: skip
+            picture.text(
+                x + 172,
+                y,
+                f"{max(values.flat, key=abs):+.0f}".replace("-", "−"),
+                15,
+                "blue" if max(values.flat, key=abs) > 0 else "orange",
+                anchor="end",
+                bold=True,
+            )
+    picture.text(
+        24,
+        240,
+        "Learnt: the first kernels of the demo's network with most change over "
+        "time, summed over the colours.",
+        14,
+        "muted",
+    )
+    picture.text(
+        24,
+        262,
+        "Blue weights are above 0, orange ones below; numbers are the strongest "
+        "outputs for the bright bar.",
+        14,
+        "muted",
+    )
     return picture.source()
 
 
@@ -260,8 +351,14 @@ def _draw_weights(picture, x, y, weights) -> None:
     for (row, column), weight in np.ndenumerate(weights):
         left, top = x + 27 * column, y + 27 * row
         picture.rect(left, top, 26, 26, "faint", opacity=0.5)
-        picture.rect(left, top, 26, 26, "blue" if weight > 0 else "orange",
-                     opacity=min(0.99, 0.9 * abs(float(weight))))  # fmt: skip
+        picture.rect(
+            left,
+            top,
+            26,
+            26,
+            "blue" if weight > 0 else "orange",
+            opacity=min(0.99, 0.9 * abs(float(weight))),
+        )
     picture.rect(x - 1, y - 1, 82, 82, line="ink", line_width=1.5)
 
 

@@ -23,13 +23,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from clips.annotations import (
-    groups_of,
-    is_clip_id,
-    lines_without_group,
-    read_labels,
-    read_rows,
-)
+from clips.annotations import groups_of, is_clip_id, lines_without_group, read_labels, read_rows
 from clips.batches import as_it_is
 from clips.films import is_video
 from clips.folders import Clip, ClipFolder, FrameSource
@@ -177,8 +171,10 @@ def _find_shared_groups(clip_sets, report):
     for number, clip_set in enumerate(clip_sets):
         for earlier in clip_sets[:number]:
             for group in sorted(clip_set.groups & earlier.groups, key=natural_key):
-                detail = (f"{group!r}: {plural(clip_set.groups[group], 'clip')}, and "
-                          f"{earlier.groups[group]:,} of {earlier.name}")
+                detail = (
+                    f"{group!r}: {plural(clip_set.groups[group], 'clip')}, and "
+                    f"{earlier.groups[group]:,} of {earlier.name}"
+                )
                 report.add(clip_set.name, "group in two sets", detail)
 
 
@@ -232,12 +228,19 @@ class ClipChecks(Dataset):
 
 def _examine_clips(clip_sets, config, report):
     """Add each clip's result to its set and to the report, in the order of the CSVs."""
-    clips = [(clip_set, clip_set.folder.clip(clip_id))
-             for clip_set in clip_sets for clip_id in clip_set.ids]
+    clips = [
+        (clip_set, clip_set.folder.clip(clip_id))
+        for clip_set in clip_sets
+        for clip_id in clip_set.ids
+    ]
     checks = ClipChecks([clip for _, clip in clips], config)
-    loader = DataLoader(checks, batch_size=None, collate_fn=as_it_is,
-                        num_workers=processes.loader_workers(config.num_workers),
-                        worker_init_fn=_start_worker)
+    loader = DataLoader(
+        checks,
+        batch_size=None,
+        collate_fn=as_it_is,
+        num_workers=processes.loader_workers(config.num_workers),
+        worker_init_fn=_start_worker,
+    )
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     first_seen, number = {}, 0
     try:
@@ -255,8 +258,10 @@ def _examine_clips(clip_sets, config, report):
     except BaseException as error:  # mainly Ctrl-C: do not wait for the workers' clips
         stopping.end_workers()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            raise UserError(f"{clips[number][1]}: a worker process died at this clip or one of the "
-                            "next, possibly for lack of memory; lower num_workers") from None
+            raise UserError(
+                f"{clips[number][1]}: a worker process died at this clip or one of the "
+                "next, possibly for lack of memory; lower num_workers"
+            ) from None
         raise
 
 

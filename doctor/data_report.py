@@ -28,8 +28,10 @@ KINDS = {
     "clip in two sets": ("error", "drop it from one of them; it would inflate the score"),
     "clip without group": ("error", "fill in the column `group`, or delete it"),
     "content in two sets": ("error", "drop it from one of them; it would inflate the score"),
-    "group in two sets": ("note", "keep it in one set; a score on known groups is too high for "
-                          "others"),
+    "group in two sets": (
+        "note",
+        "keep it in one set; a score on known groups is too high for others",
+    ),
     "unknown label": ("note", "these rows are left out; to keep them, add the label to labels_csv"),
     "short clip": ("note", "padded with its last frame; a lower clip_size or step_size avoids it"),
     "late first number": ("note", "check whether the first frames were lost"),
@@ -105,8 +107,10 @@ def print_sets(clip_sets):
         print(f"{clip_set.name}: {plural(lengths.total(), 'clip')} examined in {clip_set.folder}")
         if lengths:
             num_frames = sum(length * clips for length, clips in lengths.items())
-            print(f"  {plural(num_frames, 'frame')}; a clip has {min(lengths)} to {max(lengths)}, "
-                  f"mean {num_frames / lengths.total():.1f}")
+            print(
+                f"  {plural(num_frames, 'frame')}; a clip has {min(lengths)} to {max(lengths)}, "
+                f"mean {num_frames / lengths.total():.1f}"
+            )
             print(f"  pixels: {describe_sizes(clip_set.sizes)}")
     print()
 

@@ -17,8 +17,11 @@ FRAME_HEIGHT, TITLE_HEIGHT, BARS_HEIGHT = 224, 26, 48  # pixels
 
 
 def grad_cam(
-    outputs: dict[str, StageOutput], logits: torch.Tensor, class_index: int,
-    shape: tuple[int, int, int], stage_name: str | None = None,
+    outputs: dict[str, StageOutput],
+    logits: torch.Tensor,
+    class_index: int,
+    shape: tuple[int, int, int],
+    stage_name: str | None = None,
 ) -> tuple[np.ndarray, str]:
     """Return the map of one clip, float [T, H, W] from 0 to 1, and the name of its stage.
 

@@ -20,8 +20,10 @@ def draw_kernels(films: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(-change.sum((1, 2, 3, 4)), kind="stable")
     films = films[order] / np.abs(films[order]).max((1, 2, 3, 4), keepdims=True).clip(1e-12)
     films = np.rint(127.5 + 127.5 * films).astype(np.uint8)
-    return [_grid([enlarged(kernel, KERNEL_SIDE) for kernel in moment])
-            for moment in films.swapaxes(0, 1)]  # fmt: skip
+    return [
+        _grid([enlarged(kernel, KERNEL_SIDE) for kernel in moment])
+        for moment in films.swapaxes(0, 1)
+    ]
 
 
 def _grid(tiles) -> np.ndarray:
@@ -43,8 +45,10 @@ def draw_activations(
     frames: uint8 [T, H, W, 3]; outputs: [C, T, H, W] by stage.
     """
     num_frames = len(frames)
-    rows = [[_row(name, output, moment, num_frames) for name, output in outputs.items()]
-            for moment in range(num_frames)]  # fmt: skip
+    rows = [
+        [_row(name, output, moment, num_frames) for name, output in outputs.items()]
+        for moment in range(num_frames)
+    ]
     pictures = []
     for frame, stages in zip(frames, rows, strict=True):
         head = blank(2 * TILE, stages[0].shape[1])

@@ -57,9 +57,11 @@ def stage_outputs(
         return (first, *others) if others else first
 
     for name in stage_names(network):
-        hooks.append(network.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: keep(name, output)
-        ))
+        hooks.append(
+            network.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: keep(name, output)
+            )
+        )
     try:
         for module in recurrent:
             module.train()
@@ -97,8 +99,11 @@ def first_kernels(network: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for stream in streams or [""]:
         part = network.get_submodule(stream)
-        name, layer = next((name, module) for name, module in part.named_modules()
-                           if isinstance(module, nn.Conv2d | nn.Conv3d))
+        name, layer = next(
+            (name, module)
+            for name, module in part.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Conv3d)
+        )
         found[f"{stream}.{name}".strip(".")] = _as_films(layer.weight.detach().float().cpu())
     return found
 

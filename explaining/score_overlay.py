@@ -31,13 +31,13 @@ def save_with_scores(path: Path, source, scores: Scores, frame_rate: float) -> N
     try:
         save(path, pictures, frame_rate)
     except (OSError, av.error.FFmpegError) as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") \
-            from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from None
 
 
 def overlay_scores(frame: np.ndarray, bars: list[tuple[str, float]]) -> np.ndarray:
-    """Return the scaled frame above one bar per (class, probability). uint8 [H, W, 3], even sides.
-    """
+    """Return the scaled frame above a bar per (class, probability). uint8 [H, W, 3], even sides."""
     height = max(2, round(frame.shape[0] * WIDTH / frame.shape[1] / 2) * 2)
     picture = blank(height + NUM_BARS * BAR_HEIGHT, WIDTH)
     picture[:height] = cv2.resize(frame, (WIDTH, height), interpolation=cv2.INTER_LINEAR)

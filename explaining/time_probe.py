@@ -53,7 +53,7 @@ class TimeProbe:
 
 def _most_common(predicted) -> tuple[int, float]:
     """Return the most frequent prediction and its fraction."""
-    (index, count), = Counter(predicted.tolist()).most_common(1)
+    ((index, count),) = Counter(predicted.tolist()).most_common(1)
     return index, count / len(predicted)
 
 
@@ -70,8 +70,10 @@ def probe(predictor: Predictor, annotations: Annotations, seed: int = 0) -> Time
         indices, clips = batch.indices.numpy(), batch.clips.numpy()
         rngs = [np.random.default_rng([seed, index]) for index in indices]
         for order in ORDERS:
-            windows = [reordered(clip, positions(order, clip.shape[1], rng))
-                       for clip, rng in zip(clips, rngs, strict=True)]
+            windows = [
+                reordered(clip, positions(order, clip.shape[1], rng))
+                for clip, rng in zip(clips, rngs, strict=True)
+            ]
             probabilities = predictor.probabilities(np.concatenate(windows), len(windows))
             predicted[order][indices] = probabilities.argmax(1)
     return TimeProbe(predictor.classes, annotations.labels, predicted)
@@ -108,8 +110,10 @@ def table(result: TimeProbe) -> str:
     if pairs:
         width = max(len(name) for name, _, _ in pairs)
         lines += ["", "reversed, most clips of"]
-        lines += [f"  {name:<{width}}  are classified as {other} ({percent:.0f} %)"
-                  for name, other, percent in pairs]  # fmt: skip
+        lines += [
+            f"  {name:<{width}}  are classified as {other} ({percent:.0f} %)"
+            for name, other, percent in pairs
+        ]
     return "\n".join(lines)
 
 

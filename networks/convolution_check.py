@@ -49,8 +49,11 @@ class Fault(NamedTuple):
 
 
 # For the message.
-REMEDIES = {PaddedBeforehand: "time is padded separately", Conv2dInFp32: "computed in fp32",
-            Conv3dInFp32: "computed in fp32"}  # fmt: skip
+REMEDIES = {
+    PaddedBeforehand: "time is padded separately",
+    Conv2dInFp32: "computed in fp32",
+    Conv3dInFp32: "computed in fp32",
+}
 
 
 def remedy_for(module, errors_of) -> type[nn.Module]:
@@ -89,9 +92,12 @@ def replace_wrong_convolutions(model, clip_shape, num_clips, device, precision, 
         names = [name for name, chosen in remedies.items() if chosen is remedy]
         if names:
             worst = next(fault for fault in faults if names[0] in fault.layers)
-            print(f"{precision_name(precision, device)} convolutions that are wrong on this "
-                  f"machine: {summarize(names)} ({worst.part} of {names[0]} off by "
-                  f"{worst.error:.0%}); {words}", flush=True)
+            print(
+                f"{precision_name(precision, device)} convolutions that are wrong on this "
+                f"machine: {summarize(names)} ({worst.part} of {names[0]} off by "
+                f"{worst.error:.0%}); {words}",
+                flush=True,
+            )
     return faults
 
 
@@ -105,8 +111,13 @@ def find_faults(model, clip_shape, num_clips, device, precision, training) -> li
     for case, names in cases.items():
         module = model.get_submodule(names[0])
         shape = affordable_shape(module, case.input_shape, flop / len(cases))
-        errors_of = partial(relative_errors, input_shape=shape, device=device,
-                            precision=precision, training=training)  # fmt: skip
+        errors_of = partial(
+            relative_errors,
+            input_shape=shape,
+            device=device,
+            precision=precision,
+            training=training,
+        )
         errors = errors_of(module)
         part = max(errors, key=errors.get)
         if errors[part] > MAX_ERROR:

@@ -13,8 +13,9 @@ class PaddedBeforehand(nn.Conv3d):
     def forward(self, inputs):
         time, *space = self.padding
         inputs = F.pad(inputs, (0, 0, 0, 0, time, time))
-        return F.conv3d(inputs, self.weight, self.bias, self.stride, (0, *space), self.dilation,
-                        self.groups)
+        return F.conv3d(
+            inputs, self.weight, self.bias, self.stride, (0, *space), self.dilation, self.groups
+        )
 
 
 class UnfoldedGradient(nn.Conv3d):
@@ -52,9 +53,18 @@ def _gradients(context, gradient, wanted):
     """Return the requested gradients of input, weight and bias; None for the others."""
     (inputs, weight), (stride, padding, dilation, groups) = context.saved_tensors, context.settings
     return torch.ops.aten.convolution_backward(
-        gradient, inputs, weight, [len(weight)], stride, padding, dilation, False, [0, 0, 0],
-        groups, wanted,
-    )  # fmt: skip
+        gradient,
+        inputs,
+        weight,
+        [len(weight)],
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0, 0],
+        groups,
+        wanted,
+    )
 
 
 class InFp32:

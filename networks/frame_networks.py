@@ -76,11 +76,13 @@ class TemporalRelationNetwork(nn.Module):
         self.scales = list(range(self.num_frames, smallest - 1, -1))
         self.relations = nn.ModuleList(
             nn.Sequential(
-                nn.ReLU(), nn.Linear(scale * self.FRAME_FEATURES, self.RELATION_FEATURES),
-                nn.ReLU(), nn.Dropout(config.dropout),
+                nn.ReLU(),
+                nn.Linear(scale * self.FRAME_FEATURES, self.RELATION_FEATURES),
+                nn.ReLU(),
+                nn.Dropout(config.dropout),
             )
             for scale in self.scales
-        )  # fmt: skip
+        )
         self.classifiers = nn.ModuleList(
             nn.Linear(self.RELATION_FEATURES, num_classes) for _ in self.scales
         )
@@ -146,6 +148,12 @@ def replace_first_convolution(network, channels_in) -> None:
     name, first = next(
         (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     )
-    fresh = nn.Conv2d(channels_in, first.out_channels, first.kernel_size, first.stride,
-                      first.padding, bias=first.bias is not None)  # fmt: skip
+    fresh = nn.Conv2d(
+        channels_in,
+        first.out_channels,
+        first.kernel_size,
+        first.stride,
+        first.padding,
+        bias=first.bias is not None,
+    )
     network.set_submodule(name, fresh)

@@ -67,8 +67,15 @@ class InvertedResidual(nn.Module):
 
 def conv_norm_relu(channels_in, channels_out, kernel, stride=1, groups=1):
     return nn.Sequential(
-        nn.Conv3d(channels_in, channels_out, kernel, stride, padding=kernel // 2, groups=groups,
-                  bias=False),
+        nn.Conv3d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        ),
         nn.BatchNorm3d(channels_out),
         nn.ReLU6(inplace=True),
     )

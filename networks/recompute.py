@@ -80,8 +80,9 @@ def _recompute(forward, modules, *inputs):
 @contextmanager
 def _unchanged_statistics(modules):
     """Keep BatchNorm's running statistics by a momentum of 0; it counts batches in a copy."""
-    norms = [part for module in modules for part in module.modules()
-             if isinstance(part, _BatchNorm)]  # fmt: skip
+    norms = [
+        part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)
+    ]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()

@@ -66,8 +66,10 @@ def describe(model: nn.Module, clip_shape) -> Description:
     with FlopCounterMode(display=False) as counter:
         shapes = output_shapes(model, clip_shape)
     found = [Stage("input", (num_channels(model), *clip_shape), 0)]
-    found += [Stage(name, tuple(shapes.get(name, ())[1:]), count_parameters(stage))
-              for name, stage in stages(model)]  # fmt: skip
+    found += [
+        Stage(name, tuple(shapes.get(name, ())[1:]), count_parameters(stage))
+        for name, stage in stages(model)
+    ]
     max_clips = MAX_ELEMENTS // max(shape.numel() for shape in shapes.values())
     return Description(found, count_parameters(model), counter.get_total_flops(), max_clips)
 
@@ -79,14 +81,18 @@ def format_description(network: Description, num_clips: int = 1) -> str:
     """
     width = max(15, *(len(stage.name) for stage in network.stages)) + 1
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
-    lines += [f"{name:<{width}}{', '.join(map(str, shape)):<24}{count:>12,}"
-              for name, shape, count in network.stages]  # fmt: skip
+    lines += [
+        f"{name:<{width}}{', '.join(map(str, shape)):<24}{count:>12,}"
+        for name, shape, count in network.stages
+    ]
     total = f"{network.flops / 1e9:.2f} GFLOP per clip"
     lines.append(f"{'total':<{width}}{total:<24}{network.num_parameters:>12,}")
     if num_clips > network.max_clips:
-        lines.append(f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
-                     "which GPUs convolve by slow kernels; raise accumulate_steps, so that a part "
-                     f"has at most {network.max_clips:,} clips")
+        lines.append(
+            f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
+            "which GPUs convolve by slow kernels; raise accumulate_steps, so that a part "
+            f"has at most {network.max_clips:,} clips"
+        )
     return "\n".join(lines)
 
 

@@ -11,14 +11,18 @@ from clips.folders import ClipFolder
 from clips.frames import composed, natural_key
 from system.errors import UserError, summarize
 
-PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-         "validation": "validation", "test": "test"}  # fmt: skip
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 CONTROL_CHARACTERS = {chr(number) for number in range(32)} | {"\x7f"}
 
 
-def labelled_clips(
-    root: ClipFolder, others: list | None = None
-) -> tuple[pd.DataFrame, list[str]]:
+def labelled_clips(root: ClipFolder, others: list | None = None) -> tuple[pd.DataFrame, list[str]]:
     """Return the clips below `root`, in natural order, and the folders without clips.
 
     The columns are id (the path below `root`), label (the class folder's name in NFC; empty for a
@@ -39,12 +43,16 @@ def labelled_clips(
     _check_depth(root, paths)
     parts = _parts(root, paths)
     places = [1 if part else 0 for part in parts]  # of the class folder's name
-    clips = pd.DataFrame({
-        "id": ids,
-        "label": [composed("/".join(path[place:-1][:1]))
-                  for path, place in zip(paths, places, strict=True)],
-        "part": parts,
-    })  # fmt: skip
+    clips = pd.DataFrame(
+        {
+            "id": ids,
+            "label": [
+                composed("/".join(path[place:-1][:1]))
+                for path, place in zip(paths, places, strict=True)
+            ],
+            "part": parts,
+        }
+    )
     labels = sorted(set(clips["label"]) - {""})
     if len(labels) < 2:
         raise UserError(
@@ -59,11 +67,15 @@ def _parts(root, paths: list[list[str]]) -> list[str]:
     parts = [PARTS.get(path[0].lower(), "") for path in paths]
     found = set(parts)
     is_split = "train" in found and ("" not in found or len(found) > 2)
-    if not is_split or any(len(path) < 3 for path, part in zip(paths, parts, strict=True)
-                           if part == "train"):  # a class that is called train
+    if not is_split or any(
+        len(path) < 3 for path, part in zip(paths, parts, strict=True) if part == "train"
+    ):  # a class that is called train
         return [""] * len(paths)
-    beside = ["/".join(path) for path, part in zip(paths, parts, strict=True)
-              if not part or (part == "validation" and len(path) < 3)]
+    beside = [
+        "/".join(path)
+        for path, part in zip(paths, parts, strict=True)
+        if not part or (part == "validation" and len(path) < 3)
+    ]
     if beside:
         raise UserError(
             f"--data {root}: is split into {summarize(sorted({path[0] for path in paths}), 5)}, "

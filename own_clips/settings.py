@@ -38,8 +38,12 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
     are chosen to suit.
     """
     given = dict(given)
-    choices = [*_time(stats, given), *_size(stats, given), _background(stats),
-               *training_length(num_clips, device_type)]
+    choices = [
+        *_time(stats, given),
+        *_size(stats, given),
+        _background(stats),
+        *training_length(num_clips, device_type),
+    ]
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -56,19 +60,36 @@ def _time(stats: ClipStats, given: dict) -> list[Choice]:
     is_segments = given.get("sampling") == "segments"
     clip_size, step = _window(num_frames, rate, is_segments, given)
     choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
-    choices.append(Choice("clip_size", clip_size, f"the clips have {low:.0f} to {high:.0f} frames, "
-                          f"{frames:.0f} in the middle"))
+    choices.append(
+        Choice(
+            "clip_size",
+            clip_size,
+            f"the clips have {low:.0f} to {high:.0f} frames, {frames:.0f} in the middle",
+        )
+    )
     if is_segments:
         choices.append(Choice("step_jitter", 0.0, "sampling segments has no step"))
         # No more than have distinct frames.
         num_windows = min(_num_windows(frames / clip_size), frames // clip_size)
     else:
         span = (clip_size - 1) * step + 1
-        choices.append(Choice("step_size", step, f"so a window spans {span} frames, "
-                              f"{span / rate:.1f} s at {rate:g} frames per second"))
+        choices.append(
+            Choice(
+                "step_size",
+                step,
+                f"so a window spans {span} frames, "
+                f"{span / rate:.1f} s at {rate:g} frames per second",
+            )
+        )
         num_windows = min(_num_windows(frames / span), frames - span + 1)
-    return [*choices, Choice("nclips", max(1, int(num_windows)), "windows from the whole clip are "
-                             "averaged in evaluation")]
+    return [
+        *choices,
+        Choice(
+            "nclips",
+            max(1, int(num_windows)),
+            "windows from the whole clip are averaged in evaluation",
+        ),
+    ]
 
 
 def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict) -> tuple[int, int]:
@@ -78,8 +99,11 @@ def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict)
     longest = int(max(np.percentile(num_frames, SHORT_PERCENTILE), SHORT_SHARE * middle, least))
     step = 1 if is_segments else given.get("step_size", 1)
     clip_size = given.get("clip_size", min(CLIP_SIZE, 1 + (longest - 1) // step))
-    step = min(round(WINDOW_SHARE * middle / clip_size), round(MAX_GAP * rate),
-               (longest - 1) // max(1, clip_size - 1))
+    step = min(
+        round(WINDOW_SHARE * middle / clip_size),
+        round(MAX_GAP * rate),
+        (longest - 1) // max(1, clip_size - 1),
+    )
     return clip_size, given.get("step_size", max(1, step))
 
 
@@ -98,8 +122,10 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
     elif "crop_size" in given:
         height = int(np.ravel(given["crop_size"])[0])
     crop = [height, max(16, 4 * round(height * ratio / 4))]
-    reason = (f"frames are {np.median(widths):.0f} x {np.median(heights):.0f} pixels (median); "
-              "the recipe was chosen at about this size")
+    reason = (
+        f"frames are {np.median(widths):.0f} x {np.median(heights):.0f} pixels (median); "
+        "the recipe was chosen at about this size"
+    )
     if "crop_size" in given:
         reason = "that of crop_size"
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
@@ -111,8 +137,10 @@ def _background(stats: ClipStats) -> Choice:
     is_fixed, num_still = share < FEW_MOVING_PIXELS, _still_clips(stats)
     if num_still > MAX_STILL_CLIPS * len(stats.moving_shares):
         is_fixed = False
-        reason = f"nothing moves in {num_still:,} of the {len(stats.moving_shares):,} clips that " \
-                 "were examined: without their background, they would look the same"
+        reason = (
+            f"nothing moves in {num_still:,} of the {len(stats.moving_shares):,} clips that "
+            "were examined: without their background, they would look the same"
+        )
     elif is_fixed:
         reason += ": something small moves before a fixed camera"
     return Choice("subtract_background", is_fixed, reason)
@@ -137,5 +165,7 @@ def training_length(num_clips: int, device_type: str) -> list[Choice]:
     # Equally large ones: BatchNorm's statistics over a last batch of two clips are noise.
     batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))
     epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, MIN_EPOCHS, MAX_EPOCHS))
-    return [Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
-            Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen")]
+    return [
+        Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
+        Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen"),
+    ]

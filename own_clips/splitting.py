@@ -41,11 +41,14 @@ def groups_of_clips(ids: list[str], rule: str) -> list[str]:
     except re.error as error:
         raise UserError(f"--group {rule}: not a regular expression ({error})") from None
     except IndexError:
-        raise UserError(f"--group {rule}: put the part that names the group in brackets, as in "
-                        "^([a-z]+)_") from None
+        raise UserError(
+            f"--group {rule}: put the part that names the group in brackets, as in ^([a-z]+)_"
+        ) from None
     if len(set(groups)) == 1:
-        raise UserError(f"--group {rule}: all clips are in one group, {groups[0]!r}; a split needs "
-                        "two; choose another rule, or leave it out")
+        raise UserError(
+            f"--group {rule}: all clips are in one group, {groups[0]!r}; a split needs "
+            "two; choose another rule, or leave it out"
+        )
     return groups
 
 
@@ -59,19 +62,25 @@ def _groups_from_csv(ids, path, column):
     rows = rows.rename(columns=str.strip).map(str.strip).map(composed)
     missing = {"video_id", column} - set(rows.columns)
     if missing:
-        raise UserError(f"--group {path}: has no column {summarize(sorted(missing))}, only "
-                        f"{summarize(rows.columns)}")
+        raise UserError(
+            f"--group {path}: has no column {summarize(sorted(missing))}, only "
+            f"{summarize(rows.columns)}"
+        )
     rows = rows[["video_id", column]].drop_duplicates()
     if twice := rows["video_id"][rows["video_id"].duplicated()].tolist():
-        raise UserError(f"--group {path}: has two groups for {summarize(twice, 3)}; correct it, or "
-                        "give such a clip's path, as in wave/1.mp4")
+        raise UserError(
+            f"--group {path}: has two groups for {summarize(twice, 3)}; correct it, or "
+            "give such a clip's path, as in wave/1.mp4"
+        )
     table = dict(rows.itertuples(index=False))
     names = list(map(composed, ids))
     groups = [table.get(clip_id) or table.get(clip_id.rpartition("/")[2]) for clip_id in names]
     without = [clip_id for clip_id, group in zip(ids, groups, strict=True) if not group]
     if without:
-        raise UserError(f"--group {path}: has no group for {len(without):,} of {len(ids):,} clips: "
-                        f"{summarize(without, 3)}; add them")
+        raise UserError(
+            f"--group {path}: has no group for {len(without):,} of {len(ids):,} clips: "
+            f"{summarize(without, 3)}; add them"
+        )
     return groups
 
 

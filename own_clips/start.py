@@ -24,12 +24,7 @@ from own_clips.survey import survey
 from system.config_file import load_config, parse_override
 from system.errors import UserError, summarize
 from system.files import FolderLock, write_text
-from training.run_folder import (
-    CONFIG_FILE,
-    check_unoccupied,
-    has_run,
-    make_run_folder,
-)
+from training.run_folder import CONFIG_FILE, check_unoccupied, has_run, make_run_folder
 
 RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
 
@@ -99,8 +94,10 @@ def _check_folder(options, path: Path) -> None:
     except (ValueError, RecursionError, KeyError, TypeError):
         return  # damaged: `load_config` raises where it is needed
     if is_other:
-        raise UserError(f"--data {options.data}: {path} is for {folder}; choose another name by "
-                        "--set model_name=NAME")
+        raise UserError(
+            f"--data {options.data}: {path} is for {folder}; choose another name by "
+            "--set model_name=NAME"
+        )
 
 
 def _check_same(options, path: Path) -> None:
@@ -109,8 +106,10 @@ def _check_same(options, path: Path) -> None:
     config = load_config(path)
     pattern = group_pattern(options.group) if options.group else config.group
     if pattern != config.group:
-        raise UserError(f"--group {options.group}: the run in {path.parent} was not split by it; "
-                        "leave it out, or replace the run with --overwrite True")
+        raise UserError(
+            f"--group {options.group}: the run in {path.parent} was not split by it; "
+            "leave it out, or replace the run with --overwrite True"
+        )
 
 
 def _check_classes(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
@@ -127,12 +126,17 @@ def _check_classes(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, s
     found = {path: class_folder(path) for path in clips["id"][is_class]}
     reasons = {path: bad[path] for path in found if path in bad}
     sound = {folder for path, folder in found.items() if path not in bad}
-    reasons |= {path: f"{root}/{path}: has no frames and no videos" for path in empty
-                if path.count("/") >= depth and path.partition("/")[0].lower() != "test"}
+    reasons |= {
+        path: f"{root}/{path}: has no frames and no videos"
+        for path in empty
+        if path.count("/") >= depth and path.partition("/")[0].lower() != "test"
+    }
     few = {path: reason for path, reason in reasons.items() if class_folder(path) not in sound}
     if lost := sorted(set(map(class_folder, few)), key=natural_key):
-        raise UserError(f"--data {root}: none of the clips in {summarize(lost)} can be read: "
-                        f"{summarize(few.values(), 3)}; repair them, or remove the class")
+        raise UserError(
+            f"--data {root}: none of the clips in {summarize(lost)} can be read: "
+            f"{summarize(few.values(), 3)}; repair them, or remove the class"
+        )
 
 
 def _print_found(root, clips: pd.DataFrame, empty: list[str], bad: dict[str, str]) -> None:
@@ -163,9 +167,11 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
     is_open = ~clips["part"].isin(["validation"]).any()
     rows = clips.index[clips["part"] != "test"] if is_open else []
     if same:
-        print(f"  exact duplicates: {sum(map(len, same)):,} clips, such as "
-              f"{summarize([ids[position] for position in same[0]], 3)}"
-              f"{'; they stay on one side' if is_open else ''}")
+        print(
+            f"  exact duplicates: {sum(map(len, same)):,} clips, such as "
+            f"{summarize([ids[position] for position in same[0]], 3)}"
+            f"{'; they stay on one side' if is_open else ''}"
+        )
     if is_open:
         groups = clips["group"].tolist() if rule else ids
         groups = joined(groups, same)
@@ -175,27 +181,34 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
         clips.loc[rows, "part"] = ["validation" if flag else "train" for flag in is_validation]
     parts = clips["part"].tolist()
     if both := [each for each in same if len({parts[position] for position in each}) > 1]:
-        print("  warning: the same clip is in two sets, which makes the score of the second too "
-              f"high: {summarize([ids[position] for position in both[0]], 3)}"
-              f"{f' and {len(both) - 1:,} more' if len(both) > 1 else ''}; remove one of each")
+        print(
+            "  warning: the same clip is in two sets, which makes the score of the second too "
+            f"high: {summarize([ids[position] for position in both[0]], 3)}"
+            f"{f' and {len(both) - 1:,} more' if len(both) > 1 else ''}; remove one of each"
+        )
     _print_split(clips, rule, is_open, seed)
 
 
 def _print_split(clips, rule, is_open, seed):
     counts = Counter(clips["part"])
     how = f"stratified by class, drawn with seed {seed}" if is_open else "as the folders say"
-    print(f"  {counts['train']:,} clips for training, {counts['validation']:,} for validation, "
-          f"{how}")
+    print(
+        f"  {counts['train']:,} clips for training, {counts['validation']:,} for validation, {how}"
+    )
     own = {part: set(clips["group"][clips["part"] == part]) for part in ("train", "validation")}
     if rule:
-        print(f"  groups ({rule}): {len(own['train'])} for training, {len(own['validation'])} for "
-              f"validation ({summarize(sorted(own['validation']), 5)})")
+        print(
+            f"  groups ({rule}): {len(own['train'])} for training, {len(own['validation'])} for "
+            f"validation ({summarize(sorted(own['validation']), 5)})"
+        )
     elif is_open:
         own = clips[clips["part"] != "test"]
         likely = likely_rule(own["id"].tolist(), own["label"].tolist())
         hint = f"the names suggest --group '{likely}'" if likely else "--group names them"
-        print("  warning: no groups are given, so a person or recording may be on both sides, "
-              f"which makes the validation score too high; {hint}")
+        print(
+            "  warning: no groups are given, so a person or recording may be on both sides, "
+            f"which makes the validation score too high; {hint}"
+        )
     names = set(class_names(clips))
     if missing := names - set(clips["label"][clips["part"] == "train"]):
         raise UserError(f"--data: no training clips of {summarize(sorted(missing))}; add some")

@@ -49,8 +49,9 @@ def survey(root: ClipFolder, ids: list[str], config: Config, labels=None) -> Cli
     good, bad = [], {}
     with ThreadPoolExecutor(processes.available_cores()) as pool:
         found = pool.map(lambda clip_id: _measure(root.clip(clip_id), config), chosen)
-        for clip_id, look in zip(chosen, tqdm(found, "looking", len(chosen), leave=False,
-                                              disable=None), strict=True):
+        for clip_id, look in zip(
+            chosen, tqdm(found, "looking", len(chosen), leave=False, disable=None), strict=True
+        ):
             if isinstance(look, str):
                 bad[clip_id] = look
             else:

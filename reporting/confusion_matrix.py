@@ -16,11 +16,18 @@ FIELD = 840  # maximum side of the matrix in pixels
 MAX_CELL, CELL_WITH_DIGITS, CELL_WITH_NAME = 40, 16, 14  # pixels
 MARGIN, MAX_NAME_WIDTH = 8, 240  # pixels
 SETTINGS = {
-    "figure.dpi": 72, "savefig.dpi": 72,  # so that a point is a pixel
-    "font.family": "DejaVu Sans", "font.size": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
-    "text.parse_math": False, "axes.edgecolor": "silver", "axes.titlesize": 12,
-    "axes.titlelocation": "left", "figure.facecolor": "white",
-}  # fmt: skip
+    "figure.dpi": 72,
+    "savefig.dpi": 72,  # so that a point is a pixel
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "text.parse_math": False,
+    "axes.edgecolor": "silver",
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "figure.facecolor": "white",
+}
 
 
 def save_confusion_matrix(folder, annotations, logits, class_names) -> None:
@@ -72,5 +79,12 @@ def _shortened(name) -> str:
 def _write_digits(axes, fractions, is_shown, size) -> None:
     for row, column in zip(*np.nonzero(is_shown), strict=True):
         fraction = fractions[row, column]
-        axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", fontsize=size,
-                  color="white" if fraction > 0.5 else "black")  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{100 * fraction:.0f}",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if fraction > 0.5 else "black",
+        )

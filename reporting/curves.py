@@ -16,8 +16,10 @@ from training.callback import Callback
 from training.run import split_columns
 from training.run_folder import LOG_FOLDER
 
-FAILED = ("note: the TensorBoard log can no longer be written, for example because the disk was "
-          "full; history.csv has the curves, and --resume rewrites them")
+FAILED = (
+    "note: the TensorBoard log can no longer be written, for example because the disk was "
+    "full; history.csv has the curves, and --resume rewrites them"
+)
 
 
 class TensorBoardLog:
@@ -33,8 +35,10 @@ class TensorBoardLog:
 
     def add_config(self, config: Config) -> None:
         """Add the config, for TensorBoard's HParams, with the loss and top-1 accuracy."""
-        values = {key: value if isinstance(value, bool | int | float | str) else str(value)
-                  for key, value in config.model_dump().items()}
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in config.model_dump().items()
+        }
         for summary in hparams(values, {"loss": 0.0, "top1": 0.0}):
             self.writers["validation"].file_writer.add_summary(summary)
 

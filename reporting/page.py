@@ -24,13 +24,7 @@ from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
 from system.errors import UserError, message_for_user, summarize_validation
 from system.files import write_text
-from training.run_folder import (
-    CONFIG_FILE,
-    HISTORY_FILE,
-    REPORT_FILE,
-    VERSIONS_FILE,
-    run_seconds,
-)
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, run_seconds
 
 TEMPLATE = "report_template.html"
 # With more classes, those with the most mistakes are shown.
@@ -48,8 +42,13 @@ def write_report(folder: str | Path) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = read_run_folder(Path(folder))
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["unbroken"] = unbroken
     page = environment.get_template(TEMPLATE).render(contents(run))
     path = run.folder / REPORT_FILE
@@ -83,8 +82,11 @@ def add_report(folder: str | Path) -> None:
         message = message_for_user(error)
         if message is None:
             raise
-        print(f"warning: no report: {message}; then run `python report.py "
-              f"{shlex.quote(str(folder))}`", file=sys.stderr)
+        print(
+            f"warning: no report: {message}; then run `python report.py "
+            f"{shlex.quote(str(folder))}`",
+            file=sys.stderr,
+        )
 
 
 # --- the run folder ----------------------------------------------------------------------------
@@ -126,8 +128,10 @@ def read_run_folder(folder: Path) -> RunFolder:
         )
     names = (CONFIG_FILE, HISTORY_FILE, LOGITS_FILE)
     if not any((folder / name).exists() for name in names):
-        raise UserError(f"{folder}: not a run folder: it has none of {', '.join(names)}; give one "
-                        "that train.py wrote, for example trainings/quickstart")
+        raise UserError(
+            f"{folder}: not a run folder: it has none of {', '.join(names)}; give one "
+            "that train.py wrote, for example trainings/quickstart"
+        )
     return RunFolder(
         folder,
         _read_json(folder / CONFIG_FILE, dict, "--resume True rewrites it"),
@@ -153,8 +157,10 @@ def _read_history(path) -> list[dict[str, float]]:
 
     try:
         cells = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        rows = [{name: float(text) for name, text in row.items() if text}
-                for row in cells.to_dict("records")]
+        rows = [
+            {name: float(text) for name, text in row.items() if text}
+            for row in cells.to_dict("records")
+        ]
         if not all(np.isfinite(row.get("epoch", np.nan)) for row in rows):
             raise ValueError("a row without an epoch")
     except FileNotFoundError:
@@ -188,14 +194,20 @@ def missing(run: RunFolder) -> list[tuple[str, str]]:
     """Return (what the page lacks, the command that adds it)."""
     found = []
     if run.config is None:
-        found.append(("The settings: the folder has no config.json, which training writes.",
-                      run.command()))
+        found.append(
+            ("The settings: the folder has no config.json, which training writes.", run.command())
+        )
     if not run.history:
         found.append(("Curves and speed: no epoch is finished.", run.command("--resume", "auto")))
     if run.saved is None:
         command = run.command("--eval_only", "True", "--checkpoint", "best")
-        found.append(("Confusion matrix, classes and misclassified clips: the network has not been "
-                      "evaluated.", command))
+        found.append(
+            (
+                "Confusion matrix, classes and misclassified clips: the network has not been "
+                "evaluated.",
+                command,
+            )
+        )
     return found
 
 
@@ -204,10 +216,14 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
     found = []
     if scored := scored_epochs(run):
         best = f"best of {len(scored)} epochs, validation top-1"
-        found = [(name, f"{row['val_top1']:.2f} %", _remark(row)) for name, row in
-                 (("last validation top-1", scored[-1]), (best, best_of(scored)))]
-        found += [(f"baseline: {BASELINES[name]}", f"{value:.2f} %", "validation top-1")
-                  for name, value in baselines_of_row(scored[-1]).items()]
+        found = [
+            (name, f"{row['val_top1']:.2f} %", _remark(row))
+            for name, row in (("last validation top-1", scored[-1]), (best, best_of(scored)))
+        ]
+        found += [
+            (f"baseline: {BASELINES[name]}", f"{value:.2f} %", "validation top-1")
+            for name, value in baselines_of_row(scored[-1]).items()
+        ]
     if run.saved:
         scores = evaluation.score(run.saved.logits, run.saved.labels)
         intervals = evaluation.score_intervals(run.saved.logits, run.saved.labels, run.saved.groups)
@@ -215,8 +231,13 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         num_clips = f"{int((~is_unread).sum()):,} clips"
         if is_unread.any():
             num_clips += f" ({int(is_unread.sum()):,} could not be read)"
-        found.append(("evaluated top-1", f"{scores['top1']:.2f} %",
-                      f"{num_clips}; 95 % interval {intervals['top1']}"))
+        found.append(
+            (
+                "evaluated top-1",
+                f"{scores['top1']:.2f} %",
+                f"{num_clips}; 95 % interval {intervals['top1']}",
+            )
+        )
     if run.history:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
@@ -237,8 +258,10 @@ def _remark(row) -> str:
     """Return the epoch of a row of the history, and the interval of its validation top-1."""
     if not {"val_top1_low", "val_top1_high"} <= row.keys():  # from an earlier version
         return f"epoch {row['epoch']:g}"
-    return (f"epoch {row['epoch']:g}; 95 % interval {row['val_top1_low']:.1f} to "
-            f"{row['val_top1_high']:.1f}")
+    return (
+        f"epoch {row['epoch']:g}; 95 % interval {row['val_top1_low']:.1f} to "
+        f"{row['val_top1_high']:.1f}"
+    )
 
 
 def scored_epochs(run: RunFolder) -> list[dict[str, float]]:
@@ -261,12 +284,21 @@ def speed(run: RunFolder) -> list[tuple[str, str]]:
     """Return (name, value) of the section on speed."""
     found = []
     if speeds := column(run.history, "clips_per_second"):
-        found.append(("Training clips per second", f"{median(speeds):,.1f} (median over epochs; "
-                      f"{min(speeds):,.1f} to {max(speeds):,.1f})"))
+        found.append(
+            (
+                "Training clips per second",
+                f"{median(speeds):,.1f} (median over epochs; "
+                f"{min(speeds):,.1f} to {max(speeds):,.1f})",
+            )
+        )
     if seconds := column(run.history, "seconds"):
-        found.append(("Time in training steps (without validation)",
-                      f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
-                      f"{_duration(median(seconds))} per epoch (median)"))
+        found.append(
+            (
+                "Time in training steps (without validation)",
+                f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
+                f"{_duration(median(seconds))} per epoch (median)",
+            )
+        )
     if memory := column(run.history, "peak_memory_mib"):
         found.append(("Peak memory", f"{max(memory):,.0f} MiB"))
     if run.starts:
@@ -305,8 +337,10 @@ def evaluated(run: RunFolder) -> dict:
     """Return the variables of the section on the evaluation."""
     saved = run.saved
     matrix = evaluation.confusion_matrix(saved.logits, saved.labels)
-    pairs = [(saved.classes[true], saved.classes[predicted], count)
-             for true, predicted, count in results.most_confused(matrix, NUM_PAIRS)]
+    pairs = [
+        (saved.classes[true], saved.classes[predicted], count)
+        for true, predicted, count in results.most_confused(matrix, NUM_PAIRS)
+    ]
     scores = evaluation.format_with_intervals(saved.logits, saved.labels, saved.groups)
     intervals = evaluation.class_intervals(saved.logits, saved.labels, saved.groups)
     clips, clips_note = wrong_clips(run)
@@ -330,8 +364,10 @@ def evaluated(run: RunFolder) -> dict:
 def origin(run: RunFolder) -> tuple[str, bool]:
     """Return which weights were evaluated, and whether the last checkpoint may differ."""
     if run.saved.origin is None:
-        return ("An earlier version of the program wrote these results, which did not record the "
-                "weights."), True
+        return (
+            "An earlier version of the program wrote these results, which did not record the "
+            "weights."
+        ), True
     networks = run.saved.origin.networks
     if len(networks) > 1:
         each = ", ".join(map(_describe_weights, networks))
@@ -369,8 +405,10 @@ def class_bars(matrix, classes, intervals) -> list[tuple[str, int, int, str]]:
     totals = matrix.sum(1)
     fractions = np.diag(matrix) / np.maximum(totals, 1)
     order = np.argsort(np.where(totals > 0, fractions, 2), kind="stable")  # no clips: last
-    return [(classes[index], int(matrix[index, index]), int(totals[index]),
-             str(intervals[index] or "")) for index in order]
+    return [
+        (classes[index], int(matrix[index, index]), int(totals[index]), str(intervals[index] or ""))
+        for index in order
+    ]
 
 
 def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
@@ -379,9 +417,16 @@ def matrix_rows(matrix, classes) -> list[tuple[str, list[tuple[int, float]]]]:
     order = np.argsort(-(mistakes.sum(0) + mistakes.sum(1)), kind="stable")
     shown = np.sort(order[:MAX_CLASSES_IN_MATRIX]).tolist()
     fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    return [(classes[true], [(int(matrix[true, predicted]), float(fractions[true, predicted]))
-                             for predicted in shown])
-            for true in shown]  # fmt: skip
+    return [
+        (
+            classes[true],
+            [
+                (int(matrix[true, predicted]), float(fractions[true, predicted]))
+                for predicted in shown
+            ],
+        )
+        for true in shown
+    ]
 
 
 def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
@@ -398,6 +443,11 @@ def wrong_clips(run: RunFolder) -> tuple[list[WrongClip], str]:
     if config:
         folder, _ = config.set_paths("validation")
         if not os.path.exists(folder):
-            config, note = None, (f"the data folder {folder} does not exist; paths are relative to "
-                                  "the current folder of the command")
+            config, note = (
+                None,
+                (
+                    f"the data folder {folder} does not exist; paths are relative to "
+                    "the current folder of the command"
+                ),
+            )
     return worst_clips(run.saved, folder, config), note

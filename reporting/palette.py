@@ -54,5 +54,8 @@ def themed_svg(figure) -> str:
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     names = {value: name for name, value in LIGHT.items() if name != "page"}
-    return re.sub("#[0-9a-f]{6}", lambda found: var(names[found[0]]) if found[0] in names
-                  else found[0], text[text.index("<svg") :])  # fmt: skip
+    return re.sub(
+        "#[0-9a-f]{6}",
+        lambda found: var(names[found[0]]) if found[0] in names else found[0],
+        text[text.index("<svg") :],
+    )

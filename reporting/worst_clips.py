@@ -77,9 +77,14 @@ def _wrong_clip(saved, index) -> WrongClip:
     log_probabilities = saved.logits[index].double().log_softmax(0)
     true, predicted = int(saved.labels[index]), int(saved.logits[index].argmax())
     confidences = log_probabilities.exp()
-    return WrongClip(saved.ids[index], saved.classes[true], saved.classes[predicted],
-                     float(confidences[true]), float(confidences[predicted]),
-                     -float(log_probabilities[true]))
+    return WrongClip(
+        saved.ids[index],
+        saved.classes[true],
+        saved.classes[predicted],
+        float(confidences[true]),
+        float(confidences[predicted]),
+        -float(log_probabilities[true]),
+    )
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -115,8 +120,14 @@ def moving_picture(frames: np.ndarray, milliseconds: float) -> str:
     """Return a looping WebP as a data URI. frames: uint8 [T, H, W, 3]."""
     first, *others = [Image.fromarray(frame) for frame in frames]
     for quality in QUALITIES:
-        data = _webp(first, quality, save_all=True, append_images=others, loop=0,
-                     duration=max(MIN_FRAME_MS, round(milliseconds)))
+        data = _webp(
+            first,
+            quality,
+            save_all=True,
+            append_images=others,
+            loop=0,
+            duration=max(MIN_FRAME_MS, round(milliseconds)),
+        )
         if len(data) <= MAX_BYTES:
             break
     return _data_uri(data)

@@ -66,10 +66,12 @@ def _check_as_read(annotations, unreadable, config: Config, epoch: int, training
     The epoch may not need the damaged frames.
     """
     clips = VideoFolder(annotations, config, training)
-    batches = (clips.__getitems__([ClipKey(epoch if training else 0, int(index))])
-               for index in unreadable)
-    reasons = {str(annotations.ids[bad.index]): bad.reason for batch in batches
-               for bad in batch.bad}
+    batches = (
+        clips.__getitems__([ClipKey(epoch if training else 0, int(index))]) for index in unreadable
+    )
+    reasons = {
+        str(annotations.ids[bad.index]): bad.reason for batch in batches for bad in batch.bad
+    }
     num_clips = len(annotations)
     if training and len(reasons) == num_clips - 1:
         raise FrameError(
@@ -80,8 +82,12 @@ def _check_as_read(annotations, unreadable, config: Config, epoch: int, training
     check_bad_clips(reasons, annotations, "train" if training else "validation", config)
 
 
-def baselines(train: Annotations, validation: Annotations, config: Config,
-               check=lambda annotations, unreadable: None) -> dict[str, float]:
+def baselines(
+    train: Annotations,
+    validation: Annotations,
+    config: Config,
+    check=lambda annotations, unreadable: None,
+) -> dict[str, float]:
     """Return the validation top-1 of the most frequent class and of a linear model, in percent.
 
     The linear model is a ridge regression on 8 frames of 16 x 16 grey pixels, whose penalty is
@@ -117,8 +123,7 @@ def grey_pixels(annotations: Annotations, config: Config, indices):
     """
     # Decoders release the GIL.
     with ThreadPoolExecutor(processes.available_cores()) as pool:
-        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip(index), config),
-                             indices))
+        rows = list(pool.map(lambda index: _clip_pixels(annotations.clip(index), config), indices))
     readable = [row for row in rows if row is not None]
     pixels = np.array(readable, np.float32).reshape(len(readable), NUM_FRAMES * SIDE * SIDE)
     unreadable = [int(index) for index, row in zip(indices, rows, strict=True) if row is None]

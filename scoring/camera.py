@@ -74,8 +74,9 @@ class Camera:
         with self.changed:
             pictures = list(self.pictures)
         shown = shown_at(np.array([time for time, _ in pictures]), frame_rate, most)
-        return FramesInMemory([cv2.cvtColor(pictures[index][1], cv2.COLOR_BGR2RGB)
-                               for index in shown])
+        return FramesInMemory(
+            [cv2.cvtColor(pictures[index][1], cv2.COLOR_BGR2RGB) for index in shown]
+        )
 
     def close(self) -> None:
         """Stop the thread and release the camera."""
@@ -102,18 +103,24 @@ def predict_live(predictors: list[Predictor], number: int, combine=averaged) -> 
     The last seconds are one clip. combine: from `load_predictors`.
     """
     rates = [predictor.config.frame_rate for predictor in predictors]
-    most = [max(round(LIVE_SECONDS * rate), predictor.gesture_length)
-            for rate, predictor in zip(rates, predictors, strict=True)]
-    least_seconds = max((predictor.gesture_length - 1) / rate
-                        for rate, predictor in zip(rates, predictors, strict=True))
+    most = [
+        max(round(LIVE_SECONDS * rate), predictor.gesture_length)
+        for rate, predictor in zip(rates, predictors, strict=True)
+    ]
+    least_seconds = max(
+        (predictor.gesture_length - 1) / rate
+        for rate, predictor in zip(rates, predictors, strict=True)
+    )
     camera = Camera(number, max(count / rate for count, rate in zip(most, rates, strict=True)))
     try:
         while True:
             camera.wait_for_more(least_seconds)  # so that no clip is padded
-            scores = combine([
-                predictor.scores(camera.newest(rate, count))
-                for predictor, rate, count in zip(predictors, rates, most, strict=True)
-            ])
+            scores = combine(
+                [
+                    predictor.scores(camera.newest(rate, count))
+                    for predictor, rate, count in zip(predictors, rates, most, strict=True)
+                ]
+            )
             line = "   ".join(f"{name} {100 * value:.0f} %" for name, value in scores.top(3))
             print(f"\r{line:<79}", end="", flush=True)
     finally:

@@ -44,8 +44,9 @@ class Evaluation(NamedTuple):
     weights: str  # description of the weights
 
 
-def evaluate_checkpoints(paths, config: Config, class_names, annotations, device, set_name,
-                         is_ensemble) -> Evaluation:
+def evaluate_checkpoints(
+    paths, config: Config, class_names, annotations, device, set_name, is_ensemble
+) -> Evaluation:
     """Evaluate the network of each checkpoint, or those of a stack.
 
     is_ensemble: each network gets its input according to its checkpoint, and the logits are the
@@ -72,11 +73,14 @@ def _evaluate_stack(path, config, class_names, annotations, device, set_name) ->
     ids = annotations.ids.tolist() if annotations.has_labels else []
     num_known = sum(clip_id in stack.folds for clip_id in ids)
     if num_known:
-        print(f"the stack was fitted on {num_known:,} of these {len(ids):,} clips: each of them is "
-              "scored by weights that were fitted without it (cross-validation)")
+        print(
+            f"the stack was fitted on {num_known:,} of these {len(ids):,} clips: each of them is "
+            "scored by weights that were fitted without it (cross-validation)"
+        )
     origin = origin.model_copy(update={"stack": str(path)})
-    return Evaluation(stack.logits(all_logits, ids), origin,
-                      f"a stack of {len(paths)} networks ({path})")
+    return Evaluation(
+        stack.logits(all_logits, ids), origin, f"a stack of {len(paths)} networks ({path})"
+    )
 
 
 def _each_network(paths, config, class_names, annotations, device, set_name):
@@ -129,13 +133,17 @@ def stack_checkpoints(paths, config: Config, class_names, annotations, device, f
     logits = stack.logits(all_logits, annotations.ids.tolist())
     mean, labels = log_mean_probability(all_logits, dim=0), torch.from_numpy(annotations.labels)
     print(f"mean of {len(paths)} networks: {_scores(mean, annotations)}")
-    print(f"stack, cross-validated in {len(stack.fold_layers)} folds: "
-          f"{_scores(logits, annotations)}")
+    print(
+        f"stack, cross-validated in {len(stack.fold_layers)} folds: {_scores(logits, annotations)}"
+    )
     best = max(range(len(paths)), key=lambda number: score(all_logits[number], labels)["top1"])
-    for name, other in (("the mean", mean), (f"the best network ({paths[best]})",
-                                             all_logits[best])):  # fmt: skip
-        found = compare_on_same_clips(right_clips(logits, labels), right_clips(other, labels),
-                                      annotations.groups)
+    for name, other in (
+        ("the mean", mean),
+        (f"the best network ({paths[best]})", all_logits[best]),
+    ):
+        found = compare_on_same_clips(
+            right_clips(logits, labels), right_clips(other, labels), annotations.groups
+        )
         print(f"stack against {name}: {found}")
     write_stack(Path(folder) / STACK_FILE, stack)
     print(f"written to {Path(folder) / STACK_FILE}")

@@ -148,8 +148,10 @@ def score_intervals(logits, labels, groups=None) -> dict[str, Interval]:
     known = ~logits[:, 0].isnan()
     logits, labels = logits[known], labels[known]
     groups = None if groups is None else groups[known.numpy()]
-    return {f"top{k}": accuracy_interval(top_k_correct(logits, labels, k).numpy(), groups)
-            for k in accuracy_ranks(logits.shape[1])}
+    return {
+        f"top{k}": accuracy_interval(top_k_correct(logits, labels, k).numpy(), groups)
+        for k in accuracy_ranks(logits.shape[1])
+    }
 
 
 def class_intervals(logits, labels, groups=None) -> list[Interval | None]:
@@ -167,8 +169,10 @@ def method_of_classes(groups) -> str:
     """Describe how `class_intervals` computes its intervals."""
     if groups is None:
         return "Wilson"
-    return ("Clopper-Pearson at the effective number of clips, from the groups of each class; "
-            "Wilson for a class of one group")
+    return (
+        "Clopper-Pearson at the effective number of clips, from the groups of each class; "
+        "Wilson for a class of one group"
+    )
 
 
 def format_scores(scores: dict[str, float], intervals: dict[str, Interval] | None = None) -> str:
@@ -200,5 +204,7 @@ def last_and_best(history: list[dict]) -> str:
     interval = ""
     if "val_top1_low" in last:
         interval = f" (95 % interval {last['val_top1_low']:.1f} to {last['val_top1_high']:.1f})"
-    return (f"validation top-1 {last['val_top1']:.2f} %{interval} after the last epoch; best of "
-            f"{len(scored)} epochs: {best['val_top1']:.2f} % (epoch {best['epoch']:g})")
+    return (
+        f"validation top-1 {last['val_top1']:.2f} %{interval} after the last epoch; best of "
+        f"{len(scored)} epochs: {best['val_top1']:.2f} % (epoch {best['epoch']:g})"
+    )

@@ -33,5 +33,7 @@ def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
         labels = labels[np.unique(group_of, return_index=True)[1]]
         if np.unique(labels, return_counts=True)[1].max() < num_folds:
             return []
-        return [tuple(np.flatnonzero(np.isin(group_of, part)) for part in fold)
-                for fold in plain.split(labels, labels)]
+        return [
+            tuple(np.flatnonzero(np.isin(group_of, part)) for part in fold)
+            for fold in plain.split(labels, labels)
+        ]

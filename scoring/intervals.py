@@ -81,8 +81,11 @@ def accuracy_interval(right, groups=None) -> Interval:
     lowest, highest = clopper_pearson(percent, effective_clips)
     what = f"{num_groups} groups" if num_groups > 1 else f"{num_clips:,} clips{of_one_group}"
     seeds = f" and {num_seeds} seeds" if num_seeds > 1 else ""
-    return Interval(min(low, lowest), max(high, highest),
-                    f"Clopper-Pearson at the effective number of clips, from {what}{seeds}")
+    return Interval(
+        min(low, lowest),
+        max(high, highest),
+        f"Clopper-Pearson at the effective number of clips, from {what}{seeds}",
+    )
 
 
 class Comparison(NamedTuple):
@@ -101,8 +104,10 @@ class Comparison(NamedTuple):
         if self.low is not None:
             interval = f"{self.low:+.1f} to {self.high:+.1f}"
         p = "" if self.p is None else f", McNemar's p {self.p:.2g}"
-        return (f"{self.difference:+.1f} points ({interval}); only the one right: "
-                f"{self.only_first:g}, only the other: {self.only_second:g} clips{p}")
+        return (
+            f"{self.difference:+.1f} points ({interval}); only the one right: "
+            f"{self.only_first:g}, only the other: {self.only_second:g} clips{p}"
+        )
 
 
 def compare_on_same_clips(first, second, groups=None) -> Comparison:
@@ -201,6 +206,7 @@ def _square_over_seeds(rights) -> float:
     if not any(variances):
         return 0.0
     total = sum(variances)
-    freedom = total**2 / sum(variance**2 / (len(scores) - 1)
-                             for variance, scores in zip(variances, several, strict=True))
+    freedom = total**2 / sum(
+        variance**2 / (len(scores) - 1) for variance, scores in zip(variances, several, strict=True)
+    )
     return student(freedom) ** 2 * total

@@ -30,8 +30,13 @@ class LoadedNetwork(NamedTuple):
     checkpoint: dict  # with averaged weights if it has any; `path`: its file
 
 
-def load_network(path, device: torch.device, config: Config | None = None, class_names=None,
-                 takes_own_input=False) -> LoadedNetwork:
+def load_network(
+    path,
+    device: torch.device,
+    config: Config | None = None,
+    class_names=None,
+    takes_own_input=False,
+) -> LoadedNetwork:
     """Load the network of the checkpoint at `path`, with averaged weights if it has any.
 
     config, class_names: of the run that evaluates; None: both are the checkpoint's.
@@ -48,9 +53,13 @@ def load_network(path, device: torch.device, config: Config | None = None, class
     load_weights(model, checkpoint, checkpoint["path"])
     num_clips = own_config.videos_per_eval_batch if config else CLIPS_AT_ONCE
     replace_wrong_convolutions(
-        to_device(model, device), own_config.clip_shape,
-        num_clips * own_config.windows_per_video, device, own_config.eval_precision, training=False,
-    )  # fmt: skip
+        to_device(model, device),
+        own_config.clip_shape,
+        num_clips * own_config.windows_per_video,
+        device,
+        own_config.eval_precision,
+        training=False,
+    )
     return LoadedNetwork(fold_batchnorm(model), own_config, classes, checkpoint)
 
 
@@ -79,8 +88,11 @@ def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, 
         return config
     own = config_of_checkpoint(checkpoint["path"], checkpoint["config"])
     if config is None and own.eval_precision == "tf32" and not has_tf32(device):
-        print(f"note: {checkpoint['path']}: is evaluated in tf32 (eval_precision), which this "
-              "device does not have; computing in fp32", file=sys.stderr)
+        print(
+            f"note: {checkpoint['path']}: is evaluated in tf32 (eval_precision), which this "
+            "device does not have; computing in fp32",
+            file=sys.stderr,
+        )
         own = own.model_copy(update={"eval_precision": "fp32"})
     if config is None:
         # The commands that use a checkpoint alone have no flag for this limit.

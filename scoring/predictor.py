@@ -83,8 +83,7 @@ class Predictor:
         return length * self.config.step_size if self.config.sampling == "segments" else length
 
     def spans(self, num_frames) -> list[tuple[int, int]]:
-        """Return first and last frame (excluded) of half overlapping parts, for scores over time.
-        """
+        """Return first and last frame (excluded) of half overlapping parts, for the scores."""
         length = self.gesture_length
         if self.config.sampling == "segments":  # which have no fixed length
             length = max(length, round(LIVE_SECONDS * self.config.frame_rate))
@@ -136,8 +135,11 @@ def load_predictors(paths, device) -> tuple[list[Predictor], Callable[[list[Scor
 def averaged(scores: list[Scores]) -> Scores:
     """Return the mean scores of several networks for one video."""
     frames = _frames(scores)
-    return Scores(scores[0].classes, np.mean([one.whole for one in scores], axis=0),
-                  None if frames is None else frames.mean(0))
+    return Scores(
+        scores[0].classes,
+        np.mean([one.whole for one in scores], axis=0),
+        None if frames is None else frames.mean(0),
+    )
 
 
 def stacked(stack: Stack, scores: list[Scores]) -> Scores:
@@ -158,5 +160,6 @@ def _frames(scores: list[Scores]) -> np.ndarray | None:
     if scores[0].frames is None:
         return None
     num_frames = len(scores[0].frames)
-    return np.stack([one.frames[np.arange(num_frames) * len(one.frames) // num_frames]
-                     for one in scores])
+    return np.stack(
+        [one.frames[np.arange(num_frames) * len(one.frames) // num_frames] for one in scores]
+    )

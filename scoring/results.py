@@ -32,18 +32,20 @@ def print_report(logits, labels, class_names, groups=None, num_pairs=10) -> None
     intervals = class_intervals(logits, labels, groups)
     width = max(map(len, class_names))
     print(f"\nper-class accuracy, with 95 % intervals ({method_of_classes(groups)})")
-    for name, row, right, interval in zip(class_names, matrix, np.diag(matrix), intervals,
-                                          strict=True):
+    for name, row, right, interval in zip(
+        class_names, matrix, np.diag(matrix), intervals, strict=True
+    ):
         text = "     - %"
         if interval:
-            text = (f"{100 * right / row.sum():6.2f} % ({interval.low:5.1f} to "
-                    f"{interval.high:5.1f})")
+            text = f"{100 * right / row.sum():6.2f} % ({interval.low:5.1f} to {interval.high:5.1f})"
         print(f"  {name:<{width}}  {text}   {right} of {row.sum()}")
     pairs = most_confused(matrix, num_pairs)
     print("\nmost confused" if pairs else "\nevery clip is classified correctly")
     for true, predicted, count in pairs:
-        print(f"  {class_names[true]:<{width}} taken for {class_names[predicted]:<{width}} "
-              f"{count:>5} times")
+        print(
+            f"  {class_names[true]:<{width}} taken for {class_names[predicted]:<{width}} "
+            f"{count:>5} times"
+        )
 
 
 def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
@@ -51,8 +53,11 @@ def most_confused(matrix, num_pairs) -> list[tuple[int, int, int]]:
     mistakes = matrix - np.diag(np.diag(matrix))
     pairs = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
     places = zip(*np.unravel_index(pairs, mistakes.shape), strict=True)
-    return [(int(true), int(predicted), int(mistakes[true, predicted]))
-            for true, predicted in places if mistakes[true, predicted]]
+    return [
+        (int(true), int(predicted), int(mistakes[true, predicted]))
+        for true, predicted in places
+        if mistakes[true, predicted]
+    ]
 
 
 def write_results(folder, annotations, logits, class_names, origin=None) -> None:
@@ -150,8 +155,9 @@ class Origin(BaseModel):
             )
             for checkpoint in checkpoints
         ]
-        return cls(networks=networks,
-                   config=config.model_dump(exclude={"model_name", "output_dir"}))
+        return cls(
+            networks=networks, config=config.model_dump(exclude={"model_name", "output_dir"})
+        )
 
 
 @dataclass
@@ -173,8 +179,12 @@ def write_logits(path, annotations, logits, class_names, origin: Origin | None =
     """
     arrays = {"origin": np.array(origin.model_dump_json())} if origin else {}
     arrays |= {} if annotations.groups is None else {"groups": annotations.groups}
-    arrays |= {"ids": annotations.ids, "logits": logits.numpy(), "labels": annotations.labels,
-               "classes": np.array(class_names)}
+    arrays |= {
+        "ids": annotations.ids,
+        "logits": logits.numpy(),
+        "labels": annotations.labels,
+        "classes": np.array(class_names),
+    }
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
 
@@ -194,16 +204,28 @@ def read_logits(path) -> SavedLogits:
             logits, labels = torch.from_numpy(file["logits"]), torch.from_numpy(file["labels"])
             origin = Origin.model_validate_json(str(file["origin"])) if "origin" in file else None
             groups = file["groups"].astype(str) if "groups" in file else None
-            saved = SavedLogits(file["ids"].tolist(), logits, labels, file["classes"].tolist(),
-                                origin, groups)
+            saved = SavedLogits(
+                file["ids"].tolist(), logits, labels, file["classes"].tolist(), origin, groups
+            )
         lengths = {len(saved.ids), len(labels), len(labels if groups is None else groups)}
-        if logits.dtype != torch.float32 or labels.dtype != torch.int64 or \
-                logits.shape != (len(labels), len(saved.classes)) or len(lengths) > 1:
+        if (
+            logits.dtype != torch.float32
+            or labels.dtype != torch.int64
+            or logits.shape != (len(labels), len(saved.classes))
+            or len(lengths) > 1
+        ):
             raise ValueError("its arrays do not match")
         if not len(labels) or labels.min() < 0 or labels.max() >= len(saved.classes):
             raise ValueError("its labels are not among its classes")
-    except (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile,
-            zlib.error) as error:  # fmt: skip
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: damaged ({reason}); --eval_only writes it again") from None
     return saved

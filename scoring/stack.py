@@ -65,8 +65,11 @@ class Stack(BaseModel):
         num_classes = len(self.classes)
         num_features = num_classes * len(self.networks)
         for layer in (self.layer, *self.fold_layers):
-            if len(layer.biases) != num_classes or len(layer.weights) != num_classes or \
-                    any(len(row) != num_features for row in layer.weights):
+            if (
+                len(layer.biases) != num_classes
+                or len(layer.weights) != num_classes
+                or any(len(row) != num_features for row in layer.weights)
+            ):
                 raise ValueError("its weights do not match its classes and networks")
         if not all(0 <= fold < len(self.fold_layers) for fold in self.folds.values()):
             raise ValueError("its folds have no weights")
@@ -149,7 +152,8 @@ def fit_layer(inputs, labels, groups, num_classes) -> Layer:
             layer = _regression(inputs[train], labels[train], strength, num_classes)
             logits = torch.from_numpy(layer(inputs[test]))
             total += torch.nn.functional.cross_entropy(
-                logits, torch.from_numpy(labels[test]), reduction="sum").item()
+                logits, torch.from_numpy(labels[test]), reduction="sum"
+            ).item()
         return total
 
     return _regression(inputs, labels, min(STRENGTHS, key=loss), num_classes)
@@ -164,8 +168,9 @@ def _regression(inputs, labels, strength, num_classes) -> Layer:
         fitted = LogisticRegression(C=strength, max_iter=2000).fit(inputs, labels)
         coefficients, intercepts = fitted.coef_, fitted.intercept_
     if len(known) == 2:  # scikit-learn returns a single row for two classes
-        coefficients, intercepts = (np.concatenate([-values / 2, values / 2])
-                                    for values in (coefficients, intercepts))
+        coefficients, intercepts = (
+            np.concatenate([-values / 2, values / 2]) for values in (coefficients, intercepts)
+        )
     weights = np.zeros((num_classes, inputs.shape[1]))
     # Classes that the fold lacks get a low logit.
     biases = np.full(num_classes, intercepts.min() + np.log(MIN_PROBABILITY))
@@ -223,11 +228,15 @@ def read_stack(path, class_names=None, labels_csv=None) -> tuple[Stack, list[str
 def _checked_path(stack_path, network: Member) -> str:
     path = os.path.normpath(os.path.join(os.path.dirname(stack_path), network.path))
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such checkpoint, which the stack {stack_path} needs; put it "
-                        "there, or fit the stack again by train.py --stack")
+        raise UserError(
+            f"{path}: no such checkpoint, which the stack {stack_path} needs; put it "
+            "there, or fit the stack again by train.py --stack"
+        )
     if _checksum(path) != network.sha256:
-        raise UserError(f"{path}: has changed since the stack {stack_path} was fitted on it; fit "
-                        "the stack again by train.py --stack")
+        raise UserError(
+            f"{path}: has changed since the stack {stack_path} was fitted on it; fit "
+            "the stack again by train.py --stack"
+        )
     return path
 
 

@@ -17,33 +17,67 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description="Train, evaluate or predict with the config of a run.")
     flag = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
     parser.add_argument("--config", "-c", help="JSON config file (see config.py)")
-    parser.add_argument("--data", "-d", metavar="FOLDER", help="instead of --config: a folder with "
-                        "one folder of videos, or of folders of frames, per class")
-    parser.add_argument("--group", metavar="RULE", help="with --data: what must not be in both "
-                        "training and validation, such as a person: a regular expression for file "
-                        "names like '^([a-z]+)_', `folder` for the folder within the class folder, "
-                        "or FILE.csv:COLUMN")
-    parser.add_argument("--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU "
-                        "if available")
+    parser.add_argument(
+        "--data",
+        "-d",
+        metavar="FOLDER",
+        help="instead of --config: a folder with "
+        "one folder of videos, or of folders of frames, per class",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="RULE",
+        help="with --data: what must not be in both "
+        "training and validation, such as a person: a regular expression for file "
+        "names like '^([a-z]+)_', `folder` for the folder within the class folder, "
+        "or FILE.csv:COLUMN",
+    )
+    parser.add_argument(
+        "--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU if available"
+    )
     parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: same as -g cpu")
-    parser.add_argument("--resume", "-r", **flag | {"type": boolean_or_auto},
-                        help="continue from the checkpoint; auto: if there is one")
+    parser.add_argument(
+        "--resume",
+        "-r",
+        **flag | {"type": boolean_or_auto},
+        help="continue from the checkpoint; auto: if there is one",
+    )
     parser.add_argument("--eval_only", "-e", **flag, help="evaluate on the validation set")
     parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
-    parser.add_argument("--checkpoint", metavar="best|last|FILE", help="with --eval_only, "
-                        "--test_only or --resume True: the run folder's best or last checkpoint, "
-                        "or a file; default: `checkpoint` of the config, otherwise last")
-    parser.add_argument("--ensemble", nargs="+", metavar="FILE", help="with --eval_only or "
-                        "--test_only: average the scores of these checkpoints")
-    parser.add_argument("--stack", nargs="+", metavar="FILE", help="fit a linear model on the "
-                        "validation scores of these checkpoints, and write it to the run folder, "
-                        "as stack.json, a file for --checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|FILE",
+        help="with --eval_only, "
+        "--test_only or --resume True: the run folder's best or last checkpoint, "
+        "or a file; default: `checkpoint` of the config, otherwise last",
+    )
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="FILE",
+        help="with --eval_only or --test_only: average the scores of these checkpoints",
+    )
+    parser.add_argument(
+        "--stack",
+        nargs="+",
+        metavar="FILE",
+        help="fit a linear model on the "
+        "validation scores of these checkpoints, and write it to the run folder, "
+        "as stack.json, a file for --checkpoint",
+    )
     parser.add_argument("--check_data", **flag, help="check every frame of every set, and exit")
     parser.add_argument("--overwrite", **flag, help="delete an existing run in the run folder")
-    parser.add_argument("--profile", **flag, help="trace a few training steps and print "
-                        "the time of each section")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", dest="overrides",
-                        help="override a config key; may be repeated")
+    parser.add_argument(
+        "--profile", **flag, help="trace a few training steps and print the time of each section"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        dest="overrides",
+        help="override a config key; may be repeated",
+    )
     options = parser.parse_args(arguments)
     _check(options)
     commands = {"evaluate": options.eval_only, "test": options.test_only, "stack": options.stack}
@@ -54,8 +88,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def _check(options: argparse.Namespace) -> None:
     """Raise UserError if flags conflict or one is missing."""
     if bool(options.config) == bool(options.data):
-        raise UserError("give a config by --config FILE, or a folder of clips by --data FOLDER; "
-                        "--help lists the flags")
+        raise UserError(
+            "give a config by --config FILE, or a folder of clips by --data FOLDER; "
+            "--help lists the flags"
+        )
     if options.group and not options.data:
         raise UserError("--group: needs --data; with --config, the CSVs may have a column `group`")
     if options.eval_only and options.test_only:
@@ -67,11 +103,15 @@ def _check(options: argparse.Namespace) -> None:
         )
     others = (evaluates, options.resume, options.checkpoint, options.ensemble)
     if options.stack and any(others):
-        raise UserError("--stack: fits a stack of the checkpoints that it names; remove --resume, "
-                        "--checkpoint, --ensemble, --eval_only and --test_only")
+        raise UserError(
+            "--stack: fits a stack of the checkpoints that it names; remove --resume, "
+            "--checkpoint, --ensemble, --eval_only and --test_only"
+        )
     if options.stack and len(set(options.stack)) < max(2, len(options.stack)):
-        raise UserError("--stack: needs two checkpoints or more, each once; a single one is "
-                        "evaluated by --eval_only True --checkpoint FILE")
+        raise UserError(
+            "--stack: needs two checkpoints or more, each once; a single one is "
+            "evaluated by --eval_only True --checkpoint FILE"
+        )
     if evaluates and not (options.resume or options.checkpoint or options.ensemble):
         raise UserError(
             "--eval_only and --test_only need a checkpoint: add --resume True, or --checkpoint "

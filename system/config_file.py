@@ -31,8 +31,11 @@ def load_config(
     values.pop("$schema", None)
     given = dict(map(parse_override, overrides))
     if "model" in given:
-        values = {key: value for key, value in values.items()
-                  if given["model"] in MODEL_OPTIONS.get(key, (given["model"],))}  # fmt: skip
+        values = {
+            key: value
+            for key, value in values.items()
+            if given["model"] in MODEL_OPTIONS.get(key, (given["model"],))
+        }
     values |= given
     values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
     # Existing configs have "" as well as null for no checkpoint.

@@ -84,11 +84,16 @@ def warn_if_not_repeatable(model: torch.nn.Module, name: str) -> None:
 
     On GPUs its backward pass adds gradients in no fixed order.
     """
-    if any(pool.kernel_size != pool.stride for pool in model.modules()
-           if isinstance(pool, torch.nn.MaxPool3d)):  # fmt: skip
-        print(f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
-              "is not deterministic on a GPU; two runs may differ by rounding",
-              file=sys.stderr)
+    if any(
+        pool.kernel_size != pool.stride
+        for pool in model.modules()
+        if isinstance(pool, torch.nn.MaxPool3d)
+    ):
+        print(
+            f"warning: deterministic: max pooling with overlapping windows, which {name} has, "
+            "is not deterministic on a GPU; two runs may differ by rounding",
+            file=sys.stderr,
+        )
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
@@ -108,8 +113,12 @@ def keep_freed_memory() -> None:
 
 # --- precision ---------------------------------------------------------------------------------
 
-NUMBER_FORMATS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16,
-                  "fp16": torch.float16}
+NUMBER_FORMATS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 FIRST_GPU_WITH_TF32 = (8, 0)  # CUDA's compute capability of the Ampere generation
 
 

@@ -65,23 +65,30 @@ def message_for_user(error: Exception) -> str | None:
     from torch.distributed import DistError
 
     if any(sign in text for sign in _SHARED_MEMORY_SIGNS):
-        return ("/dev/shm: too small for the batches of the loader's workers; start "
-                "the container with `docker run --ipc=host` (or --shm-size=8g), or lower "
-                "batch_size, or set num_workers to 0")
+        return (
+            "/dev/shm: too small for the batches of the loader's workers; start "
+            "the container with `docker run --ipc=host` (or --shm-size=8g), or lower "
+            "batch_size, or set num_workers to 0"
+        )
     if _DEAD_WORKER_SIGN in text:
         return f"{text.splitlines()[0]}; if memory is short, lower num_workers or batch_size"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or \
-            any(sign in text for sign in _MEMORY_SIGNS):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in text for sign in _MEMORY_SIGNS
+    ):
         return "out of memory; lower batch_size, nclips or the clips' size (clip_size, crop_size)"
     if any(sign in text for sign in _COMPILER_SIGNS):
         return "compile: needs a C++ compiler; install one, such as g++, or set the key to false"
     if isinstance(error, UnicodeEncodeError):
-        return (f"{error.object!a}: has characters that cannot be written in this locale "
-                f"({error.encoding}); set PYTHONUTF8=1, or choose another name")
+        return (
+            f"{error.object!a}: has characters that cannot be written in this locale "
+            f"({error.encoding}); set PYTHONUTF8=1, or choose another name"
+        )
     if isinstance(error, DistError) or _GLOO_SIGN in text:
         reason = " ".join(text.split()).partition(". ")[0]
-        return ("another process of this run has ended or was killed, or cannot be reached "
-                f"({reason[:300]}); continue with --resume auto")
+        return (
+            "another process of this run has ended or was killed, or cannot be reached "
+            f"({reason[:300]}); continue with --resume auto"
+        )
     return None
 
 
@@ -90,10 +97,15 @@ def _message_for_disk(error: OSError) -> str | None:
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
         return None
     is_other_file = error.filename and ".pth.tar" not in str(error.filename)
-    remedy = ("make room" if error.errno in _FULL_DISK else
-              "check its permissions and the disk, or choose another place")  # fmt: skip
-    return (f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
-            f"{remedy}{'' if is_other_file else '; an earlier checkpoint there is intact'}")
+    remedy = (
+        "make room"
+        if error.errno in _FULL_DISK
+        else "check its permissions and the disk, or choose another place"
+    )
+    return (
+        f"{error.filename or 'run folder'}: cannot be written or read ({error.strerror}); "
+        f"{remedy}{'' if is_other_file else '; an earlier checkpoint there is intact'}"
+    )
 
 
 def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: True) -> int:

@@ -111,8 +111,11 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _wait_for_lock(folder, patience)
         self.folder, self.descriptor, self.new_folders = folder.resolve(), descriptor, missing
-        holder = {"host": socket.gethostname(), "process": os.getpid(),
-                  "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        holder = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
         with suppress(OSError):  # a full disk; the lock works without it
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
@@ -138,11 +141,16 @@ def _wait_for_lock(folder: Path, patience: float) -> int:
     while (descriptor := open_locked(path, with_children=False)) is None:
         host, holder = _holder(path)
         if host == socket.gethostname() or time.monotonic() > start + patience:
-            raise UserError(f"{folder}: is being written by {holder}; wait until it has ended, or "
-                            "choose another model_name or output_dir")
+            raise UserError(
+                f"{folder}: is being written by {holder}; wait until it has ended, or "
+                "choose another model_name or output_dir"
+            )
         if not is_told:
-            print(f"{folder}: is being written by {holder}; waiting up to {patience:.0f} s in "
-                  "case it has died", flush=True)
+            print(
+                f"{folder}: is being written by {holder}; waiting up to {patience:.0f} s in "
+                "case it has died",
+                flush=True,
+            )
             is_told = True
         time.sleep(min(1, patience))
     return descriptor

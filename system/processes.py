@@ -100,8 +100,10 @@ def rendezvous() -> None:
     if launched():
         names = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
         if missing := [name for name in names if name not in os.environ]:
-            raise UserError(f"LOCAL_RANK is set in the environment, but not {missing[0]}; "
-                            "start with torchrun, which sets both, or unset LOCAL_RANK")
+            raise UserError(
+                f"LOCAL_RANK is set in the environment, but not {missing[0]}; "
+                "start with torchrun, which sets both, or unset LOCAL_RANK"
+            )
         store, own_rank, num_processes = next(dist.rendezvous("env://", timeout=TIMEOUT))
         name = _roll_call(store, own_rank, num_processes)
         _rendezvous.store, _rendezvous.num_waits = dist.PrefixStore(name, store), 0
@@ -238,8 +240,10 @@ def report_workers(num_workers: int | None) -> None:
     """Print a line if fewer loader workers than `num_workers` are started."""
     started = loader_workers(num_workers)
     if num_workers is not None and started < num_workers:
-        print(f"num_workers: {num_workers} in the config, {started} started: one per core for each "
-              "process")
+        print(
+            f"num_workers: {num_workers} in the config, {started} started: one per core for each "
+            "process"
+        )
 
 
 # --- collectives -------------------------------------------------------------------------------

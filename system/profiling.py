@@ -121,8 +121,11 @@ class StepProfile:
         path = self.folder / f"process_{processes.rank()}.pt.trace.json"
         profiler.export_chrome_trace(str(path))
         # The GPU's events have the same names.
-        events = {event.key: event for event in profiler.key_averages()
-                  if event.device_type == torch.autograd.DeviceType.CPU}  # fmt: skip
+        events = {
+            event.key: event
+            for event in profiler.key_averages()
+            if event.device_type == torch.autograd.DeviceType.CPU
+        }
         num_steps, total = events["ProfilerStep*"].count, events["ProfilerStep*"].cpu_time_total
         rows = {name: events[name].cpu_time_total for name in self.sections}
         rows |= {"other": total - sum(rows.values()), "whole step": total}

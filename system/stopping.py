@@ -173,9 +173,12 @@ def _watch(stream, title: str):
     unbuffered = stream.write_through
     stream.flush()
     return io.TextIOWrapper(
-        raw if unbuffered else io.BufferedWriter(raw), stream.encoding, stream.errors,
-        line_buffering=stream.line_buffering, write_through=unbuffered,
-    )  # fmt: skip
+        raw if unbuffered else io.BufferedWriter(raw),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=unbuffered,
+    )
 
 
 # --- other processes ---------------------------------------------------------------------------

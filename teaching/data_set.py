@@ -52,8 +52,9 @@ class DataSet:
         # id -> (class, set), in the order of recording, where the files tell
         self.clips = {clip_id: row for name in SETS for clip_id, row in self._rows(name)}
         self.clips = dict(sorted(self.clips.items(), key=lambda item: natural_key(item[0])))
-        self.last_number = max((int(name) for name in os.listdir(folder / "clips")
-                                if name.isdecimal()), default=0)
+        self.last_number = max(
+            (int(name) for name in os.listdir(folder / "clips") if name.isdecimal()), default=0
+        )
 
     def close(self) -> None:
         """Let other processes open the folder."""
@@ -77,9 +78,11 @@ class DataSet:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 columns = [column.strip() for column in next(csv.reader(file))]
             if others := set(columns) - {"video_id", "label"} if "video_id" in columns else ():
-                raise UserError(f"{path}: has columns that this page cannot keep: "
-                                f"{summarize(sorted(others))}; give it a copy of the folder "
-                                "without them")
+                raise UserError(
+                    f"{path}: has columns that this page cannot keep: "
+                    f"{summarize(sorted(others))}; give it a copy of the folder "
+                    "without them"
+                )
             found = read_annotations(path, self.folder / "clips", sorted(labels))
             for clip_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True):
                 yield clip_id, (found.class_names[label], set_name)
@@ -150,8 +153,12 @@ class DataSet:
             if len(set(self.clips.values())) < len(SETS) * len(self.counts()):
                 labels = [label for label, _ in self.clips.values()]
                 flags = choose_validation(labels, list(self.clips), seed=0)
-                self._write({key: (label, SETS[int(flag)])
-                             for key, label, flag in zip(self.clips, labels, flags, strict=True)})
+                self._write(
+                    {
+                        key: (label, SETS[int(flag)])
+                        for key, label, flag in zip(self.clips, labels, flags, strict=True)
+                    }
+                )
 
     def strip(self, clip_id: str, config: Config) -> bytes:
         """Return 12 frames of a clip side by side, each 60 pixels high, as a JPEG.
@@ -162,12 +169,15 @@ class DataSet:
             raise UserError(f"there is no clip {clip_id}")
         source = open_clip(self.folder / "clips" / clip_id, config)
         positions = np.linspace(0, len(source) - 1, STRIP_FRAMES).astype(int)
-        frames = {place: frame for places, frame in distinct_frames(source, positions)
-                  for place in places}
+        frames = {
+            place: frame for places, frame in distinct_frames(source, positions) for place in places
+        }
         height, width = frames[0].shape[:2]
         size = (max(1, round(STRIP_HEIGHT * width / height)), STRIP_HEIGHT)
-        tiles = [cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
-                 for place in range(STRIP_FRAMES)]
+        tiles = [
+            cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
+            for place in range(STRIP_FRAMES)
+        ]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))
         return jpeg.tobytes()
 

@@ -70,8 +70,10 @@ class LiveSession:
             before = scores if self.smooth is None else self.smooth
             self.smooth = keep * before + (1 - keep) * scores
             self.scored_at, best = times[-1], int(self.smooth.argmax())
-            return {"scores": self.smooth.tolist(),
-                    "verdict": best if self.smooth[best] >= SURE else None}
+            return {
+                "scores": self.smooth.tolist(),
+                "verdict": best if self.smooth[best] >= SURE else None,
+            }
 
     def backwards(self, turn: float) -> dict:
         """Return the scores of the last 3 seconds, and of the same frames in reverse order."""
@@ -81,8 +83,10 @@ class LiveSession:
             if window is None:
                 raise UserError(f"wait until {LIVE_SECONDS:.0f} seconds have been seen")
             reverse = FramesInMemory(window.frames[::-1])
-            return {"forwards": self.predictor.scores(window).whole.tolist(),
-                    "backwards": self.predictor.scores(reverse).whole.tolist()}
+            return {
+                "forwards": self.predictor.scores(window).whole.tolist(),
+                "backwards": self.predictor.scores(reverse).whole.tolist(),
+            }
 
     def _check_turn(self, turn):
         if turn != self.turn or self.predictor is None:
@@ -103,5 +107,8 @@ class LiveSession:
         times = np.array([time for time, _ in self.frames])
         count = round(LIVE_SECONDS * rate)
         shown = shown_at(times, rate, count) if len(times) else []
-        return FramesInMemory([self.frames[index][1] for index in shown]) \
-            if len(shown) == count else None
+        return (
+            FramesInMemory([self.frames[index][1] for index in shown])
+            if len(shown) == count
+            else None
+        )

@@ -22,9 +22,11 @@ ADDRESS = "127.0.0.1"
 MAX_BYTES = 4 * 2**20  # of a request
 SECONDS = 60  # without a byte, until a connection is closed
 MAX_FIELDS = 10  # of a query
-PAGE_POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src "
-               "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
-               "'none'; frame-ancestors 'none'")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src "
+    "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
+    "'none'; frame-ancestors 'none'"
+)
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NO_CONTENT = "default-src 'none'"  # may be loaded without the key
 
@@ -56,9 +58,11 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((ADDRESS, port), Handler)
         except OSError as error:
-            raise UserError(f"--port {port}: cannot be opened ({error.strerror}); close the "
-                            "program that uses it, or choose another, such as "
-                            f"--port {port + 1}") from None
+            raise UserError(
+                f"--port {port}: cannot be opened ({error.strerror}); close the "
+                "program that uses it, or choose another, such as "
+                f"--port {port + 1}"
+            ) from None
         self.address = f"http://{ADDRESS}:{self.server_port}/?key={self.key}"
 
     def handle_error(self, request, client_address):
@@ -83,8 +87,7 @@ class Server(ThreadingHTTPServer):
         return "image/jpeg", self.data_set.strip(query["id"], self.recipe), NO_CONTENT
 
     def clips(self, query, body):
-        return [{"id": clip_id, "name": name}
-                for clip_id, (name, _) in self.data_set.clips.items()]
+        return [{"id": clip_id, "name": name} for clip_id, (name, _) in self.data_set.clips.items()]
 
     def progress(self, query, body):
         return self.training.progress()
@@ -113,12 +116,23 @@ class Server(ThreadingHTTPServer):
 
 
 PATHS = {
-    "GET": {"/": Server.page, "/report": Server.report, "/strip": Server.strip,
-            "/clips": Server.clips, "/progress": Server.progress},
-    "POST": {"/add": Server.add, "/remove": Server.remove, "/train": Server.train,
-             "/stop": Server.stop, "/begin": Server.begin, "/look": Server.look,
-             "/backwards": Server.backwards},
-}  # fmt: skip
+    "GET": {
+        "/": Server.page,
+        "/report": Server.report,
+        "/strip": Server.strip,
+        "/clips": Server.clips,
+        "/progress": Server.progress,
+    },
+    "POST": {
+        "/add": Server.add,
+        "/remove": Server.remove,
+        "/train": Server.train,
+        "/stop": Server.stop,
+        "/begin": Server.begin,
+        "/look": Server.look,
+        "/backwards": Server.backwards,
+    },
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -147,8 +161,10 @@ class Handler(BaseHTTPRequestHandler):
             message = message_for_user(error)
             if message is None:
                 traceback.print_exc()
-            self.send(400 if message else 500,
-                      {"error": message or "an error in this program; the terminal shows it"})
+            self.send(
+                400 if message else 500,
+                {"error": message or "an error in this program; the terminal shows it"},
+            )
         else:
             self.send(200, content)
 
@@ -181,15 +197,21 @@ class Handler(BaseHTTPRequestHandler):
         return PATHS[self.command][url.path](self.server, query, body)
 
     def send(self, status, content):
-        kind, body, policy = content if isinstance(content, tuple) else (
-            "application/json", json.dumps(content, allow_nan=False).encode(), NO_CONTENT)
+        kind, body, policy = (
+            content
+            if isinstance(content, tuple)
+            else ("application/json", json.dumps(content, allow_nan=False).encode(), NO_CONTENT)
+        )
         self.send_response(status)
         headers = {
-            "Content-Type": kind, "Content-Length": len(body), "Content-Security-Policy": policy,
+            "Content-Type": kind,
+            "Content-Length": len(body),
+            "Content-Security-Policy": policy,
             "Cache-Control": "private, max-age=3600" if kind == "image/jpeg" else "no-store",
-            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
             "Cross-Origin-Resource-Policy": "same-origin",
-        }  # fmt: skip
+        }
         if self.close_connection:
             headers["Connection"] = "close"
         for name, value in headers.items():

@@ -17,13 +17,7 @@ from system.config_file import load_config
 from system.errors import UserError, summarize
 from system.files import try_lock, write_text
 from teaching.data_set import DataSet
-from training.run_folder import (
-    CONFIG_FILE,
-    HISTORY_FILE,
-    LAST_CHECKPOINT,
-    REPORT_FILE,
-    STATUS_FILE,
-)
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, REPORT_FILE, STATUS_FILE
 from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
@@ -63,35 +57,51 @@ class Training:
             self.is_stopping = False
             log.truncate(0)
             (self.run_folder / STATUS_FILE).unlink(missing_ok=True)
-            command = [sys.executable, str(PROJECT / "train.py"), "--config",
-                       str(self.config_path), "--resume" if is_resumed else "--overwrite", "True"]
+            command = [
+                sys.executable,
+                str(PROJECT / "train.py"),
+                "--config",
+                str(self.config_path),
+                "--resume" if is_resumed else "--overwrite",
+                "True",
+            ]
             # The process and its children keep the log locked while they run.
             self.process = subprocess.Popen(
-                command + (["-g", self.gpus] if self.gpus else []), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                command + (["-g", self.gpus] if self.gpus else []),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
 
     def _check_clips(self):
         counts = self.data_set.counts()
         few = [f"{name} ({count})" for name, count in counts.items() if count < MIN_CLIPS]
         if len(counts) < MIN_CLASSES or few:
-            raise UserError(f"training needs {MIN_CLASSES} gestures with {MIN_CLIPS} clips "
-                            f"each; record more{f' of {summarize(few)}' if few else ''}")
+            raise UserError(
+                f"training needs {MIN_CLASSES} gestures with {MIN_CLIPS} clips "
+                f"each; record more{f' of {summarize(few)}' if few else ''}"
+            )
 
     def write_config(self, anew: bool) -> None:
         """Write config.json: the recipe, the reader's keys, and those that depend on the clips.
 
         Unless `anew`, only the paths change: the folder may have been copied or renamed.
         """
-        folder, (labels, sets) = self.data_set.folder, zip(*self.data_set.clips.values(),
-                                                           strict=True)
+        folder, (labels, sets) = (
+            self.data_set.folder,
+            zip(*self.data_set.clips.values(), strict=True),
+        )
         recipe = load_config(RECIPE)
         values = recipe.model_dump(exclude_unset=True) if anew else {}
         if self.config_path.exists():
             values |= load_config(self.config_path).model_dump(exclude_unset=True)
-        values |= {"model_name": self.run_folder.name, "output_dir": str(self.run_folder.parent),
-                   "labels_csv": str(folder / "labels.csv")}
+        values |= {
+            "model_name": self.run_folder.name,
+            "output_dir": str(self.run_folder.parent),
+            "labels_csv": str(folder / "labels.csv"),
+        }
         for set_name, prefix in (("train", "train"), ("validation", "val")):
             values[f"{prefix}_data_folder"] = str(folder / "clips")
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
@@ -141,9 +151,11 @@ class Training:
         state, error = _state(is_running, status, messages, self.is_stopping)
         has_network = (self.run_folder / LAST_CHECKPOINT).exists()
         return {
-            "state": state, "error": error,
+            "state": state,
+            "error": error,
             "can_resume": state in ("stopped", "failed") and has_network,
-            "num_epochs": self._num_epochs(), "history": self._history(),
+            "num_epochs": self._num_epochs(),
+            "history": self._history(),
             "log": messages[-SHOWN_BYTES:],
             "has_network": has_network,
             "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
@@ -160,10 +172,14 @@ class Training:
         if not path.exists():
             return []
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [{key: float(row[key]) for key in COLUMNS if row.get(key)}
-                    for row in csv.DictReader(file)]
-        return [{key: value if math.isfinite(value) else None for key, value in row.items()}
-                for row in rows]
+            rows = [
+                {key: float(row[key]) for key in COLUMNS if row.get(key)}
+                for row in csv.DictReader(file)
+            ]
+        return [
+            {key: value if math.isfinite(value) else None for key, value in row.items()}
+            for row in rows
+        ]
 
 
 def _state(is_running: bool, status: Status | None, messages: str, was_stopped: bool):

@@ -15,10 +15,18 @@ needs_chromium = pytest.mark.skipif(
     not CHROMIUM, reason="no chromium here; on Debian: apt-get install chromium"
 )
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--hide-scrollbars", "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+]
 # Shows the page in a frame of each width, and takes down what a reader's browser makes of it.
 LOOK = """<!doctype html><meta charset="utf-8"><body style="margin:0"><script>
 const page = PAGE, widths = WIDTHS, found = {};
@@ -50,11 +58,20 @@ def browse(path, screenshot, size=(1000, 1400), *flags) -> tuple[str, list[str]]
     """Opens a page; returns its DOM as HTML, and what was written to the console."""
     with tempfile.TemporaryDirectory() as profile:
         result = subprocess.run(
-            [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={profile}", "--dump-dom",
-             f"--window-size={size[0]},{size[1]}", f"--screenshot={screenshot}",
-             Path(path).resolve().as_uri()],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [
+                CHROMIUM,
+                *FLAGS,
+                *flags,
+                f"--user-data-dir={profile}",
+                "--dump-dom",
+                f"--window-size={size[0]},{size[1]}",
+                f"--screenshot={screenshot}",
+                Path(path).resolve().as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     return result.stdout, re.findall(r"CONSOLE.*\] (.*)", result.stderr)
 
 

@@ -109,15 +109,19 @@ def data_set(tmp_path_factory):
 @pytest.fixture
 def settings(data_set, tmp_path):
     """The keys of a config that trains a tiny network for two epochs."""
-    return data_set | TINY_NETWORK | {
-        "model_name": "tiny",
-        "output_dir": str(tmp_path / "trainings"),
-        "batch_size": 4,
-        "num_workers": 0,
-        "num_epochs": 2,
-        "schedule": "constant",
-        "lr": 0.003,
-    }
+    return (
+        data_set
+        | TINY_NETWORK
+        | {
+            "model_name": "tiny",
+            "output_dir": str(tmp_path / "trainings"),
+            "batch_size": 4,
+            "num_workers": 0,
+            "num_epochs": 2,
+            "schedule": "constant",
+            "lr": 0.003,
+        }
+    )
 
 
 @pytest.fixture

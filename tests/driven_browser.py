@@ -45,16 +45,28 @@ class Browser:
         commands, self.write_end = os.pipe()
         self.read_end, answers = os.pipe()
         flags = [flag for flag in FLAGS if not flag.startswith("--host-resolver-rules")] + [
-            "--remote-debugging-pipe", "--use-fake-device-for-media-stream",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", *flags,
+            "--remote-debugging-pipe",
+            "--use-fake-device-for-media-stream",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            *flags,
             *([f"--use-file-for-fake-video-capture={camera}"] if camera else []),
             *(["--use-fake-ui-for-media-stream"] if allowed else ["--deny-permission-prompts"]),
-        ]  # fmt: skip
+        ]
         self.process = subprocess.Popen(
-            ["bash", "-c", START.format(commands, answers), "bash", CHROMIUM, *flags,
-             f"--user-data-dir={self.profile.name}", "about:blank"],
-            pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                "bash",
+                "-c",
+                START.format(commands, answers),
+                "bash",
+                CHROMIUM,
+                *flags,
+                f"--user-data-dir={self.profile.name}",
+                "about:blank",
+            ],
+            pass_fds=(commands, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(commands), os.close(answers)
         self.numbers, self.rest, self.session, self.complaints = itertools.count(1), b"", None, []
         targets = self.send("Target.getTargets")["targetInfos"]
@@ -100,8 +112,13 @@ class Browser:
 
     def js(self, expression):
         """Return the value of an expression, awaited if it is a promise."""
-        answer = self.send("Runtime.evaluate", expression=expression, awaitPromise=True,
-                           returnByValue=True, userGesture=True)  # fmt: skip
+        answer = self.send(
+            "Runtime.evaluate",
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -113,8 +130,9 @@ class Browser:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while not self.js(f"!!({condition})"):
-            assert time.monotonic() < end, \
+            assert time.monotonic() < end, (
                 f"not within {seconds} s: {condition}: {self.js('document.body.innerText')}"
+            )
             time.sleep(0.05)
 
     def key(self, kind, code="Space", key=" ") -> None:
@@ -123,18 +141,27 @@ class Browser:
 
     def drop(self, paths, selector) -> None:
         """Drop files and folders onto an element."""
-        box = self.js(f"(() => {{ const b = document.querySelector({selector!r})"
-                      ".getBoundingClientRect(); return [b.x + 9, b.y + 9]; })()")
+        box = self.js(
+            f"(() => {{ const b = document.querySelector({selector!r})"
+            ".getBoundingClientRect(); return [b.x + 9, b.y + 9]; })()"
+        )
         data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.send("Input.dispatchDragEvent", type=kind, x=box[0], y=box[1], data=data)
 
     def screenshot(self, path, width, height, scheme="light", **options) -> None:
         """Save the page as a PNG, at a width in pixels, in the light or dark scheme."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                  deviceScaleFactor=1, mobile=False)  # fmt: skip
-        self.send("Emulation.setEmulatedMedia",
-                  features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         picture = self.send("Page.captureScreenshot", captureBeyondViewport=True, **options)["data"]
         with open(path, "wb") as file:
             file.write(base64.b64decode(picture))

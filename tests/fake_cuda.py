@@ -101,8 +101,13 @@ class Watch(TorchDispatchMode):
             what, tensors = "convolution", {"input": args[0], "weight": args[1], "output": result}
         else:
             what = "backward convolution"
-            tensors = {"gradient": args[0], "input": args[1], "weight": args[2],
-                       "input's gradient": result[0], "weight's gradient": result[1]}
+            tensors = {
+                "gradient": args[0],
+                "input": args[1],
+                "weight": args[2],
+                "input's gradient": result[0],
+                "weight's gradient": result[1],
+            }
         self.counts[what] += 1
         orders = {4: torch.channels_last, 5: torch.channels_last_3d}
         for name, tensor in tensors.items():
@@ -115,8 +120,9 @@ class Watch(TorchDispatchMode):
                 self.note(f"{part} is not in channels-last order: {tensor.stride()}")
 
     def note(self, problem):
-        calls = [frame for frame in traceback.extract_stack()
-                 if Path(frame.filename).parent == PROJECT]
+        calls = [
+            frame for frame in traceback.extract_stack() if Path(frame.filename).parent == PROJECT
+        ]
         place = f"{Path(calls[-1].filename).name}, {calls[-1].name}" if calls else "backward pass"
         self.problems[f"{problem} ({place})"] += 1
 
@@ -235,10 +241,12 @@ FAULTS = {
     "read": lambda clips, labels: (clips * float(clips.sum()), labels),
     "blocking": lambda clips, labels: (clips, labels.cpu().to(CUDA, non_blocking=True)),
     "not dense": lambda clips, labels: (
-        clips, torch.zeros(2 * len(labels)).long()[::2].to(CUDA, non_blocking=True)),
+        clips,
+        torch.zeros(2 * len(labels)).long()[::2].to(CUDA, non_blocking=True),
+    ),
     "order": lambda clips, labels: (clips.contiguous(), labels),
     "device": lambda clips, labels: (clips, torch.zeros(len(labels)).long()),
-}  # fmt: skip
+}
 
 
 def problems_of_step(keys) -> dict:

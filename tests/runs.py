@@ -76,8 +76,9 @@ def results(folder) -> dict:
         found |= _flat({key: saved[key] for key in saved if key not in PLACES}, name)
     if (folder / "bad_clips.csv").exists():
         found["bad_clips.csv"] = read_csv(folder / "bad_clips.csv")
-    found["files"] = sorted(path.name for path in folder.iterdir()
-                            if path.name != "checkpoint_previous.pth.tar")
+    found["files"] = sorted(
+        path.name for path in folder.iterdir() if path.name != "checkpoint_previous.pth.tar"
+    )
     return found
 
 
@@ -109,11 +110,22 @@ def make_settings(folder, **changes) -> dict:
 
     Three steps an epoch, the last one smaller, with a checkpoint after each.
     """
-    return write_data_set(folder / "data", {"train": 22, "validation": 7}) | TINY_NETWORK | {
-        "model_name": "tiny", "output_dir": str(folder / "trainings"), "batch_size": 8,
-        "num_workers": 0, "num_epochs": 2, "schedule": "constant", "lr": 0.003,
-        "eval_batch_size": 4, "checkpoint_minutes": 0, **changes,
-    }  # fmt: skip
+    return (
+        write_data_set(folder / "data", {"train": 22, "validation": 7})
+        | TINY_NETWORK
+        | {
+            "model_name": "tiny",
+            "output_dir": str(folder / "trainings"),
+            "batch_size": 8,
+            "num_workers": 0,
+            "num_epochs": 2,
+            "schedule": "constant",
+            "lr": 0.003,
+            "eval_batch_size": 4,
+            "checkpoint_minutes": 0,
+            **changes,
+        }
+    )
 
 
 def write_config(path, settings) -> str:
@@ -153,10 +165,13 @@ class Command:
     def __init__(self, config, *arguments, start=("train.py",)):
         self.process = subprocess.Popen(
             [sys.executable, *start, "--config", config, "-g", "cpu", *arguments],
-            cwd=PROJECT, start_new_session=True,
+            cwd=PROJECT,
+            start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.output = ""
 
     def wait_for(self, text) -> None:

@@ -65,8 +65,15 @@ def lose_a_number(run):
     run.model.classifier.bias.data.fill_(torch.nan)
 
 
-FAULTS = (power_cut, kill, kill_host, terminate, terminate_launcher,
-          interrupt_launcher, lose_a_number)
+FAULTS = (
+    power_cut,
+    kill,
+    kill_host,
+    terminate,
+    terminate_launcher,
+    interrupt_launcher,
+    lose_a_number,
+)
 
 
 def train_step_with(fault, at, rank=None):
@@ -86,8 +93,13 @@ def train_step_with(fault, at, rank=None):
 
 # --- what a step does --------------------------------------------------------------------------
 
-COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "all_gather_object",
-               "broadcast_object_list")  # fmt: skip
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "all_gather_object",
+    "broadcast_object_list",
+)
 
 
 @contextmanager
@@ -99,10 +111,17 @@ def watched_steps(found: dict):
         if found:
             found["calls"].append(list(calls))
         else:
-            sums = [float(buffer.sum()) for name, buffer in run.model.named_buffers()
-                    if not name.endswith("running_var")]  # fmt: skip
-            found.update(calls=[], buffers=sums, views=run.network.gradient_as_bucket_view,
-                         broadcast_buffers=run.network.broadcast_buffers)
+            sums = [
+                float(buffer.sum())
+                for name, buffer in run.model.named_buffers()
+                if not name.endswith("running_var")
+            ]
+            found.update(
+                calls=[],
+                buffers=sums,
+                views=run.network.gradient_as_bucket_view,
+                broadcast_buffers=run.network.broadcast_buffers,
+            )
         calls.clear()
         return train_step(run, *rest)
 
@@ -174,7 +193,8 @@ def run_command(flags, watch=False, **fault) -> dict:
     stdout, stderr, WRITTEN[:], watched = StringIO(), StringIO(), [], {}
     with ExitStack() as changes:
         changes.enter_context(
-            mock.patch.object(processes, "synchronise_batchnorm", synchronise_batchnorm))
+            mock.patch.object(processes, "synchronise_batchnorm", synchronise_batchnorm)
+        )
         if fault:
             changes.enter_context(mock.patch.object(train, "train_step", train_step_with(**fault)))
         if watch:
@@ -187,8 +207,15 @@ def run_command(flags, watch=False, **fault) -> dict:
             status = "power cut"
     threads = names_of_threads()
     processes.shutdown()  # which a command that failed did not do, as its process would end
-    return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue(),
-            "written": list(WRITTEN), "ended": time.time(), "watched": watched, "threads": threads}
+    return {
+        "status": status,
+        "stdout": stdout.getvalue(),
+        "stderr": stderr.getvalue(),
+        "written": list(WRITTEN),
+        "ended": time.time(),
+        "watched": watched,
+        "threads": threads,
+    }
 
 
 def names_of_threads() -> list[str]:

@@ -50,5 +50,6 @@ def packed(pictures) -> bytes:
 
 def jpegs(values, height=24, width=32) -> list[bytes]:
     """Pictures of one grey value each."""
-    return [simplejpeg.encode_jpeg(np.full((height, width, 3), value, np.uint8), 95)
-            for value in values]
+    return [
+        simplejpeg.encode_jpeg(np.full((height, width, 3), value, np.uint8), 95) for value in values
+    ]

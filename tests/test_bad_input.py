@@ -37,13 +37,24 @@ LABELS = ("Left", "Right", "Still")
 SETS = {"train": range(1, 7), "validation": range(7, 11), "test": range(11, 13)}
 NUM_FRAMES, FRAME_HEIGHT, FRAME_WIDTH = 6, 24, 32
 CONFIG = {
-    "model_name": "tiny", "output_dir": "trainings",
-    "train_data_folder": "data/clips", "train_data_csv": "data/train.csv",
-    "val_data_folder": "data/clips", "val_data_csv": "data/validation.csv",
-    "test_data_folder": "data/clips", "test_data_csv": "data/test.csv",
-    "labels_csv": "data/labels.csv", "num_workers": 0,
-    "clip_size": 4, "step_size": 1, "crop_size": 16, "frame_height": FRAME_HEIGHT,
-    "block_widths": [4], "head_widths": [8, 8], "batch_size": 4, "num_epochs": 1,
+    "model_name": "tiny",
+    "output_dir": "trainings",
+    "train_data_folder": "data/clips",
+    "train_data_csv": "data/train.csv",
+    "val_data_folder": "data/clips",
+    "val_data_csv": "data/validation.csv",
+    "test_data_folder": "data/clips",
+    "test_data_csv": "data/test.csv",
+    "labels_csv": "data/labels.csv",
+    "num_workers": 0,
+    "clip_size": 4,
+    "step_size": 1,
+    "crop_size": 16,
+    "frame_height": FRAME_HEIGHT,
+    "block_widths": [4],
+    "head_widths": [8, 8],
+    "batch_size": 4,
+    "num_epochs": 1,
 }
 RUN = "trainings/tiny"
 CHECKPOINT = f"{RUN}/checkpoint.pth.tar"
@@ -204,6 +215,7 @@ def write(path, content):
     def plant():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(data)
+
     return plant
 
 
@@ -214,6 +226,7 @@ def remove(*paths):
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
     return plant
 
 
@@ -221,15 +234,18 @@ def folder_instead(path):
     def plant():
         remove(path)()
         Path(path).mkdir()
+
     return plant
 
 
 def configure(**changes):
     """Changes keys of the config file; LOST takes one out."""
+
     def plant():
         values = json.loads(Path("config.json").read_text()) | changes
         values = {key: value for key, value in values.items() if value is not LOST}
         Path("config.json").write_text(json.dumps(values))
+
     return plant
 
 
@@ -237,6 +253,7 @@ def both(*plants):
     def plant():
         for one in plants:
             one()
+
     return plant
 
 
@@ -260,9 +277,11 @@ def jpeg_bomb(side=20_000) -> bytes:
 
 def png_bomb(side=20_000) -> bytes:
     """A small and sound file that decodes to `side` x `side` black pixels."""
+
     def chunk(kind, data):
         check = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(bytes((1 + side // 8) * side), 1))
     return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
@@ -310,7 +329,9 @@ FRAMES = {
     "zero bytes": (frame_is(b""), [FRAME, "0 bytes", "extract the frame again"]),
     "text": (frame_is(b"404 not found\n"), [FRAME, "not a picture", "extract the frame again"]),
     "damaged inside": (
-        frame_is(damaged_inside()), [FRAME, "damaged JPEG", "extract the frame again"]),
+        frame_is(damaged_inside()),
+        [FRAME, "damaged JPEG", "extract the frame again"],
+    ),
     "jpeg bomb": (frame_is(jpeg_bomb()), [FRAME, "20000 x 20000", "max_frame_pixels", "shrink"]),
     "png bomb": (frame_is(png_bomb()), [FRAME, "20000 x 20000", "max_frame_pixels", "shrink"]),
     "a line of pixels": (frame_is(png(4000, 1)), [FRAME, "4000 x 1 pixels", "extract it again"]),
@@ -358,9 +379,7 @@ def test_unusable_frame_in_a_new_run_leaves_no_checkpoint(command):
 def test_unusable_frame_in_a_worker_gives_the_same_message(command, name):
     plant, fragments = FRAMES[name]
     plant(own_clip(9))
-    check_message(
-        command(*EVALUATE, "--set", "num_workers=2"), ["error: data/clips/9", *fragments]
-    )
+    check_message(command(*EVALUATE, "--set", "num_workers=2"), ["error: data/clips/9", *fragments])
 
 
 # --- clip lists and labels -------------------------------------------------------------------
@@ -385,37 +404,49 @@ NO_FOLDER = ["no folder in data/clips", "add the folders or drop the rows"]
 NOT_BELOW = ["not paths below the data folder", "names a clip, such as 12 or wave/12.mp4"]
 
 CLIP_LISTS = {
-    "missing clip": Row(
-        remove("data/clips/3"), [TRAIN, "1 of 6 clips", ": 3;", *NO_FOLDER]),
+    "missing clip": Row(remove("data/clips/3"), [TRAIN, "1 of 6 clips", ": 3;", *NO_FOLDER]),
     "missing clips": Row(
         add_lines(TRAIN, *(f"{n};Left" for n in range(100, 125))),
-        [TRAIN, "25 of 31 clips", ": 100, 101, 102, 103, 104, 105, 106, 107, 108, 109 and 15 more",
-         *NO_FOLDER]),
+        [
+            TRAIN,
+            "25 of 31 clips",
+            ": 100, 101, 102, 103, 104, 105, 106, 107, 108, 109 and 15 more",
+            *NO_FOLDER,
+        ],
+    ),
     "missing validation clip": Row(
-        remove("data/clips/9"), [VALIDATION, "1 of 4 clips", ": 9;", *NO_FOLDER]),
+        remove("data/clips/9"), [VALIDATION, "1 of 4 clips", ": 9;", *NO_FOLDER]
+    ),
     "a clip is a file": Row(
-        both(remove("data/clips/3"), write("data/clips/3", "frames")), [TRAIN, ": 3;", *NO_FOLDER]),
+        both(remove("data/clips/3"), write("data/clips/3", "frames")), [TRAIN, ": 3;", *NO_FOLDER]
+    ),
     "a clip is a link in a circle": Row(link_clip_to_itself, [TRAIN, ": 3;", *NO_FOLDER]),
     "commas": Row(
         relabel(TRAIN, lambda text: text.replace(";", ",")),
-        [TRAIN, "line 1", "'1,Right'", "separate the two with one semicolon"]),
+        [TRAIN, "line 1", "'1,Right'", "separate the two with one semicolon"],
+    ),
     "tabs": Row(
-        relabel(TRAIN, lambda text: text.replace(";", "\t")), [TRAIN, "line 1", "semicolon"]),
+        relabel(TRAIN, lambda text: text.replace(";", "\t")), [TRAIN, "line 1", "semicolon"]
+    ),
     "three columns": Row(
-        add_lines(TRAIN, "1;2;Left"), [TRAIN, "line 7", "expected id;label", "'1;2;Left'"]),
+        add_lines(TRAIN, "1;2;Left"), [TRAIN, "line 7", "expected id;label", "'1;2;Left'"]
+    ),
     "label missing": Row(add_lines(TRAIN, "1"), [TRAIN, "line 7", "expected id;label"]),
     "binary": Row(write(TRAIN, bytes(range(256)) * 9), [TRAIN, "not UTF-8", "save it as UTF-8"]),
     "latin 1": Row(
-        write(TRAIN, "1;Rückwärts\n".encode("latin-1")), [TRAIN, "not UTF-8", "save it as UTF-8"]),
+        write(TRAIN, "1;Rückwärts\n".encode("latin-1")), [TRAIN, "not UTF-8", "save it as UTF-8"]
+    ),
     "utf 16": Row(
-        write(TRAIN, "1;Left\n".encode("utf-16")), [TRAIN, "not UTF-8", "save it as UTF-8"]),
-    "utf 16 without a mark": Row(
-        write(TRAIN, "1;Left\n2;Right\n".encode("utf-16-le")), [TRAIN]),
+        write(TRAIN, "1;Left\n".encode("utf-16")), [TRAIN, "not UTF-8", "save it as UTF-8"]
+    ),
+    "utf 16 without a mark": Row(write(TRAIN, "1;Left\n2;Right\n".encode("utf-16-le")), [TRAIN]),
     "quote left open": Row(
-        write(TRAIN, '"1;Left\n' + "2;Right\n" * 20_000), [TRAIN, "not a CSV file"]),
+        write(TRAIN, '"1;Left\n' + "2;Right\n" * 20_000), [TRAIN, "not a CSV file"]
+    ),
     "duplicate ids": Row(
         add_lines(TRAIN, "1;Left", "3;Left"),
-        [TRAIN, "2 ids are listed more than once: 1, 3", "keep one line for each"]),
+        [TRAIN, "2 ids are listed more than once: 1, 3", "keep one line for each"],
+    ),
     "id leads out": Row(add_lines(TRAIN, "../x;Left"), [TRAIN, "'../x'", *NOT_BELOW]),
     "id is the folder above": Row(add_lines(TRAIN, "..;Left"), [TRAIN, "'..'", *NOT_BELOW]),
     "id with a backslash": Row(add_lines(TRAIN, "..\\x;Left"), [TRAIN, *NOT_BELOW]),
@@ -425,46 +456,61 @@ CLIP_LISTS = {
     "id with a zero byte": Row(add_lines(TRAIN, "1\0;Left"), [TRAIN]),
     "no label known": Row(
         relabel(TRAIN, str.lower),
-        [TRAIN, "no clips left", "(left, right, still)", "labels_csv", "use the same spelling"]),
+        [TRAIN, "no clips left", "(left, right, still)", "labels_csv", "use the same spelling"],
+    ),
     "no label known in validation": Row(
-        relabel(VALIDATION, str.upper), [VALIDATION, "no clips left", "use the same spelling"]),
+        relabel(VALIDATION, str.upper), [VALIDATION, "no clips left", "use the same spelling"]
+    ),
     "empty list": Row(write(TRAIN, ""), [TRAIN, "no clips", "empty", "add"]),
     "blank list": Row(write(VALIDATION, "\n \n"), [VALIDATION, "no clips", "empty", "add"]),
     "one training clip": Row(
-        write(TRAIN, "1;Left\n"), ["train_data_csv", "not enough", "2 or more"]),
+        write(TRAIN, "1;Left\n"), ["train_data_csv", "not enough", "2 or more"]
+    ),
     "header without labels": Row(
-        write(TRAIN, "video_id,frames\n1,6\n"), [TRAIN, "line 1", "no label column", "add"]),
+        write(TRAIN, "video_id,frames\n1,6\n"), [TRAIN, "line 1", "no label column", "add"]
+    ),
     "header only": Row(write(TRAIN, HEADER), [TRAIN, "no clips", "empty", "add"]),
     "fewer columns than the header": Row(
-        write(TRAIN, HEADER + "1,Left,6,0,x,jpg\n2\n"), [TRAIN, "line 3", "fewer columns"]),
+        write(TRAIN, HEADER + "1,Left,6,0,x,jpg\n2\n"), [TRAIN, "line 3", "fewer columns"]
+    ),
     "header layout leads out": Row(
-        write(TRAIN, HEADER + "../x,Left,6,0,x,jpg\n"), [TRAIN, "'../x'", *NOT_BELOW]),
+        write(TRAIN, HEADER + "../x,Left,6,0,x,jpg\n"), [TRAIN, "'../x'", *NOT_BELOW]
+    ),
     "commas in the test list": Row(
         write("data/test.csv", "11,Left\n"),
-        ["data/test.csv", "line 1", "comma", "separate with semicolons"], PREDICT),
+        ["data/test.csv", "line 1", "comma", "separate with semicolons"],
+        PREDICT,
+    ),
     "missing test clip": Row(
-        add_lines("data/test.csv", "99"), ["data/test.csv", ": 99;", *NO_FOLDER], PREDICT),
+        add_lines("data/test.csv", "99"), ["data/test.csv", ": 99;", *NO_FOLDER], PREDICT
+    ),
     "empty test list": Row(
-        write("data/test.csv", "\n"), ["data/test.csv", "no clips", "empty"], PREDICT),
+        write("data/test.csv", "\n"), ["data/test.csv", "no clips", "empty"], PREDICT
+    ),
 }
 
 LABEL_FILES = {
     "duplicate": Row(
         add_lines("data/labels.csv", "Left"),
-        ["data/labels.csv", "labels_csv", "'Left' is on 2 lines", "a different name"]),
+        ["data/labels.csv", "labels_csv", "'Left' is on 2 lines", "a different name"],
+    ),
     "blank in the middle": Row(
         write("data/labels.csv", "Left\n\nRight\nStill\n"),
-        ["data/labels.csv", "line 2 is blank", "a different name"]),
+        ["data/labels.csv", "line 2 is blank", "a different name"],
+    ),
     "blank at the start": Row(
-        write("data/labels.csv", "\nLeft\nRight\n"), ["data/labels.csv", "line 1 is blank"]),
+        write("data/labels.csv", "\nLeft\nRight\n"), ["data/labels.csv", "line 1 is blank"]
+    ),
     "empty": Row(write("data/labels.csv", ""), ["data/labels.csv", "line 1 is blank"]),
     "one name": Row(write("data/labels.csv", "Left\n"), ["data/labels.csv", "at least two"]),
     "binary": Row(
-        write("data/labels.csv", b"\xff\xd8\xff\xe0"), ["data/labels.csv", "save it as UTF-8"]),
+        write("data/labels.csv", b"\xff\xd8\xff\xe0"), ["data/labels.csv", "save it as UTF-8"]
+    ),
     "a folder": Row(folder_instead("data/labels.csv"), ["labels_csv", "no such file"]),
     "another number than num_classes": Row(
         configure(num_classes=27),
-        ["num_classes", "found 27", "data/labels.csv names 3 classes", "leave the key out"]),
+        ["num_classes", "found 27", "data/labels.csv names 3 classes", "leave the key out"],
+    ),
 }
 
 
@@ -477,16 +523,26 @@ def test_unusable_clip_list_or_labels(command, row):
 SOUND_LISTS = {
     "blank lines": (relabel(TRAIN, lambda text: "\n\n" + text.replace("\n", "\n \n")), 6),
     "windows line ends": (
-        lambda: [Path(p).write_bytes(Path(p).read_bytes().replace(b"\n", b"\r\n"))
-                 for p in (TRAIN, VALIDATION, "data/labels.csv")], 6),
+        lambda: [
+            Path(p).write_bytes(Path(p).read_bytes().replace(b"\n", b"\r\n"))
+            for p in (TRAIN, VALIDATION, "data/labels.csv")
+        ],
+        6,
+    ),
     "byte order mark": (
-        lambda: [Path(p).write_text(Path(p).read_text(), encoding="utf-8-sig")
-                 for p in (TRAIN, VALIDATION, "data/labels.csv", "config.json")], 6),
+        lambda: [
+            Path(p).write_text(Path(p).read_text(), encoding="utf-8-sig")
+            for p in (TRAIN, VALIDATION, "data/labels.csv", "config.json")
+        ],
+        6,
+    ),
     "no line end at the end": (relabel(TRAIN, str.rstrip), 6),
     "spaces around": (relabel(TRAIN, lambda text: text.replace(";", " ; ")), 6),
     "labels that are left out": (add_lines(TRAIN, "98;Up", "99;Down"), 6),
     "header layout": (
-        write(TRAIN, HEADER + "1,Left,6,0,\"(24, 32)\",jpg\n2,Right,6,1,\"(24, 32)\",jpg\n"), 2),
+        write(TRAIN, HEADER + '1,Left,6,0,"(24, 32)",jpg\n2,Right,6,1,"(24, 32)",jpg\n'),
+        2,
+    ),
     "blank label lines at the end": (add_lines("data/labels.csv", "", " "), 6),
 }
 
@@ -530,24 +586,25 @@ CONFIGS = {
     "a folder": Row(folder_instead("config.json"), ["config.json", "check --config"]),
     "empty": Row(config_text(""), ["config.json", "not valid JSON", "line 1"]),
     "not JSON": Row(config_text("lr: 0.1\n"), ["config.json", "not valid JSON", "line 1"]),
-    "trailing comma": Row(
-        config_text('{"lr": 0.1,\n}'), ["config.json", "not valid JSON", "line"]),
+    "trailing comma": Row(config_text('{"lr": 0.1,\n}'), ["config.json", "not valid JSON", "line"]),
     "binary": Row(config_text(b"\x80\x02}q\x00."), ["config.json", "cannot be read"]),
     "list": Row(config_text("[1, 2]"), ["config.json", "expected a JSON object", "list"]),
     "null": Row(config_text("null"), ["config.json", "expected a JSON object"]),
     "doubled key": Row(
-        config_with('"lr": 0.1, "lr": 0.2'), ["config.json", "lr", "twice", "remove one"]),
+        config_with('"lr": 0.1, "lr": 0.2'), ["config.json", "lr", "twice", "remove one"]
+    ),
     "NaN": Row(config_with('"lr": NaN'), ["config.json", "lr: found NaN; expected"]),
     "Infinity": Row(config_with('"lr": -Infinity'), ["config.json", "lr: found -Infinity"]),
     "infinite by its exponent": Row(config_with('"lr": 1e999'), ["lr", "finite number"]),
     "deep list": Row(config_text("[" * 100_000), ["config.json", "not valid JSON"]),
     "deep object": Row(config_text('{"a":' * 100_000), ["config.json", "not valid JSON"]),
-    "deep value": Row(
-        config_with('"lr": ' + "[" * 900 + "]" * 900), ["  lr: found [[[", "number"]),
+    "deep value": Row(config_with('"lr": ' + "[" * 900 + "]" * 900), ["  lr: found [[[", "number"]),
     "number of 5000 digits": Row(
-        config_with('"lr": ' + "1" * 5000), ["config.json", "not valid JSON"]),
+        config_with('"lr": ' + "1" * 5000), ["config.json", "not valid JSON"]
+    ),
     "misspelt key": Row(
-        configure(batchsize=3), ["  batchsize: unknown key (found 3)", 'you mean "batch_size"?']),
+        configure(batchsize=3), ["  batchsize: unknown key (found 3)", 'you mean "batch_size"?']
+    ),
     "unknown key": Row(configure(zzz=1), ["  zzz: unknown key (found 1); remove it"]),
     "key missing": Row(configure(labels_csv=LOST), ["  labels_csv: missing; Class names"]),
     "text for a number": wrong("lr", "0.1", "number"),
@@ -566,46 +623,73 @@ CONFIGS = {
     "crop of three sides": wrong("crop_size", [16, 16, 16], "2 items"),
     "crop of text": wrong("crop_size", "16", "integer"),
     "an item of a list": Row(
-        configure(block_widths=[8, 0]), ["1 problem\n  block_widths.1: found 0; expected greater"]),
+        configure(block_widths=[8, 0]), ["1 problem\n  block_widths.1: found 0; expected greater"]
+    ),
     "folder as name": wrong("model_name", "a/b", "pattern"),
     "folder above as name": Row(configure(model_name=".."), ["  model_name: found '..'", "name"]),
     "zero byte in a name": wrong("model_name", "a\0b", "pattern"),
     "no epochs": Row(configure(num_epochs=0), ["num_epochs: found 0; expected -1 or at least 1"]),
     "cosine without an end": Row(
-        configure(num_epochs=-1, schedule="cosine"), ["num_epochs: found -1", "number of epochs"]),
+        configure(num_epochs=-1, schedule="cosine"), ["num_epochs: found -1", "number of epochs"]
+    ),
     "warm-up without an end": Row(
-        configure(warmup_epochs=3), ["warmup_epochs", "less than num_epochs (1)"]),
+        configure(warmup_epochs=3), ["warmup_epochs", "less than num_epochs (1)"]
+    ),
     "last_lr above lr": Row(configure(last_lr=0.5), ["last_lr: found 0.5", "at most lr"]),
     "more parts than clips": Row(
-        configure(accumulate_steps=3), ["accumulate_steps: found 3", "batch_size (4)"]),
+        configure(accumulate_steps=3), ["accumulate_steps: found 3", "batch_size (4)"]
+    ),
     "new_head alone": Row(configure(new_head=True), ["new_head", "pretrained"]),
     "batch of one": Row(configure(batch_size=1), ["batch_size", "BatchNorm needs two"]),
     "folder missing": Row(
         configure(val_data_folder="nowhere"),
-        ["  val_data_folder: no such folder: 'nowhere'; correct the path"]),
+        ["  val_data_folder: no such folder: 'nowhere'; correct the path"],
+    ),
     "clip list missing": Row(
-        remove(TRAIN), [f"  train_data_csv: no such file: '{TRAIN}'; correct the path"]),
+        remove(TRAIN), [f"  train_data_csv: no such file: '{TRAIN}'; correct the path"]
+    ),
     "clip list is a folder": Row(
-        configure(train_data_csv="data/clips"), ["  train_data_csv: no such file"]),
+        configure(train_data_csv="data/clips"), ["  train_data_csv: no such file"]
+    ),
     "path too long": Row(
-        configure(val_data_csv="x" * 5000), ["  val_data_csv: no such file", "correct the path"]),
+        configure(val_data_csv="x" * 5000), ["  val_data_csv: no such file", "correct the path"]
+    ),
     "zero byte in a path": Row(
-        configure(train_data_folder="a\0b"), ["  train_data_folder: no such folder"]),
+        configure(train_data_folder="a\0b"), ["  train_data_folder: no such folder"]
+    ),
     "crop too small": Row(configure(crop_size=3), ["crop_size: 3 x 3", "raise crop_size", "4 x 4"]),
     "crop too narrow": Row(configure(crop_size=[16, 2]), ["crop_size: 16 x 2", "4 x 4"]),
     "several at once": Row(
-        configure(lr=-1, batchsize=3, clip_size="4", labels_csv="gone.csv", val_data_folder="none",
-                  train_data_csv=LOST),
-        ["config.json: 6 problems", "  lr: ", "  batchsize: ", "  clip_size: ", "  labels_csv: ",
-         "  val_data_folder: ", "  train_data_csv: "]),
+        configure(
+            lr=-1,
+            batchsize=3,
+            clip_size="4",
+            labels_csv="gone.csv",
+            val_data_folder="none",
+            train_data_csv=LOST,
+        ),
+        [
+            "config.json: 6 problems",
+            "  lr: ",
+            "  batchsize: ",
+            "  clip_size: ",
+            "  labels_csv: ",
+            "  val_data_folder: ",
+            "  train_data_csv: ",
+        ],
+    ),
     "several that do not go together": Row(
         configure(num_epochs=-1, schedule="cosine", last_lr=0.5, new_head=True),
-        ["config.json: 3 problems", "  num_epochs: ", "  last_lr: ", "  new_head: "]),
+        ["config.json: 3 problems", "  num_epochs: ", "  last_lr: ", "  new_head: "],
+    ),
     "test set not named": Row(
         configure(test_data_csv=LOST, test_data_folder=LOST),
-        ["  test_data_csv: missing", "  test_data_folder: missing", "required by"], PREDICT),
+        ["  test_data_csv: missing", "  test_data_folder: missing", "required by"],
+        PREDICT,
+    ),
     "test folder missing": Row(
-        configure(test_data_folder="nowhere"), ["  test_data_folder: no such folder"], PREDICT),
+        configure(test_data_folder="nowhere"), ["  test_data_folder: no such folder"], PREDICT
+    ),
 }
 
 
@@ -643,52 +727,74 @@ def test_every_key_is_checked_and_all_are_named_at_once(command):
 
 COMMAND_LINES = {
     "evaluation and test": Row(
-        nothing, ["--eval_only and --test_only", "choose one"], (*EVALUATE, "--test_only")),
+        nothing, ["--eval_only and --test_only", "choose one"], (*EVALUATE, "--test_only")
+    ),
     "evaluation without resume": Row(
-        nothing, ["--eval_only", "add --resume True"], ("--eval_only", "True")),
+        nothing, ["--eval_only", "add --resume True"], ("--eval_only", "True")
+    ),
     "test without resume": Row(nothing, ["--test_only", "add --resume True"], ("--test_only",)),
     "GPU by name": Row(nothing, ["-g x", "GPU number", "cpu"], ("-g", "x", "--overwrite")),
     "negative GPU": Row(nothing, ["-g -1", "GPU number", "cpu"], ("-g", "-1", "--overwrite")),
     "the same GPU twice": Row(
-        nothing, ["-g 0,0", "GPU numbers", "cpu"], ("-g", "0,0", "--overwrite")),
+        nothing, ["-g 0,0", "GPU numbers", "cpu"], ("-g", "0,0", "--overwrite")
+    ),
     "GPUs in part by name": Row(
-        nothing, ["-g 0,x", "GPU numbers", "cpu"], ("-g", "0,x", "--overwrite")),
+        nothing, ["-g 0,x", "GPU numbers", "cpu"], ("-g", "0,x", "--overwrite")
+    ),
     "resume and overwrite": Row(
-        nothing, ["--resume and --overwrite", "choose one"], ("--resume", "--overwrite")),
+        nothing, ["--resume and --overwrite", "choose one"], ("--resume", "--overwrite")
+    ),
     "no GPU number": Row(nothing, ["-g", "GPU number", "cpu"], ("-g", "", "--overwrite")),
     "run exists": Row(
-        nothing, [f"{RUN}: already has a run", "--resume True", "model_name", "--overwrite"],
-        ("--resume", "False")),
+        nothing,
+        [f"{RUN}: already has a run", "--resume True", "model_name", "--overwrite"],
+        ("--resume", "False"),
+    ),
     "run exists in part": Row(
         both(remove(CHECKPOINT), remove(f"{RUN}/config.json")),
-        [f"{RUN}: already has a run", "--overwrite"], ("--resume", "False")),
+        [f"{RUN}: already has a run", "--overwrite"],
+        ("--resume", "False"),
+    ),
     "output folder below a file": Row(
-        nothing, ["config.json/tiny", "cannot be written", "choose another place"],
-        ("--set", "output_dir=config.json")),
+        nothing,
+        ["config.json/tiny", "cannot be written", "choose another place"],
+        ("--set", "output_dir=config.json"),
+    ),
     "output folder in /proc": Row(
-        nothing, ["/proc/tiny", "cannot be written", "choose another place"],
-        ("--set", "output_dir=/proc")),
+        nothing,
+        ["/proc/tiny", "cannot be written", "choose another place"],
+        ("--set", "output_dir=/proc"),
+    ),
     "output folder with a zero byte": Row(
-        configure(output_dir="a\0b"), ["output_dir"], ("--resume", "False")),
+        configure(output_dir="a\0b"), ["output_dir"], ("--resume", "False")
+    ),
     "run name too long": Row(
-        configure(model_name="x" * 300), ["cannot be written"], ("--resume", "False")),
+        configure(model_name="x" * 300), ["cannot be written"], ("--resume", "False")
+    ),
     "run folder is a file": Row(
-        both(remove(RUN), write(RUN, "a file")), [RUN, "cannot be written", "choose another place"],
-        ("--resume", "False")),
+        both(remove(RUN), write(RUN, "a file")),
+        [RUN, "cannot be written", "choose another place"],
+        ("--resume", "False"),
+    ),
     "versions damaged": Row(
-        write(f"{RUN}/versions.json", "{"), [f"{RUN}/versions.json", "delete"],
-        RESUME),
+        write(f"{RUN}/versions.json", "{"), [f"{RUN}/versions.json", "delete"], RESUME
+    ),
     "versions of another kind": Row(
-        write(f"{RUN}/versions.json", "{}"), [f"{RUN}/versions.json", "delete"], RESUME),
+        write(f"{RUN}/versions.json", "{}"), [f"{RUN}/versions.json", "delete"], RESUME
+    ),
     "output cannot be written": Row(
         lambda: (Path(RUN, "predictions.csv").unlink(), Path(RUN, "predictions.csv").mkdir()),
         [f"{RUN}/predictions.csv", "written"],
-        EVALUATE),
+        EVALUATE,
+    ),
     "checkpoint is a folder": Row(
-        configure(checkpoint=RUN), [f"{RUN}: no such checkpoint", "correct the path"], EVALUATE),
+        configure(checkpoint=RUN), [f"{RUN}: no such checkpoint", "correct the path"], EVALUATE
+    ),
     "results below a file": Row(
         configure(output_dir="config.json", checkpoint=CHECKPOINT),
-        ["config.json/tiny", "cannot be written", "another place"], EVALUATE),
+        ["config.json/tiny", "cannot be written", "another place"],
+        EVALUATE,
+    ),
 }
 
 
@@ -697,9 +803,9 @@ def test_unusable_command_line_or_run_folder(command, row):
     check_refused(command, row)
 
 
-@pytest.mark.parametrize("arguments", [
-    ("--use_gpu", "maybe"), ("--resume", "perhaps"), ("--unknown",), ("surplus",),
-])
+@pytest.mark.parametrize(
+    "arguments", [("--use_gpu", "maybe"), ("--resume", "perhaps"), ("--unknown",), ("surplus",)]
+)
 def test_argparse_refuses(command, arguments):
     before = contents()
     status, _, stderr = command("--overwrite", *arguments)
@@ -733,15 +839,19 @@ def test_trouble_with_writing_while_training_is_a_message_too(command, name):
     assert {path: contents()[path] for path in before} == before
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-    MemoryError(),
-    cv2.error("(-4:Insufficient memory) Failed to allocate 17179344900 bytes"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 17179344900 bytes"),
+    ],
+)
 def test_too_little_memory_is_a_message_too(command, monkeypatch, error):
     def run_out(*_):
         raise error
+
     monkeypatch.setattr(train, "start_run", run_out)
     check_message(command("--overwrite"), ["out of memory", "lower batch_size"])
 
@@ -759,6 +869,7 @@ def test_a_loss_that_is_no_number_names_the_clips(command):
 def test_bugs_keep_their_traceback(command, monkeypatch, num_workers):
     def fail(*_, **__):
         raise RuntimeError("a bug")
+
     monkeypatch.setattr(reading, "eval_transform", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command(*EVALUATE, "--set", f"num_workers={num_workers}")
@@ -817,10 +928,12 @@ class Trap:
 
 def change_checkpoint(change):
     """Loads the run's checkpoint, hands it to `change`, and saves it again."""
+
     def plant():
         saved = torch.load(CHECKPOINT, weights_only=True)
         replaced = change(saved)
         torch.save(saved if replaced is None else replaced, CHECKPOINT)
+
     return plant
 
 
@@ -829,12 +942,14 @@ def with_keys(**changes):
         saved.update(changes)
         for key in [key for key, value in changes.items() if value is LOST]:
             del saved[key]
+
     return change_checkpoint(change)
 
 
 def with_part(key, change):
     def change_part(saved):
         change(saved[key])
+
     return change_checkpoint(change_part)
 
 
@@ -848,11 +963,13 @@ def with_optimizer(change):
 
 def overwritten(start, stop):
     """Inverts a part of the checkpoint, given as fractions of it."""
+
     def plant():
         data = bytearray(Path(CHECKPOINT).read_bytes())
         for place in range(int(start * len(data)), int(stop * len(data))):
             data[place] ^= 255
         Path(CHECKPOINT).write_bytes(data)
+
     return plant
 
 
@@ -860,6 +977,7 @@ def cut_to(fraction):
     def plant():
         data = Path(CHECKPOINT).read_bytes()
         Path(CHECKPOINT).write_bytes(data[: int(fraction * len(data))])
+
     return plant
 
 
@@ -898,10 +1016,12 @@ FILES = {
     "damaged in the middle": Row(overwritten(0.5, 0.51), [*DAMAGED, "checksum"]),
     "random bytes": Row(
         write(CHECKPOINT, np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()),
-        DAMAGED),
+        DAMAGED,
+    ),
     "trap": Row(with_keys(classes=Trap()), [*DAMAGED, "could run code"]),
     "trap in a plain pickle": Row(
-        write(CHECKPOINT, pickle.dumps({"state_dict": Trap()})), [*DAMAGED, "could run code"]),
+        write(CHECKPOINT, pickle.dumps({"state_dict": Trap()})), [*DAMAGED, "could run code"]
+    ),
     "plain pickle of a list": Row(write(CHECKPOINT, pickle.dumps([1, 2])), DAMAGED),
     "zip without a pickle": Row(write(CHECKPOINT, zip_of(notes="hello")), DAMAGED),
     "a list": Row(change_checkpoint(lambda _: [1, 2]), NO_WEIGHTS),
@@ -921,58 +1041,87 @@ FILES = {
     "sparse tensor": Row(with_keys(arch=torch.eye(2).to_sparse()), [*DAMAGED, "arch"]),
     "tensor without data": Row(
         with_weights(lambda w: w.update({"classifier.bias": torch.empty(3, device="meta")})),
-        [CHECKPOINT, "of an unusual type: classifier.bias"]),
+        [CHECKPOINT, "of an unusual type: classifier.bias"],
+    ),
 }
 
 # Checkpoints of something else, or with damaged values.
 WEIGHTS = {
     "another architecture": Row(
         configure(block_widths=[6], head_widths=[8, 9]),
-        [CHECKPOINT, "another network", "blocks.0.0.weight is [4, 3, 2, 3, 3], the network has "
-         "[6, 3, 2, 3, 3]", "more; use the config and the labels that"]),
+        [
+            CHECKPOINT,
+            "another network",
+            "blocks.0.0.weight is [4, 3, 2, 3, 3], the network has [6, 3, 2, 3, 3]",
+            "more; use the config and the labels that",
+        ],
+    ),
     "weights missing": Row(
         with_weights(lambda w: w.pop("last_conv.bias")),
-        ["another network", "last_conv.bias is missing", "use the config and the labels that"]),
+        ["another network", "last_conv.bias is missing", "use the config and the labels that"],
+    ),
     "weights too many": Row(
         with_weights(lambda w: w.update({"extra.weight": torch.zeros(2)})),
-        ["another network", "extra.weight is unknown", "use the config and the labels that"]),
+        ["another network", "extra.weight is unknown", "use the config and the labels that"],
+    ),
     "number for a tensor": Row(
         with_weights(lambda w: w.update({"last_conv.bias": 3})),
-        [CHECKPOINT, "damaged", "state_dict.last_conv.bias"]),
+        [CHECKPOINT, "damaged", "state_dict.last_conv.bias"],
+    ),
     "number for a name": Row(
         with_weights(lambda w: w.update({5: torch.zeros(2)})),
-        [CHECKPOINT, "damaged", "state_dict.5"]),
+        [CHECKPOINT, "damaged", "state_dict.5"],
+    ),
     "whole numbers for weights": Row(
         with_weights(lambda w: w.update({"last_conv.bias": torch.zeros(8, dtype=torch.int32)})),
-        [CHECKPOINT, "last_conv.bias", "int32"]),
+        [CHECKPOINT, "last_conv.bias", "int32"],
+    ),
     "complex weights": Row(
         with_weights(lambda w: w.update({"last_conv.bias": torch.zeros(8, dtype=torch.cfloat)})),
-        [CHECKPOINT, "last_conv.bias", "complex64"]),
+        [CHECKPOINT, "last_conv.bias", "complex64"],
+    ),
     "NaN in weights": Row(
         with_weights(lambda w: w["last_conv.bias"].fill_(float("nan"))),
-        [CHECKPOINT, "last_conv.bias", "NaN"]),
+        [CHECKPOINT, "last_conv.bias", "NaN"],
+    ),
     "another class count": Row(
         both(add_lines("data/labels.csv", "Up"), add_lines(TRAIN, "11;Up")),
-        [CHECKPOINT, "has 3 classes, data/labels.csv has 4",
-         "class 3 is None there, 'Up' in data/labels.csv", "new_head"]),
+        [
+            CHECKPOINT,
+            "has 3 classes, data/labels.csv has 4",
+            "class 3 is None there, 'Up' in data/labels.csv",
+            "new_head",
+        ],
+    ),
     "another class": Row(
         relabel("data/labels.csv", lambda text: text.replace("Still", "Up")),
-        ["class 2 is 'Still' there, 'Up' in data/labels.csv", "new_head"]),
+        ["class 2 is 'Still' there, 'Up' in data/labels.csv", "new_head"],
+    ),
     "another class order": Row(
         write("data/labels.csv", "Left\nStill\nRight\n"),
-        ["has 3 classes", "class 1 is 'Right' there, 'Still' in data/labels.csv",
-         "class 2 is 'Still' there, 'Right' in", "new_head"]),
+        [
+            "has 3 classes",
+            "class 1 is 'Right' there, 'Still' in data/labels.csv",
+            "class 2 is 'Still' there, 'Right' in",
+            "new_head",
+        ],
+    ),
     "classes doubled": Row(
-        with_keys(classes=["Left", "Right", "Still", "Left"]), [CHECKPOINT, "classes"]),
+        with_keys(classes=["Left", "Right", "Still", "Left"]), [CHECKPOINT, "classes"]
+    ),
     "classes a number": Row(with_keys(classes=3), [CHECKPOINT, "damaged", "classes"]),
     "classes are numbers": Row(with_keys(classes=[1, 2, 3]), [CHECKPOINT, "classes"]),
     "no class names, another count": Row(
         both(with_keys(classes=LOST), add_lines("data/labels.csv", "Up")),
-        [CHECKPOINT, "classifier.weight is [3, 8], the network has [4, 8]", "labels"]),
+        [CHECKPOINT, "classifier.weight is [3, 8], the network has [4, 8]", "labels"],
+    ),
     "no class names, a flat classifier": Row(
-        both(with_keys(classes=LOST),
-             with_weights(lambda w: w.update({"classifier.weight": torch.tensor(1.0)}))),
-        [CHECKPOINT, "classifier.weight is []"]),
+        both(
+            with_keys(classes=LOST),
+            with_weights(lambda w: w.update({"classifier.weight": torch.tensor(1.0)})),
+        ),
+        [CHECKPOINT, "classifier.weight is []"],
+    ),
 }
 
 
@@ -1004,24 +1153,32 @@ STATES = {
     "optimizer is a list": damaged_key("optimizer", [1]),
     "optimizer is null": damaged_key("optimizer", None),
     "optimizer of nothing": Row(
-        with_keys(optimizer={}), [CHECKPOINT, "optimizer", "another network", "pretrained"]),
+        with_keys(optimizer={}), [CHECKPOINT, "optimizer", "another network", "pretrained"]
+    ),
     "optimizer without state": Row(
-        with_optimizer(lambda o: o["state"].clear()), [CHECKPOINT, "optimizer", "pretrained"]),
+        with_optimizer(lambda o: o["state"].clear()), [CHECKPOINT, "optimizer", "pretrained"]
+    ),
     "optimizer lacks a parameter": Row(
-        with_optimizer(lambda o: o["state"].pop(2)), [CHECKPOINT, "optimizer", "pretrained"]),
+        with_optimizer(lambda o: o["state"].pop(2)), [CHECKPOINT, "optimizer", "pretrained"]
+    ),
     "optimizer lacks a mean": Row(
         with_optimizer(lambda o: o["state"][2].pop("exp_avg")),
-        [CHECKPOINT, "optimizer", "exp_avg", "pretrained"]),
+        [CHECKPOINT, "optimizer", "exp_avg", "pretrained"],
+    ),
     "optimizer of another network": Row(
         with_optimizer(lambda o: o["state"][2].update(exp_avg=torch.zeros(7))),
-        [CHECKPOINT, "optimizer", "exp_avg", "pretrained"]),
+        [CHECKPOINT, "optimizer", "exp_avg", "pretrained"],
+    ),
     "optimizer of numbers": Row(
-        with_optimizer(lambda o: o["state"].update({2: 7})),
-        [CHECKPOINT, "optimizer", "pretrained"]),
+        with_optimizer(lambda o: o["state"].update({2: 7})), [CHECKPOINT, "optimizer", "pretrained"]
+    ),
     "optimizer with another algorithm": Row(
-        both(configure(amsgrad=True),
-             with_optimizer(lambda o: [s.pop("max_exp_avg_sq") for s in o["state"].values()])),
-        [CHECKPOINT, "optimizer", "max_exp_avg_sq"]),
+        both(
+            configure(amsgrad=True),
+            with_optimizer(lambda o: [s.pop("max_exp_avg_sq") for s in o["state"].values()]),
+        ),
+        [CHECKPOINT, "optimizer", "max_exp_avg_sq"],
+    ),
 }
 
 
@@ -1038,9 +1195,9 @@ def test_file_that_is_no_checkpoint(command, row):
 
 
 @pytest.mark.parametrize("way", OTHER_WAYS_TO_LOAD)
-@pytest.mark.parametrize("name", [
-    "missing", "truncated", "trap", "trap in a plain pickle", "without weights",
-])
+@pytest.mark.parametrize(
+    "name", ["missing", "truncated", "trap", "trap in a plain pickle", "without weights"]
+)
 def test_file_that_is_no_checkpoint_wherever_it_is_loaded(command, name, way):
     check_refused(command, FILES[name]._replace(arguments=OTHER_WAYS_TO_LOAD[way]))
 
@@ -1051,9 +1208,9 @@ def test_pretrained_weights_of_another_network(command, name):
     check_refused(command, row._replace(arguments=OTHER_WAYS_TO_LOAD["pretrained"]))
 
 
-@pytest.mark.parametrize("arguments", [
-    pytest.param(RESUME, id="resume"), pytest.param(EVALUATE, id="evaluate"),
-])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(RESUME, id="resume"), pytest.param(EVALUATE, id="evaluate")]
+)
 @pytest.mark.parametrize("row", all_of(WEIGHTS))
 def test_checkpoint_of_another_network(command, row, arguments):
     check_refused(command, row._replace(arguments=arguments))
@@ -1066,10 +1223,16 @@ def test_damaged_state_is_not_resumed(command, row):
 
 def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
     """What checkpoints in circulation hold: no classes, no optimizer, `module.` names."""
+
     def publish(saved):
         weights = {f"module.{name}": value for name, value in saved["state_dict"].items()}
-        return {"epoch": 1, "arch": "ConvColumn", "state_dict": OrderedDict(weights),
-                "best_prec1": torch.tensor(50.0)}
+        return {
+            "epoch": 1,
+            "arch": "ConvColumn",
+            "state_dict": OrderedDict(weights),
+            "best_prec1": torch.tensor(50.0),
+        }
+
     change_checkpoint(publish)()
     status, stdout, stderr = command(*RESUME)
     assert (status, stderr) == (0, "")
@@ -1083,10 +1246,11 @@ def test_the_command_itself_gives_the_same_message_and_status(project, sound_pro
     """Two mistakes, each in a project of its own, by the real command with two workers."""
     mistakes = {
         "frame": (
-            lambda: FRAMES["truncated"][0](own_clip(3)), ["--overwrite"],
-            [f"error: data/clips/3/{FRAME}: damaged JPEG", "extract the frame again"]),
-        "trap": (
-            FILES["trap"].plant, PREDICT, [f"error: {CHECKPOINT}", "could run code"]),
+            lambda: FRAMES["truncated"][0](own_clip(3)),
+            ["--overwrite"],
+            [f"error: data/clips/3/{FRAME}: damaged JPEG", "extract the frame again"],
+        ),
+        "trap": (FILES["trap"].plant, PREDICT, [f"error: {CHECKPOINT}", "could run code"]),
     }
     processes = {}
     for name, (plant, arguments, _) in mistakes.items():
@@ -1095,9 +1259,21 @@ def test_the_command_itself_gives_the_same_message_and_status(project, sound_pro
             patch.chdir(folder)
             plant()
         processes[name] = subprocess.Popen(
-            [sys.executable, train.__file__, "--config", "config.json", "-g", "cpu",
-             "--set", "num_workers=2", *arguments],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [
+                sys.executable,
+                train.__file__,
+                "--config",
+                "config.json",
+                "-g",
+                "cpu",
+                "--set",
+                "num_workers=2",
+                *arguments,
+            ],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     for name, process in processes.items():

@@ -70,8 +70,13 @@ def measure(results, monkeypatch):
     monkeypatch.setattr(epoch, "DRAWN_CLIPS", 2)
     monkeypatch.setattr(memory, "seconds_to_import_torch", lambda: 1.0)
     monkeypatch.setattr(subprocess, "run", run_in_this_process)
-    for name, value in {"DRAWN_CLIPS": 3, "CLIPS_OF_JESTER": 300, "HOLE": 2**33, "READS": 20,
-                        "DROP_CACHES": results / "none"}.items():
+    for name, value in {
+        "DRAWN_CLIPS": 3,
+        "CLIPS_OF_JESTER": 300,
+        "HOLE": 2**33,
+        "READS": 20,
+        "DROP_CACHES": results / "none",
+    }.items():
         monkeypatch.setattr(packs, name, value)
 
     def measure(name, *arguments):
@@ -105,11 +110,14 @@ def test_loader(measure):
     assert with_flow["ours"][0] > ours["ours"][0]
 
 
-@pytest.mark.parametrize("section, what", [
-    ("step", "training step, batch 4, fp32"),
-    ("evaluation", "evaluation, batch 8, fp32"),
-    ("compiled", "training step, batch 4, fp32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, what",
+    [
+        ("step", "training step, batch 4, fp32"),
+        ("evaluation", "evaluation, batch 8, fp32"),
+        ("compiled", "training step, batch 4, fp32"),
+    ],
+)
 def test_steps(measure, section, what, results):
     row, *others = measure(section, "--set", "precision=fp32")
     assert row["what"].startswith(f"{what}: clips/s (limit: ")
@@ -127,7 +135,9 @@ def test_each_precision_has_a_row(measure):
 def test_an_epoch(measure):
     rows = measure("epoch", "--set", "precision=fp32")
     assert set(names_of(rows)) == {
-        "epoch of 12 clips, 0 workers", "Jester's 118,562 clips at that speed"}
+        "epoch of 12 clips, 0 workers",
+        "Jester's 118,562 clips at that speed",
+    }
     speed, _, waiting, peak = (row["ours"] for row in rows)
     assert speed > 0 and 0 < waiting < 100 and peak > 50
 
@@ -148,9 +158,15 @@ def test_convolutions(measure, monkeypatch):
 def test_packs(measure):
     rows = measure("packs")
     assert names_of(rows) == [
-        "loader, one worker, warm", "reading alone, warm", "copying and deleting, warm",
-        "packing a folder, warm", "packing a tar.gz file, warm", "opening 10,800 frames, warm",
-        "opening 10,800 frames", "a forked worker that reads 20 of its clips"]  # fmt: skip
+        "loader, one worker, warm",
+        "reading alone, warm",
+        "copying and deleting, warm",
+        "packing a folder, warm",
+        "packing a tar.gz file, warm",
+        "opening 10,800 frames, warm",
+        "opening 10,800 frames",
+        "a forked worker that reads 20 of its clips",
+    ]
     assert rows[1]["ratio"] > 0 and rows[5]["pack"] > 0
 
 
@@ -165,7 +181,8 @@ def test_outcomes_of_gpu_tests(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_one.py").write_text(
         "import pytest\npytestmark = pytest.mark.gpu\n"
-        "def test_right(): pass\ndef test_wrong(): assert 0\n")
+        "def test_right(): pass\ndef test_wrong(): assert 0\n"
+    )
     (tmp_path / "tests" / "test_none.py").write_text("raise ImportError")
     outcomes = {}
     with pytest.raises(RuntimeError, match=r"failures in test_one\.py"):
@@ -217,8 +234,12 @@ def run(results, monkeypatch):
 def test_a_section_that_fails_or_hangs_leaves_the_others(run, results, capsys):
     status, saved = run("--sections", "checks", "step", "epoch", "tests", "loader")
     assert status == 1 and {name: section["status"] for name, section in saved.items()} == {
-        "checks": "done", "step": "failed", "epoch": "cut off after 3 s",
-        "tests": benchmark.NEEDS_GPU, "loader": "done"}  # fmt: skip
+        "checks": "done",
+        "step": "failed",
+        "epoch": "cut off after 3 s",
+        "tests": benchmark.NEEDS_GPU,
+        "loader": "done",
+    }
     assert "SystemError: the driver is gone" in saved["step"]["error"]
     assert [len(section["results"]) for section in saved.values()] == [1, 1, 2, 0, 1]
     assert not is_running(saved["epoch"]["results"][1]["figure"])
@@ -250,7 +271,12 @@ def is_running(pid) -> bool:
 
 def test_figures_have_three_digits():
     assert list(map(benchmark.format_figure, [None, 3, [1.0, 2.0, 9.0], 0.01234, 2381.4])) == [
-        "", "3", "2", "0.0123", "2,381"]  # fmt: skip
+        "",
+        "3",
+        "2",
+        "0.0123",
+        "2,381",
+    ]
 
 
 def test_a_gpu_has_a_number(monkeypatch):
@@ -259,8 +285,10 @@ def test_a_gpu_has_a_number(monkeypatch):
 
 
 def test_a_process_tells_what_it_raises_and_shares_no_settings():
-    with pytest.raises(ValueError, match="invalid literal"), \
-            machine.Subprocesses({"ours": (int, ("x",))}, CPU):  # fmt: skip
+    with (
+        pytest.raises(ValueError, match="invalid literal"),
+        machine.Subprocesses({"ours": (int, ("x",))}, CPU),
+    ):
         pass
     assert machine.in_subprocess(os.getpid) != os.getpid()
 
@@ -315,8 +343,14 @@ def test_the_limit_is_the_slower_of_memory_and_products():
 
 
 def test_opposites_are_told_apart_by_the_direction(tmp_path):
-    clips = [("Left", "Left"), ("Left", "Right"), ("Right", "Right"), ("Right", "Up"),
-             ("Up", "Down"), ("Still", "Still")]  # fmt: skip
+    clips = [
+        ("Left", "Left"),
+        ("Left", "Right"),
+        ("Right", "Right"),
+        ("Right", "Up"),
+        ("Up", "Down"),
+        ("Still", "Still"),
+    ]
     rows = [f"{number},{label},{predicted}" for number, (label, predicted) in enumerate(clips)]
     path = tmp_path / "predictions.csv"
     path.write_text("\n".join(["id,label,predicted", *rows]))
@@ -325,16 +359,33 @@ def test_opposites_are_told_apart_by_the_direction(tmp_path):
 
 
 def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
-        results, tmp_path, write_config, monkeypatch, capsys):
+    results, tmp_path, write_config, monkeypatch, capsys
+):
     monkeypatch.setattr(subprocess, "run", run_in_this_process)
-    common = ["-c", write_config(num_epochs=1), "--output", str(tmp_path / "runs"), "--seeds", "0",
-              "1", "--opposites", "Left=Right", "--note", "a note", "--save", "test",
-              "--variant", "plain"]  # fmt: skip
+    common = [
+        "-c",
+        write_config(num_epochs=1),
+        "--output",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+        "1",
+        "--opposites",
+        "Left=Right",
+        "--note",
+        "a note",
+        "--save",
+        "test",
+        "--variant",
+        "plain",
+    ]
     assert compare.main(common) == 0
     assert compare.main([*common, "--variant", "one", "seed=3", "lr=0.01"]) == 0
     saved = json.loads((results / "test.json").read_text())
     assert [(row["variant"], [run["seed"] for run in row["runs"]]) for row in saved["rows"]] == [
-        ("plain", [0, 1]), ("one", [3])]  # fmt: skip
+        ("plain", [0, 1]),
+        ("one", [3]),
+    ]
     assert all(0 <= row["direction"] <= 100 for row in saved["rows"])
     table = (results / "test.md").read_text()
     assert "a note" in table and "| one | 1 | " in table and "| right pair, % |" in table

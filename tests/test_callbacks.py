@@ -13,8 +13,11 @@ from callbacks import Callback
 from reporting.curves import TensorBoardLog
 from training.run import split_columns, validation_columns
 
-NAMES = [callback.__name__ for callback in Callback.__subclasses__()
-         if not callback.__module__.startswith(("benchmarks", "test"))]
+NAMES = [
+    callback.__name__
+    for callback in Callback.__subclasses__()
+    if not callback.__module__.startswith(("benchmarks", "test"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,10 @@ def test_without_any_of_them_training_is_the_same(whole, tmp_path, monkeypatch, 
     monkeypatch.setattr(train, "build_callbacks", build_others)
     folder = do_run(tmp_path)
     if name != "Checkpoints":
-        saved, expected = (torch.load(place / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-                           for place in (folder, whole))
+        saved, expected = (
+            torch.load(place / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+            for place in (folder, whole)
+        )
         assert all(torch.equal(saved[key], value) for key, value in expected.items())
     if name != "History":
         histories = [without_times(read_csv(place / "history.csv")) for place in (folder, whole)]
@@ -128,10 +133,23 @@ def test_each_is_told_of_each_moment(tmp_path, monkeypatch):
     settings = make_settings(tmp_path, num_epochs=1)
     assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
     assert told == [
-        "start", "epoch 0 of 3 steps", "batch 0", "1 steps, 8 clips", 7, "batch 1",
-        "2 steps, 8 clips", "batch 2", "3 steps, 6 clips", "validation",
-        "4 clips", "3 clips", ((7, 3), (7,)), (1, 42, True), "1 epochs are done", "close",
-    ]  # fmt: skip
+        "start",
+        "epoch 0 of 3 steps",
+        "batch 0",
+        "1 steps, 8 clips",
+        7,
+        "batch 1",
+        "2 steps, 8 clips",
+        "batch 2",
+        "3 steps, 6 clips",
+        "validation",
+        "4 clips",
+        "3 clips",
+        ((7, 3), (7,)),
+        (1, 42, True),
+        "1 epochs are done",
+        "close",
+    ]
 
 
 def test_the_columns_of_a_row_are_told_apart():

@@ -65,18 +65,27 @@ class Slurm:
 
     def start(self) -> subprocess.Popen:
         environment = os.environ | {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "FOLDER": str(self.folder),
-            "SLURM_JOB_ID": str(self.job_id), "SLURM_NNODES": str(self.num_nodes),
-            "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_SUBMIT_DIR": str(PROJECT),
-            "SLURM_RESTART_COUNT": str(self.num_starts), "OMP_NUM_THREADS": "1",
-            "PROCESSES_PER_NODE": "1", "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "FOLDER": str(self.folder),
+            "SLURM_JOB_ID": str(self.job_id),
+            "SLURM_NNODES": str(self.num_nodes),
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_SUBMIT_DIR": str(PROJECT),
+            "SLURM_RESTART_COUNT": str(self.num_starts),
+            "OMP_NUM_THREADS": "1",
+            "PROCESSES_PER_NODE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         self.num_starts += 1
         (self.folder / "tasks").unlink(missing_ok=True)
         return subprocess.Popen(
-            ["bash", SLURM, "--config", self.config], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            ["bash", SLURM, "--config", self.config],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def requeued(self) -> str:
         path = self.folder / "requeued"
@@ -152,8 +161,7 @@ def test_pods_have_the_data_a_run_folder_and_shared_memory(job):
         (container,) = pod["containers"]
         assert container["name"] == "pytorch" and ":" in container["image"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        mounts = {mount["mountPath"]: volumes[mount["name"]]
-                  for mount in container["volumeMounts"]}  # fmt: skip
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
         assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
         folder = Path(container["workingDir"])
         for path in (config.train_data_folder, config.train_data_csv, config.output_dir):
@@ -185,16 +193,32 @@ def test_two_pods_train_together(job, tmp_path):
     processes = []
     for rank, pod in enumerate(pods(job)):
         environment = os.environ | {
-            "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
-            "PET_MASTER_ADDR": "localhost", "PET_MASTER_PORT": port, "PET_NNODES": "2",
-            "PET_NODE_RANK": str(rank), "PET_NPROC_PER_NODE": "1", "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
-        _, *arguments = [config if word == "configs/config.json" else word
-                         for word in command_of(pod)]  # fmt: skip
-        processes.append(subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *arguments], cwd=PROJECT,
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "PET_MASTER_ADDR": "localhost",
+            "PET_MASTER_PORT": port,
+            "PET_NNODES": "2",
+            "PET_NODE_RANK": str(rank),
+            "PET_NPROC_PER_NODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        _, *arguments = [
+            config if word == "configs/config.json" else word for word in command_of(pod)
+        ]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *arguments],
+                cwd=PROJECT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0].startswith("2 x CPU") and "training is over" in outputs[0]

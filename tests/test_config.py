@@ -12,12 +12,27 @@ CONFIGS = sorted(Path("configs").glob("*.json"))
 SHIPPED = [path for path in CONFIGS if path.name != "schema.json"]
 # A config as people have it from this family of trainers.
 CIRCULATING = {
-    "model_name": "jester_conv", "checkpoint": "trainings/jpeg_model/x/checkpoint.pth.tar",
-    "train_data_folder": "a", "val_data_folder": "a", "train_data_csv": "b", "val_data_csv": "c",
-    "labels_csv": "d", "num_workers": 9, "output_dir": "trainings/jpeg_model/", "num_classes": 27,
-    "batch_size": 100, "clip_size": 18, "nclips": 1, "step_size": 2, "lr": 0.001, "last_lr": 1e-5,
-    "momentum": 0.9, "weight_decay": 1e-5, "num_epochs": -1, "print_freq": 100,
-}  # fmt: skip
+    "model_name": "jester_conv",
+    "checkpoint": "trainings/jpeg_model/x/checkpoint.pth.tar",
+    "train_data_folder": "a",
+    "val_data_folder": "a",
+    "train_data_csv": "b",
+    "val_data_csv": "c",
+    "labels_csv": "d",
+    "num_workers": 9,
+    "output_dir": "trainings/jpeg_model/",
+    "num_classes": 27,
+    "batch_size": 100,
+    "clip_size": 18,
+    "nclips": 1,
+    "step_size": 2,
+    "lr": 0.001,
+    "last_lr": 1e-5,
+    "momentum": 0.9,
+    "weight_decay": 1e-5,
+    "num_epochs": -1,
+    "print_freq": 100,
+}
 
 
 @pytest.fixture
@@ -39,11 +54,36 @@ def test_shipped_configs_load_and_build(path):
 
 def test_tutorial_recipe():
     config = load_config("configs/config.json")
-    recipe = (config.num_classes, config.batch_size, config.clip_size, config.nclips,
-              config.step_size, config.lr, config.last_lr, config.momentum, config.weight_decay,
-              config.num_epochs, config.print_freq, config.num_workers, config.output_dir)
-    assert recipe == (27, 100, 18, 1, 2, 0.001, 1e-5, 0.9, 1e-5, -1, 100, 9,
-                      "trainings/jpeg_model/")
+    recipe = (
+        config.num_classes,
+        config.batch_size,
+        config.clip_size,
+        config.nclips,
+        config.step_size,
+        config.lr,
+        config.last_lr,
+        config.momentum,
+        config.weight_decay,
+        config.num_epochs,
+        config.print_freq,
+        config.num_workers,
+        config.output_dir,
+    )
+    assert recipe == (
+        27,
+        100,
+        18,
+        1,
+        2,
+        0.001,
+        1e-5,
+        0.9,
+        1e-5,
+        -1,
+        100,
+        9,
+        "trainings/jpeg_model/",
+    )
     assert config.amsgrad and config.dropout == 0.15
     assert (config.affine_degrees, config.affine_translate) == (10, 0.15)
 
@@ -83,8 +123,15 @@ def test_all_errors_are_reported_at_once(write_json):
     assert lines[0].endswith("8 problems")
     text = str(caught.value)
     assert 'batch_sise: unknown key (found 3); did you mean "batch_size"?' in text
-    for key in ("lr", "num_workers", "clip_size", "amsgrad",
-                "train_data_folder", "train_data_csv", "labels_csv"):
+    for key in (
+        "lr",
+        "num_workers",
+        "clip_size",
+        "amsgrad",
+        "train_data_folder",
+        "train_data_csv",
+        "labels_csv",
+    ):
         assert any(line.startswith(f"  {key}: ") for line in lines), key
 
 

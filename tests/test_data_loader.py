@@ -114,8 +114,9 @@ def test_eval_batches_hold_each_clip_once_in_order():
 
 def all_clips(settings, training, **changes):
     config = Config(**settings | changes)
-    annotations = read_annotations(config.train_data_csv, config.train_data_folder,
-                                   ["Left", "Right", "Still"])
+    annotations = read_annotations(
+        config.train_data_csv, config.train_data_folder, ["Left", "Right", "Still"]
+    )
     loader = build_loader(annotations, config, training, CPU)
     batches = list(batches_of(loader))
     return torch.cat([batch.clips for batch in batches]), batches
@@ -130,8 +131,9 @@ def test_workers_change_nothing(settings, training):
 
 def test_augmentation_changes_with_epoch_and_seed_only(settings):
     config = Config(**settings)
-    annotations = read_annotations(config.train_data_csv, config.train_data_folder,
-                                   ["Left", "Right", "Still"])
+    annotations = read_annotations(
+        config.train_data_csv, config.train_data_folder, ["Left", "Right", "Still"]
+    )
     data_set = VideoFolder(annotations, config, training=True)
     first, _, again = data_set.__getitems__([ClipKey(0, 3), ClipKey(0, 5), ClipKey(0, 3)]).clips
     (in_next_epoch,) = data_set.__getitems__([ClipKey(1, 3)]).clips
@@ -151,8 +153,12 @@ def test_frames_of_different_sizes_load_together(settings, tmp_path):
         frames = rng.integers(0, 255, (4, *shape, 3), np.uint8)
         write_clip(tmp_path / "clips" / clip_id, frames)
     (tmp_path / "set.csv").write_text("1;Left\n2;Right\n3;Left\n")
-    clips, _ = all_clips(settings, False, train_data_folder=str(tmp_path / "clips"),
-                         train_data_csv=str(tmp_path / "set.csv"))
+    clips, _ = all_clips(
+        settings,
+        False,
+        train_data_folder=str(tmp_path / "clips"),
+        train_data_csv=str(tmp_path / "set.csv"),
+    )
     assert clips.shape == (3, 1, 4, 20, 20, 3)
 
 
@@ -162,25 +168,38 @@ def test_a_bad_frame_is_named(settings, tmp_path, num_workers):
     write_clip(tmp_path / "clips" / "2", np.zeros((4, 24, 32, 3), np.uint8))
     (tmp_path / "clips" / "2" / "00003.jpg").write_bytes(b"")
     (tmp_path / "set.csv").write_text("1;Left\n2;Right\n")
-    clips, (batch,) = all_clips(settings, True, train_data_folder=str(tmp_path / "clips"),
-                                step_size=1, train_data_csv=str(tmp_path / "set.csv"),
-                                num_workers=num_workers)
+    clips, (batch,) = all_clips(
+        settings,
+        True,
+        train_data_folder=str(tmp_path / "clips"),
+        step_size=1,
+        train_data_csv=str(tmp_path / "set.csv"),
+        num_workers=num_workers,
+    )
     assert len(clips) == 1 and batch.indices.tolist() == [0]
     ((index, reason),) = batch.bad
     assert index == 1 and "2/00003.jpg: file is empty" in reason
 
 
-@pytest.mark.parametrize("sampling, num_short, said", [
-    ("window", 2, "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"),
-    ("segments", 1, "short clips (fewer than 4 frames), with some frames repeated: 1 of 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampling, num_short, said",
+    [
+        ("window", 2, "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"),
+        ("segments", 1, "short clips (fewer than 4 frames), with some frames repeated: 1 of 4"),
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_short_clips_are_counted(settings, tmp_path, training, sampling, num_short, said):
     for clip_id, length in (("1", 3), ("2", 4), ("3", 7), ("4", 9)):
         write_clip(tmp_path / "clips" / clip_id, np.zeros((length, 24, 32, 3), np.uint8))
     (tmp_path / "set.csv").write_text("1;Left\n2;Right\n3;Left\n4;Left\n")
-    _, (batch,) = all_clips(settings, training, train_data_folder=str(tmp_path / "clips"),
-                            train_data_csv=str(tmp_path / "set.csv"), sampling=sampling)
+    _, (batch,) = all_clips(
+        settings,
+        training,
+        train_data_folder=str(tmp_path / "clips"),
+        train_data_csv=str(tmp_path / "set.csv"),
+        sampling=sampling,
+    )
     assert batch.num_short == num_short
     assert short_clips_note(num_short, 4, Config(**settings, sampling=sampling)) == said
 
@@ -209,9 +228,11 @@ def read_both(tmp_path, capsys, train, validation, **keys) -> str:
         for row in rows:
             (tmp_path / "clips" / row.split(",")[0]).mkdir(parents=True, exist_ok=True)
     (tmp_path / "labels.csv").write_text("Left\nRight\n")
-    paths = {f"{prefix}_data_{kind}": str(tmp_path / name) for prefix, own in (
-        ("train", "train"), ("val", "validation"))
-        for kind, name in (("folder", "clips"), ("csv", f"{own}.csv"))}  # fmt: skip
+    paths = {
+        f"{prefix}_data_{kind}": str(tmp_path / name)
+        for prefix, own in (("train", "train"), ("val", "validation"))
+        for kind, name in (("folder", "clips"), ("csv", f"{own}.csv"))
+    }
     config = Config(model_name="a run", labels_csv=str(tmp_path / "labels.csv"), **paths | keys)
     read_data(config, ["train", "validation"])
     return "".join(line for line in capsys.readouterr().out.splitlines(True) if "warn" in line)
@@ -221,9 +242,13 @@ def test_clips_and_groups_in_both_sets_are_reported(tmp_path, capsys):
     train = ["1,Left,anna", "2,Left,bo", "3,Right,bo", "10,Right,cy", "9,Left,cy"]
     assert read_both(tmp_path, capsys, train, ["4,Left,dee", "5,Right,eve"]) == ""
     said = read_both(tmp_path, capsys, train, ["4,Left,dee", "10,Right,fay", "9,Left,gil"])
-    assert said.startswith("warning: 2 clips are both in training and validation, which makes the "
-                           "validation score too high: 9, 10; remove them from one") and \
-        said.count("warning") == 1  # fmt: skip
+    assert (
+        said.startswith(
+            "warning: 2 clips are both in training and validation, which makes the "
+            "validation score too high: 9, 10; remove them from one"
+        )
+        and said.count("warning") == 1
+    )
     said = read_both(tmp_path, capsys, train, ["4,Left,bo", "5,Right,cy", "6,Right,dee"])
     assert "warning: 2 groups are both in training and validation" in said
     assert ": bo, cy, 2 of 3 validation clips; keep each group in one set" in said

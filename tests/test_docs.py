@@ -48,18 +48,32 @@ def check(picture):
 
 def test_the_numbers_of_the_2d_picture_can_be_checked_by_hand():
     frame = np.arange(20).reshape(4, 5) ** 2
-    by_hand = [[sum(frame[y + i, x + j] * convolutions.EDGE_KERNEL[i, j]
-                    for i in range(3) for j in range(3)) for x in range(3)] for y in range(2)]
+    by_hand = [
+        [
+            sum(
+                frame[y + i, x + j] * convolutions.EDGE_KERNEL[i, j]
+                for i in range(3)
+                for j in range(3)
+            )
+            for x in range(3)
+        ]
+        for y in range(2)
+    ]
     assert convolutions.slide_2d(frame, convolutions.EDGE_KERNEL).tolist() == by_hand
     assert "one frame does not say" in check(convolutions.draw_conv2d())
 
 
 def test_the_sign_of_the_3d_kernel_is_direction_times_contrast():
     clips = {name: frames.copy() for name, (frames, _) in convolutions.bar_clips().items()}
-    bright, left, still, dark = (convolutions.slide_3d(frames, convolutions.MOVEMENT_KERNEL)
-                                 for frames in clips.values())  # fmt: skip
+    bright, left, still, dark = (
+        convolutions.slide_3d(frames, convolutions.MOVEMENT_KERNEL) for frames in clips.values()
+    )
     assert [convolutions.strongest_of(each) for each in (bright, left, still, dark)] == [
-        54, -54, 0, -54]  # fmt: skip
+        54,
+        -54,
+        0,
+        -54,
+    ]
     assert (left == -bright[::-1]).all() and not still.any() and (dark == -bright).all()
 
 
@@ -87,9 +101,13 @@ def test_three_kinds_of_convolution():
 
 
 def test_two_layers_with_a_relu_tell_direction_whatever_the_contrast():
-    found = {with_relu: [convolutions.strongest_of(times.edges_then_movement(
-        frames.copy(), with_relu)[1]) for frames in times.wide_bar_clips().values()]
-        for with_relu in (True, False)}  # fmt: skip
+    found = {
+        with_relu: [
+            convolutions.strongest_of(times.edges_then_movement(frames.copy(), with_relu)[1])
+            for frames in times.wide_bar_clips().values()
+        ]
+        for with_relu in (True, False)
+    }
     assert found == {True: [162, 162, -162, -162], False: [243, -243, -243, 243]}
     words = check(times.draw_two_layers())
     assert "+162" in words and "+243, −243, −243, +243" in words
@@ -98,7 +116,11 @@ def test_two_layers_with_a_relu_tell_direction_whatever_the_contrast():
 def test_receptive_field_of_the_tutorials_network():
     seen = times.frames_seen(load_config(PROJECT / "configs/config.json"))
     assert [(positions, len(frames)) for positions, frames in seen] == [
-        (9, 4), (4, 10), (2, 17), (1, 18)]  # fmt: skip
+        (9, 4),
+        (4, 10),
+        (2, 17),
+        (1, 18),
+    ]
     assert all(frames == list(range(frames[0], frames[-1] + 1)) for _, frames in seen)
 
 
@@ -151,8 +173,10 @@ def test_the_network_watches_what_was_played_so_far(predictor):
 
 def test_opening_picture_plays_and_begins_with_its_end(predictor):
     frames = demo_data.draw_clip("Moving Left", np.random.default_rng(3))[:3]
-    clips = [Shown(clip, watch(predictor, clip), predictor.classes, backwards)
-             for clip, backwards in ((frames, False), (frames[::-1], True), (frames[:2], False))]
+    clips = [
+        Shown(clip, watch(predictor, clip), predictor.classes, backwards)
+        for clip, backwards in ((frames, False), (frames[::-1], True), (frames[:2], False))
+    ]
     for colours in (LIGHT, DARK):
         picture = Image.open(io.BytesIO(draw_opening(clips, colours)))
         assert picture.format == "WEBP" and picture.n_frames == 3
@@ -165,8 +189,9 @@ def test_films_of_two_gestures_play_side_by_side(predictor, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("Moving Right", "Zooming In"):
         write_clip(tmp_path / name, demo_data.draw_clip(name, rng)[:8])
-    (tmp_path / "set.csv").write_text("".join(f"{name};{name}\n" for name in (
-        "Zooming In", "Moving Right")))  # fmt: skip
+    (tmp_path / "set.csv").write_text(
+        "".join(f"{name};{name}\n" for name in ("Zooming In", "Moving Right"))
+    )
     annotations = read_annotations(tmp_path / "set.csv", tmp_path, predictor.classes)
     clips = inside_of_pair(predictor, annotations)
     for colours in (LIGHT, DARK):
@@ -182,13 +207,17 @@ def test_films_of_two_gestures_play_side_by_side(predictor, tmp_path):
 
 
 def history(top1, val_top1):
-    return {"epoch": np.arange(1, len(top1) + 1), "top1": np.array(top1, float),
-            "val_top1": np.array(val_top1, float)}  # fmt: skip
+    return {
+        "epoch": np.arange(1, len(top1) + 1),
+        "top1": np.array(top1, float),
+        "val_top1": np.array(val_top1, float),
+    }
 
 
 def test_curves():
-    words = check(charts.draw_curves(history([20, 60, 90], [30, 55.5, 50]),
-                                     history([20, 60], [30, 70])))  # fmt: skip
+    words = check(
+        charts.draw_curves(history([20, 60, 90], [30, 55.5, 50]), history([20, 60], [30, 70]))
+    )
     assert "best: 55.50 %, epoch 2" in words and "40.0 points" in words
 
 
@@ -215,14 +244,22 @@ def test_time_probe_chart():
 
 
 def make_row(variant, top1, gflop=0.1):
-    return {"variant": variant, "top1": top1, "top1_range": [top1 - 5, top1 + 1],
-            "top1_interval": [top1 - 9, top1 + 9], "runs": [1, 2],
-            "train_top1": 80.0, "gflop": gflop}  # fmt: skip
+    return {
+        "variant": variant,
+        "top1": top1,
+        "top1_range": [top1 - 5, top1 + 1],
+        "top1_interval": [top1 - 9, top1 + 9],
+        "runs": [1, 2],
+        "train_top1": 80.0,
+        "gflop": gflop,
+    }
 
 
 def test_remedies_are_shown_beside_baselines():
-    results = {"rows": [make_row("the recipe", 50.0), make_row("<&>", 12.25)],
-               "baselines": {"the most frequent class": 17.9, "a linear model": 43.75}}
+    results = {
+        "rows": [make_row("the recipe", 50.0), make_row("<&>", 12.25)],
+        "baselines": {"the most frequent class": 17.9, "a linear model": 43.75},
+    }
     picture = charts.draw_remedies(results)
     words = check(picture)
     assert "<&>" in words and "12.2" in words and "95 % interval" in words
@@ -236,8 +273,10 @@ def test_remedies_are_shown_beside_baselines():
 
 def test_approaches_are_shown_beside_baselines():
     rows = [make_row("conv3d", 61.5), make_row("one frame", 15.0), make_row("swin3d_t", 20.25)]
-    results = {"rows": rows, "baselines": {"the most frequent class": 15.0,
-                                            "a linear model": 43.75}}  # fmt: skip
+    results = {
+        "rows": rows,
+        "baselines": {"the most frequent class": 15.0, "a linear model": 43.75},
+    }
     words = check(charts.draw_approaches(results))
     assert "61.5" in words and "swin3d t" in words and "43.8" in words
     assert "one frame" not in words
@@ -277,20 +316,29 @@ def page(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("text, problem", [
-    ("[a](none.md)", "none.md"),
-    ("# A title\n[a](#a-title) [b](page.md#other)", "page.md#other"),
-    ('<source srcset="none.webp">', "none.webp"),
-    ("`train.py`, `history.csv` and `docs/none.py`", "docs/none.py"),
-    ("<!-- [a](none.md) --> [a](https://example.org) [b](page.md)", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("[a](none.md)", "none.md"),
+        ("# A title\n[a](#a-title) [b](page.md#other)", "page.md#other"),
+        ('<source srcset="none.webp">', "none.webp"),
+        ("`train.py`, `history.csv` and `docs/none.py`", "docs/none.py"),
+        ("<!-- [a](none.md) --> [a](https://example.org) [b](page.md)", None),
+    ],
+)
 def test_links_that_lead_nowhere_are_found(page, text, problem):
     found = docs_check.check_links(page(text))
     assert [each.split(": ")[1] for each in found] == ([problem] if problem else [])
 
 
-@pytest.mark.parametrize("text", ['<img src="a" width="9" alt="A bar.">', '<img src="a" width="9">',
-                                  f'<img src="a" alt="{"long " * 20}">'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<img src="a" width="9" alt="A bar.">',
+        '<img src="a" width="9">',
+        f'<img src="a" alt="{"long " * 20}">',
+    ],
+)
 def test_pictures_without_words_are_found(page, text):
     assert len(docs_check.check_alt_texts(page(text))) == 1
     assert docs_check.check_alt_texts(page(f'<img width="9" alt="{"long " * 20}">')) == []
@@ -337,16 +385,28 @@ def test_an_old_notebook_is_found(tmp_path):
 
 def test_figures_that_are_not_those_of_the_results_are_found(page, tmp_path, monkeypatch):
     monkeypatch.setattr(docs_check, "RESULTS", tmp_path)
-    contents = json.dumps({"baselines": {"linear": 17.5}, "rows": [
-        {"top1": 62.14, "top1_interval": [52.9, 70.58]},
-        {"top1": 40.0, "top1_interval": [30.0, 50.0]}]})  # fmt: skip
+    contents = json.dumps(
+        {
+            "baselines": {"linear": 17.5},
+            "rows": [
+                {"top1": 62.14, "top1_interval": [52.9, 70.58]},
+                {"top1": 40.0, "top1_interval": [30.0, 50.0]},
+            ],
+        }
+    )
     for name in ("mine", "approaches_lips8", "few_clips_parts"):
         (tmp_path / f"{name}.json").write_text(contents)
-    for shown, is_right in (("62.1 (52.9 to 70.6)", True), ("62.1 and 40.0", True),
-                            ("62.1 (50.0 to 70.6)", False), ("61.2", False)):
+    for shown, is_right in (
+        ("62.1 (52.9 to 70.6)", True),
+        ("62.1 and 40.0", True),
+        ("62.1 (50.0 to 70.6)", False),
+        ("61.2", False),
+    ):
         found = docs_check.check_figures(page(f"| words | `mine.md` | 17.9 | {shown} |"))
         assert bool(found) != is_right, shown
-    tags = '<img src="approaches.svg" width="9" alt="conv3d {}, linear 17.5"> ' \
-           '<img src="remedies.svg" width="9" alt="40.0">'
+    tags = (
+        '<img src="approaches.svg" width="9" alt="conv3d {}, linear 17.5"> '
+        '<img src="remedies.svg" width="9" alt="40.0">'
+    )
     assert docs_check.check_charts(page(tags.format("62.1"))) == []
     assert len(docs_check.check_charts(page(tags.format("62.2")))) == 1

@@ -43,23 +43,33 @@ def test_flow_is_computed_anew_for_the_new_order():
     picture = np.kron(rng.integers(0, 255, (8, 8, 1)), np.ones((6, 6, 3))).astype(np.uint8)
     colours = np.stack([np.roll(picture, 2 * t, axis=1) for t in range(4)])
     clip = np.concatenate([colours, optical_flow(colours)], axis=3)[None]
-    forward, backward, frozen = (reordered(clip, places) for places in
-                                 ([0, 1, 2, 3], [3, 2, 1, 0], [2, 2, 2, 2]))  # fmt: skip
+    forward, backward, frozen = (
+        reordered(clip, places) for places in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 2, 2, 2])
+    )
     assert (forward == clip).all()
-    assert np.median(forward[0, :3, 12:36, 12:36, 3]) > REST > np.median(
-        backward[0, :3, 12:36, 12:36, 3])  # fmt: skip
+    assert (
+        np.median(forward[0, :3, 12:36, 12:36, 3])
+        > REST
+        > np.median(backward[0, :3, 12:36, 12:36, 3])
+    )
     assert (frozen[..., 3:] == REST).all()
 
 
 def test_pairs_that_swap_are_named():
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
-    predicted = {"in order": labels, "reversed": np.array([1, 1, 0, 0, 0, 2, 2]),
-                 "shuffled": labels, "frozen": np.zeros(7, int)}  # fmt: skip
+    predicted = {
+        "in order": labels,
+        "reversed": np.array([1, 1, 0, 0, 0, 2, 2]),
+        "shuffled": labels,
+        "frozen": np.zeros(7, int),
+    }
     result = TimeProbe(CLASSES, labels, predicted)
     assert result.accuracy("in order") == 100
     assert result.accuracy("frozen") == pytest.approx(300 / 7)
     assert [(a, b, round(share)) for a, b, share in result.swapped()] == [
-        ("Left", "Right", 67), ("Right", "Left", 100)]  # fmt: skip
+        ("Left", "Right", 67),
+        ("Right", "Left", 100),
+    ]
     assert "Right  are classified as Left (100 %)" in table(result)
 
 
@@ -84,7 +94,8 @@ def test_all_pictures_are_written_and_shown_in_tensorboard(trained, capsys):
     clips = {name.split("_")[-1] for name in names if name.startswith("activations")}
     assert len(clips) == len(CLASSES)
     assert names == {"time_probe.csv", "time_probe.png", "kernels_blocks.0.0.gif"} | {
-        f"{kind}_{clip}" for kind in ("activations", "grad_cam") for clip in clips}  # fmt: skip
+        f"{kind}_{clip}" for kind in ("activations", "grad_cam") for clip in clips
+    }
     for path in explained.glob("*_[0-9]*.gif"):
         assert Image.open(path).n_frames == trained["clip_size"]
     reader = EventAccumulator(str(explained)).Reload()
@@ -121,16 +132,22 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
     assert (against == 0).all()
 
 
-@pytest.mark.parametrize(("keys", "stage", "last"), [
-    ({}, "blocks.0", (3, 1, 1, 1)),
-    ({"model": "cnn_lstm"}, "backbone.layer2", (3, 6, 1, 1)),
-    ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
-    ({"model": "trn", "backbone": "mobilenet_v3_small", "crop_size": 40}, "backbone.features",
-     (3, 3, 1, 1)),
-    ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
-    ({"model": "csn", "width": 0.5}, "layers.1", (3, 1, 1, 1)),
-    ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "stage", "last"),
+    [
+        ({}, "blocks.0", (3, 1, 1, 1)),
+        ({"model": "cnn_lstm"}, "backbone.layer2", (3, 6, 1, 1)),
+        ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
+        (
+            {"model": "trn", "backbone": "mobilenet_v3_small", "crop_size": 40},
+            "backbone.features",
+            (3, 3, 1, 1),
+        ),
+        ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
+        ({"model": "csn", "width": 0.5}, "layers.1", (3, 1, 1, 1)),
+        ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),
+    ],
+)
 def test_every_kind_of_network_can_be_looked_into(keys, stage, last):
     config = make_config(**{"clip_size": 6, "crop_size": 32} | keys)
     network = fold_batchnorm(build_model(config, 3))

@@ -35,8 +35,14 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    arguments = ["-c", trained[1], "-o", str(folder / "net.onnx"), "--program",
-                 str(folder / "net.pt2")]  # fmt: skip
+    arguments = [
+        "-c",
+        trained[1],
+        "-o",
+        str(folder / "net.onnx"),
+        "--program",
+        str(folder / "net.pt2"),
+    ]
     assert export.main(arguments) == 0
     return folder
 
@@ -71,7 +77,8 @@ def test_predictions_in_the_process_of_an_export_are_right(trained, tmp_path):
         np.testing.assert_allclose(program(clips).detach().numpy(), expected, atol=1e-5)
         pixel = normalize_clips(clips, CPU, predictor.config)[0, :, 0, 0, 0]
         assert pixel.tolist() == pytest.approx(
-            (windows[0, 0, 0, 0] / 255 - mean) / predictor.config.std, abs=1e-5)
+            (windows[0, 0, 0, 0] / 255 - mean) / predictor.config.std, abs=1e-5
+        )
 
 
 def test_the_example_works_without_this_code(trained, tmp_path, capsys):
@@ -93,12 +100,16 @@ def test_an_exported_network_that_differs_is_an_error(trained, exported):
         export.check(exported / "net.onnx", network)
 
 
-@pytest.mark.parametrize("keys", [
-    {"model": "cnn_lstm", "backbone": "mobilenet_v3_small"},
-    {"model": "trn", "backbone": "mobilenet_v3_small"},
-    {"model": "mobilenet3d", "width": 0.25},
-    {"model": "csn", "width": 0.25},
-], ids=lambda keys: keys["model"])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model": "cnn_lstm", "backbone": "mobilenet_v3_small"},
+        {"model": "trn", "backbone": "mobilenet_v3_small"},
+        {"model": "mobilenet3d", "width": 0.25},
+        {"model": "csn", "width": 0.25},
+    ],
+    ids=lambda keys: keys["model"],
+)
 @pytest.mark.slow
 def test_other_networks_are_exported_too(tmp_path, keys):
     _, checkpoint = train_one(tmp_path, crop_size=24, **keys)

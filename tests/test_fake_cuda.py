@@ -18,8 +18,9 @@ PRECISION = {"precision": "fp16"}
 LARGE = ("swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s")
 NETWORKS = {
     name: PRECISION | {"model": name, "clip_size": 16, "crop_size": side}
-    for name in MODELS for side in [224 if name.startswith("mvit") else 112]
-}  # fmt: skip
+    for name in MODELS
+    for side in [224 if name.startswith("mvit") else 112]
+}
 OPTIONS = {
     "fp32": {"precision": "fp32"},
     "tutorial": PRECISION,
@@ -59,8 +60,12 @@ def do_steps(cases, tmp_path_factory):
     path = tmp_path_factory.mktemp("fake_cuda") / "cases.json"
     path.write_text(json.dumps(cases))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
-    process = subprocess.run([sys.executable, PROJECT / "tests" / "fake_cuda.py", path],
-                             env=environment, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, PROJECT / "tests" / "fake_cuda.py", path],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
@@ -91,7 +96,6 @@ def test_a_step_of_a_network_never_waits_and_keeps_the_memory_order(steps, name)
 @pytest.mark.parametrize("name", LARGE)
 def test_a_step_of_a_large_network_never_waits_and_keeps_the_memory_order(large_steps, name):
     check(name, large_steps[name])
-
 
 
 @pytest.mark.parametrize("name", OPTIONS)

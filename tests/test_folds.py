@@ -64,10 +64,13 @@ def test_each_clip_is_validated_once_and_never_trained_on(config, tmp_path):
     assert len(set(validated)) == len(validated) == 18
 
 
-@pytest.mark.parametrize("number, words", [
-    ("group", "one of 3 groups left out (ann, bob, eve) of 18 clips"),
-    ("2", "2 folds, 3 groups kept together of 18 clips"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        ("group", "one of 3 groups left out (ann, bob, eve) of 18 clips"),
+        ("2", "2 folds, 3 groups kept together of 18 clips"),
+    ],
+)
 def test_no_group_is_on_both_sides(config, tmp_path, number, words):
     folds, found = make_folds(loaded(config, group="^([a-z]+)_"), number, tmp_path)
     assert found == words
@@ -116,20 +119,30 @@ def test_other_clips_have_other_folders(config, tmp_path):
 
 def test_a_class_that_a_fold_lacks_is_said(config, tmp_path, capsys):
     for path in map(Path, (loaded(config).train_data_csv, loaded(config).val_data_csv)):
-        path.write_text("\n".join(row for row in path.read_text().splitlines()
-                                  if row.startswith("ann") or not row.endswith(";Left")))
+        path.write_text(
+            "\n".join(
+                row
+                for row in path.read_text().splitlines()
+                if row.startswith("ann") or not row.endswith(";Left")
+            )
+        )
     make_folds(loaded(config, group="^([a-z]+)_"), "group", tmp_path)
-    assert "note: without fold ann no clip is left to train on of the class Left" \
+    assert (
+        "note: without fold ann no clip is left to train on of the class Left"
         in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("number, changes, message", [
-    ("group", {}, "--folds group: needs two groups or more"),
-    ("group", {"group": "(_)"}, "--folds group: needs two groups or more"),
-    ("7", {}, "--folds 7: there are clips, or groups, for 6 folds only"),
-    ("3", {"val_data_folder": "elsewhere"}, "--folds: train_data_folder and val_data_folder"),
-    ("3", {"val_data_csv": "train"}, "--folds: 12 clips are in both"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, changes, message",
+    [
+        ("group", {}, "--folds group: needs two groups or more"),
+        ("group", {"group": "(_)"}, "--folds group: needs two groups or more"),
+        ("7", {}, "--folds 7: there are clips, or groups, for 6 folds only"),
+        ("3", {"val_data_folder": "elsewhere"}, "--folds: train_data_folder and val_data_folder"),
+        ("3", {"val_data_csv": "train"}, "--folds: 12 clips are in both"),
+    ],
+)
 def test_mistakes(config, tmp_path, number, changes, message):
     if changes.get("val_data_csv"):
         changes = {"val_data_csv": loaded(config).train_data_csv}
@@ -156,8 +169,22 @@ def calls(monkeypatch, tmp_path):
 
 
 def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
-    command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--folds", "group",
-               "--group", "^([a-z]+)_", "--save", "test", "--variant", "plain"]  # fmt: skip
+    command = [
+        "-c",
+        config,
+        "--output",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+        "--folds",
+        "group",
+        "--group",
+        "^([a-z]+)_",
+        "--save",
+        "test",
+        "--variant",
+        "plain",
+    ]
     assert compare.main(command) == 0
     assert calls == [("--resume", f"plain-0-{name}") for name in PEOPLE]
     calls.clear()
@@ -172,9 +199,11 @@ def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
         right.append(np.concatenate([each.logits.argmax(1) == each.labels for each in logits]))
         assert row["top1"] == pytest.approx(100 * right[-1].mean()) and len(right[-1]) == 18
         assert row["interval_method"] == (
-            "Clopper-Pearson at the effective number of clips, from 3 groups")
-        assert row["runs"][0]["folds"] == pytest.approx([
-            float(read_csv(folder / "history.csv")[-1]["val_top1"]) for folder in own])
+            "Clopper-Pearson at the effective number of clips, from 3 groups"
+        )
+        assert row["runs"][0]["folds"] == pytest.approx(
+            [float(read_csv(folder / "history.csv")[-1]["val_top1"]) for folder in own]
+        )
     groups = np.repeat(PEOPLE, 6)
     found = compare_on_same_clips(right[1], right[0], groups)
     (pair,) = saved["pairs"]
@@ -197,18 +226,41 @@ def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
 def saved(tmp_path):
     """Results of two variants with three seeds each, of 40 clips of 8 people; without intervals."""
     groups = np.repeat([f"person {number}" for number in range(8)], 5)
-    clips = tables.Tested(np.array([f"clip {number}" for number in range(40)]), groups,
-                          np.random.default_rng(0).choice([0, 1, np.nan], (3, 40)))
+    clips = tables.Tested(
+        np.array([f"clip {number}" for number in range(40)]),
+        groups,
+        np.random.default_rng(0).choice([0, 1, np.nan], (3, 40)),
+    )
     rows, clip_sets = [], []
     for name in ("first", "second"):
-        rows.append({"variant": name, "runs": [1, 2, 3], "top1": 50.0, "top1_range": [40.0, 60.0],
-                     "loss": 1.0, "train_top1": 70.0, "parameters": 1000, "gflop": 0.1,
-                     "kept_mib_a_clip": 1.0, "clips_per_second": 100.0})
+        rows.append(
+            {
+                "variant": name,
+                "runs": [1, 2, 3],
+                "top1": 50.0,
+                "top1_range": [40.0, 60.0],
+                "loss": 1.0,
+                "train_top1": 70.0,
+                "parameters": 1000,
+                "gflop": 0.1,
+                "kept_mib_a_clip": 1.0,
+                "clips_per_second": 100.0,
+            }
+        )
         rows[-1] |= tables.packed(clips, clip_sets)
         clips.right = 1 - clips.right
     assert len(clip_sets) == 1
-    contents = {"machine": "a machine", "versions": "python 3", "date": "today", "command": "c",
-                "note": "", "folds": "", "baselines": {}, "rows": rows, "clip_sets": clip_sets}
+    contents = {
+        "machine": "a machine",
+        "versions": "python 3",
+        "date": "today",
+        "command": "c",
+        "note": "",
+        "folds": "",
+        "baselines": {},
+        "rows": rows,
+        "clip_sets": clip_sets,
+    }
     path = tmp_path / "saved.json"
     path.write_text(json.dumps(contents))
     return path, clips
@@ -253,7 +305,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
 
 
 def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
-        config, tmp_path, calls, capsys):
+    config, tmp_path, calls, capsys
+):
     command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0"]
     assert compare.main([*command, "--variant", "plain", "--variant", "other", "lr=0.02"]) == 0
     assert len(calls) == 2 and "McNemar's exact p" in capsys.readouterr().out
@@ -267,8 +320,9 @@ def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
     assert f"{folder}: trained with another dropout" in capsys.readouterr().err
     assert compare.main([*command, "--variant", "plain", "num_workers=1"]) == 0
     assert len(calls) == 1
-    validation, training = (Path(getattr(loaded(config), f"{prefix}_data_csv"))
-                            for prefix in ("val", "train"))
+    validation, training = (
+        Path(getattr(loaded(config), f"{prefix}_data_csv")) for prefix in ("val", "train")
+    )
     validation.write_text("\n".join(validation.read_text().splitlines()[1:]))
     assert compare.main([*command, "--variant", "plain"]) == 0
     assert calls[1:] == [("--eval_only", "plain-0")]
@@ -278,9 +332,25 @@ def test_what_is_finished_is_not_repeated_and_what_has_changed_is_refused(
 
 
 def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls, capsys):
-    command = ["-c", config, "--output", str(tmp_path / "runs"), "--seeds", "0", "--save", "test",
-               "--clips_per_class", "1", "3", "--set", "baseline_clips=50", "num_epochs=1",
-               "--variant", "plain", "batch_size=4"]  # fmt: skip
+    command = [
+        "-c",
+        config,
+        "--output",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+        "--save",
+        "test",
+        "--clips_per_class",
+        "1",
+        "3",
+        "--set",
+        "baseline_clips=50",
+        "num_epochs=1",
+        "--variant",
+        "plain",
+        "batch_size=4",
+    ]
     assert compare.main(command) == 0
     rows = [read_csv(tmp_path / "runs" / f"train_{number}.csv") for number in (1, 3)]
     small, large = ({row["video_id"]: row["label"] for row in own} for own in rows)
@@ -288,7 +358,9 @@ def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls,
     assert set(Counter(large.values()).values()) == {3}
     saved = json.loads((tmp_path / "results" / "test.json").read_text())
     assert [row["variant"] for row in saved["rows"]] == [
-        "plain, 1 clips per class", "plain, 3 clips per class"]  # fmt: skip
+        "plain, 1 clips per class",
+        "plain, 3 clips per class",
+    ]
     output = capsys.readouterr().out
     assert "| a linear model, % |" in output and "Baselines" not in output
     folder = tmp_path / "runs" / "plain, 3 clips per class-0"

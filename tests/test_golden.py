@@ -27,9 +27,17 @@ import train
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 NUM_EPOCHS = 25  # of four steps each
 RECIPE = TINY_NETWORK | {
-    "num_epochs": NUM_EPOCHS, "batch_size": 16, "num_workers": 0, "head_widths": [32], "seed": 4,
-    "dropout": 0.0, "lr": 0.0002, "schedule": "cosine", "warmup_epochs": 2, "weight_decay": 0.1,
-}  # fmt: skip
+    "num_epochs": NUM_EPOCHS,
+    "batch_size": 16,
+    "num_workers": 0,
+    "head_widths": [32],
+    "seed": 4,
+    "dropout": 0.0,
+    "lr": 0.0002,
+    "schedule": "cosine",
+    "warmup_epochs": 2,
+    "weight_decay": 0.1,
+}
 RELATIVE_TOLERANCE = 2e-3
 
 

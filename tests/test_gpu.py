@@ -18,12 +18,21 @@ from system.device import autocast, prepare, to_device
 from training.run import start_run
 
 pytestmark = pytest.mark.gpu
-PRECISIONS = [name for name in get_args(Config.model_fields["precision"].annotation)
-              if name != "auto"]
+PRECISIONS = [
+    name for name in get_args(Config.model_fields["precision"].annotation) if name != "auto"
+]
 SMALL = ["clip_size=4", "crop_size=20", "block_widths=[4, 8]", "head_widths=[8]"]
-OPTIONS = ["seed=0", "accumulate_steps=2", "checkpoint_activations=true", "ema_decay=0.9",
-           "mixup_alpha=0.4", "cutmix_alpha=0.4", "optimizer=sgd", "optimizer=adamw",
-           *(f"precision={name}" for name in PRECISIONS)]  # fmt: skip
+OPTIONS = [
+    "seed=0",
+    "accumulate_steps=2",
+    "checkpoint_activations=true",
+    "ema_decay=0.9",
+    "mixup_alpha=0.4",
+    "cutmix_alpha=0.4",
+    "optimizer=sgd",
+    "optimizer=adamw",
+    *(f"precision={name}" for name in PRECISIONS),
+]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -44,8 +53,10 @@ def test_a_training_step_never_waits_for_the_gpu(option):
 def test_a_deterministic_run_resumes_bit_for_bit(tmp_path, precision):
     settings = make_settings(tmp_path, deterministic=True, precision=precision)
     resumed = settings | {"output_dir": str(tmp_path / "resumed")}
-    whole, cut = (write_config(tmp_path / f"{number}.json", keys)
-                  for number, keys in enumerate((settings, resumed)))  # fmt: skip
+    whole, cut = (
+        write_config(tmp_path / f"{number}.json", keys)
+        for number, keys in enumerate((settings, resumed))
+    )
     assert train.main(["-c", whole, "-g", "0"]) == 0
     train_until(["-c", cut, "-g", "0"], epoch=1, step=1)
     assert train.main(["-c", cut, "-g", "0", "--resume", "True"]) == 0

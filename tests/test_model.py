@@ -23,9 +23,16 @@ def test_published_stages_parameters_and_operations():
     assert count_parameters(model) == 3_886_883
     network = describe(model, (18, 84, 84))
     assert [stage.shape for stage in network.stages] == [
-        (3, 18, 84, 84), (32, 9, 41, 41), (64, 4, 19, 19), (124, 2, 8, 8), (256, 1, 3, 3),
-        (512, 1, 1, 1), (512,), (256,), (27,),
-    ]  # fmt: skip
+        (3, 18, 84, 84),
+        (32, 9, 41, 41),
+        (64, 4, 19, 19),
+        (124, 2, 8, 8),
+        (256, 1, 3, 3),
+        (512, 1, 1, 1),
+        (512,),
+        (256,),
+        (27,),
+    ]
     assert network.num_parameters == 3_886_883 and round(network.flops / 1e7) == 887
     table = format_description(network)
     assert "blocks.1        64, 4, 19, 19" in table and "8.87 GFLOP per clip" in table
@@ -56,9 +63,17 @@ def test_training_warns_of_a_batch_that_slow_kernels_compute(write_config, monke
 
 @pytest.mark.parametrize(
     "clip_shape",
-    [(1, 84, 84), (8, 40, 40), (16, 112, 112), (18, 100, 176), (37, 50, 60), (70, 64, 64),
-     (5, 4, 4), (2, 5, 90)],
-)  # fmt: skip
+    [
+        (1, 84, 84),
+        (8, 40, 40),
+        (16, 112, 112),
+        (18, 100, 176),
+        (37, 50, 60),
+        (70, 64, 64),
+        (5, 4, 4),
+        (2, 5, 90),
+    ],
+)
 def test_any_clip_is_reduced_to_one_vector(clip_shape):
     with torch.device("meta"):
         model = conv_column(clip_shape, num_classes=5).eval()

@@ -82,8 +82,9 @@ def check_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         for rank in range(1, len(CLASSES) + 1):
             assert one[f"top{rank}"] == other[f"top{rank}"], other["id"]
-            assert float(one[f"score{rank}"]) == pytest.approx(float(other[f"score{rank}"]),
-                                                               abs=2e-6), other["id"]
+            assert float(one[f"score{rank}"]) == pytest.approx(
+                float(other[f"score{rank}"]), abs=2e-6
+            ), other["id"]
 
 
 @pytest.mark.parametrize("nclips, ncrops", [(1, 1), (3, 1), (2, 3)])
@@ -91,8 +92,10 @@ def check_same(found, expected):
 def test_predict_says_what_the_evaluation_says(project, tmp_path, sampling, nclips, ncrops):
     settings, checkpoints = project
     keys = {"sampling": sampling, "nclips": nclips, "ncrops": ncrops}
-    files = [with_keys(path, tmp_path / f"{number}.tar", **keys)
-             for number, path in enumerate(checkpoints)]
+    files = [
+        with_keys(path, tmp_path / f"{number}.tar", **keys)
+        for number, path in enumerate(checkpoints)
+    ]
     expected = evaluated(settings | keys, tmp_path, "--checkpoint", files[0])
     check_same(predicted(settings, tmp_path, expected, files[:1]), expected)
     # The config's windows are not the networks'.
@@ -100,11 +103,20 @@ def test_predict_says_what_the_evaluation_says(project, tmp_path, sampling, ncli
     check_same(predicted(settings, tmp_path, expected, files), expected)
 
 
-@pytest.mark.parametrize("key, value", [("nclips", 2), ("ncrops", 3), ("subtract_background", True),
-                                        ("mean", [0.1, 0.2, 0.3]), ("sampling", "segments"),
-                                        ("frame_rate", 30.0)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("nclips", 2),
+        ("ncrops", 3),
+        ("subtract_background", True),
+        ("mean", [0.1, 0.2, 0.3]),
+        ("sampling", "segments"),
+        ("frame_rate", 30.0),
+    ],
+)
 def test_an_older_checkpoint_has_one_score_alone_and_in_an_ensemble(
-        project, tmp_path, capsys, key, value):
+    project, tmp_path, capsys, key, value
+):
     settings, checkpoints = project
     older = with_keys(checkpoints[0], tmp_path / "older.tar", **{key: None})
     changed = settings | {key: value}
@@ -127,12 +139,15 @@ def test_without_tf32_a_checkpoint_computes_in_fp32(project, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sampling", ["window", "segments"])
-def test_the_camera_takes_its_last_seconds_for_one_clip(project, tmp_path, monkeypatch, capsys,
-                                                        sampling):
+def test_the_camera_takes_its_last_seconds_for_one_clip(
+    project, tmp_path, monkeypatch, capsys, sampling
+):
     settings, checkpoints = project
     keys = {"sampling": sampling, "step_size": 1}
-    files = [with_keys(path, tmp_path / f"{number}.tar", **keys)
-             for number, path in enumerate(checkpoints)]
+    files = [
+        with_keys(path, tmp_path / f"{number}.tar", **keys)
+        for number, path in enumerate(checkpoints)
+    ]
     predictors, combine = load_predictors(files, CPU)
     frames = list(draw_frames("Left", 36, np.random.default_rng(0)))  # 3 seconds
     write_clip(tmp_path / "clip", frames)
@@ -162,8 +177,9 @@ def test_the_camera_takes_its_last_seconds_for_one_clip(project, tmp_path, monke
     one = settings | {"val_data_folder": str(tmp_path), "val_data_csv": str(tmp_path / "one.csv")}
     (row,) = evaluated(one, tmp_path, "--ensemble", *files)
     line = capsys.readouterr().out.split("\r")[1]
-    expected = "   ".join(f"{row[f'top{rank}']} {100 * float(row[f'score{rank}']):.0f} %"
-                          for rank in (1, 2, 3))
+    expected = "   ".join(
+        f"{row[f'top{rank}']} {100 * float(row[f'score{rank}']):.0f} %" for rank in (1, 2, 3)
+    )
     assert line.startswith(expected)
 
 
@@ -187,12 +203,19 @@ def test_long_films_are_noted(project, tmp_path, capsys):
     for sampling, nclips, count in (("window", 1, 1), ("window", 9, 0), ("segments", 1, 1)):
         keys = {"sampling": sampling, "nclips": nclips, "clip_size": 4}
         checkpoint = with_keys(checkpoints[0], tmp_path / "net.tar", **keys)
-        assert predict.main(["-c", checkpoint, "-g", "cpu", str(folder / "200"),
-                             str(folder / "40")]) == 0
+        assert (
+            predict.main(["-c", checkpoint, "-g", "cpu", str(folder / "200"), str(folder / "40")])
+            == 0
+        )
         error = capsys.readouterr().err
-        assert error.count("note: long clips (over 3 s of which no frame is used): 1 of 2; "
-                           f"like --eval_only, this treats each as one gesture and uses "
-                           f"{4 * nclips} of its frames; cut it") == count
+        assert (
+            error.count(
+                "note: long clips (over 3 s of which no frame is used): 1 of 2; "
+                f"like --eval_only, this treats each as one gesture and uses "
+                f"{4 * nclips} of its frames; cut it"
+            )
+            == count
+        )
 
 
 def test_no_window_is_computed_twice(project, tmp_path, monkeypatch):

@@ -63,14 +63,17 @@ def contents(path) -> dict[str, list[tuple[str, bytes]]]:
         found[clip_id] = []
         if length:
             frames = PackedFrames(made.clip(clip_id), MAX_PIXELS)
-            found[clip_id] = [(frames.names[position], data)
-                              for position, data in frames.read(range(length))]
+            found[clip_id] = [
+                (frames.names[position], data) for position, data in frames.read(range(length))
+            ]
     return found
 
 
 def frames_below(folder) -> dict[str, list[tuple[str, bytes]]]:
-    return {clip.name: [(frame.name, frame.read_bytes()) for frame in sorted(clip.glob("0*.jpg"))]
-            for clip in folder.iterdir()}
+    return {
+        clip.name: [(frame.name, frame.read_bytes()) for frame in sorted(clip.glob("0*.jpg"))]
+        for clip in folder.iterdir()
+    }
 
 
 def write_tar(path, folder, mode="w:gz", root="20bn-set"):
@@ -116,10 +119,14 @@ def test_a_tar_file(folder, mode, capsys):
     assert zipfile.ZipFile("mine.zip").namelist()[0].startswith("20bn-set/")
 
 
-@pytest.mark.parametrize("names", [[f"set-{number:02d}" for number in range(99)],
-                                   [f"set.tgz.{number}" for number in range(1, 99)],
-                                   [f"x{a}{b}" for a in "ab" for b in "abcdefghijklmnopqrstuvwxyz"]
-                                   ])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"set-{number:02d}" for number in range(99)],
+        [f"set.tgz.{number}" for number in range(1, 99)],
+        [f"x{a}{b}" for a in "ab" for b in "abcdefghijklmnopqrstuvwxyz"],
+    ],
+)
 def test_the_parts_of_an_archive(folder, names, capsys):
     whole = write_tar(Path("set.tgz"), folder)
     parts = split(whole, whole.stat().st_size // 28, names)
@@ -187,8 +194,10 @@ def test_packing_again_at_another_height(folder, capsys):
     assert run("small.zip", "clips", "--height", "40", "--quality", "80") == 0
     assert run("same.zip", "small.zip", "--height", "90") == 0
     assert run("smaller.zip", "small.zip", "--height", "30") == 0
-    told = [(Pack(name).about["height"], Pack(name).about["quality"])
-            for name in ("same.zip", "smaller.zip")]
+    told = [
+        (Pack(name).about["height"], Pack(name).about["quality"])
+        for name in ("same.zip", "smaller.zip")
+    ]
     assert told == [(40, 80), (30, 95)]
 
 
@@ -315,19 +324,22 @@ def animated_webp() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("members, problem", [
-    ([("a/1.jpg", b"1"), ("b/1.jpg", b"2"), ("a/2.jpg", b"3")], "a: the clip occurs twice"),
-    ([("a/1.jpg", b"1"), ("a/1.jpg", b"2")], "a: two frames have the same name"),
-    ([("a/1.jpg", b"1"), ("a/2.jpg", None)], "a/2.jpg: is a link; unpack the archive"),
-    ([("1.jpg", b"1")], "1.jpg: is in no folder"),
-    ([("../a/1.jpg", b"1")], "points outside the archive"),
-    ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
-    ([("a/1.webp", animated_webp())], "a/1.webp: is a film; unpack the archive"),
-    ([("a/1.gif", b"1")], "a/1.gif: is a video; unpack the archive"),
-    ([("a/readme.txt", b"1")], "no frames"),
-    ([("a/1.jpg", b"1"), ("a/b/1.jpg", b"2")], "a: has both frames and other clips"),
-    ([("a/\udcff.jpg", b"1")], "is not valid UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "members, problem",
+    [
+        ([("a/1.jpg", b"1"), ("b/1.jpg", b"2"), ("a/2.jpg", b"3")], "a: the clip occurs twice"),
+        ([("a/1.jpg", b"1"), ("a/1.jpg", b"2")], "a: two frames have the same name"),
+        ([("a/1.jpg", b"1"), ("a/2.jpg", None)], "a/2.jpg: is a link; unpack the archive"),
+        ([("1.jpg", b"1")], "1.jpg: is in no folder"),
+        ([("../a/1.jpg", b"1")], "points outside the archive"),
+        ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
+        ([("a/1.webp", animated_webp())], "a/1.webp: is a film; unpack the archive"),
+        ([("a/1.gif", b"1")], "a/1.gif: is a video; unpack the archive"),
+        ([("a/readme.txt", b"1")], "no frames"),
+        ([("a/1.jpg", b"1"), ("a/b/1.jpg", b"2")], "a: has both frames and other clips"),
+        ([("a/\udcff.jpg", b"1")], "is not valid UTF-8"),
+    ],
+)
 def test_what_an_archive_must_not_have(tmp_path, monkeypatch, capsys, members, problem):
     monkeypatch.chdir(tmp_path)
     write_members("set.tar", *members)
@@ -337,20 +349,25 @@ def test_what_an_archive_must_not_have(tmp_path, monkeypatch, capsys, members, p
 # --- mistakes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments, problem", [
-    (["mine.zip", "none"], "none: no such file or folder"),
-    (["clips", "clips"], "clips: give the pack to write first"),
-    (["none/mine.zip", "clips"], "none/mine.zip: there is no folder none"),
-    (["mine.zip", "clips", "clips"], "clips: a pack is made of one folder"),
-    (["mine.zip", "mixed"], "mixed: has both frames and other clips"),
-    (["mine.zip", "clips", "--frame_rate", "12"], "--frame_rate: there are no videos in clips"),
-    (["mine.zip", "clips", "--height", "0"], "--height: found 0; expected 1"),
-    (["mine.zip", "clips", "--quality", "101"], "--quality: found 101; expected 1 to 100"),
-    (["mine.zip", "a.tgz", "b.tgz"], "a.tgz, b.tgz: not the numbered parts of one archive"),
-    (["precious.zip", "clips"], "precious.zip: a pack that is cut off, or a ZIP file but not a "
-                                "pack"),
-    (["none.zip", "--check"], "none.zip: cannot be read (No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["mine.zip", "none"], "none: no such file or folder"),
+        (["clips", "clips"], "clips: give the pack to write first"),
+        (["none/mine.zip", "clips"], "none/mine.zip: there is no folder none"),
+        (["mine.zip", "clips", "clips"], "clips: a pack is made of one folder"),
+        (["mine.zip", "mixed"], "mixed: has both frames and other clips"),
+        (["mine.zip", "clips", "--frame_rate", "12"], "--frame_rate: there are no videos in clips"),
+        (["mine.zip", "clips", "--height", "0"], "--height: found 0; expected 1"),
+        (["mine.zip", "clips", "--quality", "101"], "--quality: found 101; expected 1 to 100"),
+        (["mine.zip", "a.tgz", "b.tgz"], "a.tgz, b.tgz: not the numbered parts of one archive"),
+        (
+            ["precious.zip", "clips"],
+            "precious.zip: a pack that is cut off, or a ZIP file but not a pack",
+        ),
+        (["none.zip", "--check"], "none.zip: cannot be read (No such file"),
+    ],
+)
 def test_a_mistake_is_named(folder, capsys, arguments, problem):
     shutil.copytree("clips/1", "mixed")
     (Path("mixed") / "inner").mkdir()
@@ -375,7 +392,9 @@ def test_check_names_damaged_frames(folder, capsys):
     output = capsys.readouterr()
     assert "2 damaged" in output.out
     assert [line.partition(": damaged")[0] for line in output.err.splitlines() if line] == [
-        "error: mine.zip/10/00004.jpg", "error: mine.zip/10/00008.jpg"]
+        "error: mine.zip/10/00004.jpg",
+        "error: mine.zip/10/00008.jpg",
+    ]
 
 
 # --- the whole file or none --------------------------------------------------------------------
@@ -409,9 +428,12 @@ def test_a_disk_that_fills_up_leaves_the_old_pack(folder):
     old = Path("mine.zip").read_bytes()
     assert run("whole.zip", "clips") == 0
     for limit in (1, os.path.getsize("whole.zip") - 1):
-        ended = subprocess.run([sys.executable, "-c", LIMITED, str(limit), "mine.zip", "clips"],
-                               capture_output=True, text=True,
-                               env=os.environ | {"PYTHONPATH": str(PROJECT)})  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", LIMITED, str(limit), "mine.zip", "clips"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        )
         assert ended.returncode == 2 and "mine.zip: cannot be read or written" in ended.stderr
         assert Path("mine.zip").read_bytes() == old and not list(Path().glob("*.part"))
 
@@ -438,9 +460,13 @@ def started(folder):
         shutil.copy("clips/1/00001.jpg", f"many/{number}")
 
     def start():
-        return subprocess.Popen([sys.executable, "-c", SLOW, "mine.zip", "many"], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                env=os.environ | {"PYTHONPATH": str(PROJECT)})  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOW, "mine.zip", "many"],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        )
 
     return start
 
@@ -454,8 +480,9 @@ def stop_at(process, num_clips, number) -> int:
     return process.wait(60)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
-                                            (signal.SIGKILL, -9)])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
 def test_a_signal_leaves_the_old_pack(started, number, status):
     assert run("mine.zip", "clips/1") == 0
     old = Path("mine.zip").read_bytes()

@@ -27,8 +27,9 @@ def is_emulated(precision) -> bool:
 
 ON_THE_CPU = [
     pytest.param("cpu", name, id=f"cpu-{name}", marks=marks)
-    for name in ("auto", "bf16", "fp16") for marks in [[pytest.mark.slow] * is_emulated(name)]
-]  # fmt: skip
+    for name in ("auto", "bf16", "fp16")
+    for marks in [[pytest.mark.slow] * is_emulated(name)]
+]
 ON_A_GPU = [pytest.param("0", name, id=f"gpu-{name}", marks=[pytest.mark.gpu]) for name in ALL]
 
 

@@ -44,9 +44,11 @@ def trained(tmp_path_factory):
     data = write_data_set(root / "data", {"train": 45, "validation": 9}, num_frames=(7, 10))
     both = []
     for seed in (0, 1):
-        own = make_settings(root / str(seed)) | data | {
-            "seed": seed, "num_epochs": 6, "model_name": f"net{seed}", "output_dir": str(root),
-        }  # fmt: skip
+        own = (
+            make_settings(root / str(seed))
+            | data
+            | {"seed": seed, "num_epochs": 6, "model_name": f"net{seed}", "output_dir": str(root)}
+        )
         assert train.main(["-c", write_config(root / f"{seed}.json", own), "-g", "cpu"]) == 0
         both.append(own)
     return both
@@ -87,17 +89,21 @@ def test_an_ensemble_is_evaluated_as_it_predicts(trained, tmp_path, capsys):
     expected = rows_of(tmp_path / "net0" / "predictions.csv")
     clips = [f"{trained[0]['val_data_folder']}/{row['id']}" for row in expected]
     output = tmp_path / "found.csv"
-    assert predict.main(["-c", files[0], "-c", files[1], "-g", "cpu", "-o", str(output),
-                         *clips]) == 0  # fmt: skip
+    assert (
+        predict.main(["-c", files[0], "-c", files[1], "-g", "cpu", "-o", str(output), *clips]) == 0
+    )
     for one, other in zip(rows_of(output), expected, strict=True):
         assert float(one["score1"]) == pytest.approx(float(other["score1"]), abs=1e-5)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--ensemble", "a"], "needs --eval_only"),
-    (["--ensemble", "a", "-e", "-r"], "replaces --resume"),
-    (["-e", "--ensemble", "no such file"], "no such checkpoint"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ensemble", "a"], "needs --eval_only"),
+        (["--ensemble", "a", "-e", "-r"], "replaces --resume"),
+        (["-e", "--ensemble", "no such file"], "no such checkpoint"),
+    ],
+)
 def test_mistakes_with_an_ensemble(trained, tmp_path, capsys, flags, message):
     config = write_config(tmp_path / "config.json", trained[0] | {"output_dir": str(tmp_path)})
     assert train.main(["-c", config, "-g", "cpu", *flags]) == 2
@@ -117,14 +123,20 @@ def test_clips_as_videos_are_classified_as_their_folders(checkpoint, tmp_path):
         output = tmp_path / f"{kind.name}.json"
         assert predict.main(["-c", checkpoint, "-g", "cpu", "-o", str(output), str(kind)]) == 0
         found[kind] = json.loads(output.read_text())
-    by_number = [{row["path"].split("/")[-1].removesuffix(".mp4"): row for row in rows}
-                 for rows in found.values()]  # fmt: skip
+    by_number = [
+        {row["path"].split("/")[-1].removesuffix(".mp4"): row for row in rows}
+        for rows in found.values()
+    ]
     assert by_number[0].keys() == by_number[1].keys()
-    shares = [[rows[key]["scores"][rows[key]["predicted"]] for key in sorted(rows)]
-              for rows in by_number]  # fmt: skip
+    shares = [
+        [rows[key]["scores"][rows[key]["predicted"]] for key in sorted(rows)] for rows in by_number
+    ]
     assert np.abs(np.subtract(*shares)).max() < 0.05
-    clear = [key for key, row in by_number[0].items()
-             if np.subtract(*sorted(row["scores"].values())[:-3:-1]) > 0.05]  # fmt: skip
+    clear = [
+        key
+        for key, row in by_number[0].items()
+        if np.subtract(*sorted(row["scores"].values())[:-3:-1]) > 0.05
+    ]
     assert len(clear) >= 5
     for key in clear:
         assert by_number[0][key]["predicted"] == by_number[1][key]["predicted"]
@@ -169,8 +181,12 @@ def test_short_clips_are_padded_as_in_evaluation(trained, checkpoint, tmp_path, 
     for name, length in lengths.items():
         write_clip(tmp_path / "clips" / name, draw_frames("Left", length, rng))
     (tmp_path / "set.csv").write_text("".join(f"{name};Left\n" for name in lengths))
-    own = trained[0] | {"val_data_folder": str(tmp_path / "clips"), "checkpoint": checkpoint,
-                        "val_data_csv": str(tmp_path / "set.csv"), "output_dir": str(tmp_path)}
+    own = trained[0] | {
+        "val_data_folder": str(tmp_path / "clips"),
+        "checkpoint": checkpoint,
+        "val_data_csv": str(tmp_path / "set.csv"),
+        "output_dir": str(tmp_path),
+    }
     config = write_config(tmp_path / "config.json", own)
     assert train.main(["-c", config, "-e", "-r", "-g", "cpu"]) == 0
     told = "short clips (fewer than 7 frames), padded with their last frame: 2 of 4"
@@ -179,8 +195,9 @@ def test_short_clips_are_padded_as_in_evaluation(trained, checkpoint, tmp_path, 
     both = ["-c", checkpoint, "-c", checkpoint]
     assert predict.main([*both, "-g", "cpu", "-o", str(output), str(tmp_path / "clips")]) == 0
     assert capsys.readouterr().err == f"note: {told}\n"
-    for one, other in zip(rows_of(output), rows_of(run_folder(own) / "predictions.csv"),
-                          strict=True):
+    for one, other in zip(
+        rows_of(output), rows_of(run_folder(own) / "predictions.csv"), strict=True
+    ):
         assert one["predicted"] == other["predicted"]
         assert float(one["score1"]) == pytest.approx(float(other["score1"]), abs=1e-5)
 
@@ -217,18 +234,22 @@ def test_what_is_no_clip_in_a_folder_is_told_and_the_rest_is_found(tmp_path):
     assert mixed.startswith(f"{tmp_path}/classes/mixed: has both frames and other clips (a.mp4)")
 
 
-@pytest.mark.parametrize("names, places", [
-    (["A/1", "A/2.avi"], ["1", "2"]),
-    (["A/x", "B/x"], ["A/x", "B/x"]),
-    (["A/Left/x.mp4", "A/Right/x.mp4"], ["Left/x", "Right/x"]),
-    (["A/x", "A/x.avi", "A/y.avi"], ["x", "x.avi", "y.avi"]),
-    (["A/clip.v1", "A/clip.v2"], ["clip.v1", "clip.v2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, places",
+    [
+        (["A/1", "A/2.avi"], ["1", "2"]),
+        (["A/x", "B/x"], ["A/x", "B/x"]),
+        (["A/Left/x.mp4", "A/Right/x.mp4"], ["Left/x", "Right/x"]),
+        (["A/x", "A/x.avi", "A/y.avi"], ["x", "x.avi", "y.avi"]),
+        (["A/clip.v1", "A/clip.v2"], ["clip.v1", "clip.v2"]),
+    ],
+)
 def test_no_two_clips_are_saved_to_one_file(names, places):
     clips = [Path(name) for name in names]
     found = predict.places_for(Path("out"), clips)
-    assert found == {clip: Path("out", f"{place}.mp4")
-                     for clip, place in zip(clips, places, strict=True)}  # fmt: skip
+    assert found == {
+        clip: Path("out", f"{place}.mp4") for clip, place in zip(clips, places, strict=True)
+    }
 
 
 def test_the_same_path_twice_is_one_clip(checkpoint, tmp_path, monkeypatch, capsys):
@@ -277,14 +298,15 @@ def test_a_saved_film_plays_at_the_clips_rate(tmp_path, rate):
 
 
 def test_scores_of_networks_of_two_frame_rates_are_aligned_in_time():
-    fast, slow = (Scores(["a", "b"], np.array([0.5, 0.5]), np.eye(2)[[0] * half + [1] * half])
-                  for half in (6, 3))
+    fast, slow = (
+        Scores(["a", "b"], np.array([0.5, 0.5]), np.eye(2)[[0] * half + [1] * half])
+        for half in (6, 3)
+    )
     for first, second in ((fast, slow), (slow, fast)):
         assert (averaged([first, second]).frames == first.frames).all()
 
 
-def test_results_are_written_for_any_path_and_only_where_they_can_be(
-        checkpoint, tmp_path, capsys):
+def test_results_are_written_for_any_path_and_only_where_they_can_be(checkpoint, tmp_path, capsys):
     clip = os.fsdecode(os.fsencode(tmp_path) + b"/\xff \xc3\xa9")
     write_clip(Path(clip), draw_frames("Left", 9, np.random.default_rng(0)))
     command = ["-c", checkpoint, "-g", "cpu", clip]
@@ -292,9 +314,11 @@ def test_results_are_written_for_any_path_and_only_where_they_can_be(
     assert rows_of(tmp_path / "new" / "a.csv")[0]["path"].endswith("/\\udcff é")
     capsys.readouterr()
     (tmp_path / "b.mp4").mkdir()
-    for flags, problem in ((["-o", str(tmp_path)], "is a folder"),
-                           (["--save", "a.avi"], "expected .gif or .mp4"),
-                           (["--save", str(tmp_path / "b.mp4")], "cannot be written")):
+    for flags, problem in (
+        (["-o", str(tmp_path)], "is a folder"),
+        (["--save", "a.avi"], "expected .gif or .mp4"),
+        (["--save", str(tmp_path / "b.mp4")], "cannot be written"),
+    ):
         assert predict.main([*command, *flags]) == 2
         assert problem in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -323,8 +347,9 @@ def test_nothing_that_is_read_is_overwritten(checkpoint, tmp_path, monkeypatch, 
 
 def test_what_is_no_film_is_counted_and_named(checkpoint, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    write_video(tmp_path / "CLIP.MTS", draw_frames("Left", 9, rng), codec="mpeg2video",
-                pix_fmt="yuv420p")
+    write_video(
+        tmp_path / "CLIP.MTS", draw_frames("Left", 9, rng), codec="mpeg2video", pix_fmt="yuv420p"
+    )
     pictures = list(map(Image.fromarray, draw_frames("Left", 9, rng)))
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=80)
     for name in ("a.txt", "thumb.jpg", "index.ts"):
@@ -348,18 +373,33 @@ def test_what_cannot_be_classified_is_told_and_the_rest_is_done(checkpoint, tmp_
     write_video(tmp_path / "still.mp4", draw_frames("Left", 1, rng))
     whole = Path(write_video(tmp_path / "cut.avi", draw_frames("Left", 20, rng))).read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    names = ["good", "mixed", "empty.mp4", "notes.txt", "nothing", "missing", "sound.mp4",
-             "still.mp4", "cut.avi"]  # fmt: skip
+    names = [
+        "good",
+        "mixed",
+        "empty.mp4",
+        "notes.txt",
+        "nothing",
+        "missing",
+        "sound.mp4",
+        "still.mp4",
+        "cut.avi",
+    ]
     paths = [str(tmp_path / name) for name in names]
     assert predict.main(["-c", checkpoint, "-g", "cpu", *paths]) == 2
     captured = capsys.readouterr()
     assert len(captured.out.strip().split("\n")) == 1 and "good" in captured.out
     errors = captured.err.strip().split("\n")
     assert errors[-1] == "error: 8 of 9 cannot be classified"
-    for name, problem in (("mixed", "has both frames and other clips"), ("empty.mp4", "empty"),
-                          ("notes.txt", "not a video"), ("nothing", "contains no frames"),
-                          ("missing", "no such file"), ("sound.mp4", "no video stream in it"),
-                          ("still.mp4", "a single frame"), ("cut.avi", "cut off")):  # fmt: skip
+    for name, problem in (
+        ("mixed", "has both frames and other clips"),
+        ("empty.mp4", "empty"),
+        ("notes.txt", "not a video"),
+        ("nothing", "contains no frames"),
+        ("missing", "no such file"),
+        ("sound.mp4", "no video stream in it"),
+        ("still.mp4", "a single frame"),
+        ("cut.avi", "cut off"),
+    ):
         assert any(name in line and problem in line for line in errors), name
 
 

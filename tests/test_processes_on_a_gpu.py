@@ -32,11 +32,14 @@ def losses_of(settings, device, backend, number) -> list[float]:
     return [float(row["loss"]) for row in read_csv(run_folder(settings) / "history.csv")]
 
 
-@pytest.mark.parametrize("device, backend, number", [
-    pytest.param("cpu", "gloo", 2, marks=pytest.mark.slow),
-    pytest.param("cuda:0", "gloo", 2, marks=pytest.mark.gpu),
-    pytest.param("cuda:0", "cpu:gloo,cuda:nccl", 1, marks=pytest.mark.gpu),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "device, backend, number",
+    [
+        pytest.param("cpu", "gloo", 2, marks=pytest.mark.slow),
+        pytest.param("cuda:0", "gloo", 2, marks=pytest.mark.gpu),
+        pytest.param("cuda:0", "cpu:gloo,cuda:nccl", 1, marks=pytest.mark.gpu),
+    ],
+)
 def test_losses_are_those_of_one_process(tmp_path, device, backend, number):
     settings = make_settings(tmp_path, dropout=0, affine_degrees=0, affine_translate=0)
     expected = losses_of(settings, device, None, 1)
@@ -59,9 +62,11 @@ def main(config, device, backend) -> int:
         with mock.patch.object(processes, "world_size", lambda: max(2, dist.get_world_size())):
             return parallel(*arguments, **options)
 
-    with mock.patch.object(train, "choose_device", lambda *_: torch.device(device)), \
-            mock.patch.object(dist, "init_process_group", init_with_backend), \
-            mock.patch.object(processes, "parallel", always_parallel):  # fmt: skip
+    with (
+        mock.patch.object(train, "choose_device", lambda *_: torch.device(device)),
+        mock.patch.object(dist, "init_process_group", init_with_backend),
+        mock.patch.object(processes, "parallel", always_parallel),
+    ):
         return train.main(["-c", config])
 
 

@@ -40,9 +40,12 @@ from system.config_file import load_config
 
 TEXT = "\n".join(map(text_of, PAGES))
 SMALL = [f"--set={key}={value}" for key, value in TINY_NETWORK.items()] + [
-    "--set=num_epochs=1", "--set=num_workers=0", "--set=batch_size=4", "--set=schedule=constant",
+    "--set=num_epochs=1",
+    "--set=num_workers=0",
+    "--set=batch_size=4",
+    "--set=schedule=constant",
     "--set=warmup_epochs=0",
-]  # fmt: skip
+]
 
 
 def code_blocks(language):
@@ -95,8 +98,10 @@ def workplace(tmp_path, monkeypatch):
                     Path(config[key]).symlink_to(path)
         (root / "labels.csv").write_text("\n".join(names))
     for label, number in itertools.product(CLASSES, range(4)):
-        write_clip(Path("my_clips", label, f"{'ab'[number % 2]}_{number}"),
-                   draw_frames(label, 8, default_rng(number)))  # fmt: skip
+        write_clip(
+            Path("my_clips", label, f"{'ab'[number % 2]}_{number}"),
+            draw_frames(label, 8, default_rng(number)),
+        )
 
 
 def test_python_commands_run(workplace, capsys):
@@ -204,8 +209,9 @@ def check_pack(_, script, *words):
 
 
 def check_other_test(*words):
-    name, = (test for start, test in RUN_BY_OTHER_TESTS.items()
-             if shlex.join(words).startswith(start))
+    (name,) = (
+        test for start, test in RUN_BY_OTHER_TESTS.items() if shlex.join(words).startswith(start)
+    )
     assert any(f"def {name}(" in path.read_text() for path in PROJECT.glob("tests/**/test_*.py"))
 
 
@@ -215,8 +221,7 @@ RUN_BY_OTHER_TESTS = {
     "unzip -t": "test_any_zip_tool_tests_and_restores_it",
     "jupytext ": "test_an_old_notebook_is_found",
     "python teach.py": "test_the_command_serves_until_ctrl_c",
-    "python docs/teach_picture.py":
-        "test_two_opposing_gestures_are_taught_and_a_picture_is_drawn",
+    "python docs/teach_picture.py": "test_two_opposing_gestures_are_taught_and_a_picture_is_drawn",
     "python tests/two_hosts.py": "test_the_demonstration_of_two_hosts",
     "sbatch ": "test_a_job_is_requeued_before_its_limit_and_goes_on",
     "kubectl apply -f docs/cluster/pytorchjob.yaml": "test_two_pods_train_together",
@@ -234,8 +239,11 @@ CHECKS = {
     "python benchmarks/": check_benchmark,
     "python pack.py": check_pack,
 } | dict.fromkeys(RUN_BY_OTHER_TESTS, check_other_test)
-OTHER_LINES = [line for line in shell_lines()
-               if not line.startswith(tuple(f"python {script}" for script in SCRIPTS))]
+OTHER_LINES = [
+    line
+    for line in shell_lines()
+    if not line.startswith(tuple(f"python {script}" for script in SCRIPTS))
+]
 
 
 @pytest.mark.parametrize("line", OTHER_LINES)
@@ -252,17 +260,26 @@ def test_several_processes_of_one_machine_run(workplace, line):
     _, *words = shlex.split(line)
     words[words.index("train.py")] = train.__file__
     command = [sys.executable, "-m", "torch.distributed.run", *words, *SMALL]
-    ended = subprocess.run(command, capture_output=True, text=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert ended.returncode == 0 and "training is over" in ended.stdout, ended.stderr
 
 
-@pytest.mark.parametrize("command, arguments", [
-    (train, ["--config", "c.json"]), (predict, ["-c", "a.tar", "clip"]), (explain, ["-c", "a.tar"]),
-    (export, ["-c", "a.tar", "-o", "a.onnx"]), (report, ["folder"]), (demo_data, []),
-    (pack, ["a.zip", "--list"]),
-    (teach, ["--no_browser"]),
-], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
+@pytest.mark.parametrize(
+    "command, arguments",
+    [
+        (train, ["--config", "c.json"]),
+        (predict, ["-c", "a.tar", "clip"]),
+        (explain, ["-c", "a.tar"]),
+        (export, ["-c", "a.tar", "-o", "a.onnx"]),
+        (report, ["folder"]),
+        (demo_data, []),
+        (pack, ["a.zip", "--list"]),
+        (teach, ["--no_browser"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_windows_is_refused(command, arguments, tmp_path, monkeypatch, capsys):
     assert "Windows is not supported" in " ".join(PAGES[0].read_text().split())
     monkeypatch.chdir(tmp_path)
@@ -283,9 +300,12 @@ def test_make_runs_the_same_commands(workplace):
 
 def test_stage_table_is_what_a_run_prints():
     config = Config.model_validate(
-        {key: value for key, value in json.loads((PROJECT / "configs/config.json").read_text())
-         .items() if key != "$schema"}
-    )  # fmt: skip
+        {
+            key: value
+            for key, value in json.loads((PROJECT / "configs/config.json").read_text()).items()
+            if key != "$schema"
+        }
+    )
     with torch.device("meta"):
         model = build_model(config, config.num_classes)
     table = format_description(describe(model, config.clip_shape))
@@ -299,8 +319,10 @@ def test_lines_of_python_print_what_the_page_says(capsys):
     (code,) = code_blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out in code_blocks("text")
-    sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in (
-        torch.nn.Conv3d(3, 32, (2, 3, 3)), torch.nn.Conv2d(3, 32, 3))]
+    sizes = [
+        sum(weight.numel() for weight in layer.parameters())
+        for layer in (torch.nn.Conv3d(3, 32, (2, 3, 3)), torch.nn.Conv2d(3, 32, 3))
+    ]
     assert sizes == [1760, 896] and "`nn.Conv2d(3, 32, 3)` has 896 parameters" in TEXT
 
 
@@ -310,8 +332,9 @@ def test_the_sum_that_is_worked_out():
     outputs = convolutions.slide_2d(frame, convolutions.EDGE_KERNEL)
     (block,) = (text for text in code_blocks("text") if "×" in text)
     products = re.findall(r"(−?\d)×(\d)", block)
-    weights, values = zip(*((int(weight.replace("−", "-")), int(value))
-                            for weight, value in products), strict=True)  # fmt: skip
+    weights, values = zip(
+        *((int(weight.replace("−", "-")), int(value)) for weight, value in products), strict=True
+    )
     assert list(weights) == convolutions.EDGE_KERNEL.flatten().tolist()
     assert list(values) == frame[3:6, 1:4].flatten().tolist()  # fourth row, second column
     assert outputs[3, 1] == outputs.max() == 26 and block.endswith("=   26\n")
@@ -329,6 +352,9 @@ def test_numbers_of_parameters():
 
 
 def test_training_commands_that_are_compared_differ_in_one_key():
-    fresh, lagging = (set(words) for words in commands("train.py")
-                      if {"model_name=fresh", "model_name=lagging"} & set(words))  # fmt: skip
+    fresh, lagging = (
+        set(words)
+        for words in commands("train.py")
+        if {"model_name=fresh", "model_name=lagging"} & set(words)
+    )
     assert lagging - fresh == {"model_name=lagging", "batchnorm_refresh_steps=0"}

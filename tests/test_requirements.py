@@ -8,8 +8,11 @@ from runs import PROJECT
 
 import export
 
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless",  # where the names differ
-                 "sklearn": "scikit-learn"}  # fmt: skip
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",  # where the names differ
+    "sklearn": "scikit-learn",
+}
 
 
 def required(file) -> set[str]:
@@ -30,8 +33,15 @@ def imported(path) -> set[str]:
 
 def test_every_import_is_in_a_requirements_file():
     rooms = [path.parent for path in PROJECT.glob("*/__init__.py")]
-    program = [*PROJECT.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py")
-                                        if room.name not in ("docs", "tests"))]
+    program = [
+        *PROJECT.glob("*.py"),
+        *(
+            path
+            for room in rooms
+            for path in room.rglob("*.py")
+            if room.name not in ("docs", "tests")
+        ),
+    ]
     own = {path.stem for path in PROJECT.glob("*.py")} | {room.name for room in rooms}
     found = set().union(*map(imported, program)) - own - set(sys.stdlib_module_names)
     found = {DISTRIBUTIONS.get(name, name) for name in found}
@@ -44,4 +54,5 @@ def test_export_names_its_own_file(tmp_path, monkeypatch, capsys):
     assert export.main(["-c", "none", "-o", str(tmp_path / "a.onnx")]) == 2
     assert capsys.readouterr().err == (
         "error: onnxscript is not installed; run `python -m pip install -r "
-        "requirements-export.txt`\n")
+        "requirements-export.txt`\n"
+    )

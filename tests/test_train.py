@@ -26,14 +26,25 @@ def test_run_folder(write_config, settings, capsys):
     folder = run_folder(settings)
     output = capsys.readouterr().out
     assert output.split("\n")[0].startswith(
-        ("1 x CPU, training in fp32, evaluation in fp32, python", "1 x NVIDIA"))
+        ("1 x CPU, training in fp32, evaluation in fp32, python", "1 x NVIDIA")
+    )
     assert "train: 14 clips" in output and "validation: 7 clips" in output
     history = read_csv(folder / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
     assert list(history[0]) == [
-        "epoch", "loss", "top1", "grad_norm", "learning_rate", "seconds", "clips_per_second",
-        "peak_memory_mib", "val_loss", "val_top1", "val_top1_low", "val_top1_high",
-    ]  # fmt: skip
+        "epoch",
+        "loss",
+        "top1",
+        "grad_norm",
+        "learning_rate",
+        "seconds",
+        "clips_per_second",
+        "peak_memory_mib",
+        "val_loss",
+        "val_top1",
+        "val_top1_low",
+        "val_top1_high",
+    ]
     assert "top-1" in output and "top-3" not in output  # which is all clips of three classes
     used = json.loads((folder / "config.json").read_text())
     assert used["batch_size"] == 4 and used["dropout"] == 0.15
@@ -47,14 +58,15 @@ def test_the_used_config_starts_the_same_run_again(write_config, settings):
     assert train.main(["--config", write_config()]) == 0
     used = run_folder(settings) / "config.json"
     assert train.main(["--config", str(used), "--set", "model_name=again"]) == 0
-    histories = [read_csv(Path(settings["output_dir"]) / name / "history.csv")
-                 for name in ("tiny", "again")]
+    histories = [
+        read_csv(Path(settings["output_dir"]) / name / "history.csv") for name in ("tiny", "again")
+    ]
     assert without_times(histories[0]) == without_times(histories[1])
 
 
-@pytest.mark.parametrize("num_classes, names", [
-    (5, ["loss", "top1"]), (6, ["loss", "top1", "top5"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "num_classes, names", [(5, ["loss", "top1"]), (6, ["loss", "top1", "top5"])]
+)
 def test_top_5_is_measured_where_there_are_more_than_5_classes(num_classes, names):
     logits, labels = -torch.arange(num_classes).float().repeat(2, 1), torch.tensor([0, 4])
     metrics = TrainingMetrics(num_classes)
@@ -100,9 +112,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(write_config, settings, schedule
 def test_overfits_eight_clips(tmp_path, write_config, settings):
     paths = write_data_set(tmp_path / "eight", {"train": 8}, num_frames=(7, 7))
     eight = paths | {
-        "val_data_csv": paths["train_data_csv"], "num_epochs": 40, "batch_size": 8, "lr": 0.02,
-        "dropout": 0.0, "affine_degrees": 0.0, "affine_translate": 0.0, "schedule": "cosine",
-    }  # fmt: skip
+        "val_data_csv": paths["train_data_csv"],
+        "num_epochs": 40,
+        "batch_size": 8,
+        "lr": 0.02,
+        "dropout": 0.0,
+        "affine_degrees": 0.0,
+        "affine_translate": 0.0,
+        "schedule": "cosine",
+    }
     assert train.main(["-c", write_config(**eight)]) == 0
     last = read_csv(run_folder(settings) / "history.csv")[-1]
     assert float(last["top1"]) == 100 and float(last["val_top1"]) == 100
@@ -182,8 +200,15 @@ def test_evaluation_needs_the_weights_alone(write_config, settings, capsys):
     train_until(["-c", config], epoch=1, step=2)
     folder, logits = run_folder(settings), []
     path = folder / "checkpoint.pth.tar"
-    changes = ["batch_size=3", "optimizer=sgd", "seed=7", "train_data_csv=gone.csv",
-               "ema_decay=0", "sync_batchnorm=true", "pretrained=gone.pth.tar"]  # fmt: skip
+    changes = [
+        "batch_size=3",
+        "optimizer=sgd",
+        "seed=7",
+        "train_data_csv=gone.csv",
+        "ema_decay=0",
+        "sync_batchnorm=true",
+        "pretrained=gone.pth.tar",
+    ]
     for flags in ([], [f"--set={change}" for change in changes]):
         capsys.readouterr()
         assert train.main(["-e", "-r", "-c", config, *flags]) == 0
@@ -203,10 +228,18 @@ def test_evaluation_needs_the_weights_alone(write_config, settings, capsys):
 def best_and_last(data_set, tmp_path_factory):
     """The config and folder of a run of three epochs, of which the second is the best."""
     root = tmp_path_factory.mktemp("best")
-    settings = data_set | TINY_NETWORK | {
-        "model_name": "three", "num_epochs": 3, "schedule": "constant", "batch_size": 7,
-        "num_workers": 0, "output_dir": str(root),
-    }  # fmt: skip
+    settings = (
+        data_set
+        | TINY_NETWORK
+        | {
+            "model_name": "three",
+            "num_epochs": 3,
+            "schedule": "constant",
+            "batch_size": 7,
+            "num_workers": 0,
+            "output_dir": str(root),
+        }
+    )
     config = runs.write_config(root / "config.json", settings)
     score, top1 = evaluation.score, iter([40.0, 60.0, 50.0])
 
@@ -219,23 +252,31 @@ def best_and_last(data_set, tmp_path_factory):
     return config, root / "three"
 
 
-@pytest.mark.parametrize(("flags", "name"), [
-    (["--resume", "True"], "checkpoint.pth.tar"),
-    (["--checkpoint", "last"], "checkpoint.pth.tar"),
-    (["--checkpoint", "best"], "model_best.pth.tar"),
-    (["--checkpoint", "best", "--resume", "True"], "model_best.pth.tar"),
-    (["--checkpoint", "{folder}/model_best.pth.tar"], "model_best.pth.tar"),
-    # The flag counts more than the key.
-    (["--checkpoint", "last", "--set", "checkpoint=elsewhere.tar"], "checkpoint.pth.tar"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--resume", "True"], "checkpoint.pth.tar"),
+        (["--checkpoint", "last"], "checkpoint.pth.tar"),
+        (["--checkpoint", "best"], "model_best.pth.tar"),
+        (["--checkpoint", "best", "--resume", "True"], "model_best.pth.tar"),
+        (["--checkpoint", "{folder}/model_best.pth.tar"], "model_best.pth.tar"),
+        # The flag counts more than the key.
+        (["--checkpoint", "last", "--set", "checkpoint=elsewhere.tar"], "checkpoint.pth.tar"),
+    ],
+)
 def test_the_checkpoint_that_is_scored_is_chosen_and_said(best_and_last, flags, name, capsys):
     config, folder = best_and_last
     flags = [flag.format(folder=folder) for flag in flags]
-    said = {"checkpoint.pth.tar": f"epoch 3 ({folder / name}); the best is of epoch 2: --checkpoint"
-            " best", "model_best.pth.tar": f"epoch 2 ({folder / name})"}[name]
+    said = {
+        "checkpoint.pth.tar": f"epoch 3 ({folder / name}); the best is of epoch 2: --checkpoint"
+        " best",
+        "model_best.pth.tar": f"epoch 2 ({folder / name})",
+    }[name]
     assert train.main(["--eval_only", "True", "-c", config, "-g", "cpu", *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-3:-1] == [
-        f"scored: {said}", f"written to {folder}"]  # fmt: skip
+        f"scored: {said}",
+        f"written to {folder}",
+    ]
     saved = results.read_logits(folder / "logits.npz")
     (network,) = saved.origin.networks
     assert (network.path, network.epoch) == (str(folder / name), 2 if "best" in name else 3)
@@ -252,18 +293,23 @@ def test_training_goes_back_to_the_checkpoint_that_is_named(best_and_last, tmp_p
     arguments = ["-c", config, "-g", "cpu", "--set", f"output_dir={tmp_path}"]
     assert train.main([*arguments, "--resume", "True", "--checkpoint", "best"]) == 0
     assert "three/model_best.pth.tar: 2 epochs" in capsys.readouterr().out
-    weights = [torch.load(path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-               for path in (folder, tmp_path / "three")]  # fmt: skip
+    weights = [
+        torch.load(path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+        for path in (folder, tmp_path / "three")
+    ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--checkpoint", "best"], "--checkpoint: needs --eval_only"),
-    (["--checkpoint", "best", "--resume", "auto"], "--checkpoint: needs --eval_only"),
-    (["--checkpoint", "best", "-e", "--ensemble", "a"], "replaces --resume and --checkpoint"),
-    (["--checkpoint", "none.tar", "-e"], "none.tar: no such checkpoint"),
-    (["--checkpoint", "best", "-e"], "model_best.pth.tar: no such checkpoint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "best"], "--checkpoint: needs --eval_only"),
+        (["--checkpoint", "best", "--resume", "auto"], "--checkpoint: needs --eval_only"),
+        (["--checkpoint", "best", "-e", "--ensemble", "a"], "replaces --resume and --checkpoint"),
+        (["--checkpoint", "none.tar", "-e"], "none.tar: no such checkpoint"),
+        (["--checkpoint", "best", "-e"], "model_best.pth.tar: no such checkpoint"),
+    ],
+)
 def test_mistakes_with_a_checkpoint(write_config, capsys, flags, message):
     assert train.main(["-c", write_config(), "-g", "cpu", *flags]) == 2
     assert message in capsys.readouterr().err
@@ -296,8 +342,10 @@ def test_a_real_tensorboard_server_shows_the_curves(trained):
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
     url = server.launch()
-    wanted = {"train": {"loss", "top1", "learning_rate", "clips_per_second"},
-              "validation": {"loss", "top1"}}
+    wanted = {
+        "train": {"loss", "top1", "learning_rate", "clips_per_second"},
+        "validation": {"loss", "top1"},
+    }
     deadline, runs = time.monotonic() + 120, {}
     while not all(runs.get(name, set()) >= tags for name, tags in wanted.items()):
         assert time.monotonic() < deadline, runs

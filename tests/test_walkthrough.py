@@ -46,14 +46,20 @@ def test_cells_until_the_training(tmp_path, monkeypatch):
     assert Image.open(film).n_frames == 16 and film.stat().st_size < 2**20
 
 
-@pytest.mark.parametrize("old, new", [
-    ('left = demo_data.draw_clip("Moving Left"', 'left = demo_data.draw_clip("Moving Right"'),
-    ("(patch * kernel)", "(patch * kernel.flip(-1))"),
-    ("edges_of(left).flip(0)", "edges_of(left)"),
-    ("[-edge_kernel, 0 * edge_kernel, edge_kernel]", "[edge_kernel, 0 * edge_kernel, edge_kernel]"),
-    ("responses.abs() > threshold", "responses.abs() > 0"),
-    ("lr=0.05", "lr=0.0005"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('left = demo_data.draw_clip("Moving Left"', 'left = demo_data.draw_clip("Moving Right"'),
+        ("(patch * kernel)", "(patch * kernel.flip(-1))"),
+        ("edges_of(left).flip(0)", "edges_of(left)"),
+        (
+            "[-edge_kernel, 0 * edge_kernel, edge_kernel]",
+            "[edge_kernel, 0 * edge_kernel, edge_kernel]",
+        ),
+        ("responses.abs() > threshold", "responses.abs() > 0"),
+        ("lr=0.05", "lr=0.0005"),
+    ],
+)
 def test_what_is_not_true_is_noticed(tmp_path, monkeypatch, old, new):
     monkeypatch.chdir(tmp_path)
     bodies = code_cells()[:-2]

@@ -47,18 +47,45 @@ class Host:
     def torchrun(self, *arguments) -> subprocess.Popen:
         """Starts torchrun here; it waits for that of the other host."""
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests",
-            "GLOO_SOCKET_IFNAME": self.cable, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        }  # fmt: skip
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests",
+            "GLOO_SOCKET_IFNAME": self.cable,
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
         command = [
-            "ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run",
-            "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3",
-            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29400",
-            "--rdzv-id", "two-hosts", "--rdzv-conf", f"is_host={int(self.number == 0)}",
-            "--local-addr", self.address, *map(str, arguments),
-        ]  # fmt: skip
-        return subprocess.Popen(command, cwd=PROJECT, env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--nproc-per-node",
+            "1",
+            "--max-restarts",
+            "3",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"{ADDRESSES[0]}:29400",
+            "--rdzv-id",
+            "two-hosts",
+            "--rdzv-conf",
+            f"is_host={int(self.number == 0)}",
+            "--local-addr",
+            self.address,
+            *map(str, arguments),
+        ]
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def kill_all(self):
         for pid in ip("netns", "pids", self.name).split():
@@ -73,8 +100,20 @@ def two_hosts():
     try:
         for host in hosts:
             ip("netns", "add", host.name)
-        ip("link", "add", hosts[0].cable, "netns", hosts[0].name, "type", "veth",
-           "peer", "name", hosts[1].cable, "netns", hosts[1].name)
+        ip(
+            "link",
+            "add",
+            hosts[0].cable,
+            "netns",
+            hosts[0].name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            hosts[1].cable,
+            "netns",
+            hosts[1].name,
+        )
         for host in hosts:
             ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", host.cable)
             for device in ("lo", host.cable):

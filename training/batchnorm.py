@@ -44,8 +44,13 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
             for part in range(num_parts):
                 copied(normalize_clips(batch.clips[part::num_parts, 0], device, config))
     counts = [float(norm.num_batches_tracked) for norm in norms]
-    sums = [torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])
-            .double().cpu() * count for norm, count in zip(norms, counts, strict=True)]
+    sums = [
+        torch.cat([norm.running_mean, norm.running_var, torch.ones_like(norm.running_mean)])
+        .double()
+        .cpu()
+        * count
+        for norm, count in zip(norms, counts, strict=True)
+    ]
     sums = processes.all_sum(torch.cat(sums)).split([len(values) for values in sums])
     for norm, values in zip(_norms(model), sums, strict=True):
         mean, variance, count = values.chunk(3)
@@ -55,5 +60,8 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
 
 
 def _norms(model) -> list[_BatchNorm]:
-    return [module for module in model.modules()
-            if isinstance(module, _BatchNorm) and module.track_running_stats]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]

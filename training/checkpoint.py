@@ -31,10 +31,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 # NumPy's numbers and text, which many programs save as scores; they contain no other objects.
 NUMPY_SCALARS = [
-    np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSU"),
-    *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar")
-      for core in ("core", "_core")),
-]  # fmt: skip
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSU"),
+    *(
+        (np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar")
+        for core in ("core", "_core")
+    ),
+]
 # No program saves these with its weights: they make a pickle run code.
 DANGEROUS = re.compile(
     r"(os|posix|nt|sys|subprocess|commands|shutil|socket|pty|runpy|importlib|pickle|marshal|ctypes|code)\.|"
@@ -86,8 +89,13 @@ class Contents(BaseModel):
 
 # What DataParallel, DistributedDataParallel, torch.compile, FSDP, activation checkpointing and
 # Lightning add to the names of weights.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
-            "_forward_module")
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
 # Names of layers in the published checkpoints -> names in `model.ConvColumn`.
 PUBLISHED_NAMES = {
     "conv_layer1": "blocks.0",
@@ -173,8 +181,11 @@ def _load_plain_data(path):
         found = _refused_types(path, error)
         if found and not any(DANGEROUS.match(name) for name in found):
             raise kind(_conversion_message(path, found)) from None
-        reason = f"it has {summarize(found, 3)}" if found else \
-            f"{type(error).__name__}: {_first_line(error)}"
+        reason = (
+            f"it has {summarize(found, 3)}"
+            if found
+            else f"{type(error).__name__}: {_first_line(error)}"
+        )
         raise kind(
             f"{path}: damaged checkpoint, or one with more than plain data, which is not loaded "
             f"because it could run code ({reason}); take an earlier one"
@@ -198,27 +209,36 @@ def _refused_types(path, error) -> list[str]:
 
 def _conversion_message(path, found: list[str]) -> str:
     weights = f"{Path(path).name.partition('.')[0]}_weights.pth.tar"
-    code = (f"import torch; saved = torch.load({str(path)!r}, 'cpu', weights_only=False); "
-            f"torch.save({{'state_dict': saved['state_dict']}}, {weights!r})")
+    code = (
+        f"import torch; saved = torch.load({str(path)!r}, 'cpu', weights_only=False); "
+        f"torch.save({{'state_dict': saved['state_dict']}}, {weights!r})"
+    )
     is_plain = not set('"$`\\!') & set(code)
-    return (f"{path}: has more than plain data: {summarize(found, 5)}; it is not loaded, since it "
-            f"could run code; if you trust its author, copy its weights to {weights} by python -c "
-            + (f'"{code}"' if is_plain else shlex.quote(code)))
+    return (
+        f"{path}: has more than plain data: {summarize(found, 5)}; it is not loaded, since it "
+        f"could run code; if you trust its author, copy its weights to {weights} by python -c "
+        + (f'"{code}"' if is_plain else shlex.quote(code))
+    )
 
 
 def _check_entries(path) -> None:
     """Raise ValueError if an entry's checksum or size is wrong; `torch.load` checks neither."""
     with zipfile.ZipFile(path) as archive:
         # PyTorch stores files uncompressed, and reads nothing for what looks like a folder.
-        misread = (entry.filename for entry in archive.infolist()
-                   if entry.external_attr & 0x10 or entry.file_size != entry.compress_size)
+        misread = (
+            entry.filename
+            for entry in archive.infolist()
+            if entry.external_attr & 0x10 or entry.file_size != entry.compress_size
+        )
         if spoilt := archive.testzip() or next(misread, None):
             raise ValueError(f"the checksum or an attribute of {spoilt} is wrong")
 
 
 def _checked_contents(checkpoint, path) -> dict:
-    checkpoint = {name: value if str(name).startswith("state_dict") else _plain(value)
-                  for name, value in checkpoint.items()}
+    checkpoint = {
+        name: value if str(name).startswith("state_dict") else _plain(value)
+        for name, value in checkpoint.items()
+    }
     best = checkpoint.get("best_prec1")
     if isinstance(best, torch.Tensor) and best.numel() == 1:  # as in published checkpoints
         checkpoint["best_prec1"] = best.item()
@@ -267,8 +287,10 @@ def network_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
         layer, *rest = [part for part in name.split(".") if part not in WRAPPERS] or [name]
         own_name = ".".join([PUBLISHED_NAMES.get(layer, layer), *rest])
         if own_name in weights:
-            raise UserError(f"{own_name}: occurs twice in the checkpoint, once as {name}; keep "
-                            "the weights of one network")
+            raise UserError(
+                f"{own_name}: occurs twice in the checkpoint, once as {name}; keep "
+                "the weights of one network"
+            )
         weights[own_name] = value
     return weights
 
@@ -279,18 +301,28 @@ def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torc
     except_for: prefixes of the weights that `model` keeps.
     Raises UserError that names the first differences if the weights are those of another network.
     """
-    own = {name: value for name, value in model.state_dict().items()
-           if not name.startswith(tuple(except_for))}
-    weights = {name: value for name, value in network_weights(checkpoint).items()
-               if not name.startswith(tuple(except_for))}
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(tuple(except_for))
+    }
+    weights = {
+        name: value
+        for name, value in network_weights(checkpoint).items()
+        if not name.startswith(tuple(except_for))
+    }
     problems = [f"{name} is unknown" for name in weights if name not in own]
     # Batch counters came with PyTorch 0.4.1; older checkpoints lack them.
-    problems += [f"{name} is missing" for name in own
-                 if name not in weights and not name.endswith("num_batches_tracked")]
+    problems += [
+        f"{name} is missing"
+        for name in own
+        if name not in weights and not name.endswith("num_batches_tracked")
+    ]
     problems += [
         f"{name} is {list(weights[name].shape)}, the network has {list(own[name].shape)}"
-        for name in own if name in weights and weights[name].shape != own[name].shape
-    ]  # fmt: skip
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
     if problems:
         raise UserError(
             f"{path}: weights of another network: {summarize(problems, 3)}; use the config and the "
@@ -303,9 +335,14 @@ def load_weights(model, checkpoint: dict, path, except_for=()) -> dict[str, torc
 
 def check_usable(weights: dict[str, torch.Tensor], path) -> None:
     """Raise UserError that names the first weights that cannot be used."""
-    unusable = [f"{name} ({value.dtype})" for name, value in weights.items()
-                if value.is_meta or value.layout != torch.strided
-                or value.dtype not in WEIGHT_TYPES or not value.isfinite().all()]
+    unusable = [
+        f"{name} ({value.dtype})"
+        for name, value in weights.items()
+        if value.is_meta
+        or value.layout != torch.strided
+        or value.dtype not in WEIGHT_TYPES
+        or not value.isfinite().all()
+    ]
     if unusable:
         raise UserError(
             f"{path}: weights that are NaN, inf or of an unusual type: "
@@ -320,9 +357,11 @@ def check_classes(checkpoint: dict, class_names, path, labels_csv) -> None:
         print(f"{path} has no class names; assuming those of {labels_csv}, in order")
         return
     known = list(map(composed, known))
-    differences = [f"class {index} is {theirs!r} there, {ours!r} in {labels_csv}"
-                   for index, (theirs, ours) in enumerate(zip_longest(known, class_names))
-                   if theirs != ours]
+    differences = [
+        f"class {index} is {theirs!r} there, {ours!r} in {labels_csv}"
+        for index, (theirs, ours) in enumerate(zip_longest(known, class_names))
+        if theirs != ours
+    ]
     if differences:
         raise UserError(
             f"{path}: has {len(known)} classes, {labels_csv} has {len(class_names)}: "

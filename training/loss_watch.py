@@ -87,8 +87,10 @@ class StopOnBadLoss(Callback):
         # A bad loss in one process is a bad gradient in all; name that process's clips.
         culprits = [step for step in steps if step.is_bad[0]] or steps
         ids = [clip_id for step in culprits if step.step == first.step for clip_id in step.ids]
-        in_fp32 = "" if self.precision == "fp32" else (
-            f"set precision to fp32, since this run computes in {self.precision}, "
+        in_fp32 = (
+            ""
+            if self.precision == "fp32"
+            else (f"set precision to fp32, since this run computes in {self.precision}, ")
         )
         raise UserError(
             f"the loss or its gradient is NaN or inf in epoch {first.epoch + 1}, step "

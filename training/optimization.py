@@ -72,8 +72,9 @@ def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None
 def _numbers_of_parameters(optimizer, model) -> list[int]:
     """Return each parameter's number in the model, in the order of the optimizer's groups."""
     numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
-    return [numbers[id(parameter)] for group in optimizer.param_groups
-            for parameter in group["params"]]
+    return [
+        numbers[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+    ]
 
 
 def _differences(states, parameters, defaults) -> list[str]:

@@ -60,8 +60,11 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
         if head not in reinitialized:
             check_classes({}, class_names, source, config.labels_csv)
     taken = load_weights(model, contents, source, except_for=reinitialized)
-    missing = [name for name in model.state_dict()
-            if name not in taken and not name.endswith("num_batches_tracked")]
+    missing = [
+        name
+        for name in model.state_dict()
+        if name not in taken and not name.endswith("num_batches_tracked")
+    ]
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
     print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
     warn_normalization(config)
@@ -80,8 +83,9 @@ def read_source(source: str) -> dict:
         return load_checkpoint(source, or_weights=True)
     weights = named_weights(source)
     try:
-        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True,
-                                      weights_only=True, map_location="cpu")  # fmt: skip
+        return weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
+        )
     except Exception as error:  # the network, the disk, the file's hash or content
         name = os.path.basename(urlparse(weights.url).path)
         reason = str(error).split("\n")[0]
@@ -99,8 +103,11 @@ def named_weights(name: str):
     """Return torchvision's weights `name`. Raises UserError that names the nearest."""
     from torchvision import models  # here, since it takes a second that few runs need
 
-    known = {f"{type(weights).__name__}.{key}": weights for model in models.list_models()
-             for key, weights in models.get_model_weights(model).__members__.items()}  # fmt: skip
+    known = {
+        f"{type(weights).__name__}.{key}": weights
+        for model in models.list_models()
+        for key, weights in models.get_model_weights(model).__members__.items()
+    }
     if name not in known:
         nearest = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
         raise UserError(f'pretrained: torchvision has no weights {name}; did you mean "{nearest}"?')
@@ -112,8 +119,11 @@ def warn_normalization(config: Config) -> None:
     if not is_weights_name(config.pretrained):
         return
     transforms = named_weights(config.pretrained).transforms()
-    keys = [f'"{key}": {theirs}' for key in ("mean", "std")
-            if (theirs := getattr(transforms, key, None)) not in (None, getattr(config, key))]
+    keys = [
+        f'"{key}": {theirs}'
+        for key in ("mean", "std")
+        if (theirs := getattr(transforms, key, None)) not in (None, getattr(config, key))
+    ]
     if keys:
         print(f"{config.pretrained}: trained with another normalization; set {', '.join(keys)}")
 
@@ -136,8 +146,11 @@ def match_weights(weights: dict, own: dict, source: str) -> tuple[dict, int]:
         if found:
             values[name], used = inflated(weights[found], value), used | {found}
             num_inflated += values[name].ndim > weights[found].ndim
-    unknown = {name: value for name, value in weights.items()
-               if name not in used and not name.startswith(FILE_HEADS)}
+    unknown = {
+        name: value
+        for name, value in weights.items()
+        if name not in used and not name.startswith(FILE_HEADS)
+    }
     return values | unknown, num_inflated
 
 

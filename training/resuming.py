@@ -39,8 +39,7 @@ def load_for(path, config: Config, class_names) -> dict:
     except DamagedCheckpointError as error:
         if Path(path).resolve() != last.resolve() or not before.exists():
             raise
-        print(f"warning: {error}\nwarning: using the previous one, {before}",
-              file=sys.stderr)
+        print(f"warning: {error}\nwarning: using the previous one, {before}", file=sys.stderr)
         path, checkpoint = before, load_checkpoint(before)
     check_classes(checkpoint, class_names, path, config.labels_csv)
     step = f", {checkpoint['step']} steps" if checkpoint.get("step") else ""
@@ -53,8 +52,11 @@ def which_weights(config: Config, checkpoint: dict) -> str:
     path, epoch, step = (checkpoint.get(key) for key in ("path", "epoch", "step"))
     words = "an unknown epoch" if epoch is None else f"epoch {epoch}"
     words += f" and {step} steps ({path})" if step else f" ({path})"
-    best = [row["epoch"] for row in checkpoint.get("history", [])
-            if row.get("val_top1") == checkpoint.get("best_prec1", math.nan)]
+    best = [
+        row["epoch"]
+        for row in checkpoint.get("history", [])
+        if row.get("val_top1") == checkpoint.get("best_prec1", math.nan)
+    ]
     is_last = Path(path).name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
     is_last = is_last and is_in_run_folder(path, config)
     if is_last and best and (best[0] != epoch or step):

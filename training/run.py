@@ -142,8 +142,19 @@ def start_run(
     average = AverageOfWeights(model, config.ema_decay) if config.ema_decay else None
     scaler = loss_scaler(device, config.precision)
     state = TrainState(TrainingMetrics(len(class_names)))
-    run = Run(config, class_names, device, model, model, optimizer, scaler, average, state,
-              train_clips, train_pack)  # fmt: skip
+    run = Run(
+        config,
+        class_names,
+        device,
+        model,
+        model,
+        optimizer,
+        scaler,
+        average,
+        state,
+        train_clips,
+        train_pack,
+    )
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
@@ -244,10 +255,16 @@ def print_changed_keys(config: Config, checkpoint: dict) -> list[str]:
     """Print and return the keys whose values have changed since the checkpoint was saved."""
     saved = checkpoint.get("config", {})
     if saved:  # keys that an older version did not have were at their defaults
-        saved = {key: field.default for key, field in Config.model_fields.items()
-                 if not field.is_required()} | saved
-    changed = [key for key, value in config.model_dump().items()
-               if key in saved and saved[key] != value and key != "checkpoint"]
+        saved = {
+            key: field.default
+            for key, field in Config.model_fields.items()
+            if not field.is_required()
+        } | saved
+    changed = [
+        key
+        for key, value in config.model_dump().items()
+        if key in saved and saved[key] != value and key != "checkpoint"
+    ]
     for key in changed:
         print(f"changed since the checkpoint: {key}: {saved[key]} -> {getattr(config, key)}")
     return changed

@@ -34,17 +34,28 @@ RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 STARTED = ("bad_clips.csv", CONFIG_FILE, STATUS_FILE, VERSIONS_FILE)
 # Other files written about a run: --overwrite deletes these, and no file of another name.
 RESULTS = (
-    REPORT_FILE, "logits.npz", "predictions.csv", "confusion_matrix.png", "stack.json",
-    "test_predictions.csv", "test_submission.csv",
-)  # fmt: skip
+    REPORT_FILE,
+    "logits.npz",
+    "predictions.csv",
+    "confusion_matrix.png",
+    "stack.json",
+    "test_predictions.csv",
+    "test_submission.csv",
+)
 RESULTS_BELOW = {  # folder -> patterns of files
     f"{LOG_FOLDER}/train": ("events.*",),
     f"{LOG_FOLDER}/validation": ("events.*",),
     LOG_FOLDER: (),
     PROFILE_FOLDER: ("process_*.pt.trace.json",),
-    "explained": ("time_probe.csv", "time_probe.png", "kernels_*.gif", "grad_cam_*.gif",
-                  "activations_*.gif", "events.*"),
-}  # fmt: skip
+    "explained": (
+        "time_probe.csv",
+        "time_probe.png",
+        "kernels_*.gif",
+        "grad_cam_*.gif",
+        "activations_*.gif",
+        "events.*",
+    ),
+}
 TIME = "%Y-%m-%d %H:%M:%S"
 
 
@@ -107,10 +118,15 @@ def occupied_message(folder) -> str:
     found = _records(folder)
     names = {LAST_CHECKPOINT: "last", PREVIOUS_CHECKPOINT: "last", BEST_CHECKPOINT: "best"}
     name = next((name for file, name in names.items() if file in found), None)
-    way_on = (f"continue it by --resume True --checkpoint {name}, " if name else
-              "it has no checkpoint to continue from; ")  # fmt: skip
-    return (f"{folder}: already has a run ({', '.join(found)}); {way_on}choose another "
-            "model_name, or delete it by --overwrite True")
+    way_on = (
+        f"continue it by --resume True --checkpoint {name}, "
+        if name
+        else "it has no checkpoint to continue from; "
+    )
+    return (
+        f"{folder}: already has a run ({', '.join(found)}); {way_on}choose another "
+        "model_name, or delete it by --overwrite True"
+    )
 
 
 def make_run_folder(config: Config) -> Path:

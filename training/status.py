@@ -90,8 +90,12 @@ class StatusFile(Callback):
             self.written, history = time.monotonic(), run.state.history
             with suppress(OSError):  # a full disk must not end the run because of its status
                 write_status(
-                    run.config.run_folder, state, epoch=run.state.epoch, step=run.state.step,
-                    num_steps=self.num_steps, scores=history[-1] if history else {},
+                    run.config.run_folder,
+                    state,
+                    epoch=run.state.epoch,
+                    step=run.state.step,
+                    num_steps=self.num_steps,
+                    scores=history[-1] if history else {},
                     num_epochs=run.config.num_epochs if run.config.num_epochs > 0 else None,
                     message=message,
-                )  # fmt: skip
+                )

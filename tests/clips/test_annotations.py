@@ -35,10 +35,17 @@ WITH_HEADER = (
 
 @pytest.mark.parametrize(
     "text",
-    [JESTER, WITH_HEADER, JESTER.replace("\n", "\r\n"), "\ufeff" + JESTER, "\n" + JESTER + "\n\n",
-     JESTER.replace(";", " ; "), "\ufeff" + WITH_HEADER.replace("\n", "\r\n\r\n")],
+    [
+        JESTER,
+        WITH_HEADER,
+        JESTER.replace("\n", "\r\n"),
+        "\ufeff" + JESTER,
+        "\n" + JESTER + "\n\n",
+        JESTER.replace(";", " ; "),
+        "\ufeff" + WITH_HEADER.replace("\n", "\r\n\r\n"),
+    ],
     ids=["jester", "header", "windows", "bom", "blank lines", "spaces", "header, bom, windows"],
-)  # fmt: skip
+)
 def test_layouts_and_line_ends(tmp_path, folder, text):
     annotations = read(tmp_path, folder, text)
     assert annotations.ids.tolist() == ["10", "2", "33"]
@@ -75,8 +82,15 @@ def test_columns_in_another_order_and_quoted_fields(tmp_path, folder):
     assert annotations.ids.tolist() == ["10"] and annotations.num_dropped == 0
 
 
-@pytest.mark.parametrize("text", ['"10;No gesture\n', '1\0;No gesture\n', '"1\n0";No gesture\n',
-                                  'video_id,label\n"1\n0",No gesture\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"10;No gesture\n',
+        "1\0;No gesture\n",
+        '"1\n0";No gesture\n',
+        'video_id,label\n"1\n0",No gesture\n',
+    ],
+)
 def test_what_is_not_one_row_per_line_is_refused(tmp_path, folder, text):
     with pytest.raises(UserError, match=r"set\.csv: (not a CSV file|line \d: )"):
         read(tmp_path, folder, text)
@@ -167,8 +181,10 @@ def test_groups_and_mirrored_classes_are_found_with_accents_either_way(tmp_path)
 WITH_GROUPS = "video_id,label,group\n10,Swiping Right,anna\n2,Swiping Left,{}\n33,No gesture,{}\n"
 
 
-@pytest.mark.parametrize(("groups", "lines"), [
-    (("", "bo"), "1 lines: 3"), ((" ", ""), "2 lines: 3, 4"), (('""', "bo"), "1 lines: 3")])
+@pytest.mark.parametrize(
+    ("groups", "lines"),
+    [(("", "bo"), "1 lines: 3"), ((" ", ""), "2 lines: 3, 4"), (('""', "bo"), "1 lines: 3")],
+)
 def test_clips_without_a_group_are_not_one_group(tmp_path, folder, groups, lines):
     with pytest.raises(UserError, match=f"no group in {lines}; fill in the column `group`"):
         read(tmp_path, folder, WITH_GROUPS.format(*groups))

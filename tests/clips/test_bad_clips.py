@@ -5,14 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import (
-    differences,
-    make_settings,
-    read_csv,
-    run_folder,
-    train_until,
-    write_config,
-)
+from runs import differences, make_settings, read_csv, run_folder, train_until, write_config
 
 import train
 from clips.batches import TrainBatches
@@ -68,14 +61,22 @@ def test_skipped_clips_are_counted_and_listed(settings, tmp_path, capsys):
 
 
 def test_short_clips_are_said_once_in_a_run(settings, capsys):
-    lengths = {int(clip.name): len(list(clip.iterdir()))
-               for clip in Path(settings["train_data_folder"]).iterdir()}  # fmt: skip
+    lengths = {
+        int(clip.name): len(list(clip.iterdir()))
+        for clip in Path(settings["train_data_folder"]).iterdir()
+    }
     assert train.main(arguments_for(settings)) == 0  # two epochs
     output = capsys.readouterr().out
     for set_name, ids in (("train", range(1, 23)), ("validation", range(23, 30))):
         num_short = sum(lengths[number] < 7 for number in ids)
-        assert num_short > 0 and output.count(f"{set_name}: short clips (fewer than 7 frames), "
-            f"padded with their last frame: {num_short} of {len(ids)}\n") == 1  # fmt: skip
+        assert (
+            num_short > 0
+            and output.count(
+                f"{set_name}: short clips (fewer than 7 frames), "
+                f"padded with their last frame: {num_short} of {len(ids)}\n"
+            )
+            == 1
+        )
 
 
 def test_a_bad_clip_stops_the_run_unless_it_says_otherwise(settings, tmp_path, capsys):
@@ -131,8 +132,11 @@ def whole_run(sound, tmp_path_factory):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_resumed_run_lists_the_same_clips(num_workers, step, settings, whole_run, tmp_path):
-    own = settings | {"num_workers": num_workers, "train_data_folder": str(whole_run / "clips"),
-                      "val_data_folder": str(whole_run / "clips")}  # fmt: skip
+    own = settings | {
+        "num_workers": num_workers,
+        "train_data_folder": str(whole_run / "clips"),
+        "val_data_folder": str(whole_run / "clips"),
+    }
     train_until(arguments_for(own), epoch=1, step=step)
     assert train.main(arguments_for(own, "--resume")) == 0
     assert differences(whole_run / "tiny", run_folder(own)) == []
@@ -141,8 +145,9 @@ def test_a_resumed_run_lists_the_same_clips(num_workers, step, settings, whole_r
 def test_a_validation_that_starts_anew_lists_its_clips_once(
     settings, whole_run, tmp_path, monkeypatch
 ):
-    own = settings | {key: str(whole_run / "clips")
-                      for key in ("train_data_folder", "val_data_folder")}
+    own = settings | {
+        key: str(whole_run / "clips") for key in ("train_data_folder", "val_data_folder")
+    }
     # Two clips to a batch, and nothing else that asks for signals between batches.
     own |= {"nclips": 4, "eval_batch_size": 8, "batchnorm_refresh_steps": 0}
     assert train.main(arguments_for(own | {"model_name": "whole"})) == 0

@@ -107,16 +107,21 @@ def animate(path, frames, duration=80, **options):
     kind = FORMATS[path.suffix]
     if kind == "WEBP":
         options = {"lossless": True} | options
-    pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], duration=duration,
-                     **options)
+    pictures[0].save(
+        path, kind, save_all=True, append_images=pictures[1:], duration=duration, **options
+    )
     return path
 
 
 @pytest.fixture
 def frames():
     """uint8 RGB [7, 24, 32, 3], each of few colours, so that a palette keeps it as it is."""
-    return np.stack([np.full((24, 32, 3), (30 * number, 200 - 20 * number, 90), np.uint8)
-                     for number in range(7)])
+    return np.stack(
+        [
+            np.full((24, 32, 3), (30 * number, 200 - 20 * number, 90), np.uint8)
+            for number in range(7)
+        ]
+    )
 
 
 @pytest.mark.parametrize("suffix", ANIMATED_SUFFIXES)
@@ -158,8 +163,14 @@ def test_transparent_places_are_white_in_each_picture(tmp_path):
     for number, picture in enumerate(pictures):
         picture.paste((250, 0, 0, 255), (number, 0, number + 4, 4))
     for suffix, kind in FORMATS.items():
-        pictures[0].save(tmp_path / f"a{suffix}", kind, save_all=True, disposal=2,
-                         append_images=pictures[1:], duration=100)
+        pictures[0].save(
+            tmp_path / f"a{suffix}",
+            kind,
+            save_all=True,
+            disposal=2,
+            append_images=pictures[1:],
+            duration=100,
+        )
         clip = AnimatedPicture(tmp_path / f"a{suffix}", 10, 10**6)
         for number, frame in enumerate(clip.frames_at(range(3))):
             assert (frame[10:] == 255).all() and (frame[0, number, 1:] < 10).all(), suffix
@@ -222,18 +233,28 @@ def test_animated_webp_files_in_a_folder_are_films_and_still_ones_frames(tmp_pat
     others = []
     clips, problems = find_clips(tmp_path, others)
     assert [str(Path(clip).relative_to(tmp_path)) for clip in clips] == [
-        "both/0.webp", "both/1.webp", "both/2.webp", "both/cut.webp",
-        "films/0.webp", "films/1.webp", "films/2.webp", "stills"]
+        "both/0.webp",
+        "both/1.webp",
+        "both/2.webp",
+        "both/cut.webp",
+        "films/0.webp",
+        "films/1.webp",
+        "films/2.webp",
+        "stills",
+    ]
     assert not problems and others == [tmp_path / "both" / "thumb.webp"]
 
 
-@pytest.mark.parametrize("films, pictures", [
-    (["1.mp4"], ["thumb.jpg"]),
-    (["1.mp4"], ["1.jpg"]),
-    (["1.mp4"], ["1.mp4.png", "cover1.png", "cover2.png"]),
-    (["1.mp4", "2.gif"], ["IMG_0007.JPG"]),
-    (["a.mp4", "b.mp4", "c.mp4"], ["a.jpg", "b.jpg", "c.jpg", "folder.jpg"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "films, pictures",
+    [
+        (["1.mp4"], ["thumb.jpg"]),
+        (["1.mp4"], ["1.jpg"]),
+        (["1.mp4"], ["1.mp4.png", "cover1.png", "cover2.png"]),
+        (["1.mp4", "2.gif"], ["IMG_0007.JPG"]),
+        (["a.mp4", "b.mp4", "c.mp4"], ["a.jpg", "b.jpg", "c.jpg", "folder.jpg"]),
+    ],
+)
 def test_thumbnails_beside_films_are_passed_over(tmp_path, frames, films, pictures):
     for name in films:
         path = tmp_path / "wave" / name

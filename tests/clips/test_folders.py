@@ -34,8 +34,9 @@ def folder(tmp_path):
     (tmp_path / "clips" / "copy" / "notes.txt").touch()
     write_video(tmp_path / "clips" / "video.mp4", FRAMES)
     first, *others = map(Image.fromarray, FRAMES)
-    first.save(tmp_path / "clips" / "picture.gif", save_all=True, append_images=others,
-               duration=100)
+    first.save(
+        tmp_path / "clips" / "picture.gif", save_all=True, append_images=others, duration=100
+    )
     return tmp_path / "clips"
 
 
@@ -54,11 +55,14 @@ def check_source(source, kind, native_rate):
     assert [(frame.shape, frame.dtype) for frame in frames] == [((24, 32, 3), np.uint8)] * 2
 
 
-@pytest.mark.parametrize(("name", "kind", "native_rate"), [
-    ("frames", FrameFolder, None),
-    ("video.mp4", VideoFile, 12),
-    ("picture.gif", AnimatedPicture, 10),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "native_rate"),
+    [
+        ("frames", FrameFolder, None),
+        ("video.mp4", VideoFile, 12),
+        ("picture.gif", AnimatedPicture, 10),
+    ],
+)
 def test_each_clip_on_a_disk_is_a_source_of_frames(folder, name, kind, native_rate):
     config = make_config(frame_rate=native_rate or 12)
     for clip in (PlainFolder(str(folder)).clip(name), clip_at(folder / name)):
@@ -85,5 +89,6 @@ def test_each_folder_of_clips_answers_the_same_questions(folder, request, is_pac
     assert found.other_files("frames") == []
     assert found.other_files("copy") == ([] if is_packed else ["notes.txt"])
     found.check(make_config())
-    check_source(found.open("frames", make_config()), PackedFrames if is_packed else FrameFolder,
-                 None)  # fmt: skip
+    check_source(
+        found.open("frames", make_config()), PackedFrames if is_packed else FrameFolder, None
+    )

@@ -26,26 +26,43 @@ def picture():
 def test_natural_order_in_any_padding_and_case():
     names = ["10.jpg", "9.JPG", "00002.jpeg", "1.Png", "frame11.jpg", "frame2.jpg"]
     assert sorted(names, key=natural_key) == [
-        "1.Png", "00002.jpeg", "9.JPG", "10.jpg", "frame2.jpg", "frame11.jpg"
-    ]  # fmt: skip
+        "1.Png",
+        "00002.jpeg",
+        "9.JPG",
+        "10.jpg",
+        "frame2.jpg",
+        "frame11.jpg",
+    ]
 
 
-@pytest.mark.parametrize("names", [
-    ["0.png", "0.25.png", "0.5.png", "0.75.png", "1.png", "1.25.png", "9.5.png", "10.png",
-     "10.5.png"],
-    ["0.0.jpg", "0.5.jpg", "0.75.jpg", "1.0.jpg", "1.125.jpg", "10.0.jpg"],
-    ["0.png", "0.50.png", "1.png", "1.50.png", "10.00.png"],
-    ["v1.5_t0.5s.png", "v1.5_t0.75s.png", "v1.5_t1s.png", "v1.5_t10.25s.png"],
-    ["frame 0,125.png", "frame 0,5.png", "frame 1.png"],
-    ["a-00-01-2.25.png", "a-00-01-2.5.png", "a-00-02-0.125.png"],
-    # no decimals, but counters, versions and dates
-    ["1.2.3.png", "1.2.10.png", "1.10.1.png", "2.0.0.png"],
-    ["v1.5_frame2.png", "v1.5_frame10.png", "v1.10_frame1.png"],
-    ["2024.05.01.png", "2024.05.2.png", "2024.10.01.png"],
-    ["clip.1.png", "clip.2.png", "clip.10.png"],
-    ["shot1.1.png", "shot1.2.png", "shot1.9.png", "shot1.10.png", "shot1.11.png"],
-    ["a.png", "b1.5.png", "b1.25.png"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            "0.png",
+            "0.25.png",
+            "0.5.png",
+            "0.75.png",
+            "1.png",
+            "1.25.png",
+            "9.5.png",
+            "10.png",
+            "10.5.png",
+        ],
+        ["0.0.jpg", "0.5.jpg", "0.75.jpg", "1.0.jpg", "1.125.jpg", "10.0.jpg"],
+        ["0.png", "0.50.png", "1.png", "1.50.png", "10.00.png"],
+        ["v1.5_t0.5s.png", "v1.5_t0.75s.png", "v1.5_t1s.png", "v1.5_t10.25s.png"],
+        ["frame 0,125.png", "frame 0,5.png", "frame 1.png"],
+        ["a-00-01-2.25.png", "a-00-01-2.5.png", "a-00-02-0.125.png"],
+        # no decimals, but counters, versions and dates
+        ["1.2.3.png", "1.2.10.png", "1.10.1.png", "2.0.0.png"],
+        ["v1.5_frame2.png", "v1.5_frame10.png", "v1.10_frame1.png"],
+        ["2024.05.01.png", "2024.05.2.png", "2024.10.01.png"],
+        ["clip.1.png", "clip.2.png", "clip.10.png"],
+        ["shot1.1.png", "shot1.2.png", "shot1.9.png", "shot1.10.png", "shot1.11.png"],
+        ["a.png", "b1.5.png", "b1.25.png"],
+    ],
+)
 def test_frames_named_by_decimals_are_in_the_order_of_the_numbers(tmp_path, names):
     for name in reversed(names):
         (tmp_path / name).touch()
@@ -132,11 +149,18 @@ def segment(marker, content) -> bytes:
     return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
 
 
-@pytest.mark.parametrize("others", [
-    segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<x/>" * 2000),
-    segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000)) + segment(0xED, b"Photoshop 3.0\0" * 300),
-    segment(0xFE, b"Exif\0\0 in a comment"), b"\0\0\x17", b"\xff\xff",
-], ids=["XMP", "ICC and more", "comment", "extra bytes", "fill"])  # fmt: skip
+@pytest.mark.parametrize(
+    "others",
+    [
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"<x/>" * 2000),
+        segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000))
+        + segment(0xED, b"Photoshop 3.0\0" * 300),
+        segment(0xFE, b"Exif\0\0 in a comment"),
+        b"\0\0\x17",
+        b"\xff\xff",
+    ],
+    ids=["XMP", "ICC and more", "comment", "extra bytes", "fill"],
+)
 def test_exif_rotation_is_found_behind_anything(picture, others):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -209,16 +233,19 @@ def test_oddities_in_a_header_leave_the_pixels_as_they_are(picture, mode, option
     if (name, mode) != ("Adobe 7", "L"):  # which it says nothing about
         with pytest.raises(ValueError):  # or nothing is tested
             simplejpeg.decode_jpeg(odd, "RGB", strict=True)
-    assert np.array_equal(frames.decode_frame(odd, MAX_PIXELS),
-                          frames.decode_frame(data, MAX_PIXELS))
+    assert np.array_equal(
+        frames.decode_frame(odd, MAX_PIXELS), frames.decode_frame(data, MAX_PIXELS)
+    )
 
 
 def test_extra_bytes_in_a_progressive_header_are_passed_over(picture):
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
-    assert np.array_equal(frames.decode_frame(inserted(0xC2, b"\0\0\0")(data), MAX_PIXELS),
-                          frames.decode_frame(data, MAX_PIXELS))
+    assert np.array_equal(
+        frames.decode_frame(inserted(0xC2, b"\0\0\0")(data), MAX_PIXELS),
+        frames.decode_frame(data, MAX_PIXELS),
+    )
 
 
 @pytest.mark.parametrize("name", ["no selection", "bytes before the scan", "JFIF 7.1"])
@@ -268,10 +295,16 @@ def damaged_inside(data) -> bytes:
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-2],
-     damaged_inside, lambda data: b"GIF89a" + data, lambda data: b"no picture", ],
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-2],
+        damaged_inside,
+        lambda data: b"GIF89a" + data,
+        lambda data: b"no picture",
+    ],
     ids=["empty", "half", "no end", "damaged inside", "other format", "text"],
-)  # fmt: skip
+)
 def test_damaged_frames_are_refused_with_their_path(tmp_path, picture, spoil):
     path = tmp_path / "00001.jpg"
     path.write_bytes(spoil(jpeg_bytes(picture)))

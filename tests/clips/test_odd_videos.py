@@ -83,10 +83,10 @@ def test_packed_b_frames_of_divx(tmp_path):
     assert numbers(video, [30, 31]) == [30, 31]
 
 
-@pytest.mark.parametrize("codec, options", [
-    ("mjpeg", {"pix_fmt": "yuvj420p"}),
-    ("libx264", {"g": "1", "pix_fmt": "yuv420p"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "codec, options",
+    [("mjpeg", {"pix_fmt": "yuvj420p"}), ("libx264", {"g": "1", "pix_fmt": "yuv420p"})],
+)
 def test_a_dropped_frame_of_avi_keeps_the_one_before(tmp_path, codec, options):
     plain = write_video(tmp_path / "a.avi", FRAMES, codec=codec, **options)
 
@@ -120,8 +120,9 @@ def test_the_palette_of_an_avi_is_kept_after_seeking(tmp_path):
             palette = np.zeros((256, 4), np.uint8)
             palette[:, 0] = 255
             palette[:16, 1:] = colours
-            frame = av.VideoFrame.from_ndarray((np.full((48, 64), number, np.uint8), palette),
-                                               format="pal8")
+            frame = av.VideoFrame.from_ndarray(
+                (np.full((48, 64), number, np.uint8), palette), format="pal8"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     video = VideoFile(path, 12, 10**6)
@@ -150,7 +151,7 @@ def test_frames_are_turned_and_mirrored_as_the_display_matrix_says(tmp_path, mat
     data, (a, b, c, d) = path.read_bytes(), (65536 * number for number in matrix)
     place = data.index(b"tkhd") + 4 + 40
     new = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data[:place] + new + data[place + 36:])
+    path.write_bytes(data[:place] + new + data[place + 36 :])
     found = np.stack(list(VideoFile(path, 12, 10**6).frames_at(range(4))))
     assert np.array_equal(found, [ORIENTATIONS[matrix](frame) for frame in sound])
 
@@ -160,11 +161,11 @@ def test_an_edit_list_trims_either_end(tmp_path, start, duration):
     path = tmp_path / "a.mp4"
     write_video(path, FRAMES, **{"x264-params": "bframes=2:keyint=12"})
     data = bytearray(path.read_bytes())
-    scale = int.from_bytes(data[data.index(b"mvhd") + 16:][:4], "big")
+    scale = int.from_bytes(data[data.index(b"mvhd") + 16 :][:4], "big")
     place = data.index(b"elst") + 12
-    ticks = int.from_bytes(data[data.index(b"mdhd") + 16:][:4], "big")
-    first = int.from_bytes(data[place + 4:place + 8], "big")
-    data[place:place + 8] = struct.pack(">Ii", int(duration * scale), first + int(start * ticks))
+    ticks = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")
+    first = int.from_bytes(data[place + 4 : place + 8], "big")
+    data[place : place + 8] = struct.pack(">Ii", int(duration * scale), first + int(start * ticks))
     path.write_bytes(data)
     video = VideoFile(path, 12, 10**6)
     shown = list(range(round(12 * start), min(36, round(12 * (start + duration)))))
@@ -186,16 +187,22 @@ def noise_film(path, **options):
     return write_video(path, noise, pix_fmt="yuv420p", **options)
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.mp4", {}), ("a.mkv", OPEN_GROUPS), ("a.ts", {}),
-    ("a.mpg", {"codec": "mpeg2video", "rate": 24}), ("a.avi", {"codec": "mpeg4", "bf": "2"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.mp4", {}),
+        ("a.mkv", OPEN_GROUPS),
+        ("a.ts", {}),
+        ("a.mpg", {"codec": "mpeg2video", "rate": 24}),
+        ("a.avi", {"codec": "mpeg4", "bf": "2"}),
+    ],
+)
 def test_damage_in_the_middle_is_named(tmp_path, name, options):
     path = tmp_path / name
     noise_film(path, **options)
     data = bytearray(path.read_bytes())
     for place in range(len(data) // 4, len(data) * 3 // 4, len(data) // 16):
-        data[place:place + 300] = bytes(reversed(data[place:place + 300]))
+        data[place : place + 300] = bytes(reversed(data[place : place + 300]))
     path.write_bytes(data)
     with pytest.raises(FrameError, match=r"damaged|cannot be decoded|cut off"):
         list(VideoFile(path, 12, 10**6).frames_at(range(30)))
@@ -249,8 +256,9 @@ def test_frames_without_times_are_named_with_the_remedy(tmp_path):
         VideoFile(path, 12, 10**6)
 
 
-@pytest.mark.parametrize("suffix, codec", [("mp4", "libx264"), ("flv", "flv"), ("wmv", "wmv2"),
-                                           ("rm", "rv10")])
+@pytest.mark.parametrize(
+    "suffix, codec", [("mp4", "libx264"), ("flv", "flv"), ("wmv", "wmv2"), ("rm", "rv10")]
+)
 def test_a_second_film_in_the_file_is_not_lost_in_silence(tmp_path, suffix, codec):
     path, short = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, FRAMES.shape, np.uint8)
@@ -271,8 +279,9 @@ def test_a_path_with_a_colon_is_a_path(tmp_path, monkeypatch, name):
         assert numbers(VideoFile(path, 12, 10**6), [3]) == [3]
 
 
-@pytest.mark.parametrize("aspect, size", [("2/1", (48, 128)), ("1/2", (48, 32)),
-                                          ("1000/1", (48, 64)), ("1/1", (48, 64))])  # fmt: skip
+@pytest.mark.parametrize(
+    "aspect, size", [("2/1", (48, 128)), ("1/2", (48, 32)), ("1000/1", (48, 64)), ("1/1", (48, 64))]
+)
 def test_pixels_that_are_not_square_are_applied(tmp_path, aspect, size):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
@@ -287,8 +296,12 @@ def test_pixels_that_are_not_square_are_applied(tmp_path, aspect, size):
 
 # --- MPEG program and transport streams --------------------------------------------------------
 
-STREAMS = [("a.mpg", {"codec": "mpeg2video", "rate": 24}), ("a.ts", {"codec": "mpeg2video"}),
-           ("a.ts", OPEN_GROUPS), ("a.ts", {"x264-params": "keyint=12"})]  # fmt: skip
+STREAMS = [
+    ("a.mpg", {"codec": "mpeg2video", "rate": 24}),
+    ("a.ts", {"codec": "mpeg2video"}),
+    ("a.ts", OPEN_GROUPS),
+    ("a.ts", {"x264-params": "keyint=12"}),
+]
 
 
 @pytest.mark.parametrize("name, options", STREAMS)
@@ -309,7 +322,7 @@ def test_a_window_of_a_stream_needs_only_the_packets_near_it(tmp_path, monkeypat
     monkeypatch.setattr(video_packets.PacketIndex, "_mark", counted)
     for start in (100, 250, 300, 400):
         found = list(video.frames_at(range(start, start + 4)))
-        assert np.array_equal(found, whole[start:start + 4])
+        assert np.array_equal(found, whole[start : start + 4])
     assert 16 < count < 480
 
 
@@ -327,7 +340,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path):
     path = tmp_path / "a.ts"
     write_video(path, FRAMES, **MPEG | {"codec": "mpeg2video"})
     data = path.read_bytes()
-    path.write_bytes(data[len(data) // 4 // 188 * 188:])
+    path.write_bytes(data[len(data) // 4 // 188 * 188 :])
     video = VideoFile(path, 12, 10**6)
     found = numbers(video)
     assert 12 <= found[0] <= 14 and found == list(range(found[0], 36))

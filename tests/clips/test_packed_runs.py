@@ -88,13 +88,28 @@ def test_a_run_that_began_on_the_folder_goes_on_with_the_pack(on_folder, setting
 def test_two_processes(on_folder, settings, tmp_path):
     for name, own in (("folder", on_folder), ("pack", settings)):
         own = own | {"output_dir": str(tmp_path / name), "num_workers": 2}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   "--nproc-per-node", "2", "train.py", *arguments_for(own)]  # fmt: skip
-        ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "train.py",
+            *arguments_for(own),
+        ]
+        ended = subprocess.run(
+            command,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         assert ended.returncode == 0, ended.stderr
-    check_same(on_folder | {"output_dir": str(tmp_path / "folder")},
-               settings | {"output_dir": str(tmp_path / "pack")})
+    check_same(
+        on_folder | {"output_dir": str(tmp_path / "folder")},
+        settings | {"output_dir": str(tmp_path / "pack")},
+    )
 
 
 def test_a_pack_that_is_replaced_is_still_read_as_it_was(on_folder, settings, tmp_path):
@@ -104,8 +119,9 @@ def test_a_pack_that_is_replaced_is_still_read_as_it_was(on_folder, settings, tm
 
     def step_and_replace(*arguments):
         if Path(path).exists():
-            os.replace(make_pack(tmp_path / "new.zip", on_folder["train_data_folder"] + "/1").path,
-                       path)  # fmt: skip
+            os.replace(
+                make_pack(tmp_path / "new.zip", on_folder["train_data_folder"] + "/1").path, path
+            )
         train_step(*arguments)
 
     with mock.patch.object(train, "train_step", step_and_replace):
@@ -166,8 +182,10 @@ def test_damage_is_one_bad_clip(settings, tmp_path, capsys, num_workers):
     assert train.main(arguments_for(own, "--overwrite")) == 0
     rows = read_csv(run_folder(own) / "bad_clips.csv")
     assert {(row["set"], row["id"]) for row in rows} == {("train", "8")} and len(rows) == 2
-    assert all(row["reason"].startswith(f"{path}/8/0000") and "damaged (its CRC-32" in row["reason"]
-               for row in rows)
+    assert all(
+        row["reason"].startswith(f"{path}/8/0000") and "damaged (its CRC-32" in row["reason"]
+        for row in rows
+    )
 
 
 # --- the other commands ------------------------------------------------------------------------
@@ -200,12 +218,23 @@ def test_check_data_says_the_same(on_folder, tmp_path, monkeypatch, capsys):
             assert train.main(arguments_for(own | {"output_dir": "."}, "--check_data")) == 2
             said.append(capsys.readouterr().out.replace("clips.zip", "clips"))
             report = Path("data_report.csv").read_text()
-            reports.append([line.replace("clips.zip", "clips") for line in report.splitlines()
-                            if ",empty clip," not in line])
+            reports.append(
+                [
+                    line.replace("clips.zip", "clips")
+                    for line in report.splitlines()
+                    if ",empty clip," not in line
+                ]
+            )
             assert report.count(",empty clip,") == 1
         assert said[0] == said[1] and reports[0] == reports[1]
-        for kind in ("damaged frame", "missing clip", "unlisted folder", "content in two sets",
-                     "misnumbered frames", "clip in two sets"):  # fmt: skip
+        for kind in (
+            "damaged frame",
+            "missing clip",
+            "unlisted folder",
+            "content in two sets",
+            "misnumbered frames",
+            "clip in two sets",
+        ):
             assert any(f",{kind}," in line for line in reports[0]), kind
 
 
@@ -231,8 +260,9 @@ def test_evaluation_and_its_pictures(on_folder, settings, checkpoint, tmp_path, 
         own = own | {"output_dir": str(tmp_path / name), "checkpoint": checkpoint}
         assert train.main(arguments_for(own, flag, "--resume")) == 0
         folder = run_folder(own)
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()
-                        if path.suffix == ".csv"})  # fmt: skip
+        written.append(
+            {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".csv"}
+        )
         if flag == "--eval_only":
             page = (folder / "report.html").read_text()
             written[-1]["pictures"] = page.count("data:image/webp")
@@ -260,8 +290,10 @@ def test_predict(on_folder, packed, checkpoint, tmp_path):
     assert on_pack == rows[0] and list(on_pack) == list(rows[0]) and len(on_pack) == 29
     assert rows[2] == {f"{packed.path}/25": rows[1][f"{packed.path}/25"]}
     saved = tmp_path / "25.gif"
-    assert predict.main(["-c", checkpoint, "-g", "cpu", "--save", str(saved),
-                         f"{packed.path}/25"]) == 0  # fmt: skip
+    assert (
+        predict.main(["-c", checkpoint, "-g", "cpu", "--save", str(saved), f"{packed.path}/25"])
+        == 0
+    )
     assert saved.stat().st_size > 1000
 
 
@@ -271,6 +303,7 @@ def test_explain(on_folder, packed, checkpoint, tmp_path, capsys):
     for name, folder in (("folder", on_folder["val_data_folder"]), ("pack", packed.path)):
         arguments = ["-c", checkpoint, "-g", "cpu", "--data", folder, on_folder["val_data_csv"]]
         assert explain.main([*arguments, "--clips", "1", "-o", str(tmp_path / name)]) == 0
-        said.append(capsys.readouterr().out.replace("clips.zip", "clips")
-                    .replace(str(tmp_path / name), ""))
+        said.append(
+            capsys.readouterr().out.replace("clips.zip", "clips").replace(str(tmp_path / name), "")
+        )
     assert said[0] == said[1]

@@ -43,8 +43,11 @@ def make_pack(target, source, **options) -> Pack:
 
 
 def files_below(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +93,14 @@ def test_the_same_frames_make_the_same_file(folder, packed, tmp_path):
 
 def test_what_is_in_it(packed):
     lengths = dict(zip(packed.ids(), packed.lengths(), strict=True))
-    assert lengths == {"left/1": 4, "left/10": 8, "right/2": 12, "手势/片段": 16, "жест/ü ö;,": 20,
-                       "right/empty": 0}
+    assert lengths == {
+        "left/1": 4,
+        "left/10": 8,
+        "right/2": 12,
+        "手势/片段": 16,
+        "жест/ü ö;,": 20,
+        "right/empty": 0,
+    }
     assert packed.about["clips"] == 6 and packed.about["frames"] == 60
 
 
@@ -101,13 +110,15 @@ def test_frames_are_those_of_the_folder(folder, packed):
         frames = PackedFrames(packed.clip(clip_id), MAX_PIXELS)
         assert len(frames) == len(expected) and frames.names == expected.names
         for positions in (range(len(frames)), [1, 3, 7], [7, 2, 2], []):
-            for one, other in zip(frames.frames_at(positions), expected.frames_at(positions),
-                                  strict=True):
+            for one, other in zip(
+                frames.frames_at(positions), expected.frames_at(positions), strict=True
+            ):
                 assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("clip_id, position", [("left/1", 1), ("right/2", 2), ("right/empty", 0),
-                                               ("left/none", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "clip_id, position", [("left/1", 1), ("right/2", 2), ("right/empty", 0), ("left/none", 0)]
+)
 def test_a_bad_frame_is_the_error_that_it_is_in_the_folder(folder, packed, clip_id, position):
     errors = []
     config = make_config()
@@ -115,8 +126,9 @@ def test_a_bad_frame_is_the_error_that_it_is_in_the_folder(folder, packed, clip_
         with pytest.raises(FrameError) as caught:
             list(path.open(config).frames_at([position]))
         errors.append(str(caught.value))
-    at_folder, at_pack = (error.replace(str(root), "")
-                          for error, root in zip(errors, (folder, packed), strict=True))
+    at_folder, at_pack = (
+        error.replace(str(root), "") for error, root in zip(errors, (folder, packed), strict=True)
+    )
     assert at_pack.startswith(f"/{clip_id}")
     assert at_folder == at_pack or clip_id == "left/none"
 
@@ -125,8 +137,10 @@ def test_frames_that_are_near_are_read_together(packed):
     frames = PackedFrames(packed.clip("жест/ü ö;,"), MAX_PIXELS)
     size = max(frames.sizes)
     for gap, largest, num_reads in ((2**17, 2**23, 1), (size // 2, 2**23, 3), (2**17, size, 3)):
-        with mock.patch.multiple(packs, MAX_GAP=gap, MAX_READ=largest), \
-                mock.patch.object(os, "pread", wraps=os.pread) as pread:
+        with (
+            mock.patch.multiple(packs, MAX_GAP=gap, MAX_READ=largest),
+            mock.patch.object(os, "pread", wraps=os.pread) as pread,
+        ):
             assert len(list(frames.read([2, 9, 16]))) == 3
         assert pread.call_count == num_reads
 
@@ -169,8 +183,13 @@ def frame_spans(pack) -> list[tuple[str, int, int]]:
     for clip_id, length in zip(pack.ids(), pack.lengths(), strict=True):
         if length:
             frames = PackedFrames(pack.clip(clip_id), MAX_PIXELS)
-            found += [(frames.path(place), offset, offset + size) for place, (offset, size)
-                      in enumerate(zip(frames.offsets, frames.sizes, strict=True)) if size]
+            found += [
+                (frames.path(place), offset, offset + size)
+                for place, (offset, size) in enumerate(
+                    zip(frames.offsets, frames.sizes, strict=True)
+                )
+                if size
+            ]
     return found
 
 
@@ -290,7 +309,8 @@ def test_clips_are_found_in_it(folder, packed, monkeypatch):
     assert problems == [] and all(str(clip.folder) == "frames.zip" for clip in clips)
     found, _ = find_clips("frames")
     assert [clip.id for clip in clips if clip.id != "right/empty"] == [
-        Path(path).relative_to("frames").as_posix() for path in found]
+        Path(path).relative_to("frames").as_posix() for path in found
+    ]
     assert [clip.id for clip in find_clips("frames.zip/left")[0]] == ["left/1", "left/10"]
     assert [str(clip) for clip in find_clips("frames.zip/left/1")[0]] == ["frames.zip/left/1"]
     with pytest.raises(UserError, match=r"frames.zip: has no clip lef; .*--list"):
@@ -322,8 +342,10 @@ def packed_set(data_set):
     return data_set | {f"{prefix}_data_folder": made.path for prefix in ("train", "val", "test")}
 
 
-@pytest.mark.parametrize("num_workers, context", [(0, None), (2, "fork"), (4, "fork"),
-                         pytest.param(2, "spawn", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "num_workers, context",
+    [(0, None), (2, "fork"), (4, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
+)
 def test_workers_read_the_same_clips(settings, packed_set, num_workers, context):
     batches = []
     for keys in (settings, settings | packed_set):
@@ -331,9 +353,11 @@ def test_workers_read_the_same_clips(settings, packed_set, num_workers, context)
         annotations = read_annotations(config.train_data_csv, config.train_data_folder, CLASSES)
         loader = DataLoader(
             VideoFolder(annotations, config, training=True),
-            batch_sampler=TrainBatches(len(annotations), 4, 0), collate_fn=as_it_is,
-            num_workers=num_workers, multiprocessing_context=context,
-        )  # fmt: skip
+            batch_sampler=TrainBatches(len(annotations), 4, 0),
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            multiprocessing_context=context,
+        )
         batches.append(list(loader))
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.clips, other.clips) and torch.equal(one.labels, other.labels)

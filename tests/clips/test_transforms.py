@@ -33,8 +33,9 @@ def apply(transform, frames):
 def frames():
     """Smooth uint8 frames [100, 151, 3], each another: nearest pixels then differ by little."""
     y, x = np.mgrid[0:100, 0:151]
-    return [np.stack([x, 2 * y, (x + y) // 2 + shift], axis=2).astype(np.uint8)
-            for shift in range(3)]
+    return [
+        np.stack([x, 2 * y, (x + y) // 2 + shift], axis=2).astype(np.uint8) for shift in range(3)
+    ]
 
 
 def reference_clip(frames, movement):
@@ -70,8 +71,14 @@ def test_train_transform_is_torchvisions_affine_and_crop(frames, movement):
 
 
 def test_draws_cover_their_range():
-    config = make_config(affine_degrees=10, affine_translate=0.15, affine_scale=0.2,
-                         affine_shear=5, horizontal_flip=0.3, flip_labels="unchanged")  # fmt: skip
+    config = make_config(
+        affine_degrees=10,
+        affine_translate=0.15,
+        affine_scale=0.2,
+        affine_shear=5,
+        horizontal_flip=0.3,
+        flip_labels="unchanged",
+    )
     rng = np.random.default_rng(0)
     draws = [draw_movement(rng, config) for _ in range(500)]
     values = np.array([[d.angle, *d.shift, d.scale - 1, d.shear] for d in draws])
@@ -117,9 +124,10 @@ def test_crops_at_both_ends_of_the_longer_side(frames):
     assert (crop_at(upright, CROP, 1.0) == upright[67:151, 8:92]).all()
 
 
-@pytest.mark.parametrize("factors, adjust", [
-    ((1.2, 1, 1), reference.adjust_brightness), ((1, 1, 0.3), reference.adjust_saturation),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "factors, adjust",
+    [((1.2, 1, 1), reference.adjust_brightness), ((1, 1, 0.3), reference.adjust_saturation)],
+)
 def test_colours_are_torchvisions(frames, factors, adjust):
     clip = np.stack(frames)[:, :84, :84] // 2  # so that nothing is cut off
     factor = next(factor for factor in factors if factor != 1)

@@ -25,11 +25,16 @@ def numbers(video, positions=None):
     return [round(frame.mean() / 6) for frame in video.frames_at(positions)]
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.mp4", {}), ("a.mov", {}), ("a.mkv", {}),
-    ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
-    ("a.webm", {"codec": "libvpx", "pix_fmt": "yuv420p", "b": "2M"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.mp4", {}),
+        ("a.mov", {}),
+        ("a.mkv", {}),
+        ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("a.webm", {"codec": "libvpx", "pix_fmt": "yuv420p", "b": "2M"}),
+    ],
+)
 def test_every_frame_of_every_format(tmp_path, name, options):
     video = VideoFile(write_video(tmp_path / name, FRAMES, **options), 12, 10**6)
     assert numbers(video) == list(range(36))
@@ -39,12 +44,19 @@ def test_every_frame_of_every_format(tmp_path, name, options):
 B_FRAMES = {"pix_fmt": "yuv420p", "b": "3M", "g": "12", "bf": "2"}
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.mpg", {"codec": "mpeg1video", "rate": 24}), ("a.mpg", {"codec": "mpeg2video", "rate": 24}),
-    ("a.mp4", {"codec": "mpeg2video"}), ("a.avi", {"codec": "mpeg4"}), ("a.avi", {}),
-    ("a.mp4", {}), ("a.mp4", {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}),
-    ("a.mp4", {"codec": "libx265", "x265-params": "log-level=error"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.mpg", {"codec": "mpeg1video", "rate": 24}),
+        ("a.mpg", {"codec": "mpeg2video", "rate": 24}),
+        ("a.mp4", {"codec": "mpeg2video"}),
+        ("a.avi", {"codec": "mpeg4"}),
+        ("a.avi", {}),
+        ("a.mp4", {}),
+        ("a.mp4", {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}),
+        ("a.mp4", {"codec": "libx265", "x265-params": "log-level=error"}),
+    ],
+)
 def test_each_frame_is_found_wherever_reading_starts(tmp_path, name, options):
     options = B_FRAMES | options
     path = write_video(tmp_path / name, FRAMES, **options)
@@ -99,11 +111,17 @@ def damaged(tmp_path, name):
     return str(path)
 
 
-@pytest.mark.parametrize("name, problem", [
-    ("empty", "empty (0 bytes)"), ("text", "cannot be decoded"), ("sound", "no video stream in it"),
-    ("one frame", "a single frame"), ("cut off", "cannot be decoded"),
-    ("missing", "cannot be decoded"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("empty", "empty (0 bytes)"),
+        ("text", "cannot be decoded"),
+        ("sound", "no video stream in it"),
+        ("one frame", "a single frame"),
+        ("cut off", "cannot be decoded"),
+        ("missing", "cannot be decoded"),
+    ],
+)
 def test_a_video_that_cannot_be_used_says_why(tmp_path, name, problem):
     path = str(tmp_path / "b.mp4") if name == "missing" else damaged(tmp_path, name)
     with pytest.raises(FrameError) as error:

@@ -49,6 +49,7 @@ def encode(image_format, **options) -> bytes:
 
 def huge_png(side=20_000) -> bytes:
     """A sound, tiny file that decodes to `side` x `side` grey pixels: a picture bomb."""
+
     def chunk(kind, data):
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
@@ -94,8 +95,12 @@ def data(tmp_path, monkeypatch) -> Path:
 
 def make_config(data, **changes) -> Config:
     values = {
-        "model_name": "doctor", "labels_csv": str(data / "labels.csv"), "num_workers": 0,
-        "clip_size": NUM_FRAMES, "step_size": 1, "max_frame_pixels": 48 * 32,
+        "model_name": "doctor",
+        "labels_csv": str(data / "labels.csv"),
+        "num_workers": 0,
+        "clip_size": NUM_FRAMES,
+        "step_size": 1,
+        "max_frame_pixels": 48 * 32,
     }
     for set_name, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
         values[f"{prefix}_data_csv"] = str(data / f"{set_name}.csv")
@@ -143,10 +148,12 @@ def remove_validation_clips(data):
 
 def replace_by(make):
     """Puts something that is not a file in the place of a frame; `make` gets its path."""
+
     def plant(data):
         path = data / "clips/2/00002.jpg"
         path.unlink()
         make(path)
+
     return plant
 
 
@@ -178,7 +185,8 @@ def add(name, *lines):
 
 def give_groups(data):
     (data / "train.csv").write_text(
-        "video_id,label,group\n1,Left,anna\n2,Right,bo\n3,Left,bo\n4,Right,dee\n")
+        "video_id,label,group\n1,Left,anna\n2,Right,bo\n3,Left,bo\n4,Right,dee\n"
+    )
     (data / "validation.csv").write_text("video_id,label,group\n5,Left,bo\n6,Right,cy\n")
 
 
@@ -190,9 +198,11 @@ def give_strange_name(data):
 
 def rename_all(pattern):
     """Renames the frames 1, 2, 3 of clip 2 to pattern.format(1), ..."""
+
     def plant(data):
         for number in range(1, NUM_FRAMES + 1):
             rename_frame(f"{number:05}.jpg", pattern.format(number))(data)
+
     return plant
 
 
@@ -206,87 +216,147 @@ BROKEN = ("error", "train", "2", "00002.jpg")
 CASES = {
     "labels missing": (
         lambda data: (data / "labels.csv").unlink(),
-        ("error", "labels", "", "", "unusable labels file"), "labels_csv cannot be read"),
+        ("error", "labels", "", "", "unusable labels file"),
+        "labels_csv cannot be read",
+    ),
     "duplicate labels": (
-        add("labels", "Left"), ("error", "labels", "", "", "unusable labels file"), "2 lines"),
+        add("labels", "Left"),
+        ("error", "labels", "", "", "unusable labels file"),
+        "2 lines",
+    ),
     "wrong delimiter": (
         write("validation.csv", b"5,Left\n6,Right\n"),
-        ("error", "validation", "", "", "unreadable clip list"), "line 1: expected id;label"),
+        ("error", "validation", "", "", "unreadable clip list"),
+        "line 1: expected id;label",
+    ),
     "no CSV": (
         lambda data: (data / "test.csv").unlink(),
-        ("error", "test", "", "", "unreadable clip list"), "cannot be read"),
+        ("error", "test", "", "", "unreadable clip list"),
+        "cannot be read",
+    ),
     "id leads out": (
         add("train", "../secret;Left"),
-        ("error", "train", "", "", "unusable id"), "'../secret' on line 5"),
+        ("error", "train", "", "", "unusable id"),
+        "'../secret' on line 5",
+    ),
     "duplicate id": (
-        add("train", "3;Left"), ("error", "train", "3", "", "duplicate id"), "line 3, 5"),
+        add("train", "3;Left"),
+        ("error", "train", "3", "", "duplicate id"),
+        "line 3, 5",
+    ),
     "nothing left": (
         remove_validation_clips,
-        ("error", "validation", "", "", "too few clips"), "0 usable"),
+        ("error", "validation", "", "", "too few clips"),
+        "0 usable",
+    ),
     "class without clips": (
-        add("labels", "Up"), ("error", "train", "", "", "class without clips"), "'Up'"),
-    "missing clip": (
-        remove_clip, ("error", "validation", "5", "", "missing clip"), "clips/5"),
+        add("labels", "Up"),
+        ("error", "train", "", "", "class without clips"),
+        "'Up'",
+    ),
+    "missing clip": (remove_clip, ("error", "validation", "5", "", "missing clip"), "clips/5"),
     "clip is a loop": (
-        link_clip_to_itself, ("error", "validation", "5", "", "missing clip"), "clips/5"),
+        link_clip_to_itself,
+        ("error", "validation", "5", "", "missing clip"),
+        "clips/5",
+    ),
     "empty clip": (
-        empty_clip, ("error", "validation", "5", "", "empty clip"), "clip folder is empty"),
-    "folder as frame": (
-        replace_by(Path.mkdir), (*BROKEN, "unreadable frame"), "not a file"),
+        empty_clip,
+        ("error", "validation", "5", "", "empty clip"),
+        "clip folder is empty",
+    ),
+    "folder as frame": (replace_by(Path.mkdir), (*BROKEN, "unreadable frame"), "not a file"),
     "pipe as frame": (
-        replace_by(getattr(os, "mkfifo", None)), (*BROKEN, "unreadable frame"), "not a file"),
+        replace_by(getattr(os, "mkfifo", None)),
+        (*BROKEN, "unreadable frame"),
+        "not a file",
+    ),
     "link in a circle": (
         replace_by(lambda path: path.symlink_to(path.name)),
-        (*BROKEN, "unreadable frame"), "not a file"),
+        (*BROKEN, "unreadable frame"),
+        "not a file",
+    ),
     "zero bytes": (replace_frame(b""), (*BROKEN, "damaged frame"), "0 bytes"),
-    "truncated": (
-        replace_frame(jpeg(99)[:1000]), (*BROKEN, "damaged frame"), "damaged JPEG"),
-    "damaged inside": (
-        replace_frame(damaged_inside()), (*BROKEN, "damaged frame"), "damaged JPEG"),
+    "truncated": (replace_frame(jpeg(99)[:1000]), (*BROKEN, "damaged frame"), "damaged JPEG"),
+    "damaged inside": (replace_frame(damaged_inside()), (*BROKEN, "damaged frame"), "damaged JPEG"),
     "text as frame": (
-        replace_frame(b"not found\n" * 9), (*BROKEN, "damaged frame"), "not a picture"),
+        replace_frame(b"not found\n" * 9),
+        (*BROKEN, "damaged frame"),
+        "not a picture",
+    ),
     "other format": (replace_frame(encode("GIF")), (*BROKEN, "damaged frame"), "not a picture"),
     "picture bomb": (replace_frame(huge_png()), (*BROKEN, "oversized frame"), "pixels"),
     "JPEG bomb": (replace_frame(huge_jpeg()), (*BROKEN, "oversized frame"), "20000 x 20000"),
     "number left out": (
         rename_frame("00003.jpg", "00004.jpg"),
-        ("error", "train", "2", "", "misnumbered frames"), "2 to 4"),
+        ("error", "train", "2", "", "misnumbered frames"),
+        "2 to 4",
+    ),
     "number doubled": (
         file_beside("1.jpg", jpeg(77)),
-        ("error", "train", "2", "", "misnumbered frames"), "more than once: 1"),
+        ("error", "train", "2", "", "misnumbered frames"),
+        "more than once: 1",
+    ),
     "mixed sizes": (
         replace_frame(jpeg(99, width=16, height=16)),
-        ("error", "train", "2", "", "mixed frame sizes"), "2 sizes: 48 x 32 (2 frames), 16 x 16"),
+        ("error", "train", "2", "", "mixed frame sizes"),
+        "2 sizes: 48 x 32 (2 frames), 16 x 16",
+    ),
     "clip in two sets": (
         add("validation", "1;Left"),
-        ("error", "validation", "1", "", "clip in two sets"), "'1' of train"),
+        ("error", "validation", "1", "", "clip in two sets"),
+        "'1' of train",
+    ),
     "content in two sets": (
-        copy_clip, ("error", "validation", "6", "", "content in two sets"), "'1' of train"),
+        copy_clip,
+        ("error", "validation", "6", "", "content in two sets"),
+        "'1' of train",
+    ),
     "clip without group": (
         write("train.csv", b"video_id,label,group\n1,Left,anna\n2,Right,\n3,Left,bo\n4,Right, \n"),
-        ("error", "train", "", "", "clip without group"), "2 clips, on line 3, 5"),
+        ("error", "train", "", "", "clip without group"),
+        "2 clips, on line 3, 5",
+    ),
     "group in two sets": (
         give_groups,
-        ("note", "validation", "", "", "group in two sets"), "'bo': 1 clip, and 2 of train"),
+        ("note", "validation", "", "", "group in two sets"),
+        "'bo': 1 clip, and 2 of train",
+    ),
     "unknown label": (
-        add("train", "8;Up", "9;Up"), ("note", "train", "", "", "unknown label"), "'Up' (2 rows)"),
+        add("train", "8;Up", "9;Up"),
+        ("note", "train", "", "", "unknown label"),
+        "'Up' (2 rows)",
+    ),
     "short clip": (
         lambda data: (data / "clips/2/00003.jpg").unlink(),
-        ("note", "train", "2", "", "short clip"), "2 frames; training needs 3"),
+        ("note", "train", "2", "", "short clip"),
+        "2 frames; training needs 3",
+    ),
     "late first number": (
         rename_frame("00001.jpg", "00004.jpg"),
-        ("note", "train", "2", "", "late first number"), "2"),
+        ("note", "train", "2", "", "late first number"),
+        "2",
+    ),
     "no number": (
         rename_frame("00003.jpg", "last.jpg"),
-        ("note", "train", "2", "", "unnumbered frames"), "'last.jpg'"),
+        ("note", "train", "2", "", "unnumbered frames"),
+        "'last.jpg'",
+    ),
     "another file": (
-        file_beside("notes.txt"), ("note", "train", "2", "", "other files"), "'notes.txt'"),
+        file_beside("notes.txt"),
+        ("note", "train", "2", "", "other files"),
+        "'notes.txt'",
+    ),
     "unlisted folder": (
         lambda data: (data / "clips/8").mkdir(),
-        ("note", "train", "8", "", "unlisted folder"), "is not in any CSV"),
+        ("note", "train", "8", "", "unlisted folder"),
+        "is not in any CSV",
+    ),
     "newline in a name": (
         give_strange_name,
-        ("error", "train", "2", r"2\n\udcff\x1b.jpg", "damaged frame"), "0 bytes"),
+        ("error", "train", "2", r"2\n\udcff\x1b.jpg", "damaged frame"),
+        "0 bytes",
+    ),
     # Nothing to find:
     "PNG named .jpg": (replace_frame(encode("PNG")), None, None),  # its content decides
     "frames from zero": (rename_frame("00003.jpg", "00000.jpg"), None, None),
@@ -364,23 +434,31 @@ def test_the_data_stays_as_it_is(data):
     def state():
         paths = sorted(data.rglob("*"))
         return [
-            (path, path.stat().st_mtime_ns, path.stat().st_mode,
-             hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None)
+            (
+                path,
+                path.stat().st_mtime_ns,
+                path.stat().st_mode,
+                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+            )
             for path in paths
         ]
+
     plant_several(data)
     before = state()
     examine(data)
     assert state() == before
 
 
-@pytest.mark.parametrize(("changes", "needed"), [
-    ({"clip_size": 3, "step_size": 2}, 5),
-    ({"clip_size": 2, "step_size": 3}, 4),
-    ({"clip_size": 2, "step_size": 2}, None),
-    ({"clip_size": 3, "step_size": 2, "sampling": "segments"}, None),
-    ({"clip_size": 4, "step_size": 1, "sampling": "segments"}, 4),
-])
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"clip_size": 3, "step_size": 2}, 5),
+        ({"clip_size": 2, "step_size": 3}, 4),
+        ({"clip_size": 2, "step_size": 2}, None),
+        ({"clip_size": 3, "step_size": 2, "sampling": "segments"}, None),
+        ({"clip_size": 4, "step_size": 1, "sampling": "segments"}, 4),
+    ],
+)
 def test_a_clip_is_short_if_training_would_pad_it(data, changes, needed):
     status, findings = examine(data, **changes)
     assert status == 0
@@ -398,11 +476,14 @@ def test_frame_sizes_of_different_clips_are_a_note(data):
     assert examine(data) == (0, [expected])
 
 
-@pytest.mark.parametrize(("changes", "set_name", "kind", "words"), [
-    ({"num_classes": 3}, "labels", "unusable labels file", "num_classes is 3"),
-    ({"val_data_folder": "nowhere"}, "validation", "unreadable data folder", "'nowhere'"),
-    ({"test_data_folder": None}, "test", "unreadable data folder", "test_data_folder: ''"),
-])
+@pytest.mark.parametrize(
+    ("changes", "set_name", "kind", "words"),
+    [
+        ({"num_classes": 3}, "labels", "unusable labels file", "num_classes is 3"),
+        ({"val_data_folder": "nowhere"}, "validation", "unreadable data folder", "'nowhere'"),
+        ({"test_data_folder": None}, "test", "unreadable data folder", "test_data_folder: ''"),
+    ],
+)
 def test_mistakes_in_the_config_are_findings(data, changes, set_name, kind, words):
     status, findings = examine(data, **changes)
     (finding,) = (row for row in findings if row[0] == "error")
@@ -427,7 +508,8 @@ def test_groups_of_a_pattern_are_compared_too(data, capsys):
     assert (status, findings) == (0, [])
     _, findings = examine(data, group="^([1-46])|.")
     assert [row[1:] for row in findings] == [
-        ["validation", "", "", "clip without group", findings[0][-1]]]
+        ["validation", "", "", "clip without group", findings[0][-1]]
+    ]
     assert "finds no group in 1 of 2 clips: 5" in findings[0][-1]
 
 
@@ -443,13 +525,17 @@ def test_the_same_names_below_two_roots_are_two_clips(data):
     assert [row[2] for row in findings if row[4] == "clip in two sets"] == ["1", "2"]
 
 
-@pytest.mark.parametrize(("error", "kind"), [
-    (PermissionError(13, "Permission denied"), "unreadable frame"),
-    (MemoryError("full"), "unreadable clip"),
-])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(13, "Permission denied"), "unreadable frame"),
+        (MemoryError("full"), "unreadable clip"),
+    ],
+)
 def test_what_a_worker_cannot_read_is_a_finding(data, monkeypatch, error, kind):
     def fail(path):
         raise error
+
     monkeypatch.setattr(Path, "read_bytes", fail)
     result = data_doctor.examine_clip(clip_at(data / "clips/1"), NUM_FRAMES, make_config(data))
     assert result.digest is None
@@ -487,7 +573,10 @@ def slow_run(data):
     Path("config.json").write_text(config.model_dump_json())
     project = Path(data_doctor.__file__).parent.parent
     process = subprocess.Popen(
-        [sys.executable, "-c", START], stderr=subprocess.PIPE, start_new_session=True, text=True,
+        [sys.executable, "-c", START],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(project)},
     )
     while not workers_of(process.pid):
@@ -503,8 +592,10 @@ SLOW_PICTURE = huge_png(side=3_000)
 
 def workers_of(pid) -> list[int]:
     """The children that run the same command; what the imports start runs others."""
+
     def command(number):
         return Path(f"/proc/{number}/cmdline").read_bytes()
+
     return [child for child in children_of(pid) if command(child) == command(pid)]
 
 

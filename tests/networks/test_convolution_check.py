@@ -29,13 +29,14 @@ CPU = torch.device("cpu")
 TRUE_CONV3D = F.conv3d
 SMALL = {"clip_size": 4, "crop_size": 20, "block_widths": [4, 8], "head_widths": [16, 8]}
 NETWORKS = {
-    "conv3d": SMALL, "csn": {"clip_size": 4, "crop_size": 20, "width": 0.25},
+    "conv3d": SMALL,
+    "csn": {"clip_size": 4, "crop_size": 20, "width": 0.25},
     "mobilenet3d": {"clip_size": 4, "crop_size": 20, "width": 0.25},
     "trn": {"clip_size": 2, "crop_size": 20, "backbone": "mobilenet_v3_small"},
     "two_stream": {"clip_size": 2, "crop_size": 20, "backbone": "mobilenet_v3_small"},
     "s3d": {"clip_size": 16, "crop_size": 32},
     "r2plus1d_18": {"clip_size": 4, "crop_size": 16},
-}  # fmt: skip
+}
 
 
 def model_of(name, **keys):
@@ -88,10 +89,13 @@ def planted(function):
 # --- what is found -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.slow] if name in ("s3d", "r2plus1d_18") else [])
-    for name in NETWORKS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("s3d", "r2plus1d_18") else [])
+        for name in NETWORKS
+    ],
+)
 def test_each_networks_convolutions_are_right_in_the_end(name):
     """On a processor that computes one wrong, it is replaced, and all are right then, too."""
     model, clip_shape = model_of(name, **NETWORKS[name])
@@ -116,8 +120,10 @@ def test_an_unwritten_gradient_is_found_and_time_is_padded_beforehand(capsys):
     assert fault.layers == ["blocks.1.3"] and fault.part == "weight gradient"
     output = capsys.readouterr().out
     assert output.count("\n") == 1
-    assert output.startswith("bf16 convolutions that are wrong on this machine: blocks.1.3 (weight "
-                             "gradient of blocks.1.3 off by ")  # fmt: skip
+    assert output.startswith(
+        "bf16 convolutions that are wrong on this machine: blocks.1.3 (weight "
+        "gradient of blocks.1.3 off by "
+    )
     assert output.endswith("; time is padded separately\n")
     # In fp32 it is the same network, under the same names.
     assert list(model.state_dict()) == names
@@ -174,8 +180,12 @@ def test_equal_convolutions_are_one_case():
     cases = convolution_cases(model, clip_shape, 5)
     layers = [name for names in cases.values() for name in names]
     assert len(layers) == len(set(layers)) == 20 and len(cases) == 11
-    assert ["layer1.0.conv1.0", "layer1.0.conv2.0", "layer1.1.conv1.0",
-            "layer1.1.conv2.0"] in cases.values()  # fmt: skip
+    assert [
+        "layer1.0.conv1.0",
+        "layer1.0.conv2.0",
+        "layer1.1.conv1.0",
+        "layer1.1.conv2.0",
+    ] in cases.values()
     assert {case.input_shape[0] for case in cases} == {5}
 
 
@@ -199,9 +209,12 @@ def test_a_run_on_such_a_machine_trains_as_on_others(tmp_path, capsys, is_recomp
     losses = {}
     for name, function in (("right", TRUE_CONV3D), ("wrong", gradient_unwritten)):
         settings = make_settings(
-            tmp_path / name, precision="bf16", checkpoint_activations=is_recomputed,
-            eval_precision="bf16", ema_decay=0.5,
-        )  # fmt: skip
+            tmp_path / name,
+            precision="bf16",
+            checkpoint_activations=is_recomputed,
+            eval_precision="bf16",
+            ema_decay=0.5,
+        )
         config = write_config(tmp_path / f"{name}.json", settings)
         with planted(function):
             assert train.main(["-c", config, "-g", "cpu"]) == 0
@@ -217,8 +230,13 @@ def test_a_run_on_such_a_machine_trains_as_on_others(tmp_path, capsys, is_recomp
 def test_a_replaced_convolution_can_be_compiled(tmp_path):
     losses = {}
     for is_compiled in (False, True):
-        settings = make_settings(tmp_path / str(is_compiled), precision="bf16", dropout=0.0,
-                                 num_epochs=1, compile=is_compiled)  # fmt: skip
+        settings = make_settings(
+            tmp_path / str(is_compiled),
+            precision="bf16",
+            dropout=0.0,
+            num_epochs=1,
+            compile=is_compiled,
+        )
         config = write_config(tmp_path / "config.json", settings)
         with planted(gradient_unwritten):
             assert train.main(["-c", config, "-g", "cpu"]) == 0
@@ -249,8 +267,7 @@ def test_scores_are_those_of_fp32_whatever_training_computes_in(tmp_path):
     assert train.main(["-c", config, "-g", "cpu"]) == 0
     evaluate = ["-c", config, "-g", "cpu", "--eval_only", "--resume"]
     tables = {}
-    for keys in (["precision=fp32"], ["precision=bf16"],
-                 ["precision=bf16", "eval_precision=bf16"]):  # fmt: skip
+    for keys in (["precision=fp32"], ["precision=bf16"], ["precision=bf16", "eval_precision=bf16"]):
         overrides = [flag for key in keys for flag in ("--set", key)]
         assert train.main([*evaluate, *overrides]) == 0
         tables[keys[-1]] = (run_folder(settings) / "predictions.csv").read_bytes()
@@ -286,8 +303,11 @@ def test_gradients_without_cudnn_are_the_same(name):
         return torch.autograd.grad(model(clips).square().sum(), wanted)
 
     expected = gradients()
-    dense = [name for name, module in model.named_modules()
-             if type(module) is torch.nn.Conv3d and module.groups == 1]
+    dense = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Conv3d and module.groups == 1
+    ]
     replace_slow_gradients(model)
     assert dense and all(type(model.get_submodule(name)) is UnfoldedGradient for name in dense)
     with mock.patch.object(torch.backends.cudnn, "flags", wraps=torch.backends.cudnn.flags) as off:

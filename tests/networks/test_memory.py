@@ -23,8 +23,17 @@ from networks.stages import describe, to_meta
 from system.memory import format_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
-NETWORKS = ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn", "r3d_18",
-            "r2plus1d_18", "swin3d_t"]
+NETWORKS = [
+    "conv3d",
+    "cnn_lstm",
+    "trn",
+    "two_stream",
+    "mobilenet3d",
+    "csn",
+    "r3d_18",
+    "r2plus1d_18",
+    "swin3d_t",
+]
 
 
 def build_pair(name, **keys):

@@ -130,8 +130,7 @@ def test_relations_are_of_ordered_frames_and_repeat_in_evaluation():
     assert torch.equal(model.tuples(2, "cpu"), model.tuples(2, "cpu"))
 
 
-@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d",
-                                  "csn"])  # fmt: skip
+@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn"])
 def test_the_order_of_frames_matters_to_every_approach(name):
     """The order-free part of two_stream apart, reversing a clip moves the logits."""
     torch.manual_seed(0)

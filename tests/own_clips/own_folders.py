@@ -8,8 +8,9 @@ from conftest import CLASSES, TINY_NETWORK, draw_frames, write_clip
 import train
 
 TINY = TINY_NETWORK | {"num_epochs": 1, "batch_size": 4, "num_workers": 0}
-OVERRIDES = [part for key, value in TINY.items()
-             for part in ("--set", f"{key}={json.dumps(value)}")]
+OVERRIDES = [
+    part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")
+]
 
 
 def write_class_folders(root, num_clips=6, people=("anna", "bo", "cy"), names=CLASSES):
@@ -23,5 +24,15 @@ def write_class_folders(root, num_clips=6, people=("anna", "bo", "cy"), names=CL
 
 
 def do_train(root, tmp_path, *flags):
-    return train.main(["--data", str(root), "-g", "cpu", "--set", f"output_dir={tmp_path / 'runs'}",
-                       *OVERRIDES, *flags])
+    return train.main(
+        [
+            "--data",
+            str(root),
+            "-g",
+            "cpu",
+            "--set",
+            f"output_dir={tmp_path / 'runs'}",
+            *OVERRIDES,
+            *flags,
+        ]
+    )

@@ -44,9 +44,12 @@ def test_clips_are_videos_and_folders_of_frames_at_any_depth(tmp_path):
     (tmp_path / "empty").mkdir()
     clips, empty = labelled_clips(open_folder(tmp_path))
     assert clips.values.tolist() == [
-        ["clap/1", "clap", ""], ["clap/x/y/z.webm", "clap", ""], ["wave/2.MP4", "wave", ""],
-        ["wave/10.mp4", "wave", ""], ["wave/anna/1.avi", "wave", ""],
-    ]  # fmt: skip
+        ["clap/1", "clap", ""],
+        ["clap/x/y/z.webm", "clap", ""],
+        ["wave/2.MP4", "wave", ""],
+        ["wave/10.mp4", "wave", ""],
+        ["wave/anna/1.avi", "wave", ""],
+    ]
     assert empty == ["empty"]
 
 
@@ -56,8 +59,12 @@ def test_folders_may_be_split_already(tmp_path, validation):
         empty_video(tmp_path / name)
     clips, _ = labelled_clips(open_folder(tmp_path))
     parts = dict(zip(clips["id"], clips["part"], strict=True))
-    assert parts == {"train/a/1.mp4": "train", "train/b/1.mp4": "train",
-                     f"{validation}/a/2.mp4": "validation", "test/b/3.mp4": "test"}
+    assert parts == {
+        "train/a/1.mp4": "train",
+        "train/b/1.mp4": "train",
+        f"{validation}/a/2.mp4": "validation",
+        "test/b/3.mp4": "test",
+    }
 
 
 def test_test_clips_need_no_class(tmp_path):
@@ -127,11 +134,25 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, capfd, name):
 # --- what is chosen ----------------------------------------------------------------------------
 
 
-def chosen(num_clips=100, device="cpu", frames=60, rate=25.0, size=(144, 180), moving=0.5,
-           labels=None, **given):
+def chosen(
+    num_clips=100,
+    device="cpu",
+    frames=60,
+    rate=25.0,
+    size=(144, 180),
+    moving=0.5,
+    labels=None,
+    **given,
+):
     """frames, moving: of each of 9 clips, or of all."""
-    stats = ClipStats(np.broadcast_to(frames, 9), np.full(9, rate), np.tile(size, (9, 1)),
-                  np.broadcast_to(moving, 9), {}, labels)
+    stats = ClipStats(
+        np.broadcast_to(frames, 9),
+        np.full(9, rate),
+        np.tile(size, (9, 1)),
+        np.broadcast_to(moving, 9),
+        {},
+        labels,
+    )
     choices = choose_settings(stats, num_clips, device, given)
     return {choice.key: choice.value for choice in choices}
 
@@ -150,12 +171,15 @@ ALIKE = [8, 8, 8, 9, 9, 9, 10, 10, 10]
 SPREAD = [2, 4, 6, 8, 11, 11, 14, 21, 63]  # as words are
 
 
-@pytest.mark.parametrize("frames, longest", [
-    (ALIKE, 8), (1, 1), (2, 2), (7, 7), ([12, 12, 13, 13, 14, 15, 16, 17, 18], 12), (SPREAD, 8),
-])
-@pytest.mark.parametrize("given", [
-    {}, {"step_size": 2}, {"step_size": 5}, {"sampling": "segments"}, {"frame_rate": 12.5},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "frames, longest",
+    [(ALIKE, 8), (1, 1), (2, 2), (7, 7), ([12, 12, 13, 13, 14, 15, 16, 17, 18], 12), (SPREAD, 8)],
+)
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"step_size": 2}, {"step_size": 5}, {"sampling": "segments"}, {"frame_rate": 12.5}],
+    ids=str,
+)
 def test_no_window_is_longer_than_short_clips(frames, longest, given):
     choices = {"step_size": 1} | given | chosen(frames=frames, **given)
     if "frame_rate" in given:
@@ -185,10 +209,14 @@ def test_a_background_that_fills_the_picture_is_subtracted(tmp_path):
     for number, frame in enumerate(frames):
         frame[8:16, 2 * number : 2 * number + 8] = 200
     write_clip(tmp_path / "still", frames)
-    write_clip(tmp_path / "shaking", np.stack([np.roll(frame, 4 * number) + 20 * number
-                                               for number, frame in enumerate(frames)]))
-    still, shaking = (survey(open_folder(tmp_path), [name], make_config()).moving_shares[0]
-                      for name in ("still", "shaking"))
+    write_clip(
+        tmp_path / "shaking",
+        np.stack([np.roll(frame, 4 * number) + 20 * number for number, frame in enumerate(frames)]),
+    )
+    still, shaking = (
+        survey(open_folder(tmp_path), [name], make_config()).moving_shares[0]
+        for name in ("still", "shaking")
+    )
     assert 0.1 < still < 0.25 and shaking > 0.9
 
 
@@ -213,8 +241,15 @@ def test_pictures_and_still_scenes_keep_their_background(tmp_path, capfd, num_fr
         for number in range(6):
             picture = rng.integers(0, 255, (1, 32, 32, 3), np.uint8)
             write_clip(tmp_path / "clips" / name / str(number), picture.repeat(num_frames, 0))
-    flags = ["--data", str(tmp_path / "clips"), "-g", "cpu", "--check_data", "--set",
-             f"output_dir={tmp_path / 'runs'}"]
+    flags = [
+        "--data",
+        str(tmp_path / "clips"),
+        "-g",
+        "cpu",
+        "--check_data",
+        "--set",
+        f"output_dir={tmp_path / 'runs'}",
+    ]
     assert train.main(flags) in (0, 1)
     config = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
     assert not config["subtract_background"] and config["clip_size"] == num_frames
@@ -260,8 +295,10 @@ def test_a_run_is_repeated_by_its_config(tmp_path, capfd):
     assert "already has a run" in capfd.readouterr().err
     config = str(folder / "config.json")
     assert train.main(["--config", config, "-g", "cpu", "--set", "model_name=again"]) == 0
-    first, second = (torch.load(path / "checkpoint.pth.tar")["state_dict"]
-                     for path in (folder, tmp_path / "runs" / "again"))
+    first, second = (
+        torch.load(path / "checkpoint.pth.tar")["state_dict"]
+        for path in (folder, tmp_path / "runs" / "again")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert do_train(root, tmp_path, "--eval_only", "True", "--checkpoint", "last") == 0
     assert (folder / "report.html").exists() and (folder / "predictions.csv").exists()
@@ -296,8 +333,12 @@ def test_sampling_can_be_set(tmp_path, capfd):
     config = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
     assert config["sampling"] == "segments" and config["step_jitter"] == 0
     assert "step_jitter 0.0: sampling segments has no step" in capfd.readouterr().out
-    assert do_train(root, tmp_path, "--set", "sampling=segments", "--set", "step_jitter=0.2",
-                    "--overwrite") == 2
+    assert (
+        do_train(
+            root, tmp_path, "--set", "sampling=segments", "--set", "step_jitter=0.2", "--overwrite"
+        )
+        == 2
+    )
     assert "step_jitter: found 0.2; it needs sampling window" in capfd.readouterr().err
 
 
@@ -341,8 +382,10 @@ def test_a_pack_of_class_folders_is_like_the_folder(tmp_path, capfd):
     assert pack.main([str(tmp_path / "packed.zip"), str(root)]) == 0
     capfd.readouterr()
     assert do_train(root, tmp_path) == 0 and do_train(tmp_path / "packed.zip", tmp_path) == 0
-    weights = [torch.load(tmp_path / "runs" / name / "checkpoint.pth.tar")["state_dict"]
-               for name in ("clips", "packed")]
+    weights = [
+        torch.load(tmp_path / "runs" / name / "checkpoint.pth.tar")["state_dict"]
+        for name in ("clips", "packed")
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -395,8 +438,11 @@ def test_animated_pictures_are_films_and_what_is_no_film_is_counted(tmp_path, ca
 
 
 def test_class_folders_with_accents_composed_and_apart_are_one_class(tmp_path):
-    names = [f"{part}/{unicodedata.normalize(form, name)}/1.mp4" for name in ("Hände", "naïf")
-             for part, form in (("train", "NFC"), ("val", "NFD"))]
+    names = [
+        f"{part}/{unicodedata.normalize(form, name)}/1.mp4"
+        for name in ("Hände", "naïf")
+        for part, form in (("train", "NFC"), ("val", "NFD"))
+    ]
     for name in names:
         empty_video(tmp_path / name)
     clips, _ = labelled_clips(open_folder(tmp_path))
@@ -481,10 +527,17 @@ def test_two_folders_of_one_name_at_once(tmp_path, capfd, monkeypatch):
     root = write_class_folders(tmp_path / "clips")
     folder = tmp_path / "runs" / "clips"
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\n"
-         "from system.files import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
-         "print('locked', flush=True)\ntime.sleep(60)", str(folder)],
-        cwd=Path(train.__file__).parent, stdout=subprocess.PIPE)  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\n"
+            "from system.files import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
+            "print('locked', flush=True)\ntime.sleep(60)",
+            str(folder),
+        ],
+        cwd=Path(train.__file__).parent,
+        stdout=subprocess.PIPE,
+    )
     try:
         holder.stdout.readline()
         for flags in ([], ["--overwrite"], ["--check_data"]):

@@ -39,12 +39,17 @@ def test_many_classes_of_one_clip_are_for_training():
     assert Counter(np.array(labels)[is_validation]) == {"a": 8, "b": 4}
 
 
-@pytest.mark.parametrize(("labels", "groups"), [
-    (["a", "b"], ["1", "2"]),  # a class would have no clip for training
-    (["a"] * 5 + ["b"] * 5, ["1"] * 5 + ["2"] * 5),  # each group is a class
-    ([str(number // 2) for number in range(400)],  # each class is one clip, twice
-     [str(number // 2) for number in range(400)]),
-])
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [
+        (["a", "b"], ["1", "2"]),  # a class would have no clip for training
+        (["a"] * 5 + ["b"] * 5, ["1"] * 5 + ["2"] * 5),  # each group is a class
+        (
+            [str(number // 2) for number in range(400)],  # each class is one clip, twice
+            [str(number // 2) for number in range(400)],
+        ),
+    ],
+)
 def test_a_split_that_empties_a_class_is_refused(labels, groups):
     with pytest.raises(UserError, match="no split leaves clips of each class"):
         choose_validation(labels, groups, 0)
@@ -91,8 +96,10 @@ def test_a_table_of_groups_is_written_into_the_csvs(tmp_path):
     assert do_train(root, tmp_path, "--group", f"{tmp_path / 'people.csv'}:who") == 0
     folder = tmp_path / "runs" / "clips"
     names = read_labels(folder / "labels.csv")
-    groups = [set(read_annotations(folder / f"{name}.csv", root, names).groups)
-              for name in ("train", "validation")]
+    groups = [
+        set(read_annotations(folder / f"{name}.csv", root, names).groups)
+        for name in ("train", "validation")
+    ]
     assert groups[0] and groups[1] and not groups[0] & groups[1]
 
 
@@ -109,15 +116,18 @@ def test_groups_come_from_names_folders_and_tables(tmp_path):
         groups_of_clips(IDS, f"{table}:person")
 
 
-@pytest.mark.parametrize(("rule", "message"), [
-    ("^([0-9]+)_", "finds no group in 3 of 3 clips: wave/anna_1.mp4"),
-    ("^(anna)_", "finds no group in 1 of 3 clips: wave/bo_2.mp4"),
-    ("(_)", "all clips are in one group"),
-    ("(", "not a regular expression"),
-    ("^[a-z]+_", "put the part that names the group in brackets"),
-    ("folder", "finds no group in 3 of 3"),
-    ("none.csv:person", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("^([0-9]+)_", "finds no group in 3 of 3 clips: wave/anna_1.mp4"),
+        ("^(anna)_", "finds no group in 1 of 3 clips: wave/bo_2.mp4"),
+        ("(_)", "all clips are in one group"),
+        ("(", "not a regular expression"),
+        ("^[a-z]+_", "put the part that names the group in brackets"),
+        ("folder", "finds no group in 3 of 3"),
+        ("none.csv:person", "cannot be read"),
+    ],
+)
 def test_a_rule_for_groups_that_does_not_fit_is_refused(rule, message):
     with pytest.raises(UserError, match="group") as error:
         groups_of_clips(IDS, rule)
@@ -128,5 +138,7 @@ def test_a_rule_is_suggested_where_names_look_like_it():
     ids = [f"{label}/{person}_{label}.mp4" for person in ("anna", "bo") for label in "abcd"]
     rule = likely_rule(ids, [clip_id[0] for clip_id in ids])
     assert groups_of_clips(ids, rule) == ["anna"] * 4 + ["bo"] * 4
-    assert likely_rule([f"{label}/{n}.mp4" for label in "ab" for n in range(9)], list("ab" * 9)) \
+    assert (
+        likely_rule([f"{label}/{n}.mp4" for label in "ab" for n in range(9)], list("ab" * 9))
         is None
+    )

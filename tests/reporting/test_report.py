@@ -32,8 +32,11 @@ from reporting.worst_clips import MAX_BYTES, input_frames, moving_picture
 from scoring import results
 from system.errors import UserError
 
-NAMES = ["Left <script>document.title='taken'</script>", "Right \"&' onload=alert(1)",
-         "التمرير 👍🏽"]
+NAMES = [
+    "Left <script>document.title='taken'</script>",
+    "Right \"&' onload=alert(1)",
+    "التمرير 👍🏽",
+]
 NASTY_ID = "<img src=x onerror=document.title='taken'> & 'so on'"
 VIDEO_ID = "wave.mp4"
 # Elements that are never closed.
@@ -83,8 +86,11 @@ class Page(HTMLParser):
 
     @property
     def commands(self):
-        return [shlex.split(text) for tag, text in self.texts
-                if tag == "code" and text.startswith("python ")]
+        return [
+            shlex.split(text)
+            for tag, text in self.texts
+            if tag == "code" and text.startswith("python ")
+        ]
 
 
 def page_of(folder) -> Page:
@@ -102,8 +108,11 @@ def trained(tmp_path_factory):
     for path in (clips / "25").iterdir():
         path.write_bytes(b"")
     rows = csv_path.read_text().replace("23;", f"{VIDEO_ID};").replace("24;", f"{NASTY_ID};")
-    for path, text in ((csv_path, rows), (Path(settings["train_data_csv"]), None),
-                       (Path(settings["labels_csv"]), None)):  # fmt: skip
+    for path, text in (
+        (csv_path, rows),
+        (Path(settings["train_data_csv"]), None),
+        (Path(settings["labels_csv"]), None),
+    ):
         text = text or path.read_text()
         for plain, name in zip(CLASSES, NAMES, strict=True):
             text = text.replace(plain, name)
@@ -116,8 +125,13 @@ def trained(tmp_path_factory):
     without = page_of(folder)
     (command,) = without.commands
     assert train.main([*command[2:], "-g", "cpu"]) == 0  # as the page tells its reader
-    return SimpleNamespace(folder=folder, settings=settings, after_training=after_training,
-                           without=without, page=page_of(folder))
+    return SimpleNamespace(
+        folder=folder,
+        settings=settings,
+        after_training=after_training,
+        without=without,
+        page=page_of(folder),
+    )
 
 
 @pytest.fixture
@@ -138,8 +152,7 @@ def set_logits(folder, likes, config=None, number=1, **changes):
     network = saved.origin.networks[0].model_copy(update=changes)
     config = saved.origin.config | (config or {})
     origin = results.Origin(networks=[network] * number, config=config)
-    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(),
-                                  groups=None)
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(), groups=None)
     results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes, origin)
     return results.read_logits(folder / "logits.npz")
 
@@ -170,14 +183,21 @@ def test_without_an_evaluation(trained):
     labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
     assert labels[0] == "Loss by epoch: " + "; ".join(
         f"{name} {float(history[0][column]):.4g} in epoch 1, {float(history[1][column]):.4g} in "
-        "epoch 2" for name, column in (("training", "loss"), ("validation", "val_loss")))
+        "epoch 2"
+        for name, column in (("training", "loss"), ("validation", "val_loss"))
+    )
     assert [label.split(" by ")[0] for label in labels] == [
-        "Loss", "Top-1 accuracy", "Learning rate", "Training clips per second",
-        "Seconds of training steps"]  # fmt: skip
+        "Loss",
+        "Top-1 accuracy",
+        "Learning rate",
+        "Training clips per second",
+        "Seconds of training steps",
+    ]
     assert "in 2 epochs" in page.section("Speed")
     assert "1 x CPU, training in fp32" in page.section("Speed")
-    assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section("Speed") \
-        or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
+    assert f"{float(history[0]['peak_memory_mib']):,.0f} MiB" in page.section(
+        "Speed"
+    ) or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
     set_here, at_default = page.section("Settings").split("keys at their defaults")
     assert "batch_size 8 100 Clips per training step" in set_here and "dropout" not in set_here
     assert "dropout 0.15 0.15 Share" in at_default
@@ -207,8 +227,14 @@ def test_no_line_ends_within_top_1(trained):
 
 def test_after_evaluation(trained):
     page, rows = trained.page, read_csv(trained.folder / "predictions.csv")
-    assert page.headings == ["Curves", "Evaluation", "Confusion matrix",
-                             "Misclassified clips", "Speed", "Settings"]
+    assert page.headings == [
+        "Curves",
+        "Evaluation",
+        "Confusion matrix",
+        "Misclassified clips",
+        "Speed",
+        "Settings",
+    ]
     known = [row for row in rows if row["predicted"]]
     wrong = [row for row in known if row["label"] != row["predicted"]]
     text = page.section("Evaluation")
@@ -226,7 +252,9 @@ def test_after_evaluation(trained):
     cells = [tag["title"] for tag in page.all("td") if "title" in tag]
     assert sorted(cells) == sorted(
         f"{sum((row['label'], row['predicted']) == pair for row in known)} of {pair[0]} as "
-        f"{pair[1]}" for pair in {(row["label"], row["predicted"]) for row in known})
+        f"{pair[1]}"
+        for pair in {(row["label"], row["predicted"]) for row in known}
+    )
     assert len(page.all("img")) == len(wrong) > 0
 
 
@@ -235,16 +263,22 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
     page = Page(write_report(folder).read_text())
     wrong = [index for index in (6, 5, 4, 3, 1, 0) if saved.labels[index] != 2]
     shown = [saved.ids[index] for index in wrong if saved.ids[index] != "25"]
-    texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown):]
+    texts = [text for tag, text in page.texts if tag == "bdi"][-3 * len(shown) :]
     assert texts[::3] == shown and VIDEO_ID in shown and NASTY_ID in shown
     assert page.section("Misclassified clips").count("predicted, ") == len(shown)
     assert set(texts[2::3]) == {NAMES[2]}
     for clip_id, tag in zip(shown, page.all("img"), strict=True):
         assert clip_id in tag["alt"] and (tag["width"], tag["height"]) == ("20", "20")
         picture = picture_of(tag["src"])
-        frames, _ = input_frames(clip_at(Path(trained.settings["val_data_folder"], clip_id)),
-                                 make_config(**{key: trained.settings[key] for key in (
-                                     "clip_size", "step_size", "frame_height", "crop_size")}))
+        frames, _ = input_frames(
+            clip_at(Path(trained.settings["val_data_folder"], clip_id)),
+            make_config(
+                **{
+                    key: trained.settings[key]
+                    for key in ("clip_size", "step_size", "frame_height", "crop_size")
+                }
+            ),
+        )
         assert (picture.format, picture.n_frames, len(frames)) == ("WEBP", 4, 4)
         assert picture.info["loop"] == 0
         for number in range(4):
@@ -252,10 +286,12 @@ def test_the_worst_clips_come_first_and_move(folder, trained):
             shown_frame = np.asarray(picture.convert("RGB"), int)
             assert picture.info["duration"] == 167  # 2 frames of 12 a second
             assert np.abs(shown_frame - frames).mean((1, 2, 3)).argmin() == number
-    losses = [float(text) for text in re.findall(r"loss ([\d.]+)",
-                                                 page.section("Misclassified clips"))]
+    losses = [
+        float(text) for text in re.findall(r"loss ([\d.]+)", page.section("Misclassified clips"))
+    ]
     assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(
-        -float(saved.logits[wrong[0]].log_softmax(0)[saved.labels[wrong[0]]]), abs=0.01)
+        -float(saved.logits[wrong[0]].log_softmax(0)[saved.labels[wrong[0]]]), abs=0.01
+    )
     stills = [picture_of(tag["srcset"]) for tag in page.all("source")]
     assert len(stills) == len(shown) and {still.n_frames for still in stills} == {1}
 
@@ -270,8 +306,14 @@ def test_pictures_stay_small_and_segments_last_their_time(trained):
     noise = np.random.default_rng(0).integers(0, 255, (32, 128, 128, 3), np.uint8)
     assert len(base64.b64decode(moving_picture(noise, 100).split(",")[1])) <= MAX_BYTES
     path = Path(trained.settings["val_data_folder"]) / VIDEO_ID
-    config = make_config(sampling="segments", clip_size=64, frame_height=300, crop_size=[150, 300],
-                         nclips=2, ncrops=3)  # fmt: skip
+    config = make_config(
+        sampling="segments",
+        clip_size=64,
+        frame_height=300,
+        crop_size=[150, 300],
+        nclips=2,
+        ncrops=3,
+    )
     frames, milliseconds = input_frames(clip_at(path), config)
     assert frames.shape == (32, 64, 128, 3)
     assert milliseconds == pytest.approx(1000 / 32)  # a second of video
@@ -292,8 +334,11 @@ def test_each_missing_file_is_said(folder):
     for name in ("history.csv", "config.json"):  # as when a published checkpoint is evaluated
         (folder / name).unlink()
     page = Page(write_report(folder).read_text())
-    assert len(page.commands) == 2 and page.all("img") and "the weights of" in page.section(
-        "Evaluation")  # fmt: skip
+    assert (
+        len(page.commands) == 2
+        and page.all("img")
+        and "the weights of" in page.section("Evaluation")
+    )
 
 
 def test_the_command_is_for_the_folder_and_its_last_checkpoint(folder):
@@ -312,8 +357,10 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     def write_history(*rows):
         callbacks.write_history(folder / "history.csv", rows)
 
-    rows = [{name: float(value) for name, value in row.items()}
-            for row in read_csv(folder / "history.csv")]  # fmt: skip
+    rows = [
+        {name: float(value) for name, value in row.items()}
+        for row in read_csv(folder / "history.csv")
+    ]
     best, last = (row | {"val_top1": top1} for row, top1 in zip(rows, (90.0, 10.0), strict=True))
     write_history(best, last)
     set_logits(folder, 0, epoch=2, history_row=last)
@@ -334,22 +381,21 @@ def test_figures_of_other_weights_are_said_to_be(folder, trained):
     assert "an unknown epoch" in said() and "not from the training" in said()
     saved = set_logits(folder, 0, number=2, epoch=2, step=0)
     assert "the mean of 2 networks: epoch 2 (" in said() and "To evaluate" not in said()
-    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(),
-                                  groups=None)
+    annotations = SimpleNamespace(ids=np.array(saved.ids), labels=saved.labels.numpy(), groups=None)
     results.write_logits(folder / "logits.npz", annotations, saved.logits, saved.classes)
     assert "did not record" in said() and "To evaluate the last checkpoint" in said()
 
 
 def test_without_its_data_the_pictures_are_left_out(folder, trained):
-    for config, said in (({"val_data_folder": "gone"}, "the data folder gone does not exist"),
-                         ({"new_key": 1}, "the config is from another version")):
+    for config, said in (
+        ({"val_data_folder": "gone"}, "the data folder gone does not exist"),
+        ({"new_key": 1}, "the config is from another version"),
+    ):
         shutil.copy(trained.folder / "logits.npz", folder)
         set_logits(folder, 2, config)
         page = Page(write_report(folder).read_text())
-        assert f"No pictures: {said}" in page.section(
-            "Misclassified clips")  # fmt: skip
-        assert not page.all("img") and "predicted, " in page.section(
-            "Misclassified clips")  # fmt: skip
+        assert f"No pictures: {said}" in page.section("Misclassified clips")
+        assert not page.all("img") and "predicted, " in page.section("Misclassified clips")
     clips = folder / "clips"
     clips.mkdir()
     shutil.copy(trained.folder / "logits.npz", folder)
@@ -360,9 +406,12 @@ def test_without_its_data_the_pictures_are_left_out(folder, trained):
 
 @pytest.mark.parametrize("name", ["config.json", "versions.json", "history.csv", "logits.npz"])
 def test_damaged_files(folder, name, capsys):
-    contents = {"history.csv": ["epoch,loss\n1,none\n", "loss\n1\n", "epoch,loss\nnan,1\n"],
-                "logits.npz": ["PK", (folder / name).read_bytes()[:-300].decode("latin-1")],
-                "config.json": ["{", "[]", "\udc80"], "versions.json": ["{}", "["]}  # fmt: skip
+    contents = {
+        "history.csv": ["epoch,loss\n1,none\n", "loss\n1\n", "epoch,loss\nnan,1\n"],
+        "logits.npz": ["PK", (folder / name).read_bytes()[:-300].decode("latin-1")],
+        "config.json": ["{", "[]", "\udc80"],
+        "versions.json": ["{}", "["],
+    }
     for text in contents[name]:
         (folder / name).write_bytes(text.encode("latin-1", "surrogateescape"))
         assert main([str(folder)]) == 2
@@ -372,17 +421,26 @@ def test_damaged_files(folder, name, capsys):
 
 def test_odd_figures_are_no_obstacle(folder):
     """From an earlier version, a training that went wrong, or another program."""
-    (folder / "history.csv").write_text("epoch,loss,val_loss,val_top1,val_top1_low\n"
-                                        "1,1e308,-1e308,50,40\n2,-1e308,1e308,60,50\n")
+    (folder / "history.csv").write_text(
+        "epoch,loss,val_loss,val_top1,val_top1_low\n1,1e308,-1e308,50,40\n2,-1e308,1e308,60,50\n"
+    )
     versions = json.loads((folder / "versions.json").read_text())
     (folder / "versions.json").write_text(json.dumps([versions[0] | {"command": None}]))
     assert "epoch 2" in write_report(folder).read_text()
 
 
-@pytest.mark.parametrize("changes", [
-    {"logits": np.zeros((7, 3))}, {"logits": np.zeros((6, 3), np.float32)}, {"labels": [9] * 7},
-    {"labels": [-1] * 7}, {"ids": ["1"]}, {"origin": "{}"}, {"classes": np.array([None])},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logits": np.zeros((7, 3))},
+        {"logits": np.zeros((6, 3), np.float32)},
+        {"labels": [9] * 7},
+        {"labels": [-1] * 7},
+        {"ids": ["1"]},
+        {"origin": "{}"},
+        {"classes": np.array([None])},
+    ],
+)
 def test_logits_that_make_no_sense(folder, changes):
     with np.load(folder / "logits.npz") as file:
         arrays = dict(file) | changes
@@ -401,8 +459,17 @@ def test_no_run_folder(tmp_path, capsys):
 def test_a_report_that_fails_loses_no_training(folder, trained, tmp_path, capsys):
     (folder / "report.html").unlink()
     (folder / "report.html").mkdir()
-    flags = ["-r", "-c", write_config(tmp_path / "c.json", trained.settings), "-g", "cpu",
-             "--set", f"output_dir={folder.parent}", "--set", 'model_name="7"']  # fmt: skip
+    flags = [
+        "-r",
+        "-c",
+        write_config(tmp_path / "c.json", trained.settings),
+        "-g",
+        "cpu",
+        "--set",
+        f"output_dir={folder.parent}",
+        "--set",
+        'model_name="7"',
+    ]
     assert train.main(flags) == 0
     output = capsys.readouterr()
     assert "training is over" in output.out and "warning: no report: " in output.err
@@ -423,12 +490,14 @@ def history_of(*losses):
 def curve_of(chart, colour) -> list[list[tuple[float, float]]]:
     """The places of a curve's points, one list per piece without gaps."""
     (data,) = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--{colour}\)', chart.svg)
-    return [[tuple(map(float, pair.split())) for pair in piece.split("L")]
-            for piece in data.split("M")[1:]]
+    return [
+        [tuple(map(float, pair.split())) for pair in piece.split("L")]
+        for piece in data.split("M")[1:]
+    ]
 
 
 def axis_texts(chart, anchor) -> list[str]:
-    return re.findall(rf'text-anchor: {anchor};[^>]*>([^<]*)</text>', chart.svg)
+    return re.findall(rf"text-anchor: {anchor};[^>]*>([^<]*)</text>", chart.svg)
 
 
 def test_a_curve_has_gaps_where_figures_are_missing():
@@ -438,7 +507,10 @@ def test_a_curve_has_gaps_where_figures_are_missing():
     assert chart.curves == ["training"]
     assert [len(piece) for piece in curve_of(chart, "orange")] == [1, 2]
     assert re.findall("<title>(.*?)</title>", chart.svg) == [
-        "training, epoch 1: 2", "training, epoch 3: 1", "training, epoch 4: 0.5"]
+        "training, epoch 1: 2",
+        "training, epoch 3: 1",
+        "training, epoch 4: 0.5",
+    ]
     description = "Loss by epoch: training 2 in epoch 1, 0.5 in epoch 4"
     assert f'role="img" aria-label="{description}"' in chart.svg
     assert line_chart("Loss", "loss", history_of(math.nan)) is None
@@ -458,23 +530,25 @@ def test_curves_lie_within_their_field():
 
 def test_axes():
     chart = line_chart("x", "loss", history_of(1.0, 99.0), " %", limits=(0, 100))
-    assert axis_texts(chart, "end") == [
-        "epoch", "0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+    assert axis_texts(chart, "end") == ["epoch", "0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
     assert axis_texts(chart, "middle") == ["1", "2"]
     (((left, low), (right, high)),) = curve_of(chart, "orange")
     assert (left, right) == (56, 408) and low - high == pytest.approx(0.98 * (204 - 12))
 
 
 def test_charts_are_small_text_in_the_colours_of_the_page():
-    history = [{"epoch": float(epoch), "loss": 1 / epoch, "val_loss": 2 / epoch}
-               for epoch in range(1, 391)]
+    history = [
+        {"epoch": float(epoch), "loss": 1 / epoch, "val_loss": 2 / epoch} for epoch in range(1, 391)
+    ]
     charts = [line_chart(title, "loss", history) for title in ("a", "b", "a")]
     assert charts[0].svg == charts[2].svg and charts[0].curves == ["training", "validation"]
     assert len(charts[0].svg) < 25_000
     for chart in charts:
         colours = set(re.findall(r"(?:fill|stroke): ([^;\"]*)", chart.svg))
-        assert colours == {"none", *(f"var(--{name})" for name in (
-            "muted", "faint", "orange", "blue"))}  # fmt: skip
+        assert colours == {
+            "none",
+            *(f"var(--{name})" for name in ("muted", "faint", "orange", "blue")),
+        }
         assert not re.search("<style| id=|url|href", chart.svg) and ">300</text>" in chart.svg
         assert curve_of(chart, "orange")[0][0][1] > curve_of(chart, "blue")[0][0][1]
 
@@ -537,8 +611,10 @@ def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
     assert (bottom - top, right - left) == pytest.approx((cell * num_classes,) * 2, abs=2)
 
     def pixels(row, column):
-        return picture[round(top + row * cell) + 1 : round(top + (row + 1) * cell) - 1,
-                       round(left + column * cell) + 1 : round(left + (column + 1) * cell) - 1]
+        return picture[
+            round(top + row * cell) + 1 : round(top + (row + 1) * cell) - 1,
+            round(left + column * cell) + 1 : round(left + (column + 1) * cell) - 1,
+        ]
 
     assert (pixels(5, 7) == DARK_BLUE).all(2).any()
     assert (pixels(5, 7).min(2).max() > 200) == has_digits
@@ -549,8 +625,10 @@ def test_cells_of_the_picture_are_blue_by_their_share(num_classes, has_digits):
 @pytest.mark.parametrize("num_classes, named", [(50, 50), (174, 58)])
 def test_classes_are_named_where_there_is_room(num_classes, named):
     picture, top, bottom, left, right = field_of(num_classes, ["I"] * num_classes)
-    for beside in (picture[top:bottom, : left - 2].min((1, 2)),
-                   picture[bottom + 2 :, left:right].min((0, 2))):  # fmt: skip
+    for beside in (
+        picture[top:bottom, : left - 2].min((1, 2)),
+        picture[bottom + 2 :, left:right].min((0, 2)),
+    ):
         is_dark = np.concatenate([[0], beside < 200, [0]]).astype(int)
         assert np.count_nonzero(np.diff(is_dark) == 1) == named
 
@@ -561,8 +639,10 @@ def test_names_in_any_script_are_drawn_as_they_are(recwarn):
     assert picture.shape[1] < 600
     assert [str(warning.message) for warning in recwarn] == []
     height = (bottom - top) / 6
-    is_named = [picture[round(top + row * height) : round(top + (row + 1) * height),
-                        : left - 2].min() < 200 for row in range(6)]  # fmt: skip
+    is_named = [
+        picture[round(top + row * height) : round(top + (row + 1) * height), : left - 2].min() < 200
+        for row in range(6)
+    ]
     assert is_named == [True] * 4 + [False, True]
     matrix = np.eye(6, dtype=int)
     plain = confusion_matrix.draw_confusion_matrix(matrix, ["x"] * 6)

@@ -122,8 +122,10 @@ def error_of(settings, tmp_path, capfd, *flags) -> str:
 
 @pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-@pytest.mark.parametrize(("name", "numbers"), [
-    ("train", range(1, 23)), ("validation", range(23, 30)), ("train", range(1, 30))])
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("train", range(1, 23)), ("validation", range(23, 30)), ("train", range(1, 30))],
+)
 def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, skip):
     settings = make_settings(tmp_path, baseline_clips=100, **skip)
     damage(settings, numbers, content)
@@ -135,14 +137,22 @@ def test_no_clip_of_a_set_can_be_read(tmp_path, capfd, content, name, numbers, s
 
 
 @pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
-@pytest.mark.parametrize(("numbers", "message"), [
-    (range(2, 30), "epoch 1 has no step, since only one of 22 clips in"),
-    (range(3, 30), "no train clip of 'Still' (7) can be read: "),  # one of each other class is left
-    ([number for number in range(1, 23) if number % 3 != 1],
-     "no train clip of 'Right' (7), 'Still' (7) can be read: "),
-    ([24, 27], "no validation clip of 'Right' (2) can be read: "),
-    ([29], "no validation clip of 'Still'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (range(2, 30), "epoch 1 has no step, since only one of 22 clips in"),
+        (
+            range(3, 30),
+            "no train clip of 'Still' (7) can be read: ",
+        ),  # one of each other class is left
+        (
+            [number for number in range(1, 23) if number % 3 != 1],
+            "no train clip of 'Right' (7), 'Still' (7) can be read: ",
+        ),
+        ([24, 27], "no validation clip of 'Right' (2) can be read: "),
+        ([29], "no validation clip of 'Still'"),
+    ],
+)
 def test_a_class_that_cannot_be_read_is_named(tmp_path, capfd, numbers, message, skip):
     settings = make_settings(tmp_path, baseline_clips=100, **skip)
     if numbers == [29]:

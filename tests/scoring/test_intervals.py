@@ -44,8 +44,11 @@ def test_mcnemars_test_is_the_binomial_one(first, second):
 
 # --- by simulation -----------------------------------------------------------------------------
 
-ALIKE = [(sizes, correlation) for sizes in ((10,) * 5, (10,) * 9, (10,) * 20)
-         for correlation in (0, 0.1, 0.3)]  # fmt: skip
+ALIKE = [
+    (sizes, correlation)
+    for sizes in ((10,) * 5, (10,) * 9, (10,) * 20)
+    for correlation in (0, 0.1, 0.3)
+]
 
 
 @pytest.mark.parametrize("score", [0.5, 0.8, 0.91])
@@ -98,8 +101,11 @@ def test_alike_clips_of_a_group_make_the_interval_wider():
     groups = np.repeat([f"person {number}" for number in range(12)], 20)
     alike = np.repeat(rng.random(12) < 0.7, 20)  # all of a person's clips, or none
     mixed = rng.permutation(alike)
-    plain, by_group, independent = (accuracy_interval(alike), accuracy_interval(alike, groups),
-                                    accuracy_interval(mixed, groups))
+    plain, by_group, independent = (
+        accuracy_interval(alike),
+        accuracy_interval(alike, groups),
+        accuracy_interval(mixed, groups),
+    )
     share = alike.mean()
     spread = 100 * t(11).ppf(0.975) * np.sqrt(share * (1 - share) / 11)  # of 12 people
     assert 2 * spread * 0.95 < by_group.high - by_group.low < 2 * spread * 1.2
@@ -149,7 +155,8 @@ def test_without_a_mistake_or_in_one_group():
     one = accuracy_interval(right, np.array(["a"] * 50))
     assert one == (*wilson(100, 50), "Wilson, 50 clips of one group")
     assert accuracy_interval(np.stack([right] * 2), np.array(["a"] * 50)).method == (
-        EFFECTIVE + "50 clips of one group and 2 seeds")
+        EFFECTIVE + "50 clips of one group and 2 seeds"
+    )
     with_unknown = accuracy_interval([1, 0, np.nan, 1, np.nan])
     assert with_unknown[:2] == pytest.approx(wilson(200 / 3, 3))
     assert with_unknown.method == "Wilson, 3 clips"
@@ -167,7 +174,10 @@ def test_the_interval_of_a_class_is_over_its_groups():
     assert left.method == EFFECTIVE + "6 groups" and left.high - left.low > 60
     assert right == accuracy_interval(np.ones(119), np.delete(groups[1::2], 1)) and none is None
     assert [each and each.method for each in class_intervals(logits, labels)] == [
-        "Wilson, 120 clips", "Wilson, 119 clips", None]
+        "Wilson, 120 clips",
+        "Wilson, 119 clips",
+        None,
+    ]
 
 
 # --- comparisons -------------------------------------------------------------------------------
@@ -194,8 +204,9 @@ def test_groups_are_compared_by_their_differences():
     groups = np.arange(100) % 10
     second = (np.arange(100) < 70) | (groups < 3)
     found = compare_on_same_clips(first, second, groups)
-    differences = 10 * np.array([first[groups == one].sum() - second[groups == one].sum()
-                                 for one in range(10)])  # fmt: skip
+    differences = 10 * np.array(
+        [first[groups == one].sum() - second[groups == one].sum() for one in range(10)]
+    )
     half = student(9) * differences.std(ddof=1) / np.sqrt(10)
     assert found.difference == pytest.approx(differences.mean())
     assert found.high - found.low == pytest.approx(2 * half)
@@ -204,14 +215,17 @@ def test_groups_are_compared_by_their_differences():
     assert in_one.low < 0 < in_one.high  # all of the difference is in one group
 
 
-@pytest.mark.parametrize("number, words", [(1, "one group is too few"), (2, "2 groups are too few"),
-                                           (4, "4 groups are too few")])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, words",
+    [(1, "one group is too few"), (2, "2 groups are too few"), (4, "4 groups are too few")],
+)
 def test_few_groups_give_no_interval_of_a_difference(number, words):
     first, second = np.arange(40) < 30, np.arange(40) < 20
     found = compare_on_same_clips(first, second, np.arange(40) % number)
     assert (found.low, found.high, found.p, found.method) == (None, None, None, words)
-    assert str(found) == (f"+25.0 points (no interval: {words}); only the one right: 10, only the "
-                          "other: 0 clips")
+    assert str(found) == (
+        f"+25.0 points (no interval: {words}); only the one right: 10, only the other: 0 clips"
+    )
     assert compare_on_same_clips(first, second, np.arange(40) % 5).low is not None
 
 
@@ -227,8 +241,10 @@ def test_identical_results_have_an_interval():
 
 def test_the_seeds_of_both_networks_count():
     rng = np.random.default_rng(0)
-    first, second = (np.stack([rng.random(2000) < share for share in shares])
-                     for shares in ((0.5, 0.6, 0.7), (0.4, 0.5, 0.6)))  # fmt: skip
+    first, second = (
+        np.stack([rng.random(2000) < share for share in shares])
+        for shares in ((0.5, 0.6, 0.7), (0.4, 0.5, 0.6))
+    )
     found = compare_on_same_clips(first, second)
     half = 100 * t(4).ppf(0.975) * np.sqrt(2 * 0.1**2 / 3)  # Welch's: four degrees of freedom
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
@@ -243,11 +259,14 @@ def test_groups_are_found_in_ids():
         groups_of(ids, "(bob)")
 
 
-@pytest.mark.parametrize("pattern, message", [
-    ("([a-z", "group: found .*not a regular expression"),
-    ("^[a-z]+_", "group: found .*put the part that names the group in brackets"),
-    ("(nobody)", r"group: '\(nobody\)' finds no group in 22 of 22 clips"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("([a-z", "group: found .*not a regular expression"),
+        ("^[a-z]+_", "group: found .*put the part that names the group in brackets"),
+        ("(nobody)", r"group: '\(nobody\)' finds no group in 22 of 22 clips"),
+    ],
+)
 def test_a_wrong_pattern_is_told_before_training(tmp_path, capsys, pattern, message):
     config = write_config(tmp_path / "config.json", make_settings(tmp_path, group=pattern))
     assert train.main(["-c", config, "-g", "cpu"]) == 2
@@ -259,10 +278,13 @@ def test_each_accuracy_is_printed_with_its_interval(tmp_path, capsys):
     config = write_config(tmp_path / "config.json", settings)
     assert train.main(["-c", config, "-g", "cpu"]) == 0
     history = read_csv(run_folder(settings) / "history.csv")
-    last = {name: float(history[-1][name]) for name in
-            ("val_top1", "val_top1_low", "val_top1_high")}  # fmt: skip
-    words = (f"top-1 {last['val_top1']:.2f} % (95 % interval {last['val_top1_low']:.1f} to "
-             f"{last['val_top1_high']:.1f}) after the last epoch; best of 2 epochs: ")
+    last = {
+        name: float(history[-1][name]) for name in ("val_top1", "val_top1_low", "val_top1_high")
+    }
+    words = (
+        f"top-1 {last['val_top1']:.2f} % (95 % interval {last['val_top1_low']:.1f} to "
+        f"{last['val_top1_high']:.1f}) after the last epoch; best of 2 epochs: "
+    )
     assert words in capsys.readouterr().out
     for flags, method in ([], EFFECTIVE + "7 groups"), (["--set=group=null"], "Wilson, 7 clips"):
         assert train.main(["-c", config, "-g", "cpu", "-e", "--checkpoint", "last", *flags]) == 0
@@ -287,5 +309,6 @@ def test_each_accuracy_is_printed_with_its_interval(tmp_path, capsys):
 
 def test_a_history_of_an_earlier_version_has_no_interval():
     rows = [{"epoch": 1, "val_top1": 60.0}, {"epoch": 2, "val_top1": 50.0}]
-    assert last_and_best(rows) == ("validation top-1 50.00 % after the last epoch; best of 2 "
-                                   "epochs: 60.00 % (epoch 1)")
+    assert last_and_best(rows) == (
+        "validation top-1 50.00 % after the last epoch; best of 2 epochs: 60.00 % (epoch 1)"
+    )

@@ -14,8 +14,16 @@ def test_a_checkpoint_alone_takes_films_of_8k_as_no_flag_sets_the_limit(tmp_path
     config = make_config(max_frame_pixels=saved)
     network = build_model(config, 2)
     path = tmp_path / "a.pth.tar"
-    save_checkpoint({"epoch": 1, "arch": config.model, "state_dict": network.state_dict(),
-                     "best_prec1": 0.0, "classes": ["Left", "Right"],
-                     "config": config.model_dump()}, path)
+    save_checkpoint(
+        {
+            "epoch": 1,
+            "arch": config.model,
+            "state_dict": network.state_dict(),
+            "best_prec1": 0.0,
+            "classes": ["Left", "Right"],
+            "config": config.model_dump(),
+        },
+        path,
+    )
     loaded = load_network(path, torch.device("cpu"))
     assert loaded.config.max_frame_pixels >= limit

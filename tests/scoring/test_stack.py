@@ -113,9 +113,12 @@ def trained(tmp_path_factory):
     data = write_data_set(root / "data", sets, num_frames=(6, 40))
     files = []
     for number, changes in enumerate([{}, {"frame_height": 22, "sampling": "segments"}]):
-        own = make_settings(root / str(number)) | data | changes | {
-            "seed": number, "model_name": f"net{number}", "output_dir": str(root / "runs"),
-        }  # fmt: skip
+        own = (
+            make_settings(root / str(number))
+            | data
+            | changes
+            | {"seed": number, "model_name": f"net{number}", "output_dir": str(root / "runs")}
+        )
         config = write_config(root / f"{number}.json", own)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         files.append(str(run_folder(own) / "checkpoint.pth.tar"))
@@ -123,8 +126,13 @@ def trained(tmp_path_factory):
     settings = own | {"model_name": "stacked", "sampling": "window", "step_jitter": 0.25}
     config = write_config(root / "stack.json", settings)
     assert train.main(["-c", config, "-g", "cpu", "--stack", *files]) == 0
-    return SimpleNamespace(config=config, settings=settings, files=files,
-                           folder=run_folder(settings), stack=run_folder(settings) / "stack.json")
+    return SimpleNamespace(
+        config=config,
+        settings=settings,
+        files=files,
+        folder=run_folder(settings),
+        stack=run_folder(settings) / "stack.json",
+    )
 
 
 def command(trained, *flags):
@@ -167,19 +175,30 @@ def test_the_folder_of_runs_may_be_moved(trained, tmp_path):
     assert command(trained, "-e", "--checkpoint", stack) == 0
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--stack", "a"], "--stack: needs two checkpoints or more"),
-    (["--stack", "a", "a"], "--stack: needs two checkpoints or more, each once"),
-    (["--stack", "a", "b", "-e"], "--stack: fits a stack"),
-    (["--stack", "a", "b", "--resume"], "--stack: fits a stack"),
-    (["--stack", "{files[0]}", "no such file"], "no such file: no such checkpoint"),
-    (["--stack", "{files[0]}", "{stack}"], "stack.json: a stack, which must be the only"),
-    (["-e", "--ensemble", "{files[0]}", "{stack}"], "stack.json: a stack, which must be the only"),
-    (["--stack", "{files[0]}", "{files[1]}", "--set=labels_csv={other}"], "has 3 classes"),
-    (["-e", "--checkpoint", "{stack}", "--set=labels_csv={other}"], "stack.json: has 3 classes"),
-    (["--stack", "{files[0]}", "{files[1]}", "--set=val_data_csv={few}"],
-     "--stack: each class needs 3 validation clips or more, for cross-validation; fewer have Rig"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stack", "a"], "--stack: needs two checkpoints or more"),
+        (["--stack", "a", "a"], "--stack: needs two checkpoints or more, each once"),
+        (["--stack", "a", "b", "-e"], "--stack: fits a stack"),
+        (["--stack", "a", "b", "--resume"], "--stack: fits a stack"),
+        (["--stack", "{files[0]}", "no such file"], "no such file: no such checkpoint"),
+        (["--stack", "{files[0]}", "{stack}"], "stack.json: a stack, which must be the only"),
+        (
+            ["-e", "--ensemble", "{files[0]}", "{stack}"],
+            "stack.json: a stack, which must be the only",
+        ),
+        (["--stack", "{files[0]}", "{files[1]}", "--set=labels_csv={other}"], "has 3 classes"),
+        (
+            ["-e", "--checkpoint", "{stack}", "--set=labels_csv={other}"],
+            "stack.json: has 3 classes",
+        ),
+        (
+            ["--stack", "{files[0]}", "{files[1]}", "--set=val_data_csv={few}"],
+            "--stack: each class needs 3 validation clips or more, for cross-validation; fewer",
+        ),
+    ],
+)
 def test_mistakes(trained, tmp_path, capsys, flags, message):
     other, few = tmp_path / "labels.csv", tmp_path / "few.csv"
     other.write_text("Left\nRight\nOther\n")
@@ -200,12 +219,18 @@ DAMAGES = {
     "no stack": (lambda path: path.write_text('{"model_name": "x"}'), "classes: Field required"),
     "classes": (lambda path: change(path, classes=[*CLASSES, "X"]), "its weights do not match"),
     "folds": (lambda path: change(path, folds={"1": 99}), "its folds have no weights"),
-    "numbers": (lambda path: path.write_text(re.sub(r"-?\d\.\d+", "NaN", path.read_text(), count=1)
-                                             ), "finite number"),
-    "checkpoint": (lambda path: (path.parents[1] / "net0/checkpoint.pth.tar").write_bytes(b"x"),
-                   "net0/checkpoint.pth.tar: has changed since the stack"),
-    "missing": (lambda path: (path.parents[1] / "net1/checkpoint.pth.tar").unlink(),
-                "net1/checkpoint.pth.tar: no such checkpoint, which the stack"),
+    "numbers": (
+        lambda path: path.write_text(re.sub(r"-?\d\.\d+", "NaN", path.read_text(), count=1)),
+        "finite number",
+    ),
+    "checkpoint": (
+        lambda path: (path.parents[1] / "net0/checkpoint.pth.tar").write_bytes(b"x"),
+        "net0/checkpoint.pth.tar: has changed since the stack",
+    ),
+    "missing": (
+        lambda path: (path.parents[1] / "net1/checkpoint.pth.tar").unlink(),
+        "net1/checkpoint.pth.tar: no such checkpoint, which the stack",
+    ),
 }
 
 

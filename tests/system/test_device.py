@@ -65,8 +65,11 @@ def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, p
     assert losses[precision] != losses["fp32"]
 
     whole = run_folder(settings | {"model_name": precision})
-    resumed = settings | {"precision": precision, "output_dir": str(tmp_path / "resumed"),
-                          "model_name": precision}  # fmt: skip
+    resumed = settings | {
+        "precision": precision,
+        "output_dir": str(tmp_path / "resumed"),
+        "model_name": precision,
+    }
     config = write_config(tmp_path / "resumed.json", resumed)
     train_until(["-c", config, "-g", "cpu"], epoch=1, step=1)
     assert train.main(["-c", config, "-g", "cpu", "--resume", "True"]) == 0
@@ -99,8 +102,11 @@ def test_compile_gives_the_losses_of_the_plain_network(tmp_path, is_recomputed):
     settings = make_settings(tmp_path, num_epochs=1, dropout=0.0)  # its noise differs
     losses = {}
     for is_compiled in (False, True):
-        own = settings | {"compile": is_compiled, "model_name": f"compile {is_compiled}",
-                          "checkpoint_activations": is_recomputed}
+        own = settings | {
+            "compile": is_compiled,
+            "model_name": f"compile {is_compiled}",
+            "checkpoint_activations": is_recomputed,
+        }
         config = write_config(tmp_path / "config.json", own)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         saved = load_checkpoint(run_folder(own) / "checkpoint.pth.tar")
@@ -109,9 +115,10 @@ def test_compile_gives_the_losses_of_the_plain_network(tmp_path, is_recomputed):
     assert losses[True] != losses[False]
 
 
-@pytest.mark.parametrize("name, is_repeatable", [
-    ("conv3d", True), ("r3d_18", True), ("two_stream", True), ("csn", False), ("s3d", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, is_repeatable",
+    [("conv3d", True), ("r3d_18", True), ("two_stream", True), ("csn", False), ("s3d", False)],
+)
 def test_networks_that_no_gpu_repeats_bit_for_bit_are_named(capsys, name, is_repeatable):
     with torch.device("meta"):
         model = build_model(config_with(model=name, clip_size=16, crop_size=64), 3)

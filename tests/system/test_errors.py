@@ -49,34 +49,51 @@ def test_a_problem_in_a_file_is_named_by_its_key_and_reason():
 # --- told apart --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error, expected", [
-    (OSError(errno.ENOSPC, "No space left on device"), "make room"),
-    (PermissionError(errno.EACCES, "Permission denied", "history.csv"), "history.csv: cannot be"),
-    (dist.DistNetworkError("failed to recv, got 0 bytes"), LOST),
-    (dist.DistStoreError("wait timeout after 600000ms"), LOST),
-    (dist.DistBackendError("NCCL error: ncclRemoteError: A call failed"), LOST),
-    (RuntimeError(f"{GLOO}pair.cc:561] Connection closed by peer [127.0.0.1]:3064"), LOST),
-    (RuntimeError(f"{GLOO}pair.cc:545] Read error [127.0.0.1]:3064: Connection reset"), LOST),
-    (RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 3000ms for recv"), LOST),
-    (RuntimeError(f"Gloo connectFullMesh failed with {GLOO}pair.cc:1] no error"), LOST),
-    (RuntimeError(f"{KILLED}Killed. "), "lower num_workers or batch_size"),
-    (RuntimeError(f"{KILLED}Bus error. It is possible that"), "--ipc=host"),
-    (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "
-                  "device (28)"), "--shm-size"),
-    (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in"), "one, such as g++"),
-    (UnicodeEncodeError("ascii", "run/\xfc", 4, 5, "not in range"), "run/\\xfc': has characters"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "batch_size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "history.csv"),
+            "history.csv: cannot be",
+        ),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), LOST),
+        (dist.DistStoreError("wait timeout after 600000ms"), LOST),
+        (dist.DistBackendError("NCCL error: ncclRemoteError: A call failed"), LOST),
+        (RuntimeError(f"{GLOO}pair.cc:561] Connection closed by peer [127.0.0.1]:3064"), LOST),
+        (RuntimeError(f"{GLOO}pair.cc:545] Read error [127.0.0.1]:3064: Connection reset"), LOST),
+        (RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 3000ms for recv"), LOST),
+        (RuntimeError(f"Gloo connectFullMesh failed with {GLOO}pair.cc:1] no error"), LOST),
+        (RuntimeError(f"{KILLED}Killed. "), "lower num_workers or batch_size"),
+        (RuntimeError(f"{KILLED}Bus error. It is possible that"), "--ipc=host"),
+        (
+            RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on "
+                "device (28)"
+            ),
+            "--shm-size",
+        ),
+        (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in"), "one, such as g++"),
+        (
+            UnicodeEncodeError("ascii", "run/\xfc", 4, 5, "not in range"),
+            "run/\\xfc': has characters",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "batch_size"),
+    ],
+)
 def test_an_error_is_told_by_what_it_is(error, expected):
     assert expected in message_for_user(error)
 
 
-@pytest.mark.parametrize("error", [
-    BrokenPipeError(errno.EPIPE, "Broken pipe"),  # nothing that a disk does
-    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
-    RuntimeError("Timed out waiting for a bug"),
-    RuntimeError("No space left in the table of bugs"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),  # nothing that a disk does
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        RuntimeError("Timed out waiting for a bug"),
+        RuntimeError("No space left in the table of bugs"),
+    ],
+)
 def test_an_error_that_only_sounds_like_one_is_a_bug(error):
     if isinstance(error, OSError):
         error.filename = "trainings/tiny"
@@ -93,8 +110,20 @@ def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
     small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "sh", "-c", small], capture_output=True).returncode:
         pytest.skip("needs the right to mount a file system")
-    command = ["unshare", "-m", "sh", "-c", f'{small} && exec "$@"', "sh", sys.executable,
-               "train.py", "-c", config, "-g", "cpu"]  # fmt: skip
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'{small} && exec "$@"',
+        "sh",
+        sys.executable,
+        "train.py",
+        "-c",
+        config,
+        "-g",
+        "cpu",
+    ]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
     assert ended.stderr.startswith("error: /dev/shm") and "--ipc=host" in ended.stderr
@@ -111,9 +140,12 @@ def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_pat
     settings = make_settings(tmp_path, print_freq=1)
     config = write_config(tmp_path / "config.json", settings)
     process = subprocess.Popen(
-        [sys.executable, "train.py", "-c", config, "-g", "cpu"], cwd=PROJECT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if streams == "both" else subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "train.py", "-c", config, "-g", "cpu"],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if streams == "both" else subprocess.PIPE,
+    )
     while "step 1/3" not in process.stdout.readline():
         pass
     process.stdout.close()

@@ -33,8 +33,9 @@ with FolderLock() as lock:
 @contextmanager
 def held(folder):
     """Another process, and a child of it, which write a run folder; yields the process."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=PROJECT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
     child = int(process.stdout.readline())
     try:
         yield process
@@ -51,8 +52,9 @@ def test_the_second_is_told_who_writes_and_may_when_that_one_is_killed(tmp_path)
         with FolderLock() as lock, pytest.raises(UserError) as refusal:
             lock.take(folder)
         message = str(refusal.value)
-        assert message.startswith(f"{folder}: is being written by process {holder.pid} on "
-                                  f"{socket.gethostname()} since 20")
+        assert message.startswith(
+            f"{folder}: is being written by process {holder.pid} on {socket.gethostname()} since 20"
+        )
         assert "wait until" in message and "model_name" in message
         assert (folder / LOCK_FILE).read_bytes() == before
         os.kill(holder.pid, signal.SIGKILL)

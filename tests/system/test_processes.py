@@ -63,17 +63,28 @@ class Project:
     def __init__(self, folder):
         self.folder = folder
         sets = {"train": 24, "validation": 11, "test": 5}
-        self.settings = write_data_set(folder, sets) | TINY_NETWORK | {
-            "output_dir": str(folder / "trainings"), "num_workers": 0, "num_epochs": 2,
-            "batch_size": 8, "schedule": "constant", "lr": 0.003, "checkpoint_minutes": 0,
-        }  # fmt: skip
+        self.settings = (
+            write_data_set(folder, sets)
+            | TINY_NETWORK
+            | {
+                "output_dir": str(folder / "trainings"),
+                "num_workers": 0,
+                "num_epochs": 2,
+                "batch_size": 8,
+                "schedule": "constant",
+                "lr": 0.003,
+                "checkpoint_minutes": 0,
+            }
+        )
         self.write_csv("one.csv", "validation.csv", {}, 1)
         self.write_broken_clips()
 
     def flags(self, name, *flags, device="cpu", **changes) -> list[str]:
         """For the run called `name`; CSVs are named without their folder."""
-        changes = {key: str(self.folder / value) if key.endswith("_csv") else value
-                   for key, value in changes.items()}
+        changes = {
+            key: str(self.folder / value) if key.endswith("_csv") else value
+            for key, value in changes.items()
+        }
         path = self.folder / f"{len(list(self.folder.iterdir()))}.json"
         config = write_config(path, self.settings | {"model_name": name} | changes)
         return ["--config", config, "-g", device, *flags]
@@ -119,8 +130,14 @@ def project(tmp_path_factory):
 def run_python(*arguments):
     """Runs Python to its end, and ends it, with all that it has started, after five minutes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], cwd=PROJECT, text=True,
-                               env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=PROJECT,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         output = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -130,8 +147,16 @@ def run_python(*arguments):
 
 
 def torchrun(num_processes, *arguments, restarts=0):
-    return run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                      num_processes, "--max-restarts", restarts, *arguments)
+    return run_python(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        num_processes,
+        "--max-restarts",
+        restarts,
+        *arguments,
+    )
 
 
 LAUNCH = """
@@ -201,8 +226,10 @@ def run_job(project, num_processes, commands) -> dict[str, list[dict]]:
 def evaluations(project, number) -> dict[str, dict]:
     """Commands that evaluate one and the same checkpoint, for so many processes."""
     same = {"checkpoint": project.path_of("same 1")}
-    commands = {name: project.flags(f"{name} {number}", "-e", "-r", **same | changes)
-                for name, changes in EVALUATIONS.items()}
+    commands = {
+        name: project.flags(f"{name} {number}", "-e", "-r", **same | changes)
+        for name, changes in EVALUATIONS.items()
+    }
     return commands | {"test set": project.flags(f"test set {number}", "-t", "-r", **same)}
 
 
@@ -240,14 +267,23 @@ def two(project, one):
         "too small": project.flags("mistake", crop_size=3),
         "bad training clip": project.flags("bad", "--overwrite", train_data_csv="train_broken.csv"),
         "bad validation clip": project.flags(
-            "bad", "-e", "-r", batch_size=4, val_data_csv="validation_broken.csv",
-            checkpoint=project.path_of("same 1")),
-    }  # fmt: skip
+            "bad",
+            "-e",
+            "-r",
+            batch_size=4,
+            val_data_csv="validation_broken.csv",
+            checkpoint=project.path_of("same 1"),
+        ),
+    }
     commands = as_commands(flags | evaluations(project, 2) | mistakes) | {
-        "no number": {"flags": project.flags("no number"), "fault": "lose_a_number",
-                      "at": [0, 1], "rank": 1},
+        "no number": {
+            "flags": project.flags("no number"),
+            "fault": "lose_a_number",
+            "at": [0, 1],
+            "rank": 1,
+        },
         "watched": {"flags": project.flags("watched", checkpoint_minutes=10.0), "watch": True},
-    }  # fmt: skip
+    }
     return run_job(project, 2, commands)
 
 
@@ -345,13 +381,18 @@ def test_one_exchange_for_each_step(two):
 def test_evaluation_writes_the_same_bytes(project, several, name):
     number, results = several
     assert [result["status"] for result in results[name]] == [0] * number
-    expected, found = ({path.name: path.read_bytes().replace(f"{name} {count}".encode(), b"run")
-                        for path in project.run_folder(f"{name} {count}").iterdir()}
-                       for count in (1, number))
+    expected, found = (
+        {
+            path.name: path.read_bytes().replace(f"{name} {count}".encode(), b"run")
+            for path in project.run_folder(f"{name} {count}").iterdir()
+        }
+        for count in (1, number)
+    )
     assert found == expected
     assert expected.keys() == (
-        {"test_predictions.csv", "test_submission.csv"} if name == "test set" else
-        {"predictions.csv", "logits.npz", "confusion_matrix.png", "report.html"}
+        {"test_predictions.csv", "test_submission.csv"}
+        if name == "test set"
+        else {"predictions.csv", "logits.npz", "confusion_matrix.png", "report.html"}
     )
 
 
@@ -452,8 +493,9 @@ def check_killed(project, rank, num_workers=0):
     """A process is killed; the others end soon, torchrun starts all again, and they resume."""
     name = f"killed {rank}"
     flags = project.flags(name, "--resume", "auto", num_workers=num_workers)
-    job = Job(project, name, {
-        "train": {"flags": flags, "fault": "kill", "at": [1, 1], "rank": rank}})
+    job = Job(
+        project, name, {"train": {"flags": flags, "fault": "kill", "at": [1, 1], "rank": rank}}
+    )
     process = torchrun(2, *job.arguments, restarts=2)
     output = process.stdout + process.stderr
     assert process.returncode == 0 and "Traceback" not in output, output
@@ -554,8 +596,11 @@ def check_ended(*torchruns):
 
 def check_stopped(project, name, start, number, **fault):
     """A signal comes to one process, or the launcher: all stop after one and the same step."""
-    job = Job(project, f"{name} {fault['at']}", {
-        "train": {"flags": project.flags(name, "--resume", "auto"), **fault}})
+    job = Job(
+        project,
+        f"{name} {fault['at']}",
+        {"train": {"flags": project.flags(name, "--resume", "auto"), **fault}},
+    )
     process = start(*job.arguments)
     results = job.results(2)["train"]
     assert [result["status"] for result in results] == [128 + number] * 2, process.stderr

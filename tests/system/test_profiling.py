@@ -112,7 +112,8 @@ def test_more_workers_than_cores_are_lowered_and_reported(cores, capsys):
     for number in (None, 0, 2, 9):
         processes.report_workers(number)
     assert capsys.readouterr().out == (
-        "num_workers: 9 in the config, 2 started: one per core for each process\n")
+        "num_workers: 9 in the config, 2 started: one per core for each process\n"
+    )
 
 
 def test_the_launcher_shares_the_cores(cores, monkeypatch):
@@ -128,8 +129,9 @@ def test_shipped_configs_start_on_two_cores_without_a_warning(name, cores, recwa
     cores(2)
     keys = json.loads((PROJECT / "configs" / name).read_text())
     config = Config(**{key: value for key, value in keys.items() if key != "$schema"})
-    clips = Annotations(np.array(["1"] * 600), np.zeros(600, int), PlainFolder(""), 0,
-                        ("Left", "Right"))
+    clips = Annotations(
+        np.array(["1"] * 600), np.zeros(600, int), PlainFolder(""), 0, ("Left", "Right")
+    )
     for training in (True, False):
         assert build_loader(clips, config, training, CPU).num_workers == 2
     assert [str(warning.message) for warning in recwarn] == []
@@ -150,8 +152,12 @@ def test_the_progress_line_says_how_much_was_waiting(tmp_path, capsys):
 def test_profile_writes_a_trace_and_a_table_and_trains_on(tmp_path, capsys, num_epochs, expected):
     """Three steps of warm-up, then up to eight of one epoch; here it has three or eleven."""
     batch_size = 2 if expected == 8 else 8
-    settings = make_settings(tmp_path, num_epochs=num_epochs, batch_size=batch_size,
-                             model_name="tiny" if expected else "short")  # fmt: skip
+    settings = make_settings(
+        tmp_path,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        model_name="tiny" if expected else "short",
+    )
     config = write_config(tmp_path / "config.json", settings)
     assert train.main(["-c", config, "-g", "cpu", "--profile"]) == 0
     output = capsys.readouterr().out
@@ -163,10 +169,11 @@ def test_profile_writes_a_trace_and_a_table_and_trains_on(tmp_path, capsys, num_
     events = json.loads(trace.read_text())["traceEvents"]
     sections = ["copy", "normalise", "forward", "backward", "optimizer", "wait for data"]
     for name in sections:
-        count = sum(event.get("name") == name and event.get("cat") == "user_annotation"
-                    for event in events)  # fmt: skip
+        count = sum(
+            event.get("name") == name and event.get("cat") == "user_annotation" for event in events
+        )
         assert count == expected, name
-    table = output[output.index(f"mean of {expected} steps"):].split("\n")
+    table = output[output.index(f"mean of {expected} steps") :].split("\n")
     assert [line[:20].strip() for line in table[1:9]] == [*sections, "other", "whole step"]
     milliseconds = [float(line[20:].split()[0]) for line in table[1:9]]
     assert min(milliseconds[:-2]) > 0 and milliseconds[-2] >= 0

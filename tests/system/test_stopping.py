@@ -61,8 +61,12 @@ def resumed(settings, folder, **changes) -> Path:
 def slow_settings(settings, tmp_path_factory):
     """Of a run whose steps take a tenth of a second, so that a signal finds one at work."""
     folder = tmp_path_factory.mktemp("slow") / "trainings"
-    return settings | {"output_dir": str(folder), "block_widths": [32, 64], "print_freq": 1,
-                       "max_frame_pixels": 20_000_000}  # fmt: skip
+    return settings | {
+        "output_dir": str(folder),
+        "block_widths": [32, 64],
+        "print_freq": 1,
+        "max_frame_pixels": 20_000_000,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +111,10 @@ sys.exit(train.main())
 """
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in MOMENTS
-])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in MOMENTS],
+)
 def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slow_run, tmp_path):
     moment = MOMENTS[name]
     own = slow_settings | {"output_dir": str(tmp_path), "num_workers": moment.num_workers}
@@ -329,10 +334,16 @@ class Trap:
 
 
 @pytest.mark.parametrize("name", [CHECKPOINT, PREVIOUS])
-@pytest.mark.parametrize("flags", [
-    ["--resume", "True"], ["--resume", "auto"], ["--resume", "--eval_only"],
-    ["--resume", "auto", "--eval_only"], ["--resume", "--test_only"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--resume", "True"],
+        ["--resume", "auto"],
+        ["--resume", "--eval_only"],
+        ["--resume", "auto", "--eval_only"],
+        ["--resume", "--test_only"],
+    ],
+)
 def test_a_hostile_checkpoint_in_the_run_folder_runs_nothing(
     name, flags, settings, copy_of_stopped, tmp_path, capsys
 ):
@@ -376,10 +387,13 @@ def fill(folder, bytes_left):
 
 # A checkpoint takes about 25 pages of 4096 bytes, the other files one to three each; a start frees
 # those of the log, which it writes anew.
-@pytest.mark.parametrize("pages_left", [
-    pytest.param(pages, marks=[] if pages in (0, 1, 6, 20) else pytest.mark.slow)
-    for pages in (0, 1, 2, 3, 5, 6, 8, 11, 14, 17, 20)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pages_left",
+    [
+        pytest.param(pages, marks=[] if pages in (0, 1, 6, 20) else pytest.mark.slow)
+        for pages in (0, 1, 2, 3, 5, 6, 8, 11, 14, 17, 20)
+    ],
+)
 def test_a_full_disk_stops_the_run_and_loses_nothing(
     pages_left, settings, whole_run, small_disk, tmp_path, capsys
 ):

@@ -45,8 +45,9 @@ def lists(folder) -> dict:
     for name in ("train", "validation"):
         rows = read_annotations(folder / f"{name}.csv", folder / "clips", names)
         assert not rows.num_dropped
-        found[name] = [(clip_id, names[label])
-                       for clip_id, label in zip(rows.ids, rows.labels, strict=True)]
+        found[name] = [
+            (clip_id, names[label]) for clip_id, label in zip(rows.ids, rows.labels, strict=True)
+        ]
     return found
 
 
@@ -61,7 +62,10 @@ def test_clips_are_saved_as_every_command_reads_them(open_folder, tmp_path):
     assert Counter(name for _, name in found["train"]) == dict.fromkeys(NAMES, 4)
     assert Counter(name for _, name in found["validation"]) == dict.fromkeys(NAMES, 1)
     assert [path.name for path in sorted((folder / "clips" / "20").iterdir())] == [
-        "00001.jpg", "00002.jpg", "00003.jpg"]  # fmt: skip
+        "00001.jpg",
+        "00002.jpg",
+        "00003.jpg",
+    ]
     assert (folder / "clips" / "1" / "00002.jpg").read_bytes() == pictures[1]
     before = data.clips
     assert open_folder().clips == before
@@ -69,8 +73,9 @@ def test_clips_are_saved_as_every_command_reads_them(open_folder, tmp_path):
 
 def test_a_folder_made_by_hand_opens_and_keeps_its_split(open_folder, tmp_path):
     paths = write_data_set(tmp_path / "mine", {"train": 9, "validation": 3, "test": 2})
-    write_video(tmp_path / "mine" / "clips" / "wave.mp4", draw_frames("Left", 9,
-                np.random.default_rng(0)))  # fmt: skip
+    write_video(
+        tmp_path / "mine" / "clips" / "wave.mp4", draw_frames("Left", 9, np.random.default_rng(0))
+    )
     with open(paths["train_data_csv"], "a") as file:
         file.write("wave.mp4;Left\n")
     texts = {path: path.read_bytes() for path in (tmp_path / "mine").glob("*.csv")}
@@ -81,7 +86,9 @@ def test_a_folder_made_by_hand_opens_and_keeps_its_split(open_folder, tmp_path):
     assert data.add("Left", jpegs([1, 2])) == "15"  # 13 and 14 are test clips
     after = lists(tmp_path / "mine")
     assert {name: sorted(rows) for name, rows in after.items()} == {
-        "train": sorted([*before["train"], ("15", "Left")]), "validation": before["validation"]}
+        "train": sorted([*before["train"], ("15", "Left")]),
+        "validation": before["validation"],
+    }
     data.remove("wave.mp4")
     assert not (tmp_path / "mine" / "clips" / "wave.mp4").exists()
 
@@ -117,8 +124,10 @@ def test_a_linked_clip_can_be_removed(open_folder, tmp_path):
     clip.symlink_to(tmp_path / "elsewhere")
     data.remove("1")
     data.remove("2")
-    assert not data.clips and sorted(os.listdir(tmp_path / "elsewhere")) == ["00001.jpg",
-                                                                              "00002.jpg"]
+    assert not data.clips and sorted(os.listdir(tmp_path / "elsewhere")) == [
+        "00001.jpg",
+        "00002.jpg",
+    ]
 
 
 def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, tmp_path):
@@ -243,8 +252,12 @@ def test_train_py_trains_on_it(open_folder, tmp_path, write_config):
         data.add(NAMES[number % 2], [simplejpeg.encode_jpeg(frame, 95) for frame in frames])
     folder = tmp_path / "mine"
     config = write_config(
-        **TINY_NETWORK, train_data_csv=str(folder / "train.csv"), num_epochs=1,
-        val_data_csv=str(folder / "validation.csv"), labels_csv=str(folder / "labels.csv"),
-        train_data_folder=str(folder / "clips"), val_data_folder=str(folder / "clips"),
-    )  # fmt: skip
+        **TINY_NETWORK,
+        train_data_csv=str(folder / "train.csv"),
+        num_epochs=1,
+        val_data_csv=str(folder / "validation.csv"),
+        labels_csv=str(folder / "labels.csv"),
+        train_data_folder=str(folder / "clips"),
+        val_data_folder=str(folder / "clips"),
+    )
     assert train.main(["--config", config, "-g", "cpu"]) == 0

@@ -79,8 +79,10 @@ def test_after_a_pause_the_movement_begins_anew(make_session):
 def test_scores_are_smoothed_by_time_and_a_verdict_needs_a_sure_one(make_session):
     session, witness = make_session()
     witness.share = 0.9
-    assert show(session, TWELFTHS[:36]) == {"scores": [pytest.approx(0.9), pytest.approx(0.1)],
-                                          "verdict": 0}  # fmt: skip
+    assert show(session, TWELFTHS[:36]) == {
+        "scores": [pytest.approx(0.9), pytest.approx(0.1)],
+        "verdict": 0,
+    }
     witness.share, before = 0.3, 0.9
     for time in (3.0, 3.25, 4.0):
         last = session.frames[-1][0]
@@ -115,10 +117,15 @@ def test_a_request_before_a_network_is_loaded_is_refused(tmp_path):
         LiveSession(tmp_path / "none.tar", None).backwards(0)
 
 
-@pytest.mark.parametrize(("times", "message"), [
-    ([], "1 frames with 0 times"), ([1, 2], "1 frames with 2 times"), ([0.5], "must increase"),
-    ([0.4], "must increase"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([], "1 frames with 0 times"),
+        ([1, 2], "1 frames with 2 times"),
+        ([0.5], "must increase"),
+        ([0.4], "must increase"),
+    ],
+)
 def test_frames_without_a_place_in_time_are_refused(make_session, times, message):
     session, _ = make_session()
     show(session, [0.5])

@@ -96,8 +96,13 @@ def page(browser, server):
     yield browser
     assert browser.complaints == []
     for width in (400, 1200):
-        browser.send("Emulation.setDeviceMetricsOverride", width=width, height=900,
-                     deviceScaleFactor=1, mobile=False)  # fmt: skip
+        browser.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         browser.until(f"document.documentElement.scrollWidth == {width}")  # once all is laid out
 
 
@@ -138,10 +143,13 @@ def test_pictures_are_a_twelfth_of_a_second_apart(page):
 
 
 def test_small_pictures_are_not_enlarged(page):
-    page.js("window.small = Object.assign(document.createElement('canvas'), "
-            "{width: 64, height: 48}); 0")
-    size = "jpeg(small, small.width, small.height).then(createImageBitmap).then(" \
-           "image => [image.width, image.height])"
+    page.js(
+        "window.small = Object.assign(document.createElement('canvas'), {width: 64, height: 48}); 0"
+    )
+    size = (
+        "jpeg(small, small.width, small.height).then(createImageBitmap).then("
+        "image => [image.width, image.height])"
+    )
     assert page.js(size) == [64, 48]
     page.js("small.width = 1000; small.height = 10; 0")
     assert page.js(size) == [1000, 10]
@@ -203,8 +211,7 @@ def test_videos_and_folders_can_be_dropped_in(page, server, tmp_path):
     assert message(page).startswith("4 clips are added. long.webm: lasts longer than 10 s")
     assert "broken.webm: this browser cannot play it" in message(page)
     assert message(page).endswith("Ignored: 1 file that is not a film: notes.txt.")
-    assert [name for name, _ in server.data_set.clips.values()] == [
-        "anna", "wave", "wave", "typed"]  # fmt: skip
+    assert [name for name, _ in server.data_set.clips.values()] == ["anna", "wave", "wave", "typed"]
     assert [number_of(frame) for frame in frames_of(server, "2")] == [*range(12)][::-1]
     assert [number_of(frame) for frame in frames_of(server, "3")] == [*range(12)]
     from_video = frames_of(server, "1")
@@ -230,7 +237,8 @@ def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
     page.until("$('reverse').textContent")
     assert page.js("$('reverse').textContent") == (
         f"The last three seconds: “up” (90\u00a0%). The same pictures "
-        f"backwards: “{MARKUP}” (90\u00a0%).")
+        f"backwards: “{MARKUP}” (90\u00a0%)."
+    )
     page.until("$('verdict').textContent === 'up'")  # it goes on
     page.js("$('try').click()")
     assert page.js("$('try').textContent") == "Start" and not page.js("session")
@@ -275,8 +283,10 @@ def test_a_browser_without_the_functions_or_the_right_is_told_so(server, camera)
         assert message(page).startswith("No camera: it was refused; allow it in the address bar")
         assert page.js("$('record').disabled && $('try').disabled")
         assert page.complaints == []
-        page.send("Page.addScriptToEvaluateOnNewDocument",
-                  source="delete HTMLVideoElement.prototype.requestVideoFrameCallback")
+        page.send(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="delete HTMLVideoElement.prototype.requestVideoFrameCallback",
+        )
         page.open(server.address)
         page.until("$('message').textContent")
         assert message(page).startswith("This browser lacks requestVideoFrameCallback")

@@ -40,8 +40,11 @@ REFUSED = {
     "no picture": (("POST", "/add", packed([b"<svg/>", b"GIF89a"]), {"name": "a"}), 400, "JPEG"),
     "cut off": (("POST", "/add", CLIP[:-1], {"name": "a"}), 400, "do not fill the request"),
     "no frames": (("POST", "/add", b"", {"name": "a"}), 400, "2 to 120 frames"),
-    "frames without end": (("POST", "/add", b"\0" * 4 * (MAX_FRAMES + 1), {"name": "a"}), 400,
-                           "at most 120 frames"),
+    "frames without end": (
+        ("POST", "/add", b"\0" * 4 * (MAX_FRAMES + 1), {"name": "a"}),
+        400,
+        "at most 120 frames",
+    ),
     "no clip": (("POST", "/remove", b"", {"id": "../../x"}), 400, "no clip ../../x"),
     "no thumbnail": (("GET", "/strip", None, {"id": "../../etc"}), 400, "no clip"),
     "no report": (("GET", "/report", None, {}), 404, "no report yet"),
@@ -51,9 +54,12 @@ REFUSED = {
     "too few times": (("POST", "/look", CLIP, TURN | {"times": "5"}), 400, "2 frames with 1 times"),
     "no time": (("POST", "/look", CLIP, TURN | {"times": "5,now"}), 400, "'now' is not a number"),
     "endless time": (("POST", "/look", CLIP, TURN | {"times": "5,inf"}), 400, "not a number"),
-    "too many fields": (("GET", "/clips", None, dict.fromkeys(map(str, range(20)), "")), 400,
-                        "cannot be read"),
-}  # fmt: skip
+    "too many fields": (
+        ("GET", "/clips", None, dict.fromkeys(map(str, range(20)), "")),
+        400,
+        "cannot be read",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -73,15 +79,27 @@ UNREAD = {
     "no key": (("GET", "/", "no", "127.0.0.1:{port}", ""), 403),
     "another key": (("POST", "/stop", "nö", "localhost:{port}", "Content-Length: 0\r\n"), 403),
     "chunked": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: chunked\r\n"), 411),
-    "chunked with a length": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: "
-                               "chunked\r\nContent-Length: 0\r\n"), 411),
+    "chunked with a length": (
+        (
+            "POST",
+            "/stop",
+            "",
+            "127.0.0.1:{port}",
+            "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+        ),
+        411,
+    ),
     "no length": (("POST", "/stop", "", "127.0.0.1:{port}", ""), 411),
     "strange length": (("POST", "/stop", "", "127.0.0.1:{port}", "Content-Length: -1\r\n"), 400),
-    "too large": (("POST", "/add", "", "127.0.0.1:{port}",
-                   f"Content-Length: {MAX_BYTES + 1}\r\n"), 413),
-    "much too large": (("POST", "/add", "", "127.0.0.1:{port}",
-                        f"Content-Length: {'9' * 5000}\r\n"), 413),
-}  # fmt: skip
+    "too large": (
+        ("POST", "/add", "", "127.0.0.1:{port}", f"Content-Length: {MAX_BYTES + 1}\r\n"),
+        413,
+    ),
+    "much too large": (
+        ("POST", "/add", "", "127.0.0.1:{port}", f"Content-Length: {'9' * 5000}\r\n"),
+        413,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", UNREAD)
@@ -128,18 +146,30 @@ def test_a_report_is_shown(server):
 def test_a_port_in_use_is_named(server, tmp_path, capsys):
     flags = ["--data", str(tmp_path / "mine"), "--no_browser", "-g", "cpu"]
     assert teach.main([*flags, "--port", str(server.server_port)]) == 2
-    assert f"--port {server.server_port}: cannot be opened (Address already in use)" in \
-        capsys.readouterr().err
+    assert (
+        f"--port {server.server_port}: cannot be opened (Address already in use)"
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         teach.main([*flags, "--port", "65536"])
     assert "--port" in capsys.readouterr().err
 
 
 def test_the_command_serves_until_ctrl_c(tmp_path):
-    command = [sys.executable, "teach.py", "--port", "0", "--no_browser", "-g", "cpu", "--data",
-               str(tmp_path / "mine")]  # fmt: skip
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+    command = [
+        sys.executable,
+        "teach.py",
+        "--port",
+        "0",
+        "--no_browser",
+        "-g",
+        "cpu",
+        "--data",
+        str(tmp_path / "mine"),
+    ]
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         line = process.stdout.readline()
         port, key = re.search(r"open http://127\.0\.0\.1:(\d+)/\?key=(\S+)", line).groups()
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)

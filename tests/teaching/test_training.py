@@ -113,10 +113,19 @@ def test_a_training_runs_to_its_end(training, project):
 
 def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project):
     project("end")
-    training.config_path.write_text(json.dumps({
-        "model_name": "another place", "train_data_folder": "x", "train_data_csv": "x",
-        "val_data_folder": "x", "val_data_csv": "x", "labels_csv": "x", "lr": 0.5,
-    }))  # fmt: skip
+    training.config_path.write_text(
+        json.dumps(
+            {
+                "model_name": "another place",
+                "train_data_folder": "x",
+                "train_data_csv": "x",
+                "val_data_folder": "x",
+                "val_data_csv": "x",
+                "labels_csv": "x",
+                "lr": 0.5,
+            }
+        )
+    )
     training.start(is_resumed=False)
     until(training, lambda found: found["state"] == "done")
     config = load_config(training.config_path, sets=["train", "validation"])
@@ -168,10 +177,13 @@ def test_a_training_that_was_killed_is_said_to_be(training, project):
     assert found["state"] == "failed" and "it may have been killed" in found["error"]
 
 
-@pytest.mark.parametrize(("mode", "error"), [
-    ("fail early", "error: labels_csv: it is wrong\n  in two lines"),
-    ("fail", "the disk is full"),
-])
+@pytest.mark.parametrize(
+    ("mode", "error"),
+    [
+        ("fail early", "error: labels_csv: it is wrong\n  in two lines"),
+        ("fail", "the disk is full"),
+    ],
+)
 def test_a_failure_is_said(training, project, mode, error):
     project("fail")  # its status must not be taken for that of the next training
     training.start(is_resumed=False)
@@ -185,8 +197,9 @@ def test_a_failure_is_said(training, project, mode, error):
         training.start(is_resumed=False)
 
 
-def test_a_running_training_is_found_again_stopped_and_gone_on_with(training, project,
-                                                                    make_training):
+def test_a_running_training_is_found_again_stopped_and_gone_on_with(
+    training, project, make_training
+):
     project("wait")
     training.start(is_resumed=False)
     until(training, has_begun)

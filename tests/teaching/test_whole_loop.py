@@ -25,8 +25,11 @@ PATIENT = "Object.assign(RECORDING, {gap: 1e9, silence: 1e9, late: 1e9}); countd
 
 def camera_of(folder, gesture) -> str:
     """A camera that sees a gesture again and again, by two hands in two places."""
-    frames = [cv2.resize(frame, (160, 120)) for seed in range(2)
-              for frame in demo_data.draw_clip(gesture, np.random.default_rng(seed))]
+    frames = [
+        cv2.resize(frame, (160, 120))
+        for seed in range(2)
+        for frame in demo_data.draw_clip(gesture, np.random.default_rng(seed))
+    ]
     return write_camera(folder / f"{gesture}.y4m", np.stack(frames), 12)
 
 
@@ -87,8 +90,9 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
     check_other_commands(mine, capsys)
     # It may be moved.
     shutil.move(mine, tmp_path / "moved")
-    assert teach_picture.main(["--data", str(tmp_path / "moved"), "-o", str(tmp_path / "a.webp")]) \
-        == 0
+    assert (
+        teach_picture.main(["--data", str(tmp_path / "moved"), "-o", str(tmp_path / "a.webp")]) == 0
+    )
     assert Image.open(tmp_path / "a.webp").width == teach_picture.SIZE[0]
 
 

@@ -61,8 +61,9 @@ def test_a_short_training_is_scored_by_them_and_resumes_exactly(tmp_path):
         settings = make_settings(tmp_path / name, batchnorm_refresh_steps=steps, ema_decay=0.5)
         config = write_config(tmp_path / f"{name}.json", settings)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
-        losses[name] = [float(row["val_loss"]) for row in read_csv(run_folder(settings) /
-                                                                   "history.csv")]
+        losses[name] = [
+            float(row["val_loss"]) for row in read_csv(run_folder(settings) / "history.csv")
+        ]
     assert losses["fresh"][0] < losses["lagging"][0]
 
     resumed = settings | {"output_dir": str(tmp_path / "resumed")}
@@ -80,8 +81,9 @@ def test_it_ends_after_so_many_steps(tmp_path):
         config = write_config(tmp_path / "config.json", settings)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         saved[steps] = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
-    first, second = ([saved[steps]["history"][epoch]["val_loss"] for steps in (0, 3, 300)]
-                     for epoch in (0, 1))
+    first, second = (
+        [saved[steps]["history"][epoch]["val_loss"] for steps in (0, 3, 300)] for epoch in (0, 1)
+    )
     assert first[0] != first[1] == first[2]
     assert second[1] != second[2]
     # Training itself never sees them.

@@ -48,8 +48,12 @@ def our_network():
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_published_checkpoints_give_the_same_logits(published, tmp_path, parallel, zip_format):
     network = nn.DataParallel(published) if parallel else published
-    checkpoint = {"epoch": 225, "arch": "ConvColumn", "state_dict": network.state_dict(),
-                  "best_prec1": torch.tensor(85.08)}
+    checkpoint = {
+        "epoch": 225,
+        "arch": "ConvColumn",
+        "state_dict": network.state_dict(),
+        "best_prec1": torch.tensor(85.08),
+    }
     path = tmp_path / "published.pth.tar"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zip_format)
     model = our_network()
@@ -62,20 +66,36 @@ def test_published_checkpoints_give_the_same_logits(published, tmp_path, paralle
 def compiled_and_wrapped(network):
     """The names of each way to compile and to wrap, by the ways' own names."""
     names = list(network.state_dict())
-    deep = [name.replace("conv_layer2.", "conv_layer2._orig_mod.")
-            .replace("fc5.", "fc5._fsdp_wrapped_module.") for name in names]
-    prefixes = ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module.module.",
-                "_orig_mod._orig_mod.module.", "_fsdp_wrapped_module._orig_mod.")
-    return [(prefix, deep if is_deep else names) for prefix in ("", *prefixes)
-            for is_deep in (False, True)]
+    deep = [
+        name.replace("conv_layer2.", "conv_layer2._orig_mod.").replace(
+            "fc5.", "fc5._fsdp_wrapped_module."
+        )
+        for name in names
+    ]
+    prefixes = (
+        "_orig_mod.",
+        "module.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "module.module.",
+        "_orig_mod._orig_mod.module.",
+        "_fsdp_wrapped_module._orig_mod.",
+    )
+    return [
+        (prefix, deep if is_deep else names)
+        for prefix in ("", *prefixes)
+        for is_deep in (False, True)
+    ]
 
 
 def test_what_wrapped_a_network_is_no_part_of_its_names(published):
     expected = our_network()
     load_weights(expected, {"state_dict": published.state_dict()}, "x.tar")
     for prefix, names in compiled_and_wrapped(published):
-        weights = {prefix + name: value
-                   for name, value in zip(names, published.state_dict().values(), strict=True)}
+        weights = {
+            prefix + name: value
+            for name, value in zip(names, published.state_dict().values(), strict=True)
+        }
         model = our_network()
         load_weights(model, {"state_dict": weights | {"n_averaged": torch.tensor(3)}}, "x.tar")
         assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
@@ -104,8 +124,11 @@ def test_no_network_has_names_of_wrappers(name):
 
 
 def test_checkpoints_from_before_batch_counters_load(published):
-    weights = {name: value for name, value in published.state_dict().items()
-               if "num_batches_tracked" not in name}
+    weights = {
+        name: value
+        for name, value in published.state_dict().items()
+        if "num_batches_tracked" not in name
+    }
     load_weights(our_network(), {"state_dict": weights}, "old.pth.tar")
 
 
@@ -179,31 +202,47 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
 
 def saved(tmp_path, zip_format=True, **extra) -> Path:
     path = tmp_path / "foreign.pth"
-    torch.save({"state_dict": {"weight": torch.ones(2)}} | extra, path,
-               _use_new_zipfile_serialization=zip_format)
+    torch.save(
+        {"state_dict": {"weight": torch.ones(2)}} | extra,
+        path,
+        _use_new_zipfile_serialization=zip_format,
+    )
     return path
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_numbers_of_numpy_are_read_as_numbers(tmp_path, zip_format):
-    path = saved(tmp_path, zip_format, best_prec1=np.float32(85.5), epoch=np.int64(7),
-                 arch=np.str_("net"), acc={"top1": [np.float64(1), np.float16(2), np.bool_(True)]},
-                 history=[{"epoch": np.int32(7), "val_loss": np.float64(0.5)}])  # fmt: skip
+    path = saved(
+        tmp_path,
+        zip_format,
+        best_prec1=np.float32(85.5),
+        epoch=np.int64(7),
+        arch=np.str_("net"),
+        acc={"top1": [np.float64(1), np.float16(2), np.bool_(True)]},
+        history=[{"epoch": np.int32(7), "val_loss": np.float64(0.5)}],
+    )
     found = load_checkpoint(path)
     values = {name: found[name] for name in ("best_prec1", "epoch", "arch", "history")}
-    assert values == {"best_prec1": 85.5, "epoch": 7, "arch": "net",
-                      "history": [{"epoch": 7, "val_loss": 0.5}]}  # fmt: skip
+    assert values == {
+        "best_prec1": 85.5,
+        "epoch": 7,
+        "arch": "net",
+        "history": [{"epoch": 7, "val_loss": 0.5}],
+    }
     assert [type(value) for value in values.values()] == [float, int, str, list]
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-@pytest.mark.parametrize(("value", "name"), [
-    (argparse.Namespace(lr=np.float64(0.1)), "argparse.Namespace"),
-    (datetime.timedelta(1), "datetime.timedelta"),
-    (Path("clips"), "pathlib"),
-    (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-    (np.zeros(3), "numpy._core.multiarray._reconstruct"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (argparse.Namespace(lr=np.float64(0.1)), "argparse.Namespace"),
+        (datetime.timedelta(1), "datetime.timedelta"),
+        (Path("clips"), "pathlib"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (np.zeros(3), "numpy._core.multiarray._reconstruct"),
+    ],
+)
 def test_what_is_not_plain_data_is_named_and_the_command_converts_it(
     tmp_path, monkeypatch, zip_format, value, name
 ):
@@ -214,7 +253,7 @@ def test_what_is_not_plain_data_is_named_and_the_command_converts_it(
     message = str(refusal.value)
     assert f"{path}: has more than plain data: {name}" in message and "\n" not in message
     assert "if you trust its author" in message and "earlier" not in message
-    words = shlex.split(message[message.index("python -c"):])
+    words = shlex.split(message[message.index("python -c") :])
     subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
     assert load_checkpoint("foreign_weights.pth.tar")["state_dict"]["weight"].tolist() == [1, 1]
 
@@ -232,13 +271,16 @@ def test_no_command_is_given_for_what_only_runs_code(tmp_path, function):
     assert "python -c" not in message
 
 
-@pytest.mark.parametrize(("checkpoint", "found"), [
-    ({"train_clips": "aa", "train_pack": "cc"}, ("aa", "cc")),
-    ({"train_clips": "aa", "train_pack": ""}, ("aa", "")),
-    ({"train_clips": "aa cc"}, ("aa", "cc")),  # as earlier versions wrote it
-    ({"train_clips": "aa"}, ("aa", "")),
-    ({}, (None, "")),  # a published one
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("checkpoint", "found"),
+    [
+        ({"train_clips": "aa", "train_pack": "cc"}, ("aa", "cc")),
+        ({"train_clips": "aa", "train_pack": ""}, ("aa", "")),
+        ({"train_clips": "aa cc"}, ("aa", "cc")),  # as earlier versions wrote it
+        ({"train_clips": "aa"}, ("aa", "")),
+        ({}, (None, "")),  # a published one
+    ],
+)
 def test_the_training_set_is_read_in_the_form_of_any_version(tmp_path, checkpoint, found):
     save_checkpoint({"state_dict": {}} | checkpoint, tmp_path / "a.pth.tar")
     assert training_set(load_checkpoint(tmp_path / "a.pth.tar")) == found

@@ -111,8 +111,9 @@ def test_the_step_is_named_and_has_moved_nothing(tmp_path, capsys, fault, precis
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
         with mock.patch.object(train.F, "cross_entropy", bad_loss if is_hit else cross_entropy):
             train_step(run, *rest)
-        seen.append(any(map(torch.ne, map(torch.sum, before),
-                            map(torch.sum, run.model.parameters()))))
+        seen.append(
+            any(map(torch.ne, map(torch.sum, before), map(torch.sum, run.model.parameters())))
+        )
 
     def bad_loss(*arguments, **options):
         return fault.apply(cross_entropy(*arguments, **options))

@@ -73,11 +73,19 @@ def test_optimizer_is_adam_with_amsgrad_and_weight_decay():
 def test_only_kernels_and_matrices_decay(kind):
     model = make_model()
     optimizer = build_optimizer(make_config(optimizer=kind, weight_decay=0.5), model, CPU)
-    decays = {parameter: group["weight_decay"] for group in optimizer.param_groups
-              for parameter in group["params"]}
+    decays = {
+        parameter: group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     assert {name: decays[value] for name, value in model.named_parameters()} == {
-        "0.weight": 0.5, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 0.5, "3.bias": 0,
-    }  # fmt: skip
+        "0.weight": 0.5,
+        "0.bias": 0,
+        "1.weight": 0,
+        "1.bias": 0,
+        "3.weight": 0.5,
+        "3.bias": 0,
+    }
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
@@ -107,8 +115,9 @@ def test_the_norm_of_gradients_is_in_the_history_and_grad_clip_bounds_it(tmp_pat
     norms, weights = {}, {}
     for name, keys in (("free", {}), ("wide", {"grad_clip": 1e6}), ("tight", {"grad_clip": 1e-9})):
         # Without momentum, and at so small a norm, the weights stay where they are.
-        settings = make_settings(tmp_path / name, optimizer="sgd", momentum=0.0, weight_decay=0.0,
-                                 num_epochs=1, **keys)  # fmt: skip
+        settings = make_settings(
+            tmp_path / name, optimizer="sgd", momentum=0.0, weight_decay=0.0, num_epochs=1, **keys
+        )
         config = write_config(tmp_path / "config.json", settings)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         (row,) = read_csv(run_folder(settings) / "history.csv")

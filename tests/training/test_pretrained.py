@@ -296,21 +296,34 @@ def test_a_file_goes_before_a_name(networks, write, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, model, keys, message",
     [
-        ("resnet18", "cnn_lstm", {"backbone": "mobilenet_v2"},
-         "another network: conv1.weight is unknown, .* use the config and the labels that"),
+        (
+            "resnet18",
+            "cnn_lstm",
+            {"backbone": "mobilenet_v2"},
+            "another network: conv1.weight is unknown, .* use the config and the labels that",
+        ),
         ("resnet34", "trn", {}, "layer1.2.conv1.weight is unknown"),
         ("resnet50", "cnn_lstm", {}, "layer1.0.conv3.weight is unknown"),
         ("mobilenet_v2", "r3d_18", {}, "features.0.0.weight is unknown"),
         ("resnet34", "r3d_18", {}, "layer1.2.conv1.weight is unknown"),
-        ("r3d_18", "mc3_18", {}, r"layer2.0.conv1.0.weight is \[128, 64, 3, 3, 3\], the network "
-                                 r"has \[128, 64, 1, 3, 3\]"),
+        (
+            "r3d_18",
+            "mc3_18",
+            {},
+            r"layer2.0.conv1.0.weight is \[128, 64, 3, 3, 3\], the network "
+            r"has \[128, 64, 1, 3, 3\]",
+        ),
         ("resnet18", "conv3d", {}, "conv1.weight is unknown"),
         ("resnet18", "r2plus1d_18", {}, "conv1.weight is unknown"),
-        ("mobilenet_v2", "mobilenet3d", {"width": 0.5},
-         r"features.0.0.weight is \[32, 3, 3, 3\], .* or other weights$"),
+        (
+            "mobilenet_v2",
+            "mobilenet3d",
+            {"width": 0.5},
+            r"features.0.0.weight is \[32, 3, 3, 3\], .* or other weights$",
+        ),
         ("resnet50", "csn", {}, "conv1.weight is unknown, "),
     ],
-)  # fmt: skip
+)
 def test_weights_of_another_network(name, model, keys, message, networks, write):
     with pytest.raises(UserError, match=message):
         loaded(write(networks(name).state_dict()), model, **keys)

@@ -46,8 +46,10 @@ SWITCHES = {
 def check_that_it_resumes(tmp_path, settings):
     """Trains once in one go, once with a death in between, bit for bit alike; and evaluates."""
     resumed = settings | {"output_dir": str(tmp_path / "resumed")}
-    whole, cut = (write_config(tmp_path / f"{number}.json", keys)
-                  for number, keys in enumerate((settings, resumed)))  # fmt: skip
+    whole, cut = (
+        write_config(tmp_path / f"{number}.json", keys)
+        for number, keys in enumerate((settings, resumed))
+    )
     assert train.main(["-c", whole, "-g", "cpu"]) == 0
     train_until(["-c", cut, "-g", "cpu"], epoch=1, step=1)
     assert train.main(["-c", cut, "-g", "cpu", "--resume", "True"]) == 0
@@ -123,8 +125,9 @@ def test_a_mirrored_clip_has_the_label_of_its_mirror(data_set):
     plain = config.model_copy(update={"horizontal_flip": 0.0})
     annotations = read_annotations(config.train_data_csv, config.train_data_folder, CLASSES)
     clip_keys = [ClipKey(0, index) for index in range(6)]
-    mirrored, original = (VideoFolder(annotations, c, training=True).__getitems__(clip_keys)
-                          for c in (config, plain))  # fmt: skip
+    mirrored, original = (
+        VideoFolder(annotations, c, training=True).__getitems__(clip_keys) for c in (config, plain)
+    )
     assert original.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert mirrored.labels.tolist() == [1, 0, 2, 1, 0, 2]
     assert torch.equal(mirrored.clips, original.clips.flip(4))
@@ -192,9 +195,17 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         frame[16:32, 20 + 2 * number : 36 + 2 * number] = texture
     write_clip(tmp_path / "1", np.stack(frames))
     (tmp_path / "set.csv").write_text("1;Left\n")
-    keys = {"model": "two_stream", "train_data_folder": str(tmp_path), "clip_size": 4,
-            "train_data_csv": str(tmp_path / "set.csv"), "step_size": 1, "frame_height": 48,
-            "crop_size": 48, "affine_degrees": 0.0, "affine_translate": 0.0}  # fmt: skip
+    keys = {
+        "model": "two_stream",
+        "train_data_folder": str(tmp_path),
+        "clip_size": 4,
+        "train_data_csv": str(tmp_path / "set.csv"),
+        "step_size": 1,
+        "frame_height": 48,
+        "crop_size": 48,
+        "affine_degrees": 0.0,
+        "affine_translate": 0.0,
+    }
     flipped = keys | {"horizontal_flip": 1.0, "flip_labels": "unchanged"}
     annotations = read_annotations(keys["train_data_csv"], keys["train_data_folder"], CLASSES)
     means = []
@@ -216,8 +227,10 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         ({"horizontal_flip": 0.5}, "flip_labels: missing"),
         ({"cutmix_alpha": 1e-30}, "cutmix_alpha: found 1e-30; expected 0, which is off, or at"),
         ({"flip_labels": "unchanged"}, "flip_labels: given, but horizontal_flip is 0"),
-        ({"horizontal_flip": 0.5, "flip_labels": {"a": "b"}, "mixup_alpha": 0.2},
-         "flip_labels: given with mixup_alpha"),
+        (
+            {"horizontal_flip": 0.5, "flip_labels": {"a": "b"}, "mixup_alpha": 0.2},
+            "flip_labels: given with mixup_alpha",
+        ),
         ({"step_jitter": 0.2, "sampling": "segments"}, "step_jitter: found 0.2"),
         ({"model": "trn", "block_widths": [4]}, "block_widths: found [4]; it applies to"),
         ({"lstm_units": 8}, "lstm_units: found 8; it applies to cnn_lstm, not to conv3d"),
@@ -229,7 +242,7 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         ({"model": "r2plus1d"}, 'did you mean "r2plus1d_18"?'),
         ({"ncrops": 2}, "ncrops"),
     ],
-)  # fmt: skip
+)
 def test_combinations_without_meaning_are_refused(write_config, keys, problem):
     plain = {"block_widths": None, "head_widths": None} if keys.get("model") else {}
     with pytest.raises(UserError) as refused:
@@ -252,8 +265,9 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn", "cnn_lstm", "two_stream")
 ALL_CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
-    for path in sorted(CONFIGS.glob("*.json")) if path.stem != "schema"
-]  # fmt: skip
+    for path in sorted(CONFIGS.glob("*.json"))
+    if path.stem != "schema"
+]
 
 
 @pytest.mark.parametrize("path", ALL_CONFIGS)
@@ -261,9 +275,18 @@ def test_every_config_trains_evaluates_and_resumes(tmp_path, path):
     keys = json.loads(path.read_text())
     settings = make_settings(tmp_path)
     small = {key: settings[key] for key in settings if "data" in key or "csv" in key}
-    small |= {"batch_size": 8, "clip_size": 6, "frame_height": 48, "crop_size": 40, "num_epochs": 2,
-              "warmup_epochs": 0.5, "num_workers": 0, "num_classes": 3, "precision": "fp32",
-              "output_dir": str(tmp_path / "trainings")}  # fmt: skip
+    small |= {
+        "batch_size": 8,
+        "clip_size": 6,
+        "frame_height": 48,
+        "crop_size": 40,
+        "num_epochs": 2,
+        "warmup_epochs": 0.5,
+        "num_workers": 0,
+        "num_classes": 3,
+        "precision": "fp32",
+        "output_dir": str(tmp_path / "trainings"),
+    }
     if keys.get("model", "conv3d") == "conv3d":
         small |= {"block_widths": [4, 8], "head_widths": [16, 8]}
     if isinstance(keys.get("flip_labels"), dict):

@@ -80,12 +80,16 @@ class Case(NamedTuple):
         return movement | {"precision": self.precision, "accumulate_steps": self.accumulate_steps}
 
     def __str__(self):
-        return ", ".join([
-            f"{self.num_workers} workers{', then others' if self.other_workers else ''}",
-            *(["augmented"] if self.augmented else []), self.precision,
-            *(["in parts"] if self.accumulate_steps > 1 else []),
-            f"{self.num_processes} processes", "mid-epoch" if self.mid_epoch else "epoch end",
-        ])  # fmt: skip
+        return ", ".join(
+            [
+                f"{self.num_workers} workers{', then others' if self.other_workers else ''}",
+                *(["augmented"] if self.augmented else []),
+                self.precision,
+                *(["in parts"] if self.accumulate_steps > 1 else []),
+                f"{self.num_processes} processes",
+                "mid-epoch" if self.mid_epoch else "epoch end",
+            ]
+        )
 
 
 VALUES = ((0, 2), (True, False), ("fp32", "bf16"), (1, 2), (1, 2), (True, False), (True, False))
@@ -108,10 +112,13 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("case", [
-    pytest.param(case, id=str(case), marks=[] if case in SHORT else pytest.mark.slow)
-    for case in dict.fromkeys(SHORT + GRID)
-])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=[] if case in SHORT else pytest.mark.slow)
+        for case in dict.fromkeys(SHORT + GRID)
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(case, settings, whole_run, tmp_path):
     """It dies in the last step of its second epoch, from which nothing must be left."""
     recipe = case.recipe()
@@ -156,10 +163,13 @@ DEATHS = [0, 1, 3, 8, 9, *range(14, 24), *range(36, 49)]
 SHORT_DEATHS = [0, 17, 20, 42]
 
 
-@pytest.mark.parametrize("number", [
-    pytest.param(number, marks=[] if number in SHORT_DEATHS else pytest.mark.slow)
-    for number in DEATHS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=[] if number in SHORT_DEATHS else pytest.mark.slow)
+        for number in DEATHS
+    ],
+)
 def test_a_run_that_dies_between_two_file_operations(number, settings, whole_run, tmp_path):
     """Before the one with this number, and at the same one again after the resume."""
     own = settings | {"output_dir": str(tmp_path)}

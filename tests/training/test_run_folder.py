@@ -30,11 +30,18 @@ def trained(tmp_path_factory):
     shutil.copy(root / "data" / "validation.csv", root / "data" / "test.csv")
     settings["test_data_csv"] = str(root / "data" / "test.csv")
     config, folder = write_config(root / "config.json", settings), run_folder(settings)
-    for flags in (["--profile"], ["--eval_only", "--checkpoint", "last"],
-                  ["--test_only", "--checkpoint", "last"]):
+    for flags in (
+        ["--profile"],
+        ["--eval_only", "--checkpoint", "last"],
+        ["--test_only", "--checkpoint", "last"],
+    ):
         assert train.main(["-c", config, "-g", "cpu", *flags]) == 0
-    assert explain.main(["--checkpoint", str(folder / "checkpoint.pth.tar"), "--clips", "1",
-                         "-g", "cpu"]) == 0
+    assert (
+        explain.main(
+            ["--checkpoint", str(folder / "checkpoint.pth.tar"), "--clips", "1", "-g", "cpu"]
+        )
+        == 0
+    )
     for name in ("stack.json", "bad_clips.csv", "history.csv.partial"):
         (folder / name).write_text("of the run that is gone")
     return settings
@@ -54,17 +61,31 @@ def files_in(folder) -> set[str]:
 def test_overwrite_leaves_nothing_of_the_run_that_is_gone(trained, tmp_path):
     folder, arguments = copy_of(trained, tmp_path)
     before = files_in(folder)
-    assert {"logits.npz", "predictions.csv", "confusion_matrix.png", "test_predictions.csv",
-            "test_submission.csv", "explained/time_probe.png"} <= before  # fmt: skip
+    assert {
+        "logits.npz",
+        "predictions.csv",
+        "confusion_matrix.png",
+        "test_predictions.csv",
+        "test_submission.csv",
+        "explained/time_probe.png",
+    } <= before
     assert any(name.startswith("profile/") for name in before)
     for path in folder.rglob("*.*"):
         if path.suffix in (".csv", ".json", ".html", ".partial", ".npz", ".png"):
             path.write_text("of the run that is gone")
     assert train.main([*arguments, "--overwrite"]) == 0
     assert {name for name in files_in(folder) if not name.startswith("tensorboard/")} == {
-        "config.json", "versions.json", "history.csv", "checkpoint.pth.tar", "model_best.pth.tar",
-        "report.html", "status.json", "logits.npz", "predictions.csv", "confusion_matrix.png",
-    }  # fmt: skip
+        "config.json",
+        "versions.json",
+        "history.csv",
+        "checkpoint.pth.tar",
+        "model_best.pth.tar",
+        "report.html",
+        "status.json",
+        "logits.npz",
+        "predictions.csv",
+        "confusion_matrix.png",
+    }
     assert not (folder / "explained").exists() and not (folder / "profile").exists()
     for name in files_in(folder):
         assert b"of the run that is gone" not in (folder / name).read_bytes(), name
@@ -72,8 +93,14 @@ def test_overwrite_leaves_nothing_of_the_run_that_is_gone(trained, tmp_path):
 
 def test_overwrite_keeps_the_files_of_others(trained, tmp_path):
     folder, arguments = copy_of(trained, tmp_path)
-    others = ["notes.txt", "explained/mine.png", "tensorboard/other/events.out.1",
-              "tensorboard/train/notes.txt", "profile/mine.json", "wave/1.mp4"]  # fmt: skip
+    others = [
+        "notes.txt",
+        "explained/mine.png",
+        "tensorboard/other/events.out.1",
+        "tensorboard/train/notes.txt",
+        "profile/mine.json",
+        "wave/1.mp4",
+    ]
     for name in others:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(name)
@@ -87,8 +114,9 @@ def test_a_second_training_is_refused_and_loses_nothing(trained, tmp_path, capsy
     folder, arguments = copy_of(trained, tmp_path)
     if not flags:  # the first epoch is not finished yet
         shutil.rmtree(folder)
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=PROJECT,
-                              stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "locked\n"
         before = {name: (folder / name).read_bytes() for name in files_in(folder)}

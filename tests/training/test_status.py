@@ -33,10 +33,15 @@ def test_each_moment_is_written(tmp_path, written):
     settings = make_settings(tmp_path, num_epochs=1)
     assert train.main(["-c", write_config(tmp_path / "config.json", settings), "-g", "cpu"]) == 0
     assert written == [
-        ("starting", 0, 0, ""), ("training", 0, 0, ""), ("training", 0, 1, ""),
-        ("training", 0, 2, ""), ("training", 0, 3, ""), ("validating", 0, 3, ""),
-        ("training", 1, 0, ""), ("done", 1, 0, "1 epochs are done"),
-    ]  # fmt: skip
+        ("starting", 0, 0, ""),
+        ("training", 0, 0, ""),
+        ("training", 0, 1, ""),
+        ("training", 0, 2, ""),
+        ("training", 0, 3, ""),
+        ("validating", 0, 3, ""),
+        ("training", 1, 0, ""),
+        ("done", 1, 0, "1 epochs are done"),
+    ]
     found = read_status(run_folder(settings))
     assert (found.process_id, found.num_steps, found.num_epochs) == (os.getpid(), 3, 1)
     assert found.scores["epoch"] == 1 and 0 <= found.scores["val_top1"] <= 100
@@ -55,8 +60,12 @@ def test_a_signal_is_written(tmp_path, monkeypatch):
     settings = make_settings(tmp_path, num_epochs=2)
     config = write_config(tmp_path / "config.json", settings)
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="with 143"):
-        train_until(["-c", config, "-g", "cpu"], 1, 1,
-                    lambda: patch.setattr(train.stopping, "requested", lambda: 15))
+        train_until(
+            ["-c", config, "-g", "cpu"],
+            1,
+            1,
+            lambda: patch.setattr(train.stopping, "requested", lambda: 15),
+        )
     found = read_status(run_folder(settings))
     assert (found.state, found.message, found.epoch, found.step) == ("stopped", "SIGTERM", 1, 2)
     assert train.main(["-c", config, "-g", "cpu", "--resume"]) == 0
