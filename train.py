@@ -221,7 +221,7 @@ def epoch_row(run: Run) -> dict[str, float]:
     num_clips, epoch = metrics["loss"][1], state.epoch + 1
     if not num_clips:
         raise UserError(
-            f"train_data_csv: epoch {epoch} had no step, since too few clips "
+            f"train_data_csv: epoch {epoch} has no step, since too few clips "
             "of each batch can be read; --check_data finds them all"
         )
     # The highest of all processes; in a resumed epoch, since it was resumed.

@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from clips.packs import open_folder
 from own_clips.settings import choose_settings
 from own_clips.survey import survey
 from system.config_file import load_config
@@ -106,7 +107,7 @@ class Training:
             values[f"{prefix}_data_folder"] = str(folder / "clips")
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
         if anew:
-            stats = survey(folder / "clips", list(self.data_set.clips), recipe, labels)
+            stats = survey(open_folder(folder / "clips"), list(self.data_set.clips), recipe, labels)
             for choice in choose_settings(stats, sets.count("train"), self.device_type):
                 values[choice.key] = choice.value
         write_text(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -906,7 +906,7 @@ def test_an_epoch_without_a_step_is_refused(command):
     for number in range(1, 6):
         frame_is(b"")(own_clip(number))
     check_message(
-        command("--overwrite", *SKIP), ["epoch 1 had no step", "train_data_csv", "--check_data"]
+        command("--overwrite", *SKIP), ["epoch 1 has no step", "train_data_csv", "--check_data"]
     )
 
 

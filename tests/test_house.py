@@ -313,7 +313,7 @@ def add_network(house):
     insert(
         house / "model.py", r"^NETWORKS\b.*\{\n", '    "mean_colour": Network(build_mean_colour),\n'
     )
-    insert(house / "config.py", r'^MODELS = \("conv3d", ', '"mean_colour", ')
+    insert(house / "config.py", r"^MODELS = \(\n", '    "mean_colour",\n')
 
 
 def add_augmentation(house):
@@ -323,7 +323,7 @@ def add_augmentation(house):
         r"^    random_erasing: .*\n.*\n    \)\n",
         '    negatives: bool = Field(False, description="Training clips are inverted.")\n',
     )
-    insert(house / "clips" / "reading.py", r"^from clips\.transforms import \(\n", "    invert,\n")
+    insert(house / "clips" / "reading.py", r"^from clips\.transforms import ", "invert, ")
     insert(
         house / "clips" / "reading.py",
         r"^def augment\(.*\n    \"\"\".*\n",

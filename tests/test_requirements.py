@@ -32,17 +32,17 @@ def imported(path) -> set[str]:
 
 
 def test_every_import_is_in_a_requirements_file():
-    rooms = [path.parent for path in PROJECT.glob("*/__init__.py")]
+    packages = [path.parent for path in PROJECT.glob("*/__init__.py")]
     program = [
         *PROJECT.glob("*.py"),
         *(
             path
-            for room in rooms
-            for path in room.rglob("*.py")
-            if room.name not in ("docs", "tests")
+            for package in packages
+            for path in package.rglob("*.py")
+            if package.name not in ("docs", "tests")
         ),
     ]
-    own = {path.stem for path in PROJECT.glob("*.py")} | {room.name for room in rooms}
+    own = {path.stem for path in PROJECT.glob("*.py")} | {package.name for package in packages}
     found = set().union(*map(imported, program)) - own - set(sys.stdlib_module_names)
     found = {DISTRIBUTIONS.get(name, name) for name in found}
     assert found <= required("requirements.txt") | required("requirements-export.txt")

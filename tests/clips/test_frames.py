@@ -335,14 +335,23 @@ def test_pixel_cap_is_checked_before_decoding(tmp_path, file_format):
         read_frame(tmp_path / "frame", MAX_PIXELS)
 
 
-ROOMS = ("clips", "doctor", "explaining", "networks", "reporting", "scoring", "system", "training")
+PACKAGES = (
+    "clips",
+    "doctor",
+    "explaining",
+    "networks",
+    "reporting",
+    "scoring",
+    "system",
+    "training",
+)
 IMPORT_ALL = """
 import cv2, importlib, pathlib, sys
 from PIL import Image
 before = cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS
-for room in sys.argv[1:]:
-    for path in pathlib.Path(room).glob("*.py"):
-        importlib.import_module(f"{room}.{path.stem}".removesuffix(".__init__"))
+for package in sys.argv[1:]:
+    for path in pathlib.Path(package).glob("*.py"):
+        importlib.import_module(f"{package}.{path.stem}".removesuffix(".__init__"))
 import predict, train
 from clips.frames import prepare_decoders
 assert (cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS) == before, "changed by an import"
@@ -353,4 +362,4 @@ assert (cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS) == (1, None)
 
 def test_importing_the_project_sets_up_no_decoder():
     project = Path(frames.__file__).parent.parent
-    subprocess.run([sys.executable, "-c", IMPORT_ALL, *ROOMS], cwd=project, check=True)
+    subprocess.run([sys.executable, "-c", IMPORT_ALL, *PACKAGES], cwd=project, check=True)

@@ -110,7 +110,7 @@ def test_only_depthwise_kernels_of_csn_see_time_and_space():
     [
         ("mvit_v2_s", {}, "clip_size 16 and crop_size 224 only"),
         ("conv3d", {"crop_size": 3}, "raise crop_size to 4 x 4 or more"),
-        ("s3d", {"clip_size": 1}, "s3d cannot take .* raise clip_size"),
+        ("s3d", {"clip_size": 1}, "s3d cannot use .* raise clip_size"),
     ],
 )
 def test_clips_that_are_too_small_are_refused(name, keys, remedy):

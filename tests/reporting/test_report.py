@@ -200,7 +200,7 @@ def test_without_an_evaluation(trained):
     ) or f"{float(history[1]['peak_memory_mib']):,.0f} MiB" in page.section("Speed")
     set_here, at_default = page.section("Settings").split("keys at their defaults")
     assert "batch_size 8 100 Clips per training step" in set_here and "dropout" not in set_here
-    assert "dropout 0.15 0.15 Share" in at_default
+    assert "dropout 0.15 0.15 Fraction" in at_default
 
 
 def test_the_time_of_the_run_is_that_of_its_starts(folder):

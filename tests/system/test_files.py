@@ -73,7 +73,7 @@ def test_a_host_that_may_have_died_is_waited_for(tmp_path, capsys):
                 lock.take(tmp_path)
             with pytest.raises(UserError):
                 lock.take(tmp_path, patience=0.1)
-            assert "waiting up to 0 s, in case it has died" in capsys.readouterr().out
+            assert "waiting up to 0 s in case it has died" in capsys.readouterr().out
             threading.Timer(0.3, holder.kill).start()
             lock.take(tmp_path, patience=60)
     # A dead process of this host has no lock.
