@@ -58,7 +58,7 @@ def take_pictures(page, folder, name):
 def recognised(page, gesture) -> str:
     """Wait until the camera's gesture is recognised; return what is said of it backwards."""
     page.js("$('try').click()")
-    page.until(f"$('verdict').textContent === '{gesture}' && !$('backwards').disabled")
+    page.until(f"$('verdict').textContent === '{gesture}' && !$('backwards').disabled", 600)
     page.js("$('backwards').click()")
     page.until("$('reverse').textContent")
     return page.js("$('reverse').textContent")
