@@ -92,7 +92,8 @@ class Slurm:
         return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.parametrize("num_nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_nodes", [1, 2])
 def test_a_job_is_requeued_before_its_limit_and_goes_on(num_nodes, tmp_path):
     settings = make_settings(tmp_path, num_epochs=100_000, print_freq=1)
     slurm = Slurm(tmp_path, write_config(tmp_path / "config.json", settings), num_nodes)

@@ -121,7 +121,13 @@ def error_of(settings, tmp_path, capfd, *flags) -> str:
 
 
 @pytest.mark.parametrize("skip", [{}, SKIP], ids=["stop", "skip"])
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(content, id=name, marks=[pytest.mark.slow] * (name != "zero bytes"))
+        for name, content in CONTENTS.items()
+    ],
+)
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [("train", range(1, 23)), ("validation", range(23, 30)), ("train", range(1, 30))],

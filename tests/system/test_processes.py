@@ -186,6 +186,7 @@ processes.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_the_others_wait_for_long_work_of_the_main_process(tmp_path):
     """Such as the baselines of thousands of long videos, which take longer than the time limit."""
     (tmp_path / "slow.py").write_text(SLOW_MAIN)
@@ -534,6 +535,7 @@ def read_command_line(process) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_the_others_end_and_resume_when_one_is_killed(project, two):
     check_killed(project, rank=1)
 
