@@ -132,7 +132,9 @@ def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
 # --- output ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("streams, unbuffered", [("stdout", ""), ("both", "1")])
+@pytest.mark.parametrize(
+    "streams, unbuffered", [("stdout", ""), pytest.param("both", "1", marks=pytest.mark.slow)]
+)
 def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_path, monkeypatch):
     """`train.py | head`, and `train.py 2>&1 | head`: as SIGPIPE would end any other command."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
@@ -168,6 +170,7 @@ def test_output_to_a_full_disk_is_named(tmp_path):
     assert ended.stderr.startswith("error: standard output: cannot be written"), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_obstacle(closed, tmp_path):
     settings = make_settings(tmp_path, num_epochs=1)

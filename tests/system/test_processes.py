@@ -666,6 +666,7 @@ def test_the_launcher_takes_the_gpus_it_is_told(flags, monkeypatch):
     assert started == 3 * [(2, 0), ("train.py", "-c", "a.json", "--resume")]
 
 
+@pytest.mark.slow
 def test_the_launcher_passes_on_a_mistake(project):
     """On the CPU, where two GPUs cannot be had."""
     process = launch("train.py", *project.flags("mistake", lr=-1.0))

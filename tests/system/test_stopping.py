@@ -94,7 +94,7 @@ MOMENTS = {
     "building": Moment("validation: 7 clips", 0, signal.SIGTERM, 2, True),
     "workers start": Moment("GFLOP", 0, signal.SIGINT, 2, True),
 }
-SHORT = ["training", "workers wait"]
+SHORT = ["workers wait"]
 
 
 # Long enough for the signal to find the run at work, however late this process sends it.
@@ -220,6 +220,7 @@ def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, t
     assert differences(whole_slow_run, resumed(slow_settings, tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_signal_when_all_is_done_changes_nothing(slow_settings, whole_slow_run, tmp_path):
     own = slow_settings | {"output_dir": str(tmp_path), "num_workers": 2}
     command = Command(write_config(tmp_path / "config.json", own))
