@@ -22,7 +22,7 @@ from scoring.baselines import NAMES as BASELINES
 from scoring.baselines import baselines_of_row
 from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
-from system.errors import UserError, message_for_user, summarize_validation
+from system.errors import UserError, escape_surrogates, message_for_user, summarize_validation
 from system.files import write_text
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, run_seconds
 
@@ -52,7 +52,7 @@ def write_report(folder: str | Path) -> Path:
     environment.filters["unbroken"] = unbroken
     page = environment.get_template(TEMPLATE).render(contents(run))
     path = run.folder / REPORT_FILE
-    write_text(path, page)
+    write_text(path, escape_surrogates(page))  # of paths in a command line
     return path
 
 

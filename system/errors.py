@@ -35,6 +35,11 @@ def check_system() -> None:
         )
 
 
+def escape_surrogates(text: str) -> str:
+    """Return the text with bytes of paths that are not UTF-8 escaped, so that it can be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def summarize(names, limit: int = 10) -> str:
     """Return `a, b, c and 12 more`: the first `limit` of `names`, and the number of others."""
     names = [str(name) for name in names]

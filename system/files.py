@@ -47,9 +47,9 @@ def atomic_write(path, backup=None, sync: bool = False, partial=None):
 
 
 def write_text(path, text: str) -> None:
-    """Write UTF-8 text atomically; bytes of paths that are not UTF-8 are escaped."""
+    """Write text as UTF-8, atomically. Raises UnicodeEncodeError if it cannot be encoded."""
     with atomic_write(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(text.encode("utf-8"))
 
 
 # --- locks -------------------------------------------------------------------------------------

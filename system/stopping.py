@@ -57,7 +57,7 @@ def raise_on_signal() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignore signals from here on; everything is written, and we are exiting."""
+    """Ignore signals: everything is written, and we are exiting."""
     _request.is_ignored = True
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from system import processes, stopping
-from system.errors import message_for_user
+from system.errors import escape_surrogates, message_for_user
 from system.files import write_text
 from training.callback import Callback
 from training.run_folder import STATUS_FILE
@@ -39,6 +39,7 @@ def write_status(folder: Path, state: str, **fields) -> None:
     """Write the status of this process's run to `folder`, atomically."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     status = Status(state=state, process_id=os.getpid(), time=now, **fields)
+    status.message = escape_surrogates(status.message)
     write_text(folder / STATUS_FILE, status.model_dump_json(indent=2) + "\n")
 
 

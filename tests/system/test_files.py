@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from system.errors import UserError
-from system.files import LOCK_FILE, FolderLock, open_locked, try_lock
+from system.files import LOCK_FILE, FolderLock, open_locked, try_lock, write_text
 
 PROJECT = Path(__file__).parent.parent.parent
 HOLDER = """
@@ -132,3 +132,12 @@ def test_a_file_that_was_deleted_meanwhile_is_made_again(tmp_path, monkeypatch):
     descriptor = open_locked(path, with_children=False)
     assert len(calls) == 2 and os.path.samestat(os.fstat(descriptor), path.stat())
     os.close(descriptor)
+
+
+def test_text_that_is_not_unicode_is_refused_and_changes_nothing(tmp_path):
+    """A clip's id that was altered in a CSV would name no clip."""
+    path = tmp_path / "train.csv"
+    write_text(path, "wave\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "wave\udcff\n")
+    assert path.read_text() == "wave\n" and list(tmp_path.iterdir()) == [path]

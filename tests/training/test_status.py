@@ -85,3 +85,9 @@ def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / STATUS_FILE).write_text(content)
     assert read_status(tmp_path) is None
+
+
+def test_a_message_may_name_a_path_of_any_bytes(tmp_path):
+    """Otherwise the error that ends the run would be hidden by that of its status."""
+    status.write_status(tmp_path, "failed", message="clips/\udcff: cannot be read")
+    assert read_status(tmp_path).message == "clips/\\udcff: cannot be read"
