@@ -67,6 +67,35 @@ INPUT_AND_NETWORK_KEYS = (
     "model",
     *MODEL_OPTIONS,
 )
+# Keys that the features of a frozen backbone depend on, besides its weights and the clips.
+FEATURE_MODELS = ("cnn_lstm", "trn")
+FEATURE_KEYS = (
+    "seed",
+    "feature_versions",
+    "clip_size",
+    "step_size",
+    "nclips",
+    "ncrops",
+    "frame_rate",
+    "sampling",
+    "frame_height",
+    "crop_size",
+    "mean",
+    "std",
+    "subtract_background",
+    "affine_degrees",
+    "affine_translate",
+    "affine_scale",
+    "affine_shear",
+    "horizontal_flip",
+    "flip_labels",
+    "colour_jitter",
+    "random_erasing",
+    "time_masking",
+    "step_jitter",
+    "model",
+    "backbone",
+)
 BACKBONES = (
     "resnet18",
     "resnet34",
@@ -278,6 +307,11 @@ class Config(BaseModel):
     dropout: Fraction = Field(0.15, description="Fraction of hidden units dropped in training.")
 
     # --- the training ------------------------------------------------------------------------
+    feature_versions: Annotated[int, Field(ge=0, le=2**16)] = Field(
+        0,
+        description="With a frozen backbone: compute its features once, for this many augmented "
+        "versions of each training clip, and train on them; 0: in each step.",
+    )
     batch_size: Size = Field(100, description="Clips per training step, over all processes.")
     eval_batch_size: Size | None = Field(
         None,
@@ -412,6 +446,7 @@ class Config(BaseModel):
             for key, models in MODEL_OPTIONS.items()
             if self.model not in models and getattr(self, key) != self._default(key)
         ]
+        problems += self._problems_of_features()
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs at least two frames")
         problems += self._problems_of_the_recipe()
@@ -420,6 +455,26 @@ class Config(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_features(self) -> list[str]:
+        """Return a message for each key that excludes `feature_versions`."""
+        if not self.feature_versions:
+            return []
+        found, problems = f"feature_versions: found {self.feature_versions}", []
+        if self.model not in FEATURE_MODELS:
+            models = ", ".join(FEATURE_MODELS)
+            problems.append(f"{found}; it applies to {models}, not to {self.model}; set it to 0")
+        elif self.freeze is not True:
+            problems.append(
+                f"{found}, but freeze is {json.dumps(self.freeze)}: features change while the "
+                "backbone is trained; set freeze to true, or feature_versions to 0"
+            )
+        if self.cutmix_alpha:
+            problems.append(
+                f"cutmix_alpha: found {self.cutmix_alpha:g}; features of whole frames have no "
+                "boxes to replace; use mixup_alpha, or set feature_versions to 0"
+            )
+        return problems
 
     def _problems_of_the_recipe(self) -> list[str]:
         """Return a message for each conflict between augmentations."""

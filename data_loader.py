@@ -106,9 +106,18 @@ def build_loader(annotations, config: Config, training: bool, device) -> DataLoa
         _check_batch_size(config, batches)
     else:
         batches = EvalBatches(len(annotations), config.videos_per_eval_batch)
-    num_workers = processes.loader_workers(config.num_workers)
+    return batch_loader(VideoFolder(annotations, config, training), batches, device)
+
+
+def batch_loader(data_set, batches, device, num_workers: int | None = None) -> DataLoader:
+    """Return a loader of the `Batch`es of `data_set`, whose keys `batches` yields.
+
+    num_workers: None starts as many as the config says.
+    """
+    if num_workers is None:
+        num_workers = processes.loader_workers(data_set.config.num_workers)
     return DataLoader(
-        VideoFolder(annotations, config, training),
+        data_set,
         batch_sampler=batches,
         collate_fn=as_it_is,
         num_workers=num_workers,

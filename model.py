@@ -141,10 +141,14 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 def normalize_clips(clips, device, config: Config) -> torch.Tensor:
     """Normalize clips on the device: uint8 [N, T, H, W, C] -> float32 [N, C, T, H, W].
 
+    Features of a frozen backbone, fp16 [N, T, ...], only become float32.
+
     With `subtract_background`, the mean frame of each clip is subtracted, but not from its optical
     flow, which is 0 where nothing moves. The result is in channels-last memory format, which is
     fastest for convolutions.
     """
+    if clips.is_floating_point():
+        return clips.to(device, non_blocking=True).float()
     mean, std = _per_channel(config.input_mean, device), _per_channel(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
     clips = clips.div_(255).sub_(mean).div_(std)

@@ -45,6 +45,17 @@ class FrameNetwork(nn.Module):
         return self.classify_features(self.frame_features(clips))
 
 
+class FeatureClassifier(nn.Module):
+    """A network of frames without its backbone: maps what `frame_features` computed to logits."""
+
+    def __init__(self, model: FrameNetwork):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features):
+        return self.model.classify_features(features)
+
+
 class CnnLstm(FrameNetwork):
     """A 2D ConvNet on each frame, an LSTM over the sequence. (Donahue et al., arXiv 1411.4389)
 

@@ -289,6 +289,22 @@ def all_gather(items: list) -> list:
     return [item for items in lists for item in items]
 
 
+def all_gather_bytes(data: torch.Tensor) -> list[torch.Tensor]:
+    """Return the bytes of each process, by rank. data: uint8 [size], as many in each process."""
+    if world_size() == 1:
+        return [data]
+    rows = [torch.empty_like(data) for _ in range(world_size())]
+    dist.all_gather(rows, data)
+    return rows
+
+
+def broadcast_bytes(data: torch.Tensor) -> torch.Tensor:
+    """Return the main process's bytes, uint8 [size]; the others give as many."""
+    if world_size() > 1:
+        dist.broadcast(data, src=0)
+    return data
+
+
 def broadcast_from_main(function, *arguments):
     """Call `function` in the main process; return its result, or raise its UserError, in all.
 
@@ -315,10 +331,10 @@ def broadcast_from_main(function, *arguments):
 # --- the network -------------------------------------------------------------------------------
 
 
-def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device, input_shape, autocast) -> nn.Module:
     """Return `model` with gradients averaged over all processes; `model` itself if there is one.
 
-    clips_shape: (N, T, H, W, C) of this process's part of a step; autocast: context of forward.
+    input_shape: of this process's part of a step; autocast: context of forward.
     """
     if world_size() == 1:
         return model
@@ -331,10 +347,12 @@ def parallel(model: nn.Module, device: torch.device, clips_shape, autocast) -> n
     # After its first backward pass, DDP sums in another order. If that pass were the first step,
     # three resumed processes would differ in the last bit from an uninterrupted run.
     kept = [buffer.clone() for buffer in model.buffers()]
-    clips = torch.zeros(clips_shape, device=device).permute(0, 4, 1, 2, 3)
+    inputs = torch.zeros(input_shape, device=device)
+    if inputs.dim() == 5:
+        inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
     network.train()
     with autocast:
-        logits = network(clips)
+        logits = network(inputs)
     logits.float().sum().backward()
     network.zero_grad()
     with torch.no_grad():

@@ -28,6 +28,7 @@ REPORT_FILE = "report.html"
 STATUS_FILE = "status.json"
 LOG_FOLDER = "tensorboard"
 PROFILE_FOLDER = "profile"
+FEATURES_FOLDER = "features"
 # A folder with any of these contains a run, which only --overwrite deletes.
 RECORDS = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT, HISTORY_FILE)
 # What a start replaces in a folder without a run, left by a start that failed before it saved.
@@ -47,6 +48,7 @@ RESULTS_BELOW = {  # folder -> patterns of files
     f"{LOG_FOLDER}/validation": ("events.*",),
     LOG_FOLDER: (),
     PROFILE_FOLDER: ("process_*.pt.trace.json",),
+    FEATURES_FOLDER: ("*.f16", "*.f16.jsonl"),
     "explained": (
         "time_probe.csv",
         "time_probe.png",
