@@ -19,6 +19,7 @@ from system.device import precision_name
 from system.files import write_text
 from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.callback import Callback, save_with_callbacks
+from training.features import delete_features
 from training.loss_watch import StopOnBadLoss
 from training.run import Run, split_columns, validation_columns
 from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch
@@ -227,6 +228,14 @@ class Report(Callback):
             add_report(run.config.run_folder)
 
 
+class DeleteFeatures(Callback):
+    """Delete the features of a frozen backbone once training is over, in the main process."""
+
+    def on_end(self, run, reason):
+        if processes.is_main():
+            delete_features(run.config.run_folder)
+
+
 BASELINE_HINT = (
     "train longer, start from the recipe in configs/few_clips.json, or look for wrong labels and "
     "clips that do not show their class (--check_data, report.html)"
@@ -329,5 +338,6 @@ def build_callbacks(run: Run, baselines: dict[str, float]) -> list[Callback]:
         Progress(),
         Evaluation(),
         Report(),
+        DeleteFeatures(),
         StatusFile(),
     ]

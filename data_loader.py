@@ -42,6 +42,11 @@ class VideoFolder(Dataset):
         shape = eval_shape(self.config)
         return (1, *shape[1:]) if self.training else shape
 
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Return the shape of the network's input for a clip, (C, T, H, W)."""
+        return self.config.num_channels, *self.config.clip_shape
+
     def __getitem__(self, key: int | ClipKey) -> tuple[torch.Tensor, int]:
         """Return a clip, uint8 [K, T, H, W, C], and its label. key: a CSV position, or a ClipKey.
 

@@ -19,7 +19,7 @@ from callbacks import build_callbacks
 from clips.batches import Batch, batches_of
 from clips.frames import prepare_decoders
 from config import Config
-from data_loader import build_loader, read_data
+from data_loader import batch_loader, build_loader, read_data
 from doctor.data_doctor import check_data
 from model import normalize_clips
 from networks.recompute import recompute_activations
@@ -44,6 +44,7 @@ from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
+from training.features import compute_features
 from training.mixing import mix_batch
 from training.optimization import clip_gradients, learning_rate, set_learning_rate, training_is_over
 from training.resuming import checkpoint_to_resume, named_checkpoint
@@ -180,7 +181,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
 def refresh_batchnorm(run: Run, loader) -> None:
     """Recompute BatchNorm's running statistics, which lag behind in the first steps."""
     if (run.state.epoch + 1) * len(loader) <= run.config.batchnorm_refresh_steps:
-        refresh_statistics(run.evaluated_model, loader, run.state.epoch, run.device, run.config)
+        refresh_statistics(run.evaluated_network, loader, run.state.epoch, run.device, run.config)
 
 
 def validate(run: Run, loader, callbacks: list[Callback]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,7 +192,7 @@ def validate(run: Run, loader, callbacks: list[Callback]) -> tuple[torch.Tensor,
             callback.on_validation_batch(run, batch)
 
     logits = compute_logits(
-        run.evaluated_model, len(run.class_names), loader, run.device, "validation", on_batch
+        run.evaluated_network, len(run.class_names), loader, run.device, "validation", on_batch
     )
     labels = torch.from_numpy(loader.dataset.annotations.labels)
     for callback in callbacks:
@@ -258,25 +259,38 @@ def run_training(config: Config, options, device) -> None:
     num_clips = -(-config.batch_size // (processes.world_size() * config.accumulate_steps))
     # Before the first epoch, in log files, too.
     print(format_description(describe(run.model, config.clip_shape), num_clips), flush=True)
-    if config.checkpoint_activations:
-        recompute_activations(run.model)
-    if config.compile:
-        run.model.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
-    num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
-    run.network = processes.parallel(
-        run.model,
-        device,
-        (num_clips, *config.clip_shape, config.num_channels),
-        autocast(device, config.precision),
-    )
-    if options.profile:
-        run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
-
     devices = describe_devices(device, config, is_trained=True)
     processes.broadcast_from_main(
         prepare_run_folder, config, is_resumed, options.overwrite, devices
     )
+    if config.feature_versions and not run.is_over:
+        sets = compute_features(run, train_set, validation_set)
+        if sets:
+            run.uses_features = True
+            train_loader, validation_loader = (
+                batch_loader(features, loader.batch_sampler, device, num_workers=0)
+                for features, loader in zip(sets, (train_loader, validation_loader), strict=True)
+            )
+    prepare_network(run, train_loader)
+    if options.profile:
+        run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)
     fit(run, train_loader, validation_loader, build_callbacks(run, baselines), checkpoint)
+
+
+def prepare_network(run: Run, train_loader) -> None:
+    """Set `run.network`: what the loop trains, compiled, in parts or in parallel, as configured."""
+    config, network = run.config, run.part_of(run.model)
+    if config.checkpoint_activations:
+        recompute_activations(run.model)
+    if config.compile:
+        network.compile(dynamic=False)  # shapes: whole batches, and an epoch's last one
+    num_clips = train_loader.batch_sampler.clips_per_part(config.accumulate_steps)
+    run.network = processes.parallel(
+        network,
+        run.device,
+        (num_clips, *train_loader.dataset.network_shape),
+        autocast(run.device, config.precision),
+    )
 
 
 def fit(run: Run, train_loader, validation_loader, callbacks: list[Callback], checkpoint) -> None:

@@ -1,32 +1,15 @@
-"""Networks that apply torchvision's 2D networks to frames: CNN and LSTM, TRN, two streams.
+"""Networks that apply 2D networks to frames: CNN and LSTM, TRN, two streams.
 
 Shapes: N clips, C channels, T frames, H, W pixels, F features.
 """
-
-from collections import OrderedDict
 
 import torch
 from torch import nn
 
 from config import Config
+from networks.backbones import build_backbone
 
 NUM_FLOW_CHANNELS = 2  # movement to the right, and down
-
-
-def build_backbone(name) -> tuple[nn.Sequential, int]:
-    """Build torchvision's network `name` without its last layers; also return its number F.
-
-    Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
-    """
-    import torchvision  # not at the top: it takes a second, and other networks do not need it
-
-    network = torchvision.models.get_model(name, weights=None)
-    parts = OrderedDict(network.named_children())
-    _, head = parts.popitem()
-    num_features = next(m for m in head.modules() if isinstance(m, nn.Linear)).in_features
-    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 does this in its forward
-    parts["flatten"] = nn.Flatten()
-    return nn.Sequential(parts), num_features
 
 
 class FrameNetwork(nn.Module):

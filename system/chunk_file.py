@@ -4,6 +4,7 @@ Beside the array `NAME` there is a journal, `NAME.jsonl`, whose first line descr
 line per finished chunk follows, once the chunk itself is on the disk.
 """
 
+import io
 import json
 import os
 import tempfile
@@ -27,7 +28,9 @@ class ChunkFile:
     """
 
     def __init__(self):
-        self.file, self.chunks = tempfile.TemporaryFile(buffering=0), {}
+        descriptor, path = tempfile.mkstemp()
+        os.unlink(path)
+        self.file, self.chunks = io.FileIO(descriptor, "rb+"), {}
 
     def write(self, chunk: dict, data: bytes | memoryview) -> None:
         """Write the bytes of a chunk at its "offset"."""
@@ -87,7 +90,7 @@ class JournaledFile(ChunkFile):
                 old.unlink(missing_ok=True)
             path.touch()
             write_text(self.journal, json.dumps({"id": self.id, "about": about}) + "\n")
-        self.file, self.synced = open(path, "rb+", buffering=0), time.monotonic()
+        self.file, self.synced = io.FileIO(path, "rb+"), time.monotonic()
 
     def write(self, chunk, data):
         """Write a chunk; its line in the journal follows within seconds, or at `sync`."""

@@ -32,7 +32,7 @@ from model import normalize_clips
 from networks.inference import fold_batchnorm
 from networks.stages import num_channels, to_meta
 from system import processes, stopping
-from system.chunk_file import ChunkFile, JournaledFile, journal_of, read_journal
+from system.chunk_file import ChunkFile, JournaledFile, SharedFile, journal_of, read_journal
 from system.device import computing_in, precision_name
 from system.errors import UserError, summarize
 from system.memory import format_bytes
@@ -97,6 +97,11 @@ class FeatureSet(Dataset):
         return (self.num_versions, len(self), *self.clip_shape)
 
     @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Return the shape of the head's input for a clip, (T, ...)."""
+        return self.clip_shape[1:]
+
+    @property
     def clip_bytes(self) -> int:
         return 2 * math.prod(self.clip_shape)
 
@@ -130,6 +135,7 @@ def describe(features: FeatureSet, model, precision: str) -> dict:
         "precision": precision,
         "shape": list(features.shape),
         "frames_per_chunk": FRAMES_PER_CHUNK,
+        "colours": [*features.config.input_mean, *features.config.input_std],
     } | features.config.model_dump(include=set(FEATURE_KEYS), mode="json")
 
 
@@ -418,7 +424,11 @@ class Progress:
             print(f"{self.title}: {self.done:,} frames in {rate}", flush=True)
         if isinstance(error, stopping.Stopped):
             name = signal.Signals(error.signal_number).name
-            print(f"stopped by {name}; the same command computes the {self.todo - self.done:,} other frames")
+            print(
+                f"stopped by {name}; {self.todo - self.done:,} frames are left, which the same "
+                "command computes",
+                flush=True,
+            )
 
 
 def delete_features(folder: Path) -> None:

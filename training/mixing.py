@@ -11,8 +11,8 @@ def mix_batch(clips: torch.Tensor, labels: torch.Tensor, num_classes: int, confi
     Mixup (Zhang et al., arXiv 1710.09412) blends whole clips, CutMix (Yun et al., arXiv
     1905.04899) replaces a box, the same in all frames. With both, each step draws one of them.
 
-    clips: float [N, C, T, H, W], or features of frames; labels: int64 [N]. Returns the clips, and the labels unchanged or
-    as probabilities, float [N, num_classes]. Random numbers come from PyTorch's global CPU
+    clips: float [N, C, T, H, W], or features of their frames; labels: int64 [N]. Returns the clips,
+    and the labels unchanged or as probabilities, float [N, num_classes]. Random numbers come from PyTorch's global CPU
     generator, which `seed_step` seeds.
     """
     if not config.mixup_alpha and not config.cutmix_alpha:

@@ -8,6 +8,7 @@ from config import Config
 from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
 from networks.convolutions import replace_slow_gradients
+from networks.frame_networks import FeatureClassifier
 from system import processes
 from system.device import loss_scaler, precision_name, to_device, warn_if_not_repeatable
 from system.errors import UserError
@@ -113,6 +114,7 @@ class Run:
     train_pack: str = ""  # identity of its pack; empty: it is not packed
     profile: StepProfile = field(default_factory=StepProfile)
     is_last_damaged: bool = False  # so the previous one was loaded
+    uses_features: bool = False  # the loaders' batches are features of a frozen backbone
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +124,15 @@ class Run:
     @property
     def evaluated_model(self) -> torch.nn.Module:
         return self.average.module if self.average else self.model
+
+    @property
+    def evaluated_network(self) -> torch.nn.Module:
+        """Return the evaluated model as a module that takes the loaders' batches."""
+        return self.part_of(self.evaluated_model)
+
+    def part_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the part of `model` that takes the loaders' batches: all of it, or its head."""
+        return FeatureClassifier(model) if self.uses_features else model
 
 
 def start_run(
