@@ -38,8 +38,11 @@ MODELS = (
     "two_stream",
     "mobilenet3d",
     "csn",
+    "linear",
+    "average",
     *TORCHVISION_VIDEO_MODELS,
 )
+MEMBERS = ("eco", "cnn_lstm", "trn", "conv3d", "mobilenet3d", "csn", "linear")  # of `average`
 FRAME_MODELS = ("eco", "cnn_lstm", "trn", "two_stream")
 # Keys that apply only to some networks.
 MODEL_OPTIONS = {
@@ -52,6 +55,8 @@ MODEL_OPTIONS = {
     "depth": ("csn",),
     "width": ("mobilenet3d", "csn"),
     "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "csn", "s3d"),
+    "members": ("average",),
+    "small_frame_height": ("average",),
 }
 # Keys that define a network and its input in evaluation.
 INPUT_AND_NETWORK_KEYS = (
@@ -69,7 +74,7 @@ INPUT_AND_NETWORK_KEYS = (
     "model",
     *MODEL_OPTIONS,
 )
-FEATURE_MODELS = ("eco", "cnn_lstm", "trn")  # whose features of frames can be kept
+FEATURE_MODELS = ("eco", "cnn_lstm", "trn", "average")  # whose features of frames can be kept
 # Keys that these features depend on, besides the clips and the backbone's weights.
 FEATURE_KEYS = (
     "seed",
@@ -302,7 +307,8 @@ class Config(BaseModel):
         description="conv3d: the tutorial's 3D ConvNet; eco: a 2D ConvNet on each frame and a 3D "
         "one on its maps; cnn_lstm: a 2D ConvNet on each frame and an LSTM; trn: Temporal Relation "
         "Network; two_stream: a frame and optical flow; mobilenet3d, csn: light 3D networks of "
-        "depthwise convolutions; the others: torchvision's video models.",
+        "depthwise convolutions; linear: a linear model of small grey frames; average: the mean of "
+        "several, its `members`; the others: torchvision's video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -319,6 +325,16 @@ class Config(BaseModel):
         16,
         description="eco: pixels per place of the backbone's maps; its blocks of larger stride "
         "are left out.",
+    )
+    members: list[Literal[MEMBERS]] = Field(
+        [],
+        description="average: the networks whose probabilities are averaged, such as "
+        '["eco", "conv3d", "linear"]; at most one of eco, cnn_lstm and trn.',
+    )
+    small_frame_height: Size = Field(
+        40,
+        description="average: height (pixels) to which frames are shrunk for the members that "
+        "have no 2D network.",
     )
     lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(
@@ -466,10 +482,12 @@ class Config(BaseModel):
             )
         problems += [
             f"{key}: found {getattr(self, key)!r}; it applies to {', '.join(models)}, not to "
-            f"{self.model}; remove it"
+            f"{' and '.join(self.networks)}; remove it"
             for key, models in MODEL_OPTIONS.items()
-            if self.model not in models and getattr(self, key) != self._default(key)
+            if not {*self.networks, self.model} & {*models}
+            and getattr(self, key) != self._default(key)
         ]
+        problems += self._problems_of_members()
         problems += self._problems_of_features()
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs at least two frames")
@@ -478,6 +496,17 @@ class Config(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_members(self) -> list[str]:
+        """Return a message for each conflict between the members of `average`."""
+        problems = []
+        if self.model == "average" and len(set(self.members)) != max(2, len(self.members)):
+            problems.append(f"members: found {self.members}; average needs two or more, each once")
+        if len(framed := [name for name in self.networks if name in FRAME_MODELS]) > 1:
+            problems.append(
+                f"members: found {' and '.join(framed)}; average takes only one of them"
+            )
+        return problems
 
     def _problems_of_features(self) -> list[str]:
         """Return a message for each key that excludes `feature_versions`."""
@@ -511,7 +540,7 @@ class Config(BaseModel):
                 f"pretrained_lr_scale: found {self.pretrained_lr_scale:g}, but with freeze true no "
                 "pretrained layer is trained; set one of the two"
             )
-        if self.pretrained == IMAGENET_WEIGHTS and self.model not in FRAME_MODELS:
+        if self.pretrained == IMAGENET_WEIGHTS and not {*self.networks} & {*FRAME_MODELS}:
             problems.append(
                 f'pretrained: found "{IMAGENET_WEIGHTS}"; it applies to {", ".join(FRAME_MODELS)}; '
                 f"for {self.model}, name a file or torchvision's weights"
@@ -549,6 +578,18 @@ class Config(BaseModel):
                 f"crop_size: found {self.crop_size}; optical flow needs at least 16 pixels"
             )
         return problems
+
+    @property
+    def networks(self) -> list[str]:
+        """Return the network, or the members of `average`."""
+        return self.members if self.model == "average" else [self.model]
+
+    @property
+    def small_crop(self) -> tuple[int, int]:
+        """Return height and width of the frames for the members without a 2D network."""
+        height, width = self.crop
+        scale = min(1, self.small_frame_height / height)
+        return round(height * scale), max(1, round(width * scale))
 
     @classmethod
     def _default(cls, key):

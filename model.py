@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from config import TORCHVISION_VIDEO_MODELS, Config
+from config import FRAME_MODELS, TORCHVISION_VIDEO_MODELS, Config
+from networks.average import Average
 from networks.csn import ChannelSeparatedResNet
 from networks.eco import Eco
 from networks.frame_networks import CnnLstm, TemporalRelationNetwork, TwoStream
+from networks.linear import LinearModel
 from networks.mobilenet3d import MobileNet3d
 from networks.stages import run_on_meta, stages, to_meta
 from networks.torchvision_video import build_torchvision_video
@@ -107,6 +109,17 @@ def build_conv3d(config: Config, num_classes) -> nn.Module:
     )
 
 
+def build_average(config: Config, num_classes) -> nn.Module:
+    """Build the networks `members`, and their mean."""
+    members = {}
+    for name in config.members:
+        keys = {"model": name}
+        if name not in FRAME_MODELS:
+            keys["crop_size"] = list(config.small_crop)
+        members[name] = NETWORKS[name].build(config.model_copy(update=keys), num_classes)
+    return Average(members, config.crop, config.small_crop)
+
+
 NETWORKS = {
     "conv3d": Network(build_conv3d),
     "eco": Network(Eco, pretrained="backbone."),
@@ -115,6 +128,8 @@ NETWORKS = {
     "trn": Network(TemporalRelationNetwork, pretrained="backbone."),
     # The temporal stream's first layer, of optical flow, is new.
     "two_stream": Network(TwoStream, pretrained="spatial."),
+    "linear": Network(LinearModel),
+    "average": Network(build_average, "members.", pretrained="backbone."),
     "mobilenet3d": Network(MobileNet3d),
     "csn": Network(ChannelSeparatedResNet),
     **{

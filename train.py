@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
-import torch.nn.functional as F
 
 from callbacks import build_callbacks
 from clips.batches import Batch, batches_of
@@ -22,12 +21,14 @@ from config import Config
 from data_loader import batch_loader, build_loader, read_data
 from doctor.data_doctor import check_data
 from model import normalize_clips
+from networks.average import mean_probability
 from networks.recompute import recompute_activations
 from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
 from scoring.baselines import baselines_of_run
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
 from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
+from scoring.linear import fit_linear_models
 from scoring.results import is_scored, print_results
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -46,7 +47,13 @@ from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
 from training.features import compute_features
 from training.mixing import mix_batch
-from training.optimization import clip_gradients, learning_rate, set_learning_rate, training_is_over
+from training.optimization import (
+    clip_gradients,
+    learning_rate,
+    set_learning_rate,
+    training_is_over,
+    training_loss,
+)
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
 from training.run_folder import (
@@ -165,16 +172,16 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
-    loss_sum = F.cross_entropy(
-        logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
-    )
+    loss_sum = training_loss(logits, targets, config)
     with section("backward"):
         # DDP averages gradients over processes, so each weights its part. An inf loss can have
         # finite gradients; as NaN they make the optimizers of all processes skip the step.
         weight = processes.world_size() / sum(counts)
         weight = torch.where(loss_sum.detach().isfinite(), weight, torch.nan)
         run.scaler.scale(loss_sum * weight).backward()
-    run.state.metrics.update(loss_sum, logits, labels)
+    run.state.metrics.update(
+        loss_sum, logits if logits.dim() == 2 else mean_probability(logits), labels
+    )
     return loss_sum.detach()
 
 
@@ -253,6 +260,8 @@ def run_training(config: Config, options, device) -> None:
     run = start_run(
         config, class_names, device, checkpoint, train_set.digest(), train_set.folder.identity
     )
+    if checkpoint is None:
+        fit_linear_models(run, train_set)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -155,3 +156,17 @@ def clip_gradients(model: nn.Module, largest_norm: float | None) -> torch.Tensor
     if largest_norm:
         clip_grads_with_norm_(parameters, largest_norm, norm)
     return norm
+
+
+def training_loss(logits, targets, config: Config) -> torch.Tensor:
+    """Return the sum of the clips' losses; of the members of `average`, the mean over members.
+
+    logits: [N, classes], or of each member [N, S, classes]; targets: int64 [N], or probabilities
+    [N, classes].
+    """
+    keys = {"reduction": "sum", "label_smoothing": config.label_smoothing}
+    if logits.dim() == 2:
+        return F.cross_entropy(logits.float(), targets, **keys)
+    num_members = logits.shape[1]
+    targets = targets[..., None].expand(*targets.shape, num_members)
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, **keys) / num_members

@@ -1,0 +1,69 @@
+"""Several networks on the same clips; the mean of their probabilities is the answer.
+
+They make different mistakes, so the mean is often better than the best of them. (Two-stream
+networks average in the same way: Simonyan and Zisserman, NeurIPS 2014)
+Shapes: N clips, C channels, T frames, H, W pixels, S members, F features.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.frame_networks import FrameNetwork
+from networks.stages import to_meta
+
+
+class Average(FrameNetwork):
+    """The mean of several networks, of which at most one has a 2D network for each frame.
+
+    That one sees the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`. In
+    training mode the output is the logits of each member, [N, S, num_classes], so that each learns
+    as it does alone; in evaluation mode, the logarithm of their mean probability.
+    """
+
+    def __init__(self, members: dict[str, nn.Module], crop, small_crop):
+        super().__init__()
+        self.small_crop, self.map_shape, self.backbone = tuple(small_crop), (), nn.Sequential()
+        for member in members.values():
+            if isinstance(member, FrameNetwork):
+                # At the top, where `freeze` and pretrained weights look for it.
+                self.backbone = member.backbone
+                del member.backbone
+                picture = torch.empty(1, 3, *crop, device="meta")
+                self.map_shape = tuple(to_meta(self.backbone)(picture).shape[1:])
+        self.members = nn.ModuleDict(members)
+
+    def frame_features(self, clips):
+        """Return each frame's small picture and maps in one vector: [N, C, T, H, W] -> [N, T, F]."""
+        parts = [self.small_clips(clips).transpose(1, 2).flatten(2)]
+        if self.map_shape:
+            parts.append(super().frame_features(clips).flatten(2))
+        return torch.cat(parts, 2)
+
+    def small_clips(self, clips):
+        """Return the clips as the members without a 2D network see them, [N, C, T, h, w]."""
+        return F.interpolate(clips, (clips.shape[2], *self.small_crop), mode="area")
+
+    def classify_features(self, features):
+        num_pixels = 3 * math.prod(self.small_crop)
+        small = features[..., :num_pixels].unflatten(2, (3, *self.small_crop)).transpose(1, 2)
+        small = small.contiguous(memory_format=torch.channels_last_3d)
+        if self.map_shape:
+            maps = features[..., num_pixels:].unflatten(2, self.map_shape)
+        logits = torch.stack(
+            [
+                member.classify_features(maps)
+                if isinstance(member, FrameNetwork)
+                else member(small)
+                for member in self.members.values()
+            ],
+            dim=1,
+        )
+        return logits if self.training else mean_probability(logits)
+
+
+def mean_probability(logits) -> torch.Tensor:
+    """Return the logarithm of the members' mean probability: [N, S, classes] -> [N, classes]."""
+    return logits.float().log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
