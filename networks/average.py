@@ -46,12 +46,17 @@ class Average(FrameNetwork):
         """Return the clips as the members without a 2D network see them, [N, C, T, h, w]."""
         return F.interpolate(clips, (clips.shape[2], *self.small_crop), mode="area")
 
-    def classify_features(self, features):
+    def split_features(self, features):
+        """Return the small clips [N, C, T, h, w], and the maps [N, T, ...] or None."""
         num_pixels = 3 * math.prod(self.small_crop)
         small = features[..., :num_pixels].unflatten(2, (3, *self.small_crop)).transpose(1, 2)
         small = small.contiguous(memory_format=torch.channels_last_3d)
-        if self.map_shape:
-            maps = features[..., num_pixels:].unflatten(2, self.map_shape)
+        if not self.map_shape:
+            return small, None
+        return small, features[..., num_pixels:].unflatten(2, self.map_shape)
+
+    def classify_features(self, features):
+        small, maps = self.split_features(features)
         logits = torch.stack(
             [
                 member.classify_features(maps)

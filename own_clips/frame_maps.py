@@ -1,0 +1,75 @@
+"""Features of every frame of some clips, from which short trainings draw their clips.
+
+Shapes: N clips, F frames of a clip, T frames of a window, D numbers per frame.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clips.annotations import Annotations
+from clips.frames import FrameError
+from clips.reading import eval_transforms, read_windows
+from clips.sampling import eval_positions, train_positions
+from config import Config
+from model import normalize_clips
+from networks.average import Average
+from system import processes
+
+MAX_FRAMES = 48  # of a clip; of longer ones, evenly spaced ones
+FRAMES_AT_ONCE = 32  # through the 2D network
+
+
+class FrameMaps(NamedTuple):
+    """The features of the frames of the clips that can be read."""
+
+    indices: np.ndarray  # int [N], positions in the annotations
+    lengths: np.ndarray  # int [N], frames of the whole clip
+    features: list[torch.Tensor]  # fp16 [F, D] of each clip
+
+    def train_clips(self, chosen, config: Config, rng) -> torch.Tensor:
+        """Return random windows of the clips at `chosen`, float32 [N, T, D]."""
+        return self._windows(chosen, lambda length: train_positions(length, config, rng))
+
+    def eval_clips(self, chosen, config: Config) -> torch.Tensor:
+        """Return all evaluation windows of the clips at `chosen`, float32 [N * nclips, T, D]."""
+        return self._windows(chosen, lambda length: eval_positions(length, config))
+
+    def _windows(self, chosen, positions_of) -> torch.Tensor:
+        windows = []
+        for index in chosen:
+            length, features = int(self.lengths[index]), self.features[index]
+            positions = positions_of(length) * len(features) // length  # [K, T]
+            windows += [features[torch.from_numpy(row)] for row in positions]
+        return torch.stack(windows).float()
+
+
+def frame_maps(annotations: Annotations, chosen, network: Average, config: Config) -> FrameMaps:
+    """Compute the features of the clips at `chosen`, as evaluation sees their frames.
+
+    Clips that cannot be read are left out.
+    """
+
+    def read(index):
+        try:
+            source = annotations.clip(int(index)).open(config)
+            num_frames = min(len(source), MAX_FRAMES)
+            places = np.arange(num_frames) * len(source) // num_frames
+            frames = np.empty((1, num_frames, *config.crop, 3), np.uint8)
+            read_windows(source, places[None], eval_transforms(config)[:1], frames)
+            return index, len(source), frames
+        except FrameError:
+            return None
+
+    found, device = [], torch.device("cpu")
+    with ThreadPoolExecutor(processes.available_cores()) as pool, torch.inference_mode():
+        clips = tqdm(pool.map(read, chosen), "features", len(chosen), leave=False, disable=None)
+        for index, length, frames in filter(None, clips):
+            clip = normalize_clips(torch.from_numpy(frames), device, config)
+            parts = [network.frame_features(part)[0] for part in clip.split(FRAMES_AT_ONCE, 2)]
+            found.append((index, length, torch.cat(parts).half()))
+    indices, lengths, features = zip(*found, strict=True) if found else ((), (), ())
+    return FrameMaps(np.array(indices, int), np.array(lengths, int), list(features))
