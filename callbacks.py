@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clips.bad_clips import BadClips
+from features.feature_files import delete_features
 from reporting.curves import TensorBoard
 from reporting.page import add_report, write_evaluation
 from scoring.baselines import NAMES
@@ -19,7 +20,6 @@ from system.device import precision_name
 from system.files import write_text
 from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.callback import Callback, save_with_callbacks
-from training.features import delete_features
 from training.loss_watch import StopOnBadLoss
 from training.run import Run, split_columns, validation_columns
 from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch

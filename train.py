@@ -20,6 +20,7 @@ from clips.frames import prepare_decoders
 from config import Config
 from data_loader import batch_loader, build_loader, read_data
 from doctor.data_doctor import check_data
+from features.computing import compute_features
 from model import normalize_clips
 from networks.average import mean_probability
 from networks.recompute import recompute_activations
@@ -45,7 +46,7 @@ from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
-from training.features import compute_features
+from training.freezing import set_to_training
 from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
@@ -54,6 +55,7 @@ from training.optimization import (
     training_is_over,
     training_loss,
 )
+from training.pretrained import with_normalization
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
 from training.run_folder import (
@@ -104,7 +106,7 @@ def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
     """Run the remaining steps of the current epoch."""
     config, state, num_steps = run.config, run.state, len(loader)
     loader.batch_sampler.start_at(state.epoch, state.step)
-    run.network.train()
+    set_to_training(run.network)
     for callback in callbacks:
         callback.on_epoch_start(run, loader)
     start = time.perf_counter()
@@ -252,6 +254,7 @@ def epoch_row(run: Run) -> dict[str, float]:
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
+    config = processes.broadcast_from_main(with_normalization, config, checkpoint)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)

@@ -12,8 +12,8 @@ def mix_batch(clips: torch.Tensor, labels: torch.Tensor, num_classes: int, confi
     1905.04899) replaces a box, the same in all frames. With both, each step draws one of them.
 
     clips: float [N, C, T, H, W], or features of their frames; labels: int64 [N]. Returns the clips,
-    and the labels unchanged or as probabilities, float [N, num_classes]. Random numbers come from PyTorch's global CPU
-    generator, which `seed_step` seeds.
+    and the labels unchanged or as probabilities, float [N, num_classes]. Random numbers come from
+    PyTorch's global CPU generator, which `seed_step` seeds.
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return clips, labels

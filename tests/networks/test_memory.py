@@ -28,6 +28,7 @@ NETWORKS = [
     "cnn_lstm",
     "trn",
     "two_stream",
+    "eco",
     "mobilenet3d",
     "csn",
     "r3d_18",

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import BACKBONES, MODELS
+from config import BACKBONES, FRAME_MODELS, MODELS
 from model import build_model
 from networks.frame_networks import TemporalRelationNetwork
 from networks.inference import fold_batchnorm
@@ -20,7 +20,7 @@ SHORT = [name for name in MODELS if not name.startswith(("mvit", "swin3d_s", "sw
 
 def small_config(name, **keys):
     options = {key: value for key, value in SMALL.items() if key != "backbone"}
-    if name in ("cnn_lstm", "trn", "two_stream"):
+    if name in FRAME_MODELS:
         options = SMALL
     if name == "s3d":
         options = options | {"clip_size": 8}
@@ -130,7 +130,7 @@ def test_relations_are_of_ordered_frames_and_repeat_in_evaluation():
     assert torch.equal(model.tuples(2, "cpu"), model.tuples(2, "cpu"))
 
 
-@pytest.mark.parametrize("name", ["conv3d", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn"])
+@pytest.mark.parametrize("name", ["conv3d", *FRAME_MODELS, "mobilenet3d", "csn"])
 def test_the_order_of_frames_matters_to_every_approach(name):
     """The order-free part of two_stream apart, reversing a clip moves the logits."""
     torch.manual_seed(0)

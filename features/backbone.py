@@ -1,0 +1,49 @@
+"""A frozen backbone as a function from pixels to features, as fast as the machine allows."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from config import Config
+from model import normalize_clips
+from networks.inference import fold_batchnorm
+from networks.stages import num_channels, to_meta
+from system.device import computing_in
+
+FRAMES_AT_ONCE = 16  # through the backbone, so that its activations stay in the cache
+
+
+def window_shape(model, config: Config) -> tuple[int, ...]:
+    """Return the shape of a window's features, (T, ...), computed without data."""
+    clip = torch.empty(1, num_channels(model), *config.clip_shape, device="meta")
+    with torch.no_grad():
+        return tuple(to_meta(model).frame_features(clip).shape[1:])
+
+
+@contextmanager
+def backbone_function(model, device, config: Config):
+    """Yield the function that computes features on the device, in `eval_precision`.
+
+    It maps windows, uint8 [N, T, H, W, C], to their features, fp16 [N, T, ...] on the CPU. On a CPU
+    each thread computes other frames: small convolutions gain little from several threads.
+    """
+    network = fold_batchnorm(model)
+    num_threads = 1 if device.type == "cuda" else torch.get_num_threads()
+
+    def compute_part(frames):
+        with torch.inference_mode(), computing_in(device, config.eval_precision):
+            return network.frame_features(frames).half()[:, 0].cpu()
+
+    def compute(windows: torch.Tensor) -> torch.Tensor:
+        clips = normalize_clips(windows, device, config)  # [N, C, T, H, W]
+        frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # clips of one frame
+        features = torch.cat(list(pool.map(compute_part, frames.split(FRAMES_AT_ONCE))))
+        return features.unflatten(0, tuple(windows.shape[:2]))
+
+    # The number is that of new threads, too.
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield compute
+        finally:
+            torch.set_num_threads(num_threads)

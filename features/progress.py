@@ -1,0 +1,62 @@
+"""The progress of computing features."""
+
+import signal
+import time
+
+from tqdm import tqdm
+
+from features.feature_set import Chunks, FeatureSet
+from system import processes, stopping
+
+SECONDS_BETWEEN_LINES = 10.0  # if the output is not a terminal
+
+
+class Progress:
+    """A bar with frames per second and the time left, or a line from time to time."""
+
+    def __init__(self, features: FeatureSet, chunks: Chunks):
+        frames = features.frames_per_clip
+        self.frames, self.title = frames, f"features of {features.name} clips"
+        todo = sum(len(chunks.clips(number)[1]) for number in chunks.todo)
+        total = features.num_versions * len(features)
+        self.bar = tqdm(
+            total=total * frames,
+            initial=(total - todo) * frames,
+            desc=self.title,
+            unit=" frames",
+            leave=False,
+            disable=None if processes.is_main() else True,  # None: only in a terminal
+        )
+        self.todo, self.done = todo * frames, 0
+
+    def __enter__(self):
+        self.start = self.shown = time.perf_counter()
+        return self
+
+    def update(self, chunk: dict) -> None:
+        count = len(chunk["labels"]) * self.frames
+        self.done += count
+        self.bar.update(count)
+        now = time.perf_counter()
+        if self.bar.disable and now - self.shown > SECONDS_BETWEEN_LINES and self.done < self.todo:
+            self.shown, rate = now, self.done / (now - self.start)
+            left = tqdm.format_interval((self.todo - self.done) / rate)
+            print(
+                f"{self.title}: {self.done:,}/{self.todo:,} frames, {rate:,.0f} frames/s, "
+                f"{left} left",
+                flush=True,
+            )
+
+    def __exit__(self, kind, error, _):
+        self.bar.close()
+        seconds = time.perf_counter() - self.start
+        if self.done:
+            rate = f"{seconds:.1f} s, {self.done / seconds:,.0f} frames/s"
+            print(f"{self.title}: {self.done:,} frames in {rate}", flush=True)
+        if isinstance(error, stopping.Stopped):
+            name = signal.Signals(error.signal_number).name
+            print(
+                f"stopped by {name}; {self.todo - self.done:,} frames are left, which the same "
+                "command computes",
+                flush=True,
+            )
