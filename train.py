@@ -27,7 +27,13 @@ from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
 from scoring.baselines import baselines_of_run
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
-from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
+from scoring.evaluation import (
+    balanced_accuracy,
+    compute_logits,
+    last_and_best,
+    score,
+    score_intervals,
+)
 from scoring.results import is_scored, print_results
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -45,7 +51,13 @@ from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
 from training.mixing import mix_batch
-from training.optimization import clip_gradients, learning_rate, set_learning_rate, training_is_over
+from training.optimization import (
+    clip_gradients,
+    learning_rate,
+    loss_weights,
+    set_learning_rate,
+    training_is_over,
+)
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
 from training.run_folder import (
@@ -165,7 +177,11 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
     loss_sum = F.cross_entropy(
-        logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
+        logits.float(),
+        targets,
+        run.class_weights,
+        reduction="sum",
+        label_smoothing=config.label_smoothing,
     )
     with section("backward"):
         # DDP averages gradients over processes, so each weights its part. An inf loss can have
@@ -205,6 +221,7 @@ def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Ca
     groups = validation_loader.dataset.annotations.groups
     interval = score_intervals(logits, labels, groups)["top1"]
     scores |= {"top1_low": interval.low, "top1_high": interval.high}
+    scores["balanced"] = balanced_accuracy(logits, labels)
     row = epoch_row(run) | validation_columns(scores)
     for callback in callbacks:
         callback.add_to_row(run, row)
@@ -252,6 +269,7 @@ def run_training(config: Config, options, device) -> None:
     run = start_run(
         config, class_names, device, checkpoint, train_set.digest(), train_set.folder.identity
     )
+    run.class_weights = loss_weights(config, train_set.labels, len(class_names), device)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
