@@ -32,6 +32,7 @@ TORCHVISION_VIDEO_MODELS = {
 MIN_ALPHA = 1e-3  # of a Beta distribution; far below, its samples are inaccurate
 MODELS = (
     "conv3d",
+    "eco",
     "cnn_lstm",
     "trn",
     "two_stream",
@@ -39,12 +40,13 @@ MODELS = (
     "csn",
     *TORCHVISION_VIDEO_MODELS,
 )
-FRAME_MODELS = ("cnn_lstm", "trn", "two_stream")
+FRAME_MODELS = ("eco", "cnn_lstm", "trn", "two_stream")
 # Keys that apply only to some networks.
 MODEL_OPTIONS = {
     "block_widths": ("conv3d",),
     "head_widths": ("conv3d",),
     "backbone": FRAME_MODELS,
+    "backbone_stride": ("eco",),
     "lstm_units": ("cnn_lstm",),
     "trn_scales": ("trn",),
     "depth": ("csn",),
@@ -76,7 +78,11 @@ BACKBONES = (
     "mobilenet_v3_large",
     "efficientnet_b0",
     "efficientnet_b1",
+    "efficientnet_lite0",
 )
+IMAGENET_WEIGHTS = "imagenet"  # value of `pretrained`
+# Normalization of torchvision's weights of ImageNet, and of networks from random weights.
+IMAGENET_COLOURS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # The limits refuse values that would later exceed memory or an integer.
@@ -109,13 +115,25 @@ class Config(BaseModel):
     )
     pretrained: str | None = Field(
         None,
-        description="Initial weights of a new run: a checkpoint, a file with a state dict, or the "
-        "name of torchvision's weights, such as R3D_18_Weights.KINETICS400_V1; 2D weights are "
-        "inflated for 3D networks; null: random weights.",
+        description="Initial weights of a new run: a checkpoint, a file with a state dict, "
+        "imagenet for the backbone's, or the name of torchvision's weights, such as "
+        "R3D_18_Weights.KINETICS400_V1; 2D weights are inflated for 3D networks; null: random "
+        "weights.",
     )
     new_head: bool = Field(
         False,
         description="With `pretrained`: initialize the last layer randomly, for other classes.",
+    )
+    freeze: bool | PositiveInt = Field(
+        False,
+        description="With `pretrained`: the stages that are not trained. true: the whole "
+        "pretrained part (the backbone, of two_stream its spatial stream, otherwise all but the "
+        "classifier); a number: that many of its first stages, as listed when training starts.",
+    )
+    pretrained_lr_scale: PositiveFloat = Field(
+        1.0,
+        le=1e6,
+        description="With `pretrained`: factor of the learning rate of the pretrained part.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
     num_epochs: int = Field(
@@ -250,11 +268,13 @@ class Config(BaseModel):
         description="Crops per clip in evaluation: the centre, or also both ends of the longer "
         "side; their scores are averaged with those of nclips.",
     )
-    mean: Colour = Field(
-        [0.485, 0.456, 0.406], description="Subtracted from RGB in 0..1 (default: ImageNet's)."
+    mean: Colour | None = Field(
+        None,
+        description="Subtracted from RGB in 0..1; null: as for the weights of `pretrained`, "
+        "otherwise ImageNet's.",
     )
-    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = Field(
-        [0.229, 0.224, 0.225], description="RGB is then divided by this (default: ImageNet's)."
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] | None = Field(
+        None, description="RGB is then divided by this; null: like mean."
     )
 
     subtract_background: bool = Field(
@@ -266,10 +286,10 @@ class Config(BaseModel):
     # --- the network -------------------------------------------------------------------------
     model: Literal[MODELS] = Field(
         "conv3d",
-        description="conv3d: the tutorial's 3D ConvNet; cnn_lstm: a 2D ConvNet on each frame and "
-        "an LSTM; trn: Temporal Relation Network; two_stream: a frame and optical flow; "
-        "mobilenet3d, csn: light 3D networks of depthwise convolutions; the others: torchvision's "
-        "video models.",
+        description="conv3d: the tutorial's 3D ConvNet; eco: a 2D ConvNet on each frame and a 3D "
+        "one on its maps; cnn_lstm: a 2D ConvNet on each frame and an LSTM; trn: Temporal Relation "
+        "Network; two_stream: a frame and optical flow; mobilenet3d, csn: light 3D networks of "
+        "depthwise convolutions; the others: torchvision's video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -280,7 +300,12 @@ class Config(BaseModel):
         description="conv3d: channels of the last convolution, then of each hidden layer.",
     )
     backbone: Literal[BACKBONES] = Field(
-        "resnet18", description="cnn_lstm, trn, two_stream: torchvision's network for the frames."
+        "resnet18", description="eco, cnn_lstm, trn, two_stream: the 2D ConvNet for the frames."
+    )
+    backbone_stride: Literal[8, 16, 32] = Field(
+        16,
+        description="eco: pixels per place of the backbone's maps; its blocks of larger stride "
+        "are left out.",
     )
     lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(
@@ -436,11 +461,29 @@ class Config(BaseModel):
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs at least two frames")
         problems += self._problems_of_the_recipe()
-        if self.new_head and not self.pretrained:
-            problems.append("new_head: found true, but `pretrained` is null; set both or neither")
+        problems += self._problems_of_pretrained()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_pretrained(self) -> list[str]:
+        """Return a message for each conflict with `pretrained`."""
+        problems = [
+            f"{key}: found {json.dumps(value)}, but `pretrained` is null; set both or neither"
+            for key in ("new_head", "freeze", "pretrained_lr_scale")
+            if (value := getattr(self, key)) != self._default(key) and not self.pretrained
+        ]
+        if self.freeze is True and self.pretrained_lr_scale != 1:
+            problems.append(
+                f"pretrained_lr_scale: found {self.pretrained_lr_scale:g}, but with freeze true no "
+                "pretrained layer is trained; set one of the two"
+            )
+        if self.pretrained == IMAGENET_WEIGHTS and self.model not in FRAME_MODELS:
+            problems.append(
+                f'pretrained: found "{IMAGENET_WEIGHTS}"; it applies to {", ".join(FRAME_MODELS)}; '
+                f"for {self.model}, name a file or torchvision's weights"
+            )
+        return problems
 
     def _problems_of_the_recipe(self) -> list[str]:
         """Return a message for each conflict between augmentations."""
@@ -497,13 +540,16 @@ class Config(BaseModel):
 
     @property
     def input_mean(self) -> tuple[float, ...]:
-        """Return the mean of each input channel, in 0..1; optical flow is centred at 0.5."""
-        return (*self.mean, *[0.5] * (self.num_channels - 3))
+        """Return the mean of each input channel, in 0..1; optical flow is centred at 0.5.
+
+        A run sets `mean` and `std` when it starts; those that never did have ImageNet's.
+        """
+        return (*(self.mean or IMAGENET_COLOURS["mean"]), *[0.5] * (self.num_channels - 3))
 
     @property
     def input_std(self) -> tuple[float, ...]:
         """Return the standard deviation of each input channel."""
-        return (*self.std, *[0.1] * (self.num_channels - 3))
+        return (*(self.std or IMAGENET_COLOURS["std"]), *[0.1] * (self.num_channels - 3))
 
     @property
     def windows_per_video(self) -> int:

@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import TORCHVISION_VIDEO_MODELS, Config
 from networks.csn import ChannelSeparatedResNet
+from networks.eco import Eco
 from networks.frame_networks import CnnLstm, TemporalRelationNetwork, TwoStream
 from networks.mobilenet3d import MobileNet3d
-from networks.stages import run_on_meta, to_meta
+from networks.stages import run_on_meta, stages, to_meta
 from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
@@ -93,10 +94,11 @@ def hidden_layer(inputs, outputs, dropout):
 
 
 class Network(NamedTuple):
-    """How to build a network, and the prefix of its classifier."""
+    """How to build a network, and the prefixes of its classifier and of its pretrained part."""
 
     build: Callable  # (config, number of classes) -> module
     head: str = "classifier"  # prefix of the classifier's names
+    pretrained: str = ""  # prefix of what `pretrained` usually fills; empty: all but the classifier
 
 
 def build_conv3d(config: Config, num_classes) -> nn.Module:
@@ -107,9 +109,12 @@ def build_conv3d(config: Config, num_classes) -> nn.Module:
 
 NETWORKS = {
     "conv3d": Network(build_conv3d),
-    "cnn_lstm": Network(CnnLstm),
-    "trn": Network(TemporalRelationNetwork),  # its heads are `classifiers`
-    "two_stream": Network(TwoStream),
+    "eco": Network(Eco, pretrained="backbone."),
+    "cnn_lstm": Network(CnnLstm, pretrained="backbone."),
+    # Its heads are `classifiers`.
+    "trn": Network(TemporalRelationNetwork, pretrained="backbone."),
+    # The temporal stream's first layer, of optical flow, is new.
+    "two_stream": Network(TwoStream, pretrained="spatial."),
     "mobilenet3d": Network(MobileNet3d),
     "csn": Network(ChannelSeparatedResNet),
     **{
@@ -117,6 +122,16 @@ NETWORKS = {
         for name, head in TORCHVISION_VIDEO_MODELS.items()
     },
 }
+
+
+def pretrained_stages(model: nn.Module, config: Config) -> list[tuple[str, nn.Module]]:
+    """Return the stages of the network that `freeze` and `pretrained_lr_scale` apply to."""
+    network = NETWORKS[config.model]
+    return [
+        (name, stage)
+        for name, stage in stages(model)
+        if name.startswith(network.pretrained) and not name.startswith(network.head)
+    ]
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

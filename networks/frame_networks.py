@@ -1,42 +1,34 @@
-"""Networks that apply torchvision's 2D networks to frames: CNN and LSTM, TRN, two streams.
+"""Networks that apply 2D networks to frames: CNN and LSTM, TRN, two streams.
 
 Shapes: N clips, C channels, T frames, H, W pixels, F features.
 """
-
-from collections import OrderedDict
 
 import torch
 from torch import nn
 
 from config import Config
+from networks.backbones import build_backbone
 
 NUM_FLOW_CHANNELS = 2  # movement to the right, and down
 
 
-def build_backbone(name) -> tuple[nn.Sequential, int]:
-    """Build torchvision's network `name` without its last layers; also return its number F.
+class FrameNetwork(nn.Module):
+    """A 2D network on each frame, `backbone`, and layers that relate the frames."""
 
-    Its modules keep their names, so that torchvision's weights fit. [N, 3, H, W] -> [N, F]
-    """
-    import torchvision  # not at the top: it takes a second, and other networks do not need it
+    def frame_features(self, clips) -> torch.Tensor:
+        """Pass each frame through the backbone: [N, C, T, H, W] -> [N, T, F] or [N, T, C, h, w]."""
+        frames = clips.transpose(1, 2).flatten(0, 1)
+        return self.backbone(frames).unflatten(0, (clips.shape[0], clips.shape[2]))
 
-    network = torchvision.models.get_model(name, weights=None)
-    parts = OrderedDict(network.named_children())
-    _, head = parts.popitem()
-    num_features = next(m for m in head.modules() if isinstance(m, nn.Linear)).in_features
-    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 does this in its forward
-    parts["flatten"] = nn.Flatten()
-    return nn.Sequential(parts), num_features
+    def classify_features(self, features) -> torch.Tensor:
+        """Return the logits of what `frame_features` computed, [N, num_classes]."""
+        raise NotImplementedError
 
-
-def features_of_frames(backbone, clips) -> torch.Tensor:
-    """Pass each frame through the 2D network: [N, C, T, H, W] -> [N, T, F]."""
-    num_clips, _, num_frames = clips.shape[:3]
-    frames = clips.transpose(1, 2).flatten(0, 1)
-    return backbone(frames).view(num_clips, num_frames, -1)
+    def forward(self, clips):
+        return self.classify_features(self.frame_features(clips))
 
 
-class CnnLstm(nn.Module):
+class CnnLstm(FrameNetwork):
     """A 2D ConvNet on each frame, an LSTM over the sequence. (Donahue et al., arXiv 1411.4389)
 
     Every step of the LSTM gives logits; the clip's are their mean.
@@ -49,12 +41,12 @@ class CnnLstm(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.lstm_units, num_classes)
 
-    def forward(self, clips):
-        states, _ = self.lstm(features_of_frames(self.backbone, clips))  # [N, T, units]
+    def classify_features(self, features):
+        states, _ = self.lstm(features)  # [N, T, units]
         return self.classifier(self.dropout(states)).mean(dim=1)
 
 
-class TemporalRelationNetwork(nn.Module):
+class TemporalRelationNetwork(FrameNetwork):
     """Features of ordered frame tuples through MLPs. (Zhou et al., arXiv 1711.08496)
 
     The single-scale network relates all T frames; the multi-scale one adds the scores of tuples
@@ -87,13 +79,13 @@ class TemporalRelationNetwork(nn.Module):
             nn.Linear(self.RELATION_FEATURES, num_classes) for _ in self.scales
         )
 
-    def forward(self, clips):
-        features = self.project(features_of_frames(self.backbone, clips))  # [N, T, F]
+    def classify_features(self, features):
+        features = self.project(features)  # [N, T, F]
         logits = 0
         for scale, relation, classifier in zip(
             self.scales, self.relations, self.classifiers, strict=True
         ):
-            tuples = self.tuples(scale, clips.device)
+            tuples = self.tuples(scale, features.device)
             related = relation(features[:, tuples].flatten(2))  # [N, tuples, F]
             logits = logits + classifier(related).mean(dim=1)
         return logits

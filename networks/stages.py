@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # Maximum elements of a tensor for cuDNN's fast kernels; beyond, convolutions use slow ones.
 MAX_ELEMENTS = 2**31 - 1
+# What 2D networks call the container of most of their stages; in a backbone, it is opened, too.
+ALL_STAGES = ("features", "blocks")
 
 
 def to_meta(model) -> nn.Module:
@@ -97,15 +99,17 @@ def format_description(network: Description, num_clips: int = 1) -> str:
 
 
 def stages(model) -> list[tuple[str, nn.Module]]:
-    """Return the model's children by name, with containers opened."""
-    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
-    return [
-        (f"{name}.{part_name}" if part_name else name, part)
-        for name, child in model.named_children()
-        for part_name, part in (
-            child.named_children() if isinstance(child, containers) else [("", child)]
-        )
-    ]
+    """Return the model's children by name, with containers opened, in the order of use."""
+    found = []
+    for name, child in model.named_children():
+        is_container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        for part_name, part in child.named_children() if is_container else [("", child)]:
+            names = [name, part_name] if part_name else [name]
+            parts = part.named_children() if part_name in ALL_STAGES else [("", part)]
+            found += [
+                (".".join([*names, inner] if inner else names), each) for inner, each in parts
+            ]
+    return found
 
 
 def count_parameters(module) -> int:

@@ -117,12 +117,12 @@ def _missing_paths(values: dict, sets: Iterable[str]) -> list[str]:
 def _is_other_alternative(problem) -> bool:
     """Return whether pydantic's error is about the other type of a key that accepts two.
 
-    Such keys accept a number or a list, or a word or a dict.
+    Such keys accept a number or a list, a word or a dict, or a number, true or false.
     """
     if len(problem["loc"]) != 2 or not isinstance(problem["loc"][1], str):
         return False
     value = problem["input"]
-    others = ["int_type"] if isinstance(value, list) else ["list_type"]
+    others = ["int_type"] if isinstance(value, list) else ["list_type", "bool_type"]
     others += ["dict_type"] if isinstance(value, str) else ["literal_error"]
     return problem["type"] in others
 

@@ -1,0 +1,74 @@
+"""2D networks for single frames: torchvision's, and EfficientNet-Lite0.
+
+Shapes: N pictures, C channels, H, W pixels, F features.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from networks.efficientnet_lite import efficientnet_lite0
+from networks.stages import stages, to_meta
+
+OWN_NETWORKS = {"efficientnet_lite0": efficientnet_lite0}
+SIDE = 256  # pixels of a picture that every stride divides
+
+
+def build_backbone(name) -> tuple[nn.Sequential, int]:
+    """Build the 2D network `name` without its last layers; also return its number F.
+
+    Its modules keep their names, so that the network's weights fit. [N, 3, H, W] -> [N, F]
+    """
+    parts, head = _parts(name)
+    num_features = next(m for m in head.modules() if isinstance(m, nn.Linear)).in_features
+    parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 does this in its forward
+    parts["flatten"] = nn.Flatten()
+    return nn.Sequential(parts), num_features
+
+
+def build_cut_backbone(name, stride) -> tuple[nn.Sequential, int]:
+    """Build the 2D network `name` up to its last block with this stride; also return its channels.
+
+    [N, 3, H, W] -> [N, C, H / stride, W / stride]. Modules keep their names.
+    Raises ValueError if no block has this stride.
+    """
+    parts, _ = _parts(name)
+    for last in ("avgpool", "flatten"):
+        parts.pop(last, None)
+    whole, shapes = nn.Sequential(parts), {}
+    meta_network = to_meta(whole)
+    for part, module in stages(meta_network):
+        module.register_forward_hook(
+            lambda _module, _inputs, output, part=part: shapes.update({part: output.shape})
+        )
+    meta_network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+    names = [part for part, _ in stages(whole)]
+    fitting = [part for part in names if shapes[part][2] == SIDE // stride]
+    if not fitting:
+        raise ValueError(f"{name} has no block with a stride of {stride}")
+    kept = names[: names.index(fitting[-1]) + 1]
+    return _only(whole, kept), shapes[kept[-1]][1]
+
+
+def _parts(name) -> tuple[OrderedDict[str, nn.Module], nn.Module]:
+    """Return the modules of the 2D network `name` without the last one, and the last one."""
+    import torchvision  # not at the top: it takes a second, and other networks do not need it
+
+    own = OWN_NETWORKS.get(name)
+    network = own() if own else torchvision.models.get_model(name, weights=None)
+    parts = OrderedDict(network.named_children())
+    _, head = parts.popitem()
+    return parts, head
+
+
+def _only(network: nn.Sequential, names) -> nn.Sequential:
+    """Return the network with only the stages `names`."""
+    kept = OrderedDict()
+    for name, child in network.named_children():
+        inside = OrderedDict(
+            (part, module) for part, module in child.named_children() if f"{name}.{part}" in names
+        )
+        if name in names or inside:
+            kept[name] = nn.Sequential(inside) if inside else child
+    return nn.Sequential(kept)
