@@ -105,9 +105,7 @@ def balanced_interval(right, labels) -> Interval:
     effective_clips = min(len(labels), p.mean() * (1 - p.mean()) / variance)
     low, high = clopper_pearson(100 * float((correct / sizes).mean()), effective_clips)
     return Interval(
-        low,
-        high,
-        f"Clopper-Pearson at the effective number of clips, from {len(sizes)} classes",
+        low, high, f"Clopper-Pearson at the effective number of clips, from {len(sizes)} classes"
     )
 
 

