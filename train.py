@@ -50,6 +50,7 @@ from system.files import SECONDS_TO_NOTICE, FolderLock
 from system.profiling import StepProfile
 from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
+from training.freezing import set_to_training
 from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
@@ -58,6 +59,7 @@ from training.optimization import (
     set_learning_rate,
     training_is_over,
 )
+from training.pretrained import with_normalization
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
 from training.run_folder import (
@@ -108,7 +110,7 @@ def train_one_epoch(run: Run, loader, callbacks: list[Callback]) -> None:
     """Run the remaining steps of the current epoch."""
     config, state, num_steps = run.config, run.state, len(loader)
     loader.batch_sampler.start_at(state.epoch, state.step)
-    run.network.train()
+    set_to_training(run.network)
     for callback in callbacks:
         callback.on_epoch_start(run, loader)
     start = time.perf_counter()
@@ -261,6 +263,7 @@ def epoch_row(run: Run) -> dict[str, float]:
 def run_training(config: Config, options, device) -> None:
     class_names, (train_set, validation_set) = read_data(config, ["train", "validation"])
     checkpoint = processes.broadcast_from_main(checkpoint_to_resume, config, options, class_names)
+    config = processes.broadcast_from_main(with_normalization, config, checkpoint)
     train_loader = build_loader(train_set, config, True, device)
     validation_loader = build_loader(validation_set, config, False, device)
     is_resumed = checkpoint is not None and is_in_run_folder(checkpoint["path"], config)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmarks.folds import PROJECT
 from clips.annotations import Annotations, read_annotations, read_labels
-from config import Config
+from config import IMAGENET_COLOURS, Config
 from scoring.results import LOGITS_FILE, read_logits
 from system.errors import UserError
 from training.checkpoint import load_checkpoint, training_set
@@ -58,11 +58,13 @@ def clips_of(config: Config, prefix: str) -> Annotations:
 
 def changed_keys(config: Config, saved: dict) -> list[str]:
     """Return the keys that differ from those of a saved config and may change scores."""
-    saved = {key: field.default for key, field in Config.model_fields.items()} | saved
+    defaults = {key: field.default for key, field in Config.model_fields.items()}
+    saved, values = defaults | IMAGENET_COLOURS | saved, config.model_dump(mode="json")
+    for key, default in IMAGENET_COLOURS.items():
+        # A run fills in those of its weights, and `pretrained` is compared itself.
+        values[key] = values[key] or (saved[key] if config.pretrained else default)
     return [
-        key
-        for key, value in config.model_dump(mode="json").items()
-        if key not in IRRELEVANT_KEYS and saved[key] != value
+        key for key, value in values.items() if key not in IRRELEVANT_KEYS and saved[key] != value
     ]
 
 

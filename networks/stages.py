@@ -52,6 +52,7 @@ class Stage(NamedTuple):
     name: str
     shape: tuple[int, ...]  # of its output for one clip, [C, T, H, W] or [C]
     num_parameters: int
+    num_trained: int
 
 
 class Description(NamedTuple):
@@ -59,6 +60,7 @@ class Description(NamedTuple):
 
     stages: list[Stage]  # from the input to the classes
     num_parameters: int
+    num_trained: int
     flops: int  # per clip, forward; a multiply-add counts as two
     max_clips: int  # largest batch whose tensors have at most MAX_ELEMENTS
 
@@ -67,13 +69,15 @@ def describe(model: nn.Module, clip_shape) -> Description:
     """Return the network's stages and size. clip_shape: (T, H, W)."""
     with FlopCounterMode(display=False) as counter:
         shapes = output_shapes(model, clip_shape)
-    found = [Stage("input", (num_channels(model), *clip_shape), 0)]
+    found = [Stage("input", (num_channels(model), *clip_shape), 0, 0)]
     found += [
-        Stage(name, tuple(shapes.get(name, ())[1:]), count_parameters(stage))
+        Stage(name, tuple(shapes.get(name, ())[1:]), count_parameters(stage), count_trained(stage))
         for name, stage in stages(model)
     ]
     max_clips = MAX_ELEMENTS // max(shape.numel() for shape in shapes.values())
-    return Description(found, count_parameters(model), counter.get_total_flops(), max_clips)
+    return Description(
+        found, count_parameters(model), count_trained(model), counter.get_total_flops(), max_clips
+    )
 
 
 def format_description(network: Description, num_clips: int = 1) -> str:
@@ -85,10 +89,13 @@ def format_description(network: Description, num_clips: int = 1) -> str:
     lines = [f"{'stage':<{width}}{'output [C, T, H, W]':<24}{'parameters':>12}"]
     lines += [
         f"{name:<{width}}{', '.join(map(str, shape)):<24}{count:>12,}"
-        for name, shape, count in network.stages
+        + "  frozen" * (num_trained == 0 < count)
+        for name, shape, count, num_trained in network.stages
     ]
     total = f"{network.flops / 1e9:.2f} GFLOP per clip"
     lines.append(f"{'total':<{width}}{total:<24}{network.num_parameters:>12,}")
+    if network.num_trained < network.num_parameters:
+        lines.append(f"{'trained':<{width + 24}}{network.num_trained:>12,}")
     if num_clips > network.max_clips:
         lines.append(
             f"warning: {num_clips} clips at once make tensors of more than 2^31 elements, "
@@ -114,6 +121,10 @@ def stages(model) -> list[tuple[str, nn.Module]]:
 
 def count_parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_trained(module) -> int:
+    return sum(each.numel() for each in module.parameters() if each.requires_grad)
 
 
 def with_class(kind: type[nn.Module], module: nn.Module) -> nn.Module:

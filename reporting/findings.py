@@ -123,8 +123,8 @@ def about_time(result: TimeProbe, orders) -> list[str]:
         order = max(("shuffled", "reversed"), key=lambda order: losses[order].low)
         loss = losses[order]
         words.append(
-            f"Time matters: with its frames {order}, the network loses {loss.difference:.1f} points "
-            f"({loss.low:.1f} to {loss.high:.1f})."
+            f"Time matters: with its frames {order}, the network loses "
+            f"{loss.difference:.1f} points ({loss.low:.1f} to {loss.high:.1f})."
         )
     elif all((result.predicted["in order"] == result.predicted[each]).all() for each in losses):
         words.append("Every clip is classified alike in any order: this network does not use time.")

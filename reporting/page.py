@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 from pydantic import ValidationError
 
-from config import Config
+from config import IMAGENET_COLOURS, Config
 from reporting.confusion_matrix import save_confusion_matrix
 from reporting.findings import about_baselines, balanced_figure, time_probe_section
 from reporting.line_chart import draw_curves
@@ -325,7 +325,8 @@ def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:
         if known := Config.model_fields.get(key):
             default = "" if known.is_required() else _as_text(known.default)
             row = (key, _as_text(value), default, known.description)
-            kind = "default" if value == known.default else "changed"
+            is_default = value in (known.default, IMAGENET_COLOURS.get(key))
+            kind = "default" if is_default else "changed"
         rows[kind].append(row)
     return rows
 

@@ -1,6 +1,7 @@
 """Baselines of a validation score: the most frequent class, a linear model, and pictures.
 
-`picture_baseline.py` has the last one. A network that does not beat these has not learnt what the clips show.
+A network that does not beat these has not learnt what the clips show. `picture_baseline.py` has the
+last one.
 """
 
 from concurrent.futures import ThreadPoolExecutor

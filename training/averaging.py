@@ -19,7 +19,7 @@ class AverageOfWeights:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.module = copy.deepcopy(model).eval()
         self.decay, self.num_updates = decay, 0
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from config import Config
 from model import normalize_clips
 from system import processes
 from system.device import evaluating
+from training.freezing import is_frozen
 
 NUM_CLIPS = 512  # enough for means and variances; an epoch may have fewer
 
@@ -60,8 +61,9 @@ def refresh_statistics(model: nn.Module, loader, epoch: int, device, config: Con
 
 
 def _norms(model) -> list[_BatchNorm]:
+    """Return the layers whose statistics follow the training; frozen ones keep theirs."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm) and module.track_running_stats and not is_frozen(module)
     ]

