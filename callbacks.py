@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clips.bad_clips import BadClips
+from explaining import time_probe
 from features.feature_files import delete_features
 from reporting.curves import TensorBoard
 from reporting.page import add_report, write_evaluation
@@ -22,7 +23,7 @@ from system.profiling import StepProfile, WaitingTime, waiting_hint
 from training.callback import Callback, save_with_callbacks
 from training.loss_watch import StopOnBadLoss
 from training.run import Run, split_columns, validation_columns
-from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, record_last_epoch
+from training.run_folder import HISTORY_FILE, LAST_CHECKPOINT, TIME_PROBE_FILE, record_last_epoch
 from training.status import StatusFile
 
 # --- output ------------------------------------------------------------------------------------
@@ -220,6 +221,26 @@ class Evaluation(Callback):
             )
 
 
+class TimeProbe(Callback):
+    """Classify some validation clips with their frames in other orders, for the report."""
+
+    def __init__(self):
+        self.is_readable = None
+
+    def on_start(self, run, train_loader, validation_loader):
+        self.validation_set = validation_loader.dataset.annotations
+
+    def on_validation_end(self, run, logits, labels):
+        self.is_readable = ~logits[:, 0].isnan().numpy()
+
+    def on_end(self, run, reason):
+        if self.is_readable is None:  # nothing was left to do
+            return
+        result = time_probe.probe_run(run, self.validation_set, self.is_readable)
+        if result and processes.is_main():
+            time_probe.write_predictions(result, run.config.run_folder / TIME_PROBE_FILE)
+
+
 class Report(Callback):
     """Write report.html in the main process."""
 
@@ -336,6 +357,7 @@ def build_callbacks(run: Run, baselines: dict[str, float]) -> list[Callback]:
         StopOnSignal(),
         Profile(run.profile),
         Progress(),
+        TimeProbe(),  # before the evaluation: `is_scored` only checks the logits
         Evaluation(),
         Report(),
         DeleteFeatures(),

@@ -230,6 +230,21 @@ class Config(BaseModel):
         description="Maximum number of training clips of the linear model, whose score is "
         "shown beside the network's; 0: no baselines.",
     )
+    picture_baseline_clips: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Maximum number of training clips, and of validation clips, of the baseline "
+        "pictures without order: logistic regression on the features of single frames. On a CPU, "
+        "100 clips take about 5 seconds; 0: not computed.",
+    )
+    time_probe_clips: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Maximum number of validation clips that are classified after the last epoch "
+        "with their frames reversed, shuffled, and replaced by one frame, for the report; 0: none.",
+    )
 
     # --- from frames to clips ----------------------------------------------------------------
     clip_size: Size = Field(18, description="Frames in a clip (T).")
@@ -410,6 +425,12 @@ class Config(BaseModel):
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
     label_smoothing: Fraction = Field(
         0.0, description="Fraction of each label that is distributed over all classes."
+    )
+    class_weights: Literal["balanced"] | None = Field(
+        None,
+        description="balanced: a training clip's loss is weighted by clips / (classes x clips of "
+        "its class), so that each class counts alike however many clips it has; null: not "
+        "weighted.",
     )
     mixup_alpha: float = Field(
         0.0,

@@ -28,7 +28,13 @@ from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
 from scoring.baselines import baselines_of_run
 from scoring.ensemble import evaluate_checkpoints, stack_checkpoints
-from scoring.evaluation import compute_logits, last_and_best, score, score_intervals
+from scoring.evaluation import (
+    balanced_accuracy,
+    compute_logits,
+    last_and_best,
+    score,
+    score_intervals,
+)
 from scoring.linear import fit_linear_models
 from scoring.results import is_scored, print_results
 from system import memory, processes
@@ -51,6 +57,7 @@ from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
     learning_rate,
+    loss_weights,
     set_learning_rate,
     training_is_over,
     training_loss,
@@ -174,7 +181,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
-    loss_sum = training_loss(logits, targets, config)
+    loss_sum = training_loss(logits, targets, config, run.class_weights)
     with section("backward"):
         # DDP averages gradients over processes, so each weights its part. An inf loss can have
         # finite gradients; as NaN they make the optimizers of all processes skip the step.
@@ -215,6 +222,7 @@ def finish_epoch(run: Run, logits, labels, validation_loader, callbacks: list[Ca
     groups = validation_loader.dataset.annotations.groups
     interval = score_intervals(logits, labels, groups)["top1"]
     scores |= {"top1_low": interval.low, "top1_high": interval.high}
+    scores["balanced"] = balanced_accuracy(logits, labels)
     row = epoch_row(run) | validation_columns(scores)
     for callback in callbacks:
         callback.add_to_row(run, row)
@@ -265,6 +273,7 @@ def run_training(config: Config, options, device) -> None:
     )
     if checkpoint is None:
         fit_linear_models(run, train_set)
+    run.class_weights = loss_weights(config, train_set.labels, len(class_names), device)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)

@@ -4,11 +4,11 @@ Shapes: N clips, K windows per clip, T frames, H, W pixels, C channels.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -16,8 +16,13 @@ from clips.annotations import Annotations
 from clips.batches import batches_of
 from clips.transforms import optical_flow
 from data_loader import build_loader
+from networks.inference import fold_batchnorm
+from scoring.intervals import Comparison, Interval, accuracy_interval, compare_on_same_clips
 from scoring.predictor import Predictor
+from system import processes
 from system.errors import UserError
+from system.files import write_text
+from training.run import Run
 
 ORDERS = ("in order", "reversed", "shuffled", "frozen")
 MIN_FRACTION = 0.5  # of a class's reversed clips that get the same other class
@@ -30,10 +35,22 @@ class TimeProbe:
     classes: list[str]
     labels: np.ndarray  # int64 [N]
     predicted: dict[str, np.ndarray]  # by order, int64 [N]
+    groups: np.ndarray | None = None  # str [N]; None: unknown
+
+    def right(self, order) -> np.ndarray:
+        """Return whether each clip's prediction is its label, [N]."""
+        return self.predicted[order] == self.labels
+
+    def interval(self, order) -> Interval:
+        return accuracy_interval(self.right(order), self.groups)
+
+    def loss(self, order) -> Comparison:
+        """Compare the frames in order with those in another order."""
+        return compare_on_same_clips(self.right("in order"), self.right(order), self.groups)
 
     def accuracy(self, order) -> float:
         """Return the percentage of clips whose prediction is their label."""
-        return 100 * float((self.predicted[order] == self.labels).mean())
+        return 100 * float(self.right(order).mean())
 
     def swapped(self) -> list[tuple[str, str, float]]:
         """Return (class, prediction for its reversed clips, percentage of its clips).
@@ -60,13 +77,16 @@ def _most_common(predicted) -> tuple[int, float]:
 def probe(predictor: Predictor, annotations: Annotations, seed: int = 0) -> TimeProbe:
     """Classify every clip once per order. The shuffled order depends only on `seed`.
 
-    Raises UserError with the path of a clip that cannot be read.
+    Every process must call this. Raises UserError with the path of a clip that cannot be read.
     """
     loader = build_loader(annotations, predictor.config, False, predictor.device)
     predicted = {order: np.zeros(len(annotations), np.int64) for order in ORDERS}
-    for batch in tqdm(batches_of(loader), "time probe", len(loader), leave=False, disable=None):
+    silent = None if processes.is_main() else True
+    for batch in tqdm(batches_of(loader), "time probe", len(loader), leave=False, disable=silent):
         if batch.bad:
             raise UserError(batch.bad[0].reason)
+        if not len(batch.indices):  # of several processes, one may have a batch fewer
+            continue
         indices, clips = batch.indices.numpy(), batch.clips.numpy()
         rngs = [np.random.default_rng([seed, index]) for index in indices]
         for order in ORDERS:
@@ -76,7 +96,34 @@ def probe(predictor: Predictor, annotations: Annotations, seed: int = 0) -> Time
             ]
             probabilities = predictor.probabilities(np.concatenate(windows), len(windows))
             predicted[order][indices] = probabilities.argmax(1)
-    return TimeProbe(predictor.classes, annotations.labels, predicted)
+    predicted = {
+        order: processes.all_sum(torch.from_numpy(of_own_clips)).numpy()
+        for order, of_own_clips in predicted.items()
+    }
+    return TimeProbe(predictor.classes, annotations.labels, predicted, annotations.groups)
+
+
+def probe_run(run: Run, annotations: Annotations, is_readable: np.ndarray) -> TimeProbe | None:
+    """Probe a run's network on at most `time_probe_clips` clips, drawn with the config's seed.
+
+    annotations: the validation set; is_readable: bool [N]. Every process must call this. Returns
+    None if there is nothing to reorder: the key is 0, clips have one frame, or none can be read.
+    """
+    config, indices = run.config, np.flatnonzero(is_readable)
+    if not config.time_probe_clips or config.clip_size == 1 or not len(indices):
+        return None
+    if len(indices) > config.time_probe_clips:
+        rng = np.random.default_rng(config.seed)
+        indices = np.sort(rng.choice(indices, config.time_probe_clips, replace=False))
+    groups = None if annotations.groups is None else annotations.groups[indices]
+    sample = replace(
+        annotations, ids=annotations.ids[indices], labels=annotations.labels[indices], groups=groups
+    )
+    # So few clips are read before new workers would have started.
+    config = config.model_copy(update={"num_workers": 0})
+    network = fold_batchnorm(run.evaluated_model)
+    predictor = Predictor(config, run.class_names, network, run.device, run.state.epoch)
+    return probe(predictor, sample, config.seed)
 
 
 def positions(order: str, num_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,8 +164,44 @@ def table(result: TimeProbe) -> str:
     return "\n".join(lines)
 
 
+def write_predictions(result: TimeProbe, path: Path) -> None:
+    """Write one row per clip: its label, its group if known, and the prediction for each order."""
+    import pandas as pd  # not at the top: the start of a run need not wait for it
+
+    names = np.array(result.classes)
+    columns = {"label": names[result.labels]}
+    columns |= {} if result.groups is None else {"group": result.groups}
+    columns |= {order: names[predicted] for order, predicted in result.predicted.items()}
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\r\n"))
+
+
+def read_predictions(path: Path) -> TimeProbe | None:
+    """Read what `write_predictions` wrote; None: there is no such file.
+
+    Raises UserError if it is damaged. `classes` are those that appear in it.
+    """
+    import pandas as pd
+
+    if not path.exists():
+        return None
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        columns = rows[["label", *ORDERS]]
+        classes, numbers = np.unique(columns.to_numpy(str), return_inverse=True)
+        if not len(rows) or "" in classes:
+            raise ValueError("empty cells, or no rows")
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged ({reason}); delete it") from None
+    labels, *predicted = numbers.reshape(columns.shape).T
+    groups = rows["group"].to_numpy(str) if "group" in rows else None
+    return TimeProbe(classes.tolist(), labels, dict(zip(ORDERS, predicted, strict=True)), groups)
+
+
 def write(result: TimeProbe, folder: Path) -> list[Path]:
     """Write `time_probe.csv`, one row per order and swapped pair, and `time_probe.png`."""
+    import pandas as pd
+
     path, picture_path = folder / "time_probe.csv", folder / "time_probe.png"
     rows = [(order, "", result.accuracy(order)) for order in ORDERS] + list(result.swapped())
     table = pd.DataFrame(rows, columns=["what", "taken_for", "percent"])

@@ -80,7 +80,12 @@ def cross_validate(
     groups = None if groups is None else groups[maps.indices]
     folds = stratified_folds(labels, groups, num_folds(labels, groups), seed)
     variants = []
-    with tqdm(total=len(configs) * len(members) * len(folds), desc="cross-validation", leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(configs) * len(members) * len(folds),
+        desc="cross-validation",
+        leave=False,
+        disable=None,
+    ) as bar:
         for config in map(short_config, configs):
             scores = {
                 member: held_out(member, network, maps, labels, folds, config, bar)

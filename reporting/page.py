@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from config import IMAGENET_COLOURS, Config
 from reporting.confusion_matrix import save_confusion_matrix
+from reporting.findings import about_baselines, balanced_figure, time_probe_section
 from reporting.line_chart import draw_curves
 from reporting.palette import DARK, LIGHT, css_variables
 from reporting.worst_clips import WrongClip, worst_clips
@@ -179,6 +180,8 @@ def contents(run: RunFolder) -> dict:
     return {
         "name": run.folder.resolve().name,
         "figures": key_figures(run),
+        "baselines": about_baselines(run.history[-1] if run.history else None),
+        "time": time_probe_section(run.folder, run.config or {}),
         "missing": missing(run),
         "colours": {"light": css_variables(LIGHT), "dark": css_variables(DARK)},
         "curves": draw_curves(run.history),
@@ -238,6 +241,7 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
                 f"{num_clips}; 95 % interval {intervals['top1']}",
             )
         )
+        found.append(balanced_figure(run.saved))
     if run.history:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"

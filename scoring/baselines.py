@@ -1,6 +1,7 @@
-"""Baselines of a validation score: the most frequent class, and a linear model.
+"""Baselines of a validation score: the most frequent class, a linear model, and pictures.
 
-A network that does not beat these has not learnt what the clips show.
+A network that does not beat these has not learnt what the clips show. `picture_baseline.py` has the
+last one.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,16 @@ from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
 from data_loader import VideoFolder
+from scoring.picture_baseline import picture_baseline
 from system import processes
 from system.errors import summarize
 from training.run import Run, split_columns
 
-NAMES = {"most_frequent_top1": "the most frequent class", "linear_top1": "a linear model"}
+NAMES = {
+    "most_frequent_top1": "the most frequent class",
+    "linear_top1": "a linear model",
+    "pictures_top1": "pictures without order",
+}
 NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
 PENALTIES = np.logspace(-2, 5, 15)
 FEW_CLIPS = 8  # of a run without baselines, to check whether any can be read
@@ -43,7 +49,10 @@ def baselines_of_run(run: Run, train: Annotations, validation: Annotations) -> d
     def known_or_new():
         known = baselines_of_row(run.state.history[-1]) if run.state.history else {}
         if known or config.baseline_clips:
-            return known or baselines(train, validation, config, check)
+            return known or (
+                baselines(train, validation, config, check)
+                | picture_baseline(train, validation, config, run.device)
+            )
         for annotations in (train, validation):
             few = np.linspace(0, len(annotations) - 1, min(FEW_CLIPS, len(annotations))).astype(int)
             _, unreadable = grey_pixels(annotations, config, few)

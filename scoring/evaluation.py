@@ -15,7 +15,7 @@ from tqdm import tqdm
 from clips.batches import batches_of
 from model import normalize_clips
 from networks.inference import fold_batchnorm
-from scoring.intervals import Interval, accuracy_interval
+from scoring.intervals import Interval, accuracy_interval, balanced_interval
 from system import processes
 from system.device import evaluating
 from system.errors import UserError, summarize
@@ -94,6 +94,19 @@ def score(logits, labels) -> dict[str, float]:
         f"top{k}": 100 * top_k_correct(logits, labels, k).double().mean().item()
         for k in accuracy_ranks(logits.shape[1])
     }
+
+
+def balanced_accuracy(logits, labels) -> float:
+    """Return the mean of the accuracies of all classes that have clips, in percent.
+
+    It is top-1 if each class has equally many clips. Clips with NaN logits are ignored.
+    """
+    matrix = confusion_matrix(logits, labels)
+    totals, right = matrix.sum(1), np.diag(matrix)
+    has_clips = totals > 0
+    if not has_clips.any():
+        return math.nan
+    return 100 * float((right[has_clips] / totals[has_clips]).mean())
 
 
 def right_clips(logits, labels) -> np.ndarray:
@@ -185,11 +198,32 @@ def format_scores(scores: dict[str, float], intervals: dict[str, Interval] | Non
     return "   ".join(words)
 
 
+def format_balanced(logits, labels, groups=None) -> str:
+    """Return `61.30 % (50.1 to 70.2)`, the balanced accuracy with its 95 % interval.
+
+    There is none for clips in groups, whose classes are not independent.
+    """
+    known = ~logits[:, 0].isnan()
+    interval = ""
+    if known.any():
+        logits, labels = logits[known], labels[known]
+        interval = " (no interval for clips in groups)"
+        if groups is None:
+            right = right_clips(logits, labels)
+            interval = f" ({balanced_interval(right, labels.numpy())})"
+    return f"{balanced_accuracy(logits, labels):.2f} %{interval}"
+
+
 def format_with_intervals(logits, labels, groups=None) -> str:
-    """Return the scores with their intervals and the method of these."""
-    intervals = score_intervals(logits, labels, groups)
-    method = intervals["top1"].method
-    return f"{format_scores(score(logits, labels), intervals)}   95 % intervals: {method}"
+    """Return the scores with their intervals and the method of these.
+
+    The balanced accuracy is left out if it is top-1, as where each class has equally many clips.
+    """
+    intervals, scores = score_intervals(logits, labels, groups), score(logits, labels)
+    text = format_scores(scores, intervals)
+    if f"{balanced_accuracy(logits, labels):.2f}" != f"{scores['top1']:.2f}":
+        text += f"   balanced accuracy {format_balanced(logits, labels, groups)}"
+    return f"{text}   95 % intervals: {intervals['top1'].method}"
 
 
 def last_and_best(history: list[dict]) -> str:

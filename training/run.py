@@ -111,6 +111,7 @@ class Run:
     scaler: torch.amp.GradScaler  # of the loss, for fp16
     average: AverageOfWeights | None  # of the model's weights
     state: TrainState
+    class_weights: torch.Tensor | None = None  # in the loss, float [classes]; None: all are 1
     train_clips: str = ""  # digest of the training set
     train_pack: str = ""  # identity of its pack; empty: it is not packed
     profile: StepProfile = field(default_factory=StepProfile)
@@ -165,8 +166,8 @@ def start_run(
         scaler,
         average,
         state,
-        train_clips,
-        train_pack,
+        train_clips=train_clips,
+        train_pack=train_pack,
     )
     if checkpoint is not None:
         restore(run, checkpoint)

@@ -22,6 +22,7 @@ LAST_CHECKPOINT = "checkpoint.pth.tar"
 PREVIOUS_CHECKPOINT = "checkpoint_previous.pth.tar"
 BEST_CHECKPOINT = "model_best.pth.tar"
 HISTORY_FILE = "history.csv"
+TIME_PROBE_FILE = "time_probe_clips.csv"
 CONFIG_FILE = "config.json"
 VERSIONS_FILE = "versions.json"
 REPORT_FILE = "report.html"
@@ -36,6 +37,7 @@ STARTED = ("bad_clips.csv", CONFIG_FILE, STATUS_FILE, VERSIONS_FILE)
 # Other files written about a run: --overwrite deletes these, and no file of another name.
 RESULTS = (
     REPORT_FILE,
+    TIME_PROBE_FILE,
     "logits.npz",
     "predictions.csv",
     "confusion_matrix.png",
