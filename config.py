@@ -49,7 +49,9 @@ MODEL_OPTIONS = {
     "block_widths": ("conv3d",),
     "head_widths": ("conv3d",),
     "backbone": FRAME_MODELS,
-    "backbone_stride": ("eco",),
+    "backbone_layer": ("eco",),
+    "center_features": ("eco",),
+    "global_pool": ("eco",),
     "lstm_units": ("cnn_lstm",),
     "trn_scales": ("trn",),
     "depth": ("csn",),
@@ -100,7 +102,7 @@ FEATURE_KEYS = (
     "step_jitter",
     "model",
     "backbone",
-    "backbone_stride",
+    "backbone_layer",
 )
 BACKBONES = (
     "resnet18",
@@ -336,10 +338,18 @@ class Config(BaseModel):
     backbone: Literal[BACKBONES] = Field(
         "resnet18", description="eco, cnn_lstm, trn, two_stream: the 2D ConvNet for the frames."
     )
-    backbone_stride: Literal[8, 16, 32] = Field(
-        16,
-        description="eco: pixels per place of the backbone's maps; its blocks of larger stride "
-        "are left out.",
+    backbone_layer: str | None = Field(
+        None,
+        description="eco: the last layer of the backbone that is used, such as blocks.7 of "
+        "efficientnet_lite0 or layer3 of resnet18; null: the last one with a stride of 16.",
+    )
+    center_features: bool = Field(
+        False, description="eco: subtract each clip's mean map, so that only what changes is left."
+    )
+    global_pool: bool = Field(
+        True,
+        description="eco: end with the mean over time and places; false: with a convolution over "
+        "all that is left, as in conv3d, for clips in which places mean something.",
     )
     members: list[Literal[MEMBERS]] = Field(
         [],

@@ -117,7 +117,7 @@ def build_average(config: Config, num_classes) -> nn.Module:
         if name not in FRAME_MODELS:
             keys["crop_size"] = list(config.small_crop)
         members[name] = NETWORKS[name].build(config.model_copy(update=keys), num_classes)
-    return Average(members, config.crop, config.small_crop)
+    return Average(members, config.crop, config.small_crop, config.subtract_background)
 
 
 NETWORKS = {
@@ -174,15 +174,15 @@ def normalize_clips(clips, device, config: Config) -> torch.Tensor:
     Features of a frozen backbone, fp16 [N, T, ...], only become float32.
 
     With `subtract_background`, the mean frame of each clip is subtracted, but not from its optical
-    flow, which is 0 where nothing moves. The result is in channels-last memory format, which is
-    fastest for convolutions.
+    flow, which is 0 where nothing moves; `average` does it for members that need it. The result is
+    in channels-last memory format, which is fastest for convolutions.
     """
     if clips.is_floating_point():
         return clips.to(device, non_blocking=True).float()
     mean, std = _per_channel(config.input_mean, device), _per_channel(config.input_std, device)
     clips = clips.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float()
     clips = clips.div_(255).sub_(mean).div_(std)
-    if config.subtract_background:
+    if config.subtract_background and config.model != "average":
         clips[:, :3] -= clips[:, :3].mean(2, keepdim=True)
     return clips
 

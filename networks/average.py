@@ -18,13 +18,15 @@ from networks.stages import to_meta
 class Average(FrameNetwork):
     """The mean of several networks, of which at most one has a 2D network for each frame.
 
-    That one sees the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`. In
-    training mode the output is the logits of each member, [N, S, num_classes], so that each learns
-    as it does alone; in evaluation mode, the logarithm of their mean probability.
+    That one sees the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`,
+    without the clip's mean frame if `subtract_background` is set. In training mode the output is
+    the logits of each member, [N, S, num_classes], so that each learns as it does alone; in
+    evaluation mode, the logarithm of their mean probability.
     """
 
-    def __init__(self, members: dict[str, nn.Module], crop, small_crop):
+    def __init__(self, members: dict[str, nn.Module], crop, small_crop, subtract_background):
         super().__init__()
+        self.subtract_background = subtract_background
         self.small_crop, self.map_shape, self.backbone = tuple(small_crop), (), nn.Sequential()
         for member in members.values():
             if isinstance(member, FrameNetwork):
@@ -36,7 +38,7 @@ class Average(FrameNetwork):
         self.members = nn.ModuleDict(members)
 
     def frame_features(self, clips):
-        """Return each frame's small picture and maps in one vector: [N, C, T, H, W] -> [N, T, F]."""
+        """Return each frame's small picture and maps as a vector: [N, C, T, H, W] -> [N, T, F]."""
         parts = [self.small_clips(clips).transpose(1, 2).flatten(2)]
         if self.map_shape:
             parts.append(super().frame_features(clips).flatten(2))
@@ -46,11 +48,15 @@ class Average(FrameNetwork):
         """Return the clips as the members without a 2D network see them, [N, C, T, h, w]."""
         return F.interpolate(clips, (clips.shape[2], *self.small_crop), mode="area")
 
+    def without_background(self, small):
+        """Subtract each clip's mean frame, with `subtract_background`."""
+        return small - small.mean(2, keepdim=True) if self.subtract_background else small
+
     def split_features(self, features):
         """Return the small clips [N, C, T, h, w], and the maps [N, T, ...] or None."""
         num_pixels = 3 * math.prod(self.small_crop)
         small = features[..., :num_pixels].unflatten(2, (3, *self.small_crop)).transpose(1, 2)
-        small = small.contiguous(memory_format=torch.channels_last_3d)
+        small = self.without_background(small).contiguous(memory_format=torch.channels_last_3d)
         if not self.map_shape:
             return small, None
         return small, features[..., num_pixels:].unflatten(2, self.map_shape)

@@ -13,6 +13,7 @@ from networks.stages import stages, to_meta
 
 OWN_NETWORKS = {"efficientnet_lite0": efficientnet_lite0}
 SIDE = 256  # pixels of a picture that every stride divides
+DEFAULT_STRIDE = 16
 
 
 def build_backbone(name) -> tuple[nn.Sequential, int]:
@@ -27,15 +28,15 @@ def build_backbone(name) -> tuple[nn.Sequential, int]:
     return nn.Sequential(parts), num_features
 
 
-def build_cut_backbone(name, stride) -> tuple[nn.Sequential, int]:
-    """Build the 2D network `name` up to its last block with this stride; also return its channels.
+def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]:
+    """Build the 2D network `name` up to its layer `last`; also return its channels and stride.
 
-    [N, 3, H, W] -> [N, C, H / stride, W / stride]. Modules keep their names.
-    Raises ValueError if no block has this stride.
+    last: None for the last layer with a stride of 16. [N, 3, H, W] -> [N, C, H / stride, W /
+    stride]. Modules keep their names. Raises ValueError for a layer that it does not have.
     """
     parts, _ = _parts(name)
-    for last in ("avgpool", "flatten"):
-        parts.pop(last, None)
+    for end in ("avgpool", "flatten"):
+        parts.pop(end, None)
     whole, shapes = nn.Sequential(parts), {}
     meta_network = to_meta(whole)
     for part, module in stages(meta_network):
@@ -44,11 +45,11 @@ def build_cut_backbone(name, stride) -> tuple[nn.Sequential, int]:
         )
     meta_network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
     names = [part for part, _ in stages(whole)]
-    fitting = [part for part in names if shapes[part][2] == SIDE // stride]
-    if not fitting:
-        raise ValueError(f"{name} has no block with a stride of {stride}")
-    kept = names[: names.index(fitting[-1]) + 1]
-    return _only(whole, kept), shapes[kept[-1]][1]
+    last = last or [part for part in names if shapes[part][2] == SIDE // DEFAULT_STRIDE][-1]
+    if last not in names:
+        raise ValueError(f"{name} has no layer {last}, but {', '.join(names)}")
+    _, channels, height, _ = shapes[last]
+    return _only(whole, names[: names.index(last) + 1]), channels, SIDE // height
 
 
 def _parts(name) -> tuple[OrderedDict[str, nn.Module], nn.Module]:

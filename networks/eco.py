@@ -5,6 +5,7 @@ sees movement, is small. (ECO: Zolfaghari et al., arXiv 1804.09066; mixed convol
 arXiv 1711.11248) Shapes: N clips, C channels, T frames, H, W pixels, h, w places of a map.
 """
 
+import torch
 from torch import nn
 
 from config import Config
@@ -13,6 +14,7 @@ from networks.frame_networks import FrameNetwork
 from system.errors import UserError
 
 WIDTHS = (64, 96, 128)  # channels of the 3D network's convolutions
+DROPPED_CHANNELS = 0.2  # of whole maps, before the convolution over all places
 
 
 class Eco(FrameNetwork):
@@ -23,42 +25,53 @@ class Eco(FrameNetwork):
 
     def __init__(self, config: Config, num_classes):
         super().__init__()
-        stride, (height, width) = config.backbone_stride, config.crop
+        height, width = config.crop
+        try:
+            self.backbone, channels, stride = build_cut_backbone(
+                config.backbone, config.backbone_layer
+            )
+        except ValueError as error:
+            raise UserError(f"backbone_layer: {error}; choose one of them") from None
         if min(height, width) < stride:
             raise UserError(
-                f"crop_size: {height} x {width} pixels are too small for backbone_stride {stride}; "
-                f"raise crop_size to {stride} x {stride} or more, or lower backbone_stride"
+                f"crop_size: {height} x {width} pixels are too small for {config.backbone}, whose "
+                f"maps have a place per {stride} x {stride} pixels; raise crop_size to {stride} x "
+                f"{stride} or more, or choose an earlier backbone_layer"
             )
-        try:
-            self.backbone, channels = build_cut_backbone(config.backbone, stride)
-        except ValueError as error:
-            raise UserError(f"backbone_stride: {error}; choose another") from None
         map_shape = (config.clip_size, -(-height // stride), -(-width // stride))
-        self.layers = layers_over_time(channels, map_shape)
+        self.is_centered = config.center_features
+        self.layers = layers_over_time(channels, map_shape, config.global_pool)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
 
     def classify_features(self, features):
-        vectors = self.layers(features.transpose(1, 2)).flatten(1)  # [N, C, 1, 1, 1] -> [N, C]
+        maps = features.transpose(1, 2)  # [N, C, T, h, w]
+        if self.is_centered:
+            maps = maps - maps.mean(2, keepdim=True)
+        maps = maps.contiguous(memory_format=torch.channels_last_3d)
+        vectors = self.layers(maps).flatten(1)  # [N, C, 1, 1, 1] -> [N, C]
         return self.classifier(self.dropout(vectors))
 
 
-def layers_over_time(channels, map_shape) -> nn.Sequential:
+def layers_over_time(channels, map_shape, global_pool) -> nn.Sequential:
     """Build the 3D network: [N, C, T, h, w] -> [N, WIDTHS[-1], 1, 1, 1]; map_shape: (T, h, w)."""
     first, second, last = WIDTHS
-    return nn.Sequential(
+    pooling = tuple(min(2, size) for size in map_shape)
+    rest = tuple(size // step for size, step in zip(map_shape, pooling, strict=True))
+    layers = nn.Sequential(
         nn.BatchNorm3d(channels),
         nn.Conv3d(channels, first, 1),
-        *conv_norm_relu(first, second),
-        nn.MaxPool3d([min(2, size) for size in map_shape]),
-        *conv_norm_relu(second, last),
-        nn.AdaptiveAvgPool3d(1),
+        *conv_norm_relu(first, second, 3, padding=1),
+        nn.MaxPool3d(pooling),
     )
+    if global_pool:
+        return layers.extend([*conv_norm_relu(second, last, 3, padding=1), nn.AdaptiveAvgPool3d(1)])
+    return layers.extend([nn.Dropout3d(DROPPED_CHANNELS), *conv_norm_relu(second, last, rest)])
 
 
-def conv_norm_relu(channels_in, channels_out):
+def conv_norm_relu(channels_in, channels_out, kernel, padding=0):
     return (
-        nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.Conv3d(channels_in, channels_out, kernel, padding=padding, bias=False),
         nn.BatchNorm3d(channels_out),
         nn.LeakyReLU(inplace=True),
     )

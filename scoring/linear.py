@@ -41,7 +41,7 @@ def _linear_models(model: nn.Module) -> list[LinearModel]:
 
 
 def _inputs(run: Run, annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
-    """Return the linear model's inputs, float32 [N, D], and labels of clips as evaluation sees them."""
+    """Return the linear model's inputs, float32 [N, D], and labels, as evaluation sees clips."""
     model, config = run.model, run.config
     (linear,) = _linear_models(model)
     chosen = np.linspace(0, len(annotations) - 1, min(len(annotations), MAX_CLIPS)).astype(int)
@@ -53,7 +53,8 @@ def _inputs(run: Run, annotations: Annotations) -> tuple[np.ndarray, np.ndarray]
     with torch.no_grad():
         for batch in batches_of(loader):
             clips = normalize_clips(batch.clips.flatten(0, 1), run.device, config)
-            clips = model.small_clips(clips) if isinstance(model, Average) else clips
+            if isinstance(model, Average):
+                clips = model.without_background(model.small_clips(clips))
             inputs.append(linear.inputs(clips).cpu().numpy())
             labels.append(np.repeat(batch.labels.numpy(), config.windows_per_video))
     return np.concatenate(inputs), np.concatenate(labels)

@@ -53,7 +53,9 @@ NAMES_IN_2D = (
 )
 
 
-def load_pretrained(model: nn.Module, head: str, config: Config, class_names) -> None:
+def load_pretrained(
+    model: nn.Module, head: str, config: Config, class_names, is_silent: bool = False
+) -> None:
     """Copy the weights of `pretrained` into `model`, and print which start from random values.
 
     head: the prefix of the last layer's names, which keeps its random weights with `new_head`.
@@ -84,13 +86,15 @@ def load_pretrained(model: nn.Module, head: str, config: Config, class_names) ->
     ]
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trained
-    if random := [name for name in missing if name in frozen]:
+    # A linear model's weights, which `fit_linear_models` sets, are not trained.
+    if random := [name for name in missing if name in frozen and not name.startswith(head)]:
         raise UserError(
             f"freeze: {source} has no weights for {summarize(random, 3)}, which would stay random; "
             "freeze fewer stages"
         )
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
-    print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
+    if not is_silent:
+        print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
 
 
 # --- finding weights ---------------------------------------------------------------------------
@@ -225,9 +229,9 @@ def _saved_colours(checkpoint: dict) -> dict[str, list[float]]:
 def names_left_out(config: Config) -> set[str]:
     """Return names of layers in files of the backbone that the network may leave out.
 
-    Those are all of it, of a network that uses it up to a stride.
+    Those are all of it, of a network that uses it up to a layer.
     """
-    if config.model not in MODEL_OPTIONS["backbone_stride"]:
+    if not {*config.networks} & {*MODEL_OPTIONS["backbone_layer"]}:
         return set()
     with torch.device("meta"):
         whole, _ = build_backbone(config.backbone)

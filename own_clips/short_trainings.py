@@ -1,0 +1,119 @@
+"""Short trainings for the choice of a recipe: seconds each, on features that are computed once.
+
+Shapes: N clips, K windows per clip, T frames, D numbers per frame.
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from config import Config
+from model import NETWORKS, build_average, build_model
+from networks.average import Average
+from networks.frame_networks import FrameNetwork
+from networks.inference import fold_batchnorm
+from own_clips.frame_maps import FrameMaps
+from training.optimization import training_loss
+from training.pretrained import load_pretrained, with_normalization
+
+STEPS, STEPS_PER_CLIP = 80, 2.5  # the first at most
+BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
+HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
+FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
+ALL_MEMBERS = ["eco", "conv3d", "linear"]
+
+
+def short_config(config: Config) -> Config:
+    """Return the config of short trainings on the config's clips, with small frames."""
+    height, width = config.crop
+    keys = {
+        "model": "average",
+        "members": ALL_MEMBERS,
+        "frame_height": HEIGHT,
+        "crop_size": [HEIGHT, round(HEIGHT * width / height)],
+        "small_frame_height": SMALL_HEIGHT,
+    }
+    few_clips = json.loads(FEW_CLIPS.read_text())
+    keys |= {key: few_clips[key] for key in ("block_widths", "head_widths")}
+    return with_normalization(config.model_copy(update=keys), None)
+
+
+def feature_network(config: Config, num_classes: int) -> Average:
+    """Return the network whose `frame_features` short trainings see; config: a short one."""
+    network = build_model(config, num_classes)
+    load_pretrained(network, NETWORKS["average"].head, config, (), is_silent=True)
+    return fold_batchnorm(network)
+
+
+class Head(nn.Module):
+    """One member of an average, on the features of the whole average."""
+
+    def __init__(self, member: str, config: Config, num_classes: int):
+        super().__init__()
+        whole = build_average(config, num_classes)
+        self.split, self.network = whole.split_features, whole.members[member]
+
+    def forward(self, features):
+        small, maps = self.split(features)
+        return self.network(small) if maps is None else self._classify(small, maps)
+
+    def _classify(self, small, maps):
+        if isinstance(self.network, FrameNetwork):
+            return self.network.classify_features(maps)
+        return self.network(small)
+
+
+def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_classes):
+    """Return log probabilities of each clip by a network that was not trained on it.
+
+    member: a network of ALL_MEMBERS; labels: int [N]; folds: (training, test) positions.
+    Returns float64 [N, classes].
+    """
+    found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
+    for number, (train, test) in enumerate(folds):
+        torch.manual_seed(number)
+        head = Head(member, config, num_classes)
+        if member == "linear":
+            small, _ = head.split(maps.eval_clips(train, config))
+            inputs = head.network.inputs(small).numpy()
+            head.network.fit(inputs, np.repeat(labels[train], config.nclips))
+        else:
+            train_head(head, maps, labels, train, config, np.random.default_rng(number))
+        found[test] = log_probabilities(head, maps, test, config)
+    return found
+
+
+def train_head(head: Head, maps: FrameMaps, labels, train, config: Config, rng) -> None:
+    """Train for a fixed number of steps with a one-cycle learning rate."""
+    num_steps = min(STEPS, math.ceil(STEPS_PER_CLIP * len(train)))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=num_steps + 1)
+    order = itertools.chain.from_iterable(rng.permutation(train) for _ in itertools.count())
+    size = min(BATCH_SIZE, len(train))
+    head.train()
+    for _ in range(num_steps):
+        batch = list(itertools.islice(order, size))
+        logits = head(maps.train_clips(batch, config, rng))
+        loss = training_loss(logits, torch.from_numpy(labels[batch]), config) / size
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(head.parameters(), LARGEST_NORM)
+        optimizer.step()
+        schedule.step()
+
+
+@torch.inference_mode()
+def log_probabilities(head: Head, maps: FrameMaps, chosen, config: Config) -> torch.Tensor:
+    """Return the logarithm of the mean probability over each clip's windows, [N, classes]."""
+    head.eval()
+    parts = [
+        head(maps.eval_clips(part, config)).double().log_softmax(1)
+        for part in np.array_split(chosen, math.ceil(len(chosen) / BATCH_SIZE))
+    ]
+    windows = torch.cat(parts).unflatten(0, (len(chosen), config.nclips))
+    return windows.logsumexp(1) - math.log(config.nclips)
