@@ -52,13 +52,7 @@ from training.batchnorm import refresh_statistics
 from training.callback import Callback, save_with_callbacks, sync_callbacks
 from training.freezing import set_to_training
 from training.mixing import mix_batch
-from training.optimization import (
-    clip_gradients,
-    learning_rate,
-    loss_weights,
-    set_learning_rate,
-    training_is_over,
-)
+from training.optimization import clip_gradients, learning_rate, set_learning_rate, training_is_over
 from training.pretrained import with_normalization
 from training.resuming import checkpoint_to_resume, named_checkpoint
 from training.run import Run, start_run, validation_columns
@@ -179,11 +173,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
     loss_sum = F.cross_entropy(
-        logits.float(),
-        targets,
-        run.class_weights,
-        reduction="sum",
-        label_smoothing=config.label_smoothing,
+        logits.float(), targets, reduction="sum", label_smoothing=config.label_smoothing
     )
     with section("backward"):
         # DDP averages gradients over processes, so each weights its part. An inf loss can have
@@ -272,7 +262,6 @@ def run_training(config: Config, options, device) -> None:
     run = start_run(
         config, class_names, device, checkpoint, train_set.digest(), train_set.folder.identity
     )
-    run.class_weights = loss_weights(config, train_set.labels, len(class_names), device)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)

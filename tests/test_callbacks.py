@@ -27,13 +27,13 @@ def whole(tmp_path_factory):
 
 
 def do_run(folder):
-    settings = make_settings(folder)
+    settings = make_settings(folder, time_probe_clips=5)
     assert train.main(["-c", write_config(folder / "config.json", settings), "-g", "cpu"]) == 0
     return run_folder(settings)
 
 
 def test_all_of_them_are_built(whole):
-    assert len(NAMES) == 12
+    assert len(NAMES) == 13
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -183,18 +182,3 @@ def clip_gradients(model: nn.Module, largest_norm: float | None) -> torch.Tensor
     if largest_norm:
         clip_grads_with_norm_(parameters, largest_norm, norm)
     return norm
-
-
-def loss_weights(config: Config, labels: np.ndarray, num_classes: int, device):
-    """Return the weight of each class in the training loss, float32 [classes]; None: all are 1.
-
-    balanced: clips / (classes x clips of the class), as scikit-learn's. Their mean over the
-    training clips is 1, so the loss divides by the number of clips, not by the sum of a batch's
-    weights: an epoch's loss is then the weighted mean, in batches of any size, parts and
-    processes. A class without clips has the weight 1.
-    """
-    if config.class_weights is None:
-        return None
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = np.where(counts, len(labels) / ((counts > 0).sum() * np.maximum(counts, 1)), 1)
-    return torch.tensor(weights, dtype=torch.float32, device=device)
