@@ -36,6 +36,14 @@ def test_all_of_them_are_built(whole):
     assert len(NAMES) == 13
 
 
+def test_the_time_probe_is_in_the_report(whole):
+    rows = read_csv(whole / "time_probe_clips.csv")
+    assert len(rows) == 5 and {"label", "in order", "shuffled"} <= rows[0].keys()
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "Does time matter?" in page and "Top-1 of 5 validation clips" in page
+    assert "balanced accuracy" in page
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_without_any_of_them_training_is_the_same(whole, tmp_path, monkeypatch, name):
     def build_others(*arguments):
