@@ -383,6 +383,11 @@ class Config(BaseModel):
         description="Clips per batch in evaluation, which needs less memory per clip; null: twice "
         "batch_size.",
     )
+    balanced_sampling: bool = Field(
+        False,
+        description="Draw training clips with replacement, so that each class is equally frequent "
+        "however many clips it has; an epoch still has as many clips as there are.",
+    )
     accumulate_steps: Size = Field(
         1, description="Number of parts of each batch (gradient accumulation), to save memory."
     )
@@ -435,12 +440,6 @@ class Config(BaseModel):
     amsgrad: bool = Field(True, description="AMSGrad variant of adam and adamw (2018).")
     label_smoothing: Fraction = Field(
         0.0, description="Fraction of each label that is distributed over all classes."
-    )
-    class_weights: Literal["balanced"] | None = Field(
-        None,
-        description="balanced: a training clip's loss is weighted by clips / (classes x clips of "
-        "its class), so that each class counts alike however many clips it has; null: not "
-        "weighted.",
     )
     mixup_alpha: float = Field(
         0.0,

@@ -107,7 +107,8 @@ class VideoFolder(Dataset):
 def build_loader(annotations, config: Config, training: bool, device) -> DataLoader:
     """Return a loader of `Batch`es; read them through `batches_of`."""
     if training:
-        batches = TrainBatches(len(annotations), config.batch_size, config.seed)
+        labels = annotations.labels if config.balanced_sampling else None
+        batches = TrainBatches(len(annotations), config.batch_size, config.seed, labels)
         _check_batch_size(config, batches)
     else:
         batches = EvalBatches(len(annotations), config.videos_per_eval_batch)

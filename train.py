@@ -57,7 +57,6 @@ from training.mixing import mix_batch
 from training.optimization import (
     clip_gradients,
     learning_rate,
-    loss_weights,
     set_learning_rate,
     training_is_over,
     training_loss,
@@ -181,7 +180,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
     clips, targets = mix_batch(clips, labels, len(run.class_names), config)
     with section("forward"), autocast(run.device, config.precision):
         logits = run.network(clips)
-    loss_sum = training_loss(logits, targets, config, run.class_weights)
+    loss_sum = training_loss(logits, targets, config.label_smoothing)
     with section("backward"):
         # DDP averages gradients over processes, so each weights its part. An inf loss can have
         # finite gradients; as NaN they make the optimizers of all processes skip the step.
@@ -273,7 +272,6 @@ def run_training(config: Config, options, device) -> None:
     )
     if checkpoint is None:
         fit_linear_models(run, train_set)
-    run.class_weights = loss_weights(config, train_set.labels, len(class_names), device)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)

@@ -45,8 +45,16 @@ class TrainBatches:
     out, since BatchNorm needs two; which clips these are changes with the epoch.
     """
 
-    def __init__(self, num_clips, batch_size, seed):
+    def __init__(self, num_clips, batch_size, seed, balanced_labels=None):
+        """Prepare batches; balanced_labels: [num_clips], of classes to draw equally often, or None.
+
+        These are drawn with replacement.
+        """
         self.num_clips, self.batch_size, self.seed = num_clips, batch_size, seed
+        self.probabilities = None
+        if balanced_labels is not None:
+            weights = 1 / np.bincount(balanced_labels)[balanced_labels]
+            self.probabilities = weights / weights.sum()
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, step: int, last: int | None = None) -> None:
@@ -70,7 +78,11 @@ class TrainBatches:
         epoch = self.epoch
         # Without the spawn key it would equal the stream of clip 0, whose seed is (seed, epoch, 0).
         seeds = np.random.SeedSequence([self.seed, epoch], spawn_key=(0,))
-        order = np.random.default_rng(seeds).permutation(self.num_clips)
+        rng = np.random.default_rng(seeds)
+        if self.probabilities is None:
+            order = rng.permutation(self.num_clips)
+        else:
+            order = rng.choice(self.num_clips, self.num_clips, p=self.probabilities)
         for step in range(self.first_step, self.last_step):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
             own = indices[processes.rank() :: processes.world_size()]

@@ -99,7 +99,7 @@ def train_head(head: Head, maps: FrameMaps, labels, train, config: Config, rng) 
     for _ in range(num_steps):
         batch = list(itertools.islice(order, size))
         logits = head(maps.train_clips(batch, config, rng))
-        loss = training_loss(logits, torch.from_numpy(labels[batch]), config) / size
+        loss = training_loss(logits, torch.from_numpy(labels[batch]), config.label_smoothing) / size
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), LARGEST_NORM)

@@ -12,7 +12,7 @@ from clips.packs import open_folder
 from clips.search import no_films
 from config import SET_PREFIXES
 from own_clips.class_folders import labelled_clips
-from own_clips.settings import choose_settings
+from own_clips.settings import choose_settings, class_balance
 from own_clips.splitting import (
     choose_validation,
     group_pattern,
@@ -77,8 +77,10 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     values |= _write_lists(root, clips, make_run_folder(config))
     values["group"] = group_pattern(rule) if rule else None
     given = {key: value for key, value in values.items() if key in given}
-    num_clips = int((clips["part"] == "train").sum())
-    for choice in choose_settings(stats, num_clips, device_type, given):
+    labels = clips["label"][clips["part"] == "train"].tolist()
+    choices = choose_settings(stats, len(labels), device_type, given)
+    choices += [each for each in class_balance(labels) if each.key not in given]
+    for choice in choices:
         values[choice.key] = choice.value
         print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -148,8 +148,8 @@ def fit(features, labels, groups, seed: int):
     prepare = make_pipeline(StandardScaler(), PCA()).fit(features)
     features = prepare.transform(features)
     model = LogisticRegression(C=INVERSE_PENALTIES[len(INVERSE_PENALTIES) // 2], **ACCURACY)
-    folds = []
-    if np.bincount(labels).max() >= NUM_FOLDS:
+    folds, num_groups = [], len(labels if groups is None else set(groups.tolist()))
+    if min(num_groups, np.bincount(labels).max()) >= NUM_FOLDS:
         folds = stratified_folds(labels, groups, NUM_FOLDS, seed)
     if len(folds) > 1 and min(len(set(labels[part].tolist())) for part, _ in folds) > 1:
         model = GridSearchCV(model, {"C": INVERSE_PENALTIES}, cv=folds)

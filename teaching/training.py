@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from clips.packs import open_folder
-from own_clips.settings import choose_settings
+from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import survey
 from system.config_file import load_config
 from system.errors import UserError, summarize
@@ -108,7 +108,9 @@ class Training:
             values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
         if anew:
             stats = survey(open_folder(folder / "clips"), list(self.data_set.clips), recipe, labels)
-            for choice in choose_settings(stats, sets.count("train"), self.device_type):
+            own = [label for label, part in zip(labels, sets, strict=True) if part == "train"]
+            choices = choose_settings(stats, len(own), self.device_type)
+            for choice in choices + class_balance(own):
                 values[choice.key] = choice.value
         write_text(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 

@@ -27,13 +27,21 @@ def whole(tmp_path_factory):
 
 
 def do_run(folder):
-    settings = make_settings(folder)
+    settings = make_settings(folder, time_probe_clips=5)
     assert train.main(["-c", write_config(folder / "config.json", settings), "-g", "cpu"]) == 0
     return run_folder(settings)
 
 
 def test_all_of_them_are_built(whole):
-    assert len(NAMES) == 13
+    assert len(NAMES) == 14
+
+
+def test_the_time_probe_is_in_the_report(whole):
+    rows = read_csv(whole / "time_probe_clips.csv")
+    assert len(rows) == 5 and {"label", "in order", "shuffled"} <= rows[0].keys()
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "Does time matter?" in page and "Top-1 of 5 validation clips" in page
+    assert "balanced accuracy" in page
 
 
 @pytest.mark.parametrize("name", NAMES)

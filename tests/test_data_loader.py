@@ -270,3 +270,16 @@ def test_the_same_id_in_another_folder_is_another_clip(tmp_path, capsys):
     (tmp_path / "clips" / "below" / "2").mkdir(parents=True)
     rows, folder = (["below/2,Left,anna"], ["2,Left,bo"]), str(tmp_path / "clips" / "below")
     assert "1 clips are both" in read_both(tmp_path, capsys, *rows, val_data_folder=folder)
+
+
+def test_balanced_sampling_draws_each_class_equally_often():
+    labels = np.array([0] * 90 + [2] * 10)
+    batches = TrainBatches(100, 16, 0, labels)
+    drawn = []
+    for epoch in range(20):
+        batches.start_at(epoch, 0)
+        keys = [key for batch in batches for key in batch]
+        batches.start_at(epoch, 3)
+        assert [key for batch in batches for key in batch] == keys[48:]  # as when it is resumed
+        drawn += [labels[key.index] for key in keys]
+    assert len(drawn) == 2000 and abs(drawn.count(2) - 1000) < 100

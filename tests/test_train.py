@@ -44,6 +44,7 @@ def test_run_folder(write_config, settings, capsys):
         "val_top1",
         "val_top1_low",
         "val_top1_high",
+        "val_balanced",
     ]
     assert "top-1" in output and "top-3" not in output  # which is all clips of three classes
     used = json.loads((folder / "config.json").read_text())

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -186,30 +185,15 @@ def clip_gradients(model: nn.Module, largest_norm: float | None) -> torch.Tensor
     return norm
 
 
-def training_loss(logits, targets, config: Config, class_weights=None) -> torch.Tensor:
+def training_loss(logits, targets, label_smoothing: float) -> torch.Tensor:
     """Return the sum of the clips' losses; of the members of `average`, the mean over members.
 
     logits: [N, classes], or of each member [N, S, classes]; targets: int64 [N], or probabilities
-    [N, classes]; class_weights: from `loss_weights`.
+    [N, classes].
     """
-    keys = {"weight": class_weights, "reduction": "sum", "label_smoothing": config.label_smoothing}
+    keys = {"reduction": "sum", "label_smoothing": label_smoothing}
     if logits.dim() == 2:
         return F.cross_entropy(logits.float(), targets, **keys)
     num_members = logits.shape[1]
     targets = targets[..., None].expand(*targets.shape, num_members)
     return F.cross_entropy(logits.float().transpose(1, 2), targets, **keys) / num_members
-
-
-def loss_weights(config: Config, labels: np.ndarray, num_classes: int, device):
-    """Return the weight of each class in the training loss, float32 [classes]; None: all are 1.
-
-    balanced: clips / (classes x clips of the class), as scikit-learn's. Their mean over the
-    training clips is 1, so the loss divides by the number of clips, not by the sum of a batch's
-    weights: an epoch's loss is then the weighted mean, in batches of any size, parts and
-    processes. A class without clips has the weight 1.
-    """
-    if config.class_weights is None:
-        return None
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = np.where(counts, len(labels) / ((counts > 0).sum() * np.maximum(counts, 1)), 1)
-    return torch.tensor(weights, dtype=torch.float32, device=device)

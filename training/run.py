@@ -32,7 +32,7 @@ from training.run_folder import (
 from utils import TrainingMetrics
 
 # Keys that must not change within an epoch; nor must the training clips.
-EPOCH_KEYS = ("batch_size", "seed")
+EPOCH_KEYS = ("balanced_sampling", "batch_size", "seed")
 VALIDATION_PREFIX = "val_"  # of columns of the history
 
 
@@ -111,7 +111,6 @@ class Run:
     scaler: torch.amp.GradScaler  # of the loss, for fp16
     average: AverageOfWeights | None  # of the model's weights
     state: TrainState
-    class_weights: torch.Tensor | None = None  # in the loss, float [classes]; None: all are 1
     train_clips: str = ""  # digest of the training set
     train_pack: str = ""  # identity of its pack; empty: it is not packed
     profile: StepProfile = field(default_factory=StepProfile)
@@ -166,8 +165,8 @@ def start_run(
         scaler,
         average,
         state,
-        train_clips=train_clips,
-        train_pack=train_pack,
+        train_clips,
+        train_pack,
     )
     if checkpoint is not None:
         restore(run, checkpoint)

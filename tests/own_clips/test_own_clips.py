@@ -24,7 +24,7 @@ from clips.annotations import read_annotations, read_labels
 from clips.packs import open_folder
 from clips.sampling import sample_window
 from own_clips.class_folders import labelled_clips
-from own_clips.settings import choose_settings
+from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import ClipStats, survey
 
 # --- what is found -----------------------------------------------------------------------------
@@ -558,3 +558,10 @@ def test_groups_on_both_sides_of_folders_that_are_split_are_said_once(tmp_path, 
         (root / "train" / name / "bo_4").rename(root / "val" / name / "bo_4")
     assert do_train(root, tmp_path, "--group", "^([a-z]+)_") == 0
     assert capfd.readouterr().out.count("warning: 1 groups are both in training and val") == 1
+
+
+@pytest.mark.parametrize("counts, is_uneven", [((10, 6), False), ((10, 5), True)])
+def test_uneven_classes_are_drawn_equally_often(counts, is_uneven):
+    found = class_balance(["wave"] * counts[0] + ["nod"] * counts[1])
+    assert [(key, value) for key, value, _ in found] == [("balanced_sampling", True)] * is_uneven
+    assert all("from 5 training clips of nod to 10 of wave" in reason for *_, reason in found)

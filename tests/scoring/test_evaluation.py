@@ -1,11 +1,20 @@
 """Averages of probabilities, computed from logarithms."""
 
+import numpy as np
 import pytest
 import torch
 from runs import make_settings, run_folder, write_config
 
 import train
-from scoring.evaluation import calibration, log_mean_probability, score
+from scoring.evaluation import (
+    balanced_accuracy,
+    calibration,
+    format_balanced,
+    format_with_intervals,
+    log_mean_probability,
+    score,
+)
+from scoring.intervals import balanced_interval
 from training.checkpoint import save_checkpoint
 
 
@@ -51,3 +60,30 @@ def test_calibration_compares_confidence_and_accuracy():
     assert again == (error, bins)
     certain = calibration(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
     assert certain[0] == 0 and certain[1][0].low == 90
+
+
+def logits_of(predicted, num_classes=3):
+    return torch.eye(num_classes)[torch.tensor(predicted)]
+
+
+def test_balanced_accuracy_is_the_mean_of_the_classes():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 0])
+    logits = logits_of([0, 0, 0, 0, 1, 2, 1])
+    logits[6] = torch.nan  # could not be read
+    assert balanced_accuracy(logits, labels) == pytest.approx(75)  # class 2 has no clips
+    assert "balanced accuracy 75.00 % (" in format_with_intervals(logits, labels)
+    groups = np.array(["a"] * 7)
+    assert format_balanced(logits, labels, groups) == "75.00 % (no interval for clips in groups)"
+    assert "balanced" not in format_with_intervals(logits_of([0, 1, 1]), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("sizes", [[57, 57, 8, 8], [50, 2, 2, 2], [20] * 8])
+@pytest.mark.parametrize("scores", [[0.5], [0.95, 0.5], [0.98]])
+def test_its_interval_covers(sizes, scores):
+    rng, scores = np.random.default_rng(0), np.resize(scores, len(sizes))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    found = [
+        balanced_interval(rng.random(len(labels)) < scores[labels], labels) for _ in range(100)
+    ]
+    num_covering = sum(each.low <= 100 * scores.mean() <= each.high for each in found)
+    assert num_covering >= 90 and np.mean([each.high - each.low for each in found]) < 60
