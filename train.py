@@ -187,9 +187,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
         weight = processes.world_size() / sum(counts)
         weight = torch.where(loss_sum.detach().isfinite(), weight, torch.nan)
         run.scaler.scale(loss_sum * weight).backward()
-    run.state.metrics.update(
-        loss_sum, logits if logits.dim() == 2 else mean_probability(logits), labels
-    )
+    run.state.metrics.update(loss_sum, mean_probability(logits), labels)
     return loss_sum.detach()
 
 

@@ -58,6 +58,7 @@ class ClipFolder(Protocol):
 
     identity: str  # changes with the frames; empty if only reading all files would tell
     frame_rate: float | None  # of all clips, in frames per second; None: unknown, or it differs
+    max_height: int | None  # pixels, to which a pack's frames were shrunk; None: they were not
 
     def __fspath__(self) -> str: ...
 
@@ -130,7 +131,7 @@ class PlainFolder:
 
     path: str
     identity = ""
-    frame_rate = None
+    frame_rate, max_height = None, None
 
     def __fspath__(self):
         return self.path

@@ -109,9 +109,13 @@ class Pack:
         """Return the frame rate to which videos were resampled; None if there were none."""
         return self.about.get("frame_rate")
 
+    @property
+    def max_height(self) -> int | None:
+        return self.about.get("height")
+
     def check(self, config: Config) -> None:
         """Open the pack; raise UserError if its frames do not suit `config`."""
-        height, rate = self.about.get("height"), self.frame_rate
+        height, rate = self.max_height, self.frame_rate
         if height is not None and (config.frame_height or 0) > height:
             raise UserError(
                 f"frame_height: found {config.frame_height}, but {self.path} has "

@@ -76,5 +76,10 @@ class Average(FrameNetwork):
 
 
 def mean_probability(logits) -> torch.Tensor:
-    """Return the logarithm of the members' mean probability: [N, S, classes] -> [N, classes]."""
+    """Return the logarithm of the members' mean probability: [N, S, classes] -> [N, classes].
+
+    Logits of a single network, [N, classes], are returned unchanged.
+    """
+    if logits.dim() == 2:
+        return logits
     return logits.float().log_softmax(2).logsumexp(1) - math.log(logits.shape[1])

@@ -45,7 +45,7 @@ class Variant(NamedTuple):
         return 1 - float(self.right.mean()), float(loss)
 
 
-class Choice(NamedTuple):
+class CrossValidation(NamedTuple):
     """The variants, best first, and the groups of their clips."""
 
     variants: list[Variant]
@@ -93,7 +93,7 @@ OTHER = (("center_features", True), ("global_pool", False))  # than the defaults
 
 def choose_by_cross_validation(
     annotations: Annotations, configs: list[Config], members: list[str], seed: int
-) -> Choice:
+) -> CrossValidation:
     """Return the variants, best first.
 
     configs: one per sampling. members: the networks to try, alone and averaged. Of eco, centred
@@ -119,7 +119,7 @@ def choose_by_cross_validation(
             (config,) = [each for each in configs if each.sampling == best.keys["sampling"]]
             run("eco", config, center_features=best.keys["center_features"], global_pool=False)
     variants = [variant for each in found.values() for variant in with_averages(each)]
-    return Choice(sorted(variants, key=lambda variant: variant.rank), trials.groups)
+    return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 
 
 def _rank_of_eco(variant: Variant):
@@ -163,13 +163,13 @@ def folds_of(labels, groups, seed: int) -> list[tuple]:
     return stratified_folds(labels, groups, max(2, min(most)), seed)
 
 
-def format_choice(choice: Choice) -> list[str]:
+def format_variants(validated: CrossValidation) -> list[str]:
     """Return a line per variant: its score, and how it differs from the best."""
     lines = []
-    for variant in choice.variants:
+    for variant in validated.variants:
         difference = "the best"
-        if variant is not choice.best:
-            compared = choice.compare(variant)
+        if variant is not validated.best:
+            compared = validated.compare(variant)
             difference = f"{compared.difference:.1f} points less"
             if compared.low is None:
                 difference += f" ({compared.method})"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import FRAME_MODELS
 from own_clips.survey import ClipStats
 
 CLIP_SIZE = 12  # frames, at most
@@ -22,7 +23,12 @@ FRAME_RATE_OF_FOLDERS = 12.0  # assumed, since folders of frames do not say
 SIDE = 40  # pixels of the shorter side; with 96, the recipe scored 6 points less on actions
 CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # in total, so that the training time is affordable
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
-UNEVEN = 2.0  # the largest class has this many times the training clips of the smallest, or more
+# Of networks with a frozen 2D network: frames of about SIDE_2D x SIDE_2D pixels, in steps of the
+# 2D network's stride, and a shorter training.
+SIDE_2D, STRIDE = 96, 16
+CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
+FRAMES_TO_COMPUTE, MAX_VERSIONS = 30_000, 8  # features of a training set, if it is not larger
+UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
 
 class Choice(NamedTuple):
@@ -40,12 +46,17 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
     are chosen to suit.
     """
     given = dict(given)
-    choices = [
-        *_time(stats, given),
-        *_size(stats, given),
-        _background(stats),
-        *training_length(num_clips, device_type),
-    ]
+    networks = given.get("members") or [given.get("model", "conv3d")]
+    has_backbone = any(name in FRAME_MODELS for name in networks)
+    time = _time(stats, given)
+    choices = [*time, *(_size_2d(stats, given) if has_backbone else _size(stats, given))]
+    if any(name not in FRAME_MODELS for name in networks):
+        choices.append(_background(stats))
+    is_short = has_backbone and "conv3d" not in networks
+    choices += training_length(num_clips, device_type, is_short)
+    if has_backbone:
+        clip_size = {choice.key: choice.value for choice in time}.get("clip_size")
+        choices.append(_versions(num_clips, given.get("clip_size", clip_size)))
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -133,6 +144,29 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
+def _size_2d(stats: ClipStats, given: dict) -> list[Choice]:
+    """Choose the size of frames for a 2D network: small ones are enlarged, since it knows larger."""
+    heights, widths = stats.sizes.T
+    ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
+    height = max(STRIDE, STRIDE * round(SIDE_2D / math.sqrt(ratio) / STRIDE))
+    if "frame_height" in given or "crop_size" in given or stats.max_height is not None:
+        height = given.get("frame_height") or int(np.ravel(given.get("crop_size", height))[0])
+        height = min(height, stats.max_height or height)
+    crop = [height, max(STRIDE, STRIDE * round(height * ratio / STRIDE))]
+    reason = f"frames are {np.median(widths):.0f} x {np.median(heights):.0f} pixels (median)"
+    return [
+        Choice("frame_height", height, f"{reason}; the recipe was chosen at about this size"),
+        Choice("crop_size", crop, "the whole frame"),
+    ]
+
+
+def _versions(num_clips: int, clip_size: int) -> Choice:
+    """Choose how many versions of each clip are computed."""
+    versions = int(np.clip(FRAMES_TO_COMPUTE / (num_clips * clip_size), 2, MAX_VERSIONS))
+    frames = versions * num_clips * clip_size
+    return Choice("feature_versions", versions, f"features of {frames:,} frames are computed once")
+
+
 def _background(stats: ClipStats) -> Choice:
     share = float(np.median(stats.moving_shares))
     reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
@@ -161,12 +195,18 @@ def _still_clips(stats: ClipStats) -> int:
     return sum(of_each) - max(of_each, default=0)
 
 
-def training_length(num_clips: int, device_type: str) -> list[Choice]:
-    """Return a batch size and a number of epochs that keep the training affordable."""
+def training_length(num_clips: int, device_type: str, is_short: bool = False) -> list[Choice]:
+    """Return a batch size and a number of epochs that keep the training affordable.
+
+    is_short: only a small network is trained, on features of a frozen one.
+    """
     largest = 8 if num_clips < 200 else 16
     # Equally large ones: BatchNorm's statistics over a last batch of two clips are noise.
     batch_size = math.ceil(num_clips / math.ceil(num_clips / largest))
-    epochs = int(np.clip(CLIPS_TO_SEE[device_type] / num_clips, MIN_EPOCHS, MAX_EPOCHS))
+    to_see, most = CLIPS_TO_SEE[device_type], MAX_EPOCHS
+    if is_short:
+        to_see, most = CLIPS_TO_SEE_2D, MAX_EPOCHS_2D
+    epochs = int(np.clip(to_see / num_clips, MIN_EPOCHS, most))
     return [
         Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
         Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen"),

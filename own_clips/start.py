@@ -3,15 +3,18 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from clips.annotations import groups_of, read_annotations, read_labels
 from clips.frames import natural_key
 from clips.packs import open_folder
 from clips.search import no_films
 from config import SET_PREFIXES
 from own_clips.class_folders import labelled_clips
+from own_clips.recipes import can_cross_validate, cross_validated_keys, recipe_file, recipe_of
 from own_clips.settings import choose_settings, class_balance
 from own_clips.splitting import (
     choose_validation,
@@ -25,8 +28,6 @@ from system.config_file import load_config, parse_override
 from system.errors import UserError, summarize
 from system.files import FolderLock, write_text
 from training.run_folder import CONFIG_FILE, check_unoccupied, has_run, make_run_folder
-
-RECIPE = Path(__file__).parent.parent / "configs" / "few_clips.json"
 
 
 def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
@@ -44,7 +45,7 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     given = dict(map(parse_override, options.overrides))
     suited = ["step_jitter=0"] if given.get("sampling") == "segments" else []  # has no step
     overrides = [f"model_name={json.dumps(name)}", *suited, *options.overrides]
-    config = load_config(RECIPE, overrides)
+    config = load_config(recipe_file(given), overrides)
     path = config.run_folder / CONFIG_FILE
     is_run = path.exists() and has_run(config.run_folder)
     if is_run and (options.command != "train" or options.resume or options.check_data):
@@ -74,11 +75,15 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     _split(root, clips, rule, config.seed)
 
     values = config.model_dump(mode="json", exclude_unset=True)
-    values |= _write_lists(root, clips, make_run_folder(config))
-    values["group"] = group_pattern(rule) if rule else None
+    lists = _write_lists(root, clips, make_run_folder(config))
+    lists["group"] = group_pattern(rule) if rule else None
     given = {key: value for key, value in values.items() if key in given}
     labels = clips["label"][clips["part"] == "train"].tolist()
-    choices = choose_settings(stats, len(labels), device_type, given)
+    chosen = {} if options.quick else _cross_validated(lists, stats, config, given, device_type)
+    if chosen:
+        values = recipe_of(chosen) | {"model_name": config.model_name} | chosen | given
+    values |= lists
+    choices = choose_settings(stats, len(labels), device_type, given | chosen)
     choices += [each for each in class_balance(labels) if each.key not in given]
     for choice in choices:
         values[choice.key] = choice.value
@@ -86,6 +91,17 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path}: --config {path} repeats this run", flush=True)
     return str(path)
+
+
+def _cross_validated(lists: dict, stats, config, given: dict, device_type: str) -> dict:
+    """Return the keys that cross-validation within the training clips chooses, if it can."""
+    names = read_labels(lists["labels_csv"])
+    train = read_annotations(lists["train_data_csv"], lists["train_data_folder"], names)
+    if not can_cross_validate(train.labels, given):
+        return {}
+    if lists["group"]:
+        train = replace(train, groups=groups_of(train.ids, lists["group"]))
+    return cross_validated_keys(train, stats, config, given, device_type)
 
 
 def _check_folder(options, path: Path) -> None:

@@ -28,6 +28,7 @@ class ClipStats:
     moving_shares: np.ndarray  # of the picture that changes in the clip, 0..1
     bad: dict[str, str]  # id -> reason
     labels: np.ndarray | None = None  # the class of each, if known
+    max_height: int | None = None  # pixels, of a pack with shrunk frames
 
     @property
     def seconds(self) -> np.ndarray:
@@ -70,7 +71,7 @@ def survey(root: ClipFolder, ids: list[str], config: Config, labels=None) -> Cli
         rates = np.full(len(good), own_rate)
     if labels is not None:
         labels = np.array([labels[place] for place in places if ids[place] not in bad])
-    return ClipStats(num_frames, rates, sizes, moving, bad, labels)
+    return ClipStats(num_frames, rates, sizes, moving, bad, labels, root.max_height)
 
 
 def _measure(clip: Clip, config):

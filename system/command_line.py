@@ -33,6 +33,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "or FILE.csv:COLUMN",
     )
     parser.add_argument(
+        "--quick",
+        **flag,
+        help="with --data: use the recipe's usual networks and sampling, instead of choosing them "
+        "by cross-validation",
+    )
+    parser.add_argument(
         "--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU if available"
     )
     parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: same as -g cpu")
@@ -94,6 +100,8 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.group and not options.data:
         raise UserError("--group: needs --data; with --config, the CSVs may have a column `group`")
+    if options.quick and not options.data:
+        raise UserError("--quick: needs --data; a config names its networks")
     if options.eval_only and options.test_only:
         raise UserError("--eval_only and --test_only: choose one")
     evaluates = options.eval_only or options.test_only

@@ -1,0 +1,81 @@
+"""The recipes of `train.py --data`, and which of their parts suit a folder's clips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clips.annotations import Annotations
+from config import FRAME_MODELS, Config
+from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
+from own_clips.settings import choose_settings
+from own_clips.survey import ClipStats
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
+PRETRAINED = CONFIGS / "pretrained.json"  # eco on a frozen backbone
+CONV3D_KEYS = ("block_widths", "head_widths")
+MEMBERS = ["eco", "conv3d", "linear"]
+MIN_CLIPS = 6  # in the largest class, for a choice that is more than noise
+
+
+def recipe_file(given: dict) -> Path:
+    """Return the recipe for the user's keys: that of the network that they name."""
+    networks = given.get("members") or [given.get("model", "eco")]
+    has_backbone = any(name in FRAME_MODELS for name in networks)
+    return PRETRAINED if has_backbone else FEW_CLIPS
+
+
+def recipe_of(chosen: dict) -> dict[str, Any]:
+    """Return the keys of the recipe for the chosen network, or for the members of an average."""
+    networks = chosen.get("members", [chosen["model"]])
+    few_clips, pretrained = (_read(path) for path in (FEW_CLIPS, PRETRAINED))
+    conv3d = {key: few_clips[key] for key in CONV3D_KEYS}
+    if any(name in FRAME_MODELS for name in networks):
+        return pretrained | (conv3d if "conv3d" in networks else {})
+    if "conv3d" in networks:
+        return few_clips
+    return {key: value for key, value in few_clips.items() if key not in conv3d}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    keys = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in keys.items() if key not in ("$schema", "model_name")}
+
+
+def cross_validated_keys(
+    train: Annotations, stats: ClipStats, config: Config, given: dict, device_type: str
+) -> dict[str, Any]:
+    """Return the keys that score highest in cross-validation within the training clips; print it.
+
+    given: the user's keys, which stay.
+    """
+    samplings = [given["sampling"]] if "sampling" in given else ["window", "segments"]
+    configs = []
+    for sampling in samplings:
+        keys = given | {"sampling": sampling, "model": "eco"}
+        settings = choose_settings(stats, len(train), device_type, keys)
+        keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
+        configs.append(config.model_copy(update=keys))
+    validated = choose_by_cross_validation(train, configs, MEMBERS, config.seed)
+    print_choice(validated)
+    return validated.best.keys
+
+
+def print_choice(validated: CrossValidation) -> None:
+    """Print the variants, and what the best of them says about the clips."""
+    num_clips, best = len(validated.best.labels), validated.best
+    print(f"  cross-validation within {num_clips:,} training clips, on small frames:")
+    for line in format_variants(validated):
+        print(f"    {line}")
+    networks = best.keys.get("members", [best.keys["model"]])
+    if networks == ["linear"]:
+        print("    no network did better than a linear model, which sees no movement")
+    elif "linear" in networks:
+        print("    a linear model helps: these clips can partly be told apart without movement")
+
+
+def can_cross_validate(labels: np.ndarray, given: dict) -> bool:
+    """Return whether there are enough clips for a choice, and no network is given."""
+    return "model" not in given and np.bincount(labels).max(initial=0) >= MIN_CLIPS
