@@ -344,7 +344,7 @@ def test_a_run_writes_its_normalization_and_is_evaluated_by_it(
     assert checkpoint["config"]["mean"] == OTHER[0]
     Path(saved_path := load_config(path).pretrained).unlink()  # it is not needed any more
     capsys.readouterr()
-    assert train.main(["-c", path, "-g", "cpu", "--eval_only"]) == 0
+    assert train.main(["-c", path, "-g", "cpu", "--eval_only", "--checkpoint", "last"]) == 0
     output = capsys.readouterr().out
     assert "changed since the checkpoint" not in output
     assert f"{checkpoint['history'][-1]['val_loss']:.4f}" in output
