@@ -30,7 +30,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from benchmarks import activations, convolutions, epoch, loader, machine, memory, packs, step
+from benchmarks import (
+    activations,
+    convolutions,
+    epoch,
+    frozen,
+    loader,
+    machine,
+    memory,
+    packs,
+    step,
+)
 from benchmarks.memory import PROJECT
 
 PRECISIONS = ["bf16", "fp16", "tf32", "fp32"]  # the default first
@@ -89,6 +99,7 @@ SECTIONS = {
     "compiled": Section(step.measure_compiled, 180, "A compiled training step", True),
     "convolutions": Section(convolutions.measure, 60, "Time of each convolution", True),
     "packs": Section(packs.measure, 300, "Packs beside folders"),
+    "features": Section(frozen.measure, 300, "Features of a frozen backbone"),
     "activations": Section(activations.measure, 240, "Memory kept for the backward pass"),
 }
 

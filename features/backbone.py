@@ -7,6 +7,7 @@ import torch
 
 from config import Config
 from model import normalize_clips
+from networks.efficientnet_lite import merge_padding
 from networks.inference import fold_batchnorm
 from networks.stages import num_channels, to_meta
 from system.device import computing_in
@@ -28,7 +29,7 @@ def backbone_function(model, device, config: Config):
     It maps windows, uint8 [N, T, H, W, C], to their features, fp16 [N, T, ...] on the CPU. On a CPU
     each thread computes other frames: small convolutions gain little from several threads.
     """
-    network = fold_batchnorm(model)
+    network = merge_padding(fold_batchnorm(model))
     num_threads = 1 if device.type == "cuda" else torch.get_num_threads()
 
     def compute_part(frames):

@@ -4,8 +4,10 @@
 vision models with EfficientNet-Lite") Shapes: N pictures, C channels, H, W pixels.
 """
 
+import itertools
 from collections import OrderedDict
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -70,7 +72,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, inputs):
         outputs = self.layers(inputs)
-        return inputs + outputs if self.adds_input else outputs
+        return outputs.add_(inputs) if self.adds_input else outputs
 
 
 class SamePadding(nn.Module):
@@ -85,12 +87,48 @@ class SamePadding(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, pictures):
+        return F.pad(pictures, self.sides(pictures))
+
+    def sides(self, pictures) -> list[int]:
+        """Return the pixels at the left, right, top and bottom."""
         padding = []
         for size in reversed(pictures.shape[2:]):
             last_start = (-(-size // self.stride) - 1) * self.stride
             total = max(0, last_start + self.kernel - size)
             padding += [total // 2, total - total // 2]
-        return F.pad(pictures, padding)
+        return padding
+
+
+class SamePaddedConv2d(nn.Module):
+    """`SamePadding` and a convolution of an odd kernel in one pass, for inference.
+
+    The uneven padding of even sizes is that of a kernel with another row and column, of zeros,
+    which a convolution pads evenly by itself.
+    """
+
+    def __init__(self, pad: SamePadding, conv: nn.Conv2d):
+        super().__init__()
+        self.pad, self.conv, self.half = pad, conv, conv.kernel_size[0] // 2
+        wide = F.pad(conv.weight.detach(), (1, 0, 1, 0))
+        memory_format = torch.channels_last if conv.groups == 1 else torch.contiguous_format
+        self.register_buffer("wide", wide.contiguous(memory_format=memory_format))
+
+    def forward(self, pictures):
+        before, after = self.half - 1, self.half
+        if self.pad.sides(pictures) != [before, after] * 2:
+            return self.conv(self.pad(pictures))
+        conv = self.conv
+        return F.conv2d(pictures, self.wide, conv.bias, conv.stride, self.half, groups=conv.groups)
+
+
+def merge_padding(model: nn.Module) -> nn.Module:
+    """Let each convolution of `model` after a `SamePadding` pad by itself; return the model."""
+    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for index, (first, second) in enumerate(itertools.pairwise(sequence)):
+            if isinstance(first, SamePadding) and isinstance(second, nn.Conv2d):
+                sequence[index + 1] = SamePaddedConv2d(first, second)
+                sequence[index] = nn.Identity()
+    return model
 
 
 def conv(channels_in, channels_out, kernel=1, stride=1, groups=1) -> nn.Conv2d:

@@ -22,6 +22,7 @@ from benchmarks import (
     benchmark,
     compare,
     epoch,
+    frozen,
     limit,
     loader,
     machine,
@@ -174,6 +175,19 @@ def test_memory_for_the_backward_pass(measure):
     (row,) = measure("activations")
     assert row["what"] == "conv3d, 4 x 20 x 20"
     assert 0 < row["with checkpoint_activations"] < row["MiB per clip"]
+
+
+@pytest.mark.slow
+def test_features_of_a_frozen_backbone(results, monkeypatch):
+    monkeypatch.setattr(machine, "start_process", InThisProcess)
+    monkeypatch.setattr(frozen, "NUM_CLIPS", 6)
+    monkeypatch.setattr(frozen, "TIMED_CLIPS", 2)
+    keys = {"batch_size": 4, "num_workers": 0, "crop_size": 32, "frame_height": 32, "num_epochs": 1}
+    monkeypatch.setattr(frozen, "KEYS", frozen.KEYS | keys)
+    *ways, epochs = frozen.measure(CPU, SimpleNamespace(overrides=[], rounds=1), results)
+    names = [row["what"] for row in ways]
+    assert "channels last" in names[0] and "as in training, fp32" in names[-1]
+    assert all(row["ratio"] > 0 for row in (*ways, epochs))
 
 
 def test_outcomes_of_gpu_tests(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import predict
 import train
 from clips.folders import open_clip
 from clips.frames import FramesInMemory
-from config import Config
+from config import IMAGENET_COLOURS, Config
 from explain import films_of_clip
 from scoring import camera
 from scoring.predictor import Predictor, load_predictor, load_predictors
@@ -122,7 +122,7 @@ def test_an_older_checkpoint_has_one_score_alone_and_in_an_ensemble(
     changed = settings | {key: value}
     expected = evaluated(changed, tmp_path, "--ensemble", older)
     check_same(predicted(settings, tmp_path, expected, [older]), expected)
-    default = Config.model_fields[key].default
+    default = IMAGENET_COLOURS.get(key, Config.model_fields[key].default)
     capsys.readouterr()
     evaluated(changed, tmp_path, "--checkpoint", older)  # as the config says, which is told
     assert f"changed since the checkpoint: {key}: {default} -> {value}" in capsys.readouterr().out

@@ -169,6 +169,7 @@ def test_statistics_of_frozen_layers_are_not_recomputed_in_the_average_either():
     assert num_frozen > 2 and len(_norms(average.module)) == num_all - num_frozen
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_uninterrupted_one(settings, tmp_path):
     settings |= {"freeze": 4, "pretrained_lr_scale": 0.3, "ema_decay": 0.9, "checkpoint_minutes": 0}
     settings |= {"optimizer": "adamw"}
