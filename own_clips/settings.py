@@ -145,7 +145,7 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
 
 
 def _size_2d(stats: ClipStats, given: dict) -> list[Choice]:
-    """Choose the size of frames for a 2D network: small ones are enlarged, since it knows larger."""
+    """Choose the size of frames for a 2D network, which was trained on larger ones."""
     heights, widths = stats.sizes.T
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
     height = max(STRIDE, STRIDE * round(SIDE_2D / math.sqrt(ratio) / STRIDE))

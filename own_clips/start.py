@@ -79,7 +79,9 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     lists["group"] = group_pattern(rule) if rule else None
     given = {key: value for key, value in values.items() if key in given}
     labels = clips["label"][clips["part"] == "train"].tolist()
-    chosen = {} if options.quick else _cross_validated(lists, stats, config, given, device_type)
+    chosen = {}
+    if not (options.quick or options.check_data):
+        chosen = _cross_validated(lists, stats, config, given, device_type)
     if chosen:
         values = recipe_of(chosen) | {"model_name": config.model_name} | chosen | given
     values |= lists

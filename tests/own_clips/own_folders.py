@@ -7,7 +7,7 @@ from conftest import CLASSES, TINY_NETWORK, draw_frames, write_clip
 
 import train
 
-TINY = TINY_NETWORK | {"num_epochs": 1, "batch_size": 4, "num_workers": 0}
+TINY = TINY_NETWORK | {"model": "conv3d", "num_epochs": 1, "batch_size": 4, "num_workers": 0}
 OVERRIDES = [
     part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")
 ]

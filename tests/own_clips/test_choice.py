@@ -1,0 +1,183 @@
+"""The choice of networks and sampling by cross-validation within the training clips."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, draw_frames, write_clip
+from own_folders import write_class_folders
+
+import train
+from clips.annotations import read_annotations
+from own_clips import choice, short_trainings
+from own_clips.choice import Variant, choose_by_cross_validation, format_variants, with_averages
+from own_clips.recipes import PRETRAINED, can_cross_validate, recipe_file, recipe_of
+from system.config_file import load_config
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Six clips of each of three classes, by three people, as annotations."""
+    folder = tmp_path_factory.mktemp("choice")
+    root = write_class_folders(folder / "clips")
+    rows = [f"{path.relative_to(root)};{path.parent.name}" for path in sorted(root.glob("*/*"))]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return read_annotations(folder / "train.csv", root, CLASSES)
+
+
+@pytest.fixture
+def very_short(monkeypatch):
+    monkeypatch.setattr(short_trainings, "STEPS", 2)
+
+
+def configs(*samplings):
+    """The recipe, with clips of 4 frames."""
+    keys = ["clip_size=4", "step_size=1", "nclips=2", "step_jitter=0"]
+    return [load_config(PRETRAINED, [*keys, f"sampling={sampling}"]) for sampling in samplings]
+
+
+def validated(clips, members, *samplings):
+    return choose_by_cross_validation(clips, configs(*samplings), members, 0)
+
+
+def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(clips, very_short):
+    found = validated(clips, ["conv3d", "linear"], "window", "segments")
+    names = [variant.name for variant in found.variants]
+    assert len(names) == len(set(names)) == 6  # two networks and their mean, on both samplings
+    for variant in found.variants:
+        assert variant.log_probabilities.shape == (18, 3)
+        torch.testing.assert_close(
+            variant.log_probabilities.exp().sum(1), torch.ones(18, dtype=torch.float64)
+        )
+    again = validated(clips, ["conv3d", "linear"], "window", "segments")
+    assert [variant.rank for variant in again.variants] == [
+        variant.rank for variant in found.variants
+    ]
+    assert [variant.rank for variant in found.variants] == sorted(
+        variant.rank for variant in found.variants
+    )
+    lines = format_variants(found)
+    assert lines[0].endswith(": the best") and all(" points less" in line for line in lines[1:])
+
+
+def test_of_eco_centred_maps_and_places_are_tried(clips, very_short):
+    found = validated(clips, ["eco"], "segments")
+    keys = [{**variant.keys} for variant in found.variants]
+    assert {each["model"] for each in keys} == {"eco"} and len(keys) == 3
+    assert sorted(each["center_features"] for each in keys) in (
+        [False, False, True],
+        [False, True, True],
+    )
+    assert [each.get("global_pool", True) for each in keys].count(False) == 1
+    for each in keys:  # a config takes them
+        load_config(PRETRAINED, [f"{key}={json.dumps(value)}" for key, value in each.items()])
+
+
+def test_folds_keep_groups_together(clips):
+    groups = np.array([clip_id.split("/")[1][:2] for clip_id in clips.ids])
+    folds = choice.folds_of(clips.labels, groups, 0)
+    assert len(folds) == 3
+    for train_part, test in folds:
+        assert not set(groups[train_part]) & set(groups[test])
+
+
+def variant(name, right, sure=0.9, sampling="window", **keys):
+    """One of two classes; right: of each clip."""
+    labels = torch.arange(len(right)) % 2
+    own = torch.where(torch.tensor(right), sure, 1 - sure).double()
+    chances = torch.stack([own, 1 - own], 1)
+    chances = torch.where(labels[:, None] == 0, chances, chances.flip(1))
+    return Variant(name, {"model": name, "sampling": sampling} | keys, chances.log(), labels)
+
+
+def test_a_mean_takes_the_best_of_each_network_and_says_its_keys():
+    weak = variant("eco", [True, False, False, False], center_features=True)
+    strong = variant("eco", [True, True, True, False], 0.6, center_features=False)
+    other = variant("conv3d", [False, False, True, True], 0.55)
+    (both,) = with_averages([weak, strong, other])[3:]
+    assert both.keys == {
+        "model": "average",
+        "members": ["eco", "conv3d"],
+        "sampling": "window",
+        "center_features": False,
+    }
+    assert both.right.tolist() == [1, 1, 1, 1] or both.right.sum() >= 3
+    torch.testing.assert_close(
+        both.log_probabilities.exp(),
+        (strong.log_probabilities.exp() + other.log_probabilities.exp()) / 2,
+    )
+
+
+def test_only_a_sample_of_many_clips_is_used(clips, monkeypatch):
+    monkeypatch.setattr(choice, "MAX_CLIPS", 9)
+    chosen = choice.some_clips(clips, 0)
+    assert len(set(chosen.tolist())) == 9
+    assert np.bincount(clips.labels[chosen]).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "chosen, has, has_not",
+    [
+        ({"model": "eco"}, ["pretrained", "freeze"], ["block_widths"]),
+        ({"model": "conv3d"}, ["block_widths"], ["pretrained", "backbone"]),
+        ({"model": "linear"}, ["lr"], ["block_widths", "pretrained"]),
+        ({"model": "average", "members": ["eco", "conv3d"]}, ["block_widths", "pretrained"], []),
+        ({"model": "average", "members": ["conv3d", "linear"]}, ["block_widths"], ["pretrained"]),
+    ],
+)
+def test_each_choice_has_a_recipe_that_loads(chosen, has, has_not, tmp_path):
+    keys = recipe_of(chosen) | chosen | {"model_name": "a"}
+    assert set(has) <= set(keys) and not set(has_not) & set(keys)
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert load_config(tmp_path / "config.json", []).model == chosen["model"]
+
+
+def test_when_there_is_no_choice():
+    assert can_cross_validate(np.repeat([0, 1], 6), {})
+    assert not can_cross_validate(np.repeat([0, 1], 2), {})  # too few clips
+    assert not can_cross_validate(np.repeat([0, 1], 6), {"model": "conv3d"})
+    assert recipe_file({}) == PRETRAINED
+    assert recipe_file({"model": "conv3d"}).name == "few_clips.json"
+
+
+def data_flags(root, tmp_path, *flags):
+    keys = {"num_epochs": 1, "feature_versions": 1, "num_workers": 0, "crop_size": 32}
+    keys |= {"output_dir": str(tmp_path / "runs"), "frame_height": 32}
+    overrides = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+    return ["--data", str(root), "-g", "cpu", *overrides, *flags]
+
+
+def test_the_chosen_keys_are_in_the_config(tmp_path, capfd, very_short):
+    root = write_class_folders(tmp_path / "clips")
+    assert train.main(data_flags(root, tmp_path)) == 0
+    output = capfd.readouterr().out
+    assert "cross-validation within 1" in output and ": the best" in output
+    keys = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    best = next(line for line in output.splitlines() if line.endswith(": the best"))
+    assert ("whole clips" in best) == (keys["sampling"] == "segments")
+    assert ("eco" in best) == ("pretrained" in keys)
+
+
+def test_quick_takes_the_usual_network(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    assert train.main(data_flags(root, tmp_path, "--quick")) == 0
+    assert "cross-validation" not in capfd.readouterr().out
+    keys = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert keys["model"] == "eco" and keys["freeze"] is True
+    assert train.main(["--quick", "--config", "configs/config.json"]) == 2
+    assert "--quick: needs --data" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_windows_lose_where_a_clip_is_one_event(tmp_path, capfd):
+    """Right then left, against left then right, at changing lengths."""
+    rng = np.random.default_rng(0)
+    for name, order in (("a", ("Left", "Right")), ("b", ("Right", "Left"))):
+        for number in range(12):
+            length = int(rng.integers(8, 20))
+            frames = np.concatenate([draw_frames(label, length, rng) for label in order])
+            write_clip(tmp_path / "clips" / name / str(number), frames)
+    assert train.main(data_flags(tmp_path / "clips", tmp_path)) == 0
+    best = [line for line in capfd.readouterr().out.splitlines() if ": the best" in line]
+    assert "whole clips" in best[0]
