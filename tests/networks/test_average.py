@@ -55,7 +55,7 @@ def test_each_member_learns_as_it_does_alone():
     together = torch.autograd.grad(training_loss(logits, labels, 0.1), conv3d)
     alone = training_loss(network.members["conv3d"](small_clips(clips)), labels, 0.1)
     for one, other in zip(together, torch.autograd.grad(alone / 2, conv3d), strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_the_background_is_that_of_the_small_clips_only():
