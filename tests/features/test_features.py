@@ -135,7 +135,14 @@ def test_one_version_is_used_in_each_epoch(settings, tmp_path):
     assert abs(losses[2][1] - losses[2][0]) > 1e-4
 
 
-@pytest.mark.parametrize("num_chunks, frames_left", [(0, 176), (4, 56), (6, 0)])
+@pytest.mark.parametrize(
+    "num_chunks, frames_left",
+    [
+        pytest.param(0, 176, marks=pytest.mark.slow),
+        (4, 56),
+        pytest.param(6, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_computing_is_continued(
     settings, whole, tmp_path, capsys, num_chunks, frames_left
 ):
@@ -198,7 +205,7 @@ def break_clip(settings, folder, set_name) -> dict:
     return keys
 
 
-@pytest.mark.parametrize("set_name", ["train", "validation"])
+@pytest.mark.parametrize("set_name", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_bad_clips_stop_a_run_or_are_skipped(settings, tmp_path, capsys, set_name):
     keys = break_clip(settings, tmp_path, set_name) | {"max_bad_share": 0.5}
     path, _ = config_in(settings, tmp_path / "stop", **keys)
