@@ -348,8 +348,8 @@ class Config(BaseModel):
     )
     global_pool: bool = Field(
         True,
-        description="eco: end with the mean over time and places; false: with a convolution over "
-        "all that is left, as in conv3d, for clips in which places mean something.",
+        description="eco: convolutions over time and places, then the mean over both; false: one "
+        "convolution over the whole clip, for clips in which each place means something else.",
     )
     members: list[Literal[MEMBERS]] = Field(
         [],

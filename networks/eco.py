@@ -14,7 +14,7 @@ from networks.frame_networks import FrameNetwork
 from system.errors import UserError
 
 WIDTHS = (64, 96, 128)  # channels of the 3D network's convolutions
-DROPPED_CHANNELS = 0.2  # of whole maps, before the convolution over all places
+PLACES, DROPPED_CHANNELS = 3, 0.1  # of maps before a convolution over the whole clip
 
 
 class Eco(FrameNetwork):
@@ -40,7 +40,8 @@ class Eco(FrameNetwork):
             )
         map_shape = (config.clip_size, -(-height // stride), -(-width // stride))
         self.is_centered = config.center_features
-        self.layers = layers_over_time(channels, map_shape, config.global_pool)
+        build = layers_over_time if config.global_pool else layer_over_all
+        self.layers = build(channels, map_shape)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
 
@@ -53,20 +54,35 @@ class Eco(FrameNetwork):
         return self.classifier(self.dropout(vectors))
 
 
-def layers_over_time(channels, map_shape, global_pool) -> nn.Sequential:
-    """Build the 3D network: [N, C, T, h, w] -> [N, WIDTHS[-1], 1, 1, 1]; map_shape: (T, h, w)."""
+def layers_over_time(channels, map_shape) -> nn.Sequential:
+    """Build convolutions over time and places: [N, C, T, h, w] -> [N, WIDTHS[-1], 1, 1, 1].
+
+    map_shape: (T, h, w).
+    """
     first, second, last = WIDTHS
-    pooling = tuple(min(2, size) for size in map_shape)
-    rest = tuple(size // step for size, step in zip(map_shape, pooling, strict=True))
-    layers = nn.Sequential(
+    return nn.Sequential(
         nn.BatchNorm3d(channels),
         nn.Conv3d(channels, first, 1),
         *conv_norm_relu(first, second, 3, padding=1),
-        nn.MaxPool3d(pooling),
+        nn.MaxPool3d([min(2, size) for size in map_shape]),
+        *conv_norm_relu(second, last, 3, padding=1),
+        nn.AdaptiveAvgPool3d(1),
     )
-    if global_pool:
-        return layers.extend([*conv_norm_relu(second, last, 3, padding=1), nn.AdaptiveAvgPool3d(1)])
-    return layers.extend([nn.Dropout3d(DROPPED_CHANNELS), *conv_norm_relu(second, last, rest)])
+
+
+def layer_over_all(channels, map_shape) -> nn.Sequential:
+    """Build one convolution over the whole clip: [N, C, T, h, w] -> [N, WIDTHS[-1], 1, 1, 1].
+
+    The maps are first pooled to PLACES x PLACES.
+    """
+    num_frames, *sides = map_shape
+    shape = (num_frames, *(min(PLACES, side) for side in sides))
+    return nn.Sequential(
+        nn.BatchNorm3d(channels),
+        nn.AdaptiveAvgPool3d(shape),
+        nn.Dropout3d(DROPPED_CHANNELS),
+        *conv_norm_relu(channels, WIDTHS[-1], shape),
+    )
 
 
 def conv_norm_relu(channels_in, channels_out, kernel, padding=0):

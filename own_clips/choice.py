@@ -87,7 +87,7 @@ class Trials:
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
 
 
-WORDS = (("center_features", "without the mean map"), ("global_pool", "with places"))
+WORDS = (("center_features", "without the mean map"), ("global_pool", "with its places"))
 OTHER = (("center_features", True), ("global_pool", False))  # than the defaults
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clips.annotations import Annotations
-from config import FRAME_MODELS, Config
+from config import FRAME_MODELS, MODEL_OPTIONS, Config
 from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
 from own_clips.settings import choose_settings
 from own_clips.survey import ClipStats
@@ -30,13 +30,14 @@ def recipe_file(given: dict) -> Path:
 def recipe_of(chosen: dict) -> dict[str, Any]:
     """Return the keys of the recipe for the chosen network, or for the members of an average."""
     networks = chosen.get("members", [chosen["model"]])
-    few_clips, pretrained = (_read(path) for path in (FEW_CLIPS, PRETRAINED))
-    conv3d = {key: few_clips[key] for key in CONV3D_KEYS}
+    keys = _read(FEW_CLIPS)
     if any(name in FRAME_MODELS for name in networks):
-        return pretrained | (conv3d if "conv3d" in networks else {})
-    if "conv3d" in networks:
-        return few_clips
-    return {key: value for key, value in few_clips.items() if key not in conv3d}
+        keys = {key: keys[key] for key in CONV3D_KEYS} | _read(PRETRAINED)
+    return {
+        key: value
+        for key, value in keys.items()
+        if any(name in MODEL_OPTIONS.get(key, networks) for name in networks)
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -58,11 +58,14 @@ class Head(nn.Module):
         whole = build_average(config, num_classes)
         self.split, self.network = whole.split_features, whole.members[member]
 
+    def reset(self) -> None:
+        """Set random weights anew."""
+        for module in self.network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
     def forward(self, features):
         small, maps = self.split(features)
-        return self.network(small) if maps is None else self._classify(small, maps)
-
-    def _classify(self, small, maps):
         if isinstance(self.network, FrameNetwork):
             return self.network.classify_features(maps)
         return self.network(small)
@@ -75,9 +78,10 @@ def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_
     Returns float64 [N, classes].
     """
     found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
+    head = Head(member, config, num_classes)
     for number, (train, test) in enumerate(folds):
         torch.manual_seed(number)
-        head = Head(member, config, num_classes)
+        head.reset()
         if member == "linear":
             small, _ = head.split(maps.eval_clips(train, config))
             inputs = head.network.inputs(small).numpy()
