@@ -23,6 +23,7 @@ PACKAGES = (
     "reporting",
     "doctor",
     "own_clips",
+    "exporting",
     "teaching",
 )
 COMMANDS = (
@@ -45,7 +46,7 @@ FLOORS = (
     ("data_loader", "model", "utils"),
     ("training",),
     ("scoring",),
-    ("explaining", "reporting", "doctor", "own_clips", "callbacks"),
+    ("explaining", "reporting", "doctor", "own_clips", "exporting", "callbacks"),
     ("teaching",),
     COMMANDS,
     TOOLS,
