@@ -1,4 +1,4 @@
-"""Print the classes of films, or of what a camera shows; needs numpy, onnxruntime and av."""
+"""Print the classes of films (classify.py FILM...) or of a camera (classify.py --camera 0)."""
 
 import json
 import sys
@@ -50,8 +50,7 @@ def watch(classifier, camera):  # a number or an address
     live, shown, smooth, last = classifier.about["live"], [], {}, -np.inf
     reader = threading.Thread(target=collect, args=(camera, shown), daemon=True)
     reader.start()
-    while reader.is_alive():
-        time.sleep(0.01)
+    while reader.is_alive() and not time.sleep(0.01):
         times = np.array([when for when, _ in list(shown)] or [last])
         wanted = times[-1] - np.arange(live["frames"])[::-1] / classifier.about["frame_rate"]
         if times[-1] > last and times[0] <= wanted[0]:
@@ -73,8 +72,9 @@ def collect(camera, shown):  # its frames, with their times
 
 
 if __name__ == "__main__":
-    classifier, films = Classifier(Path(__file__).with_name("network.onnx")), sys.argv[1:]
-    if films[:1] == ["--camera"]:
-        watch(classifier, films[1])
+    films = sys.argv[1:] or sys.exit(__doc__)
+    classifier = Classifier(Path(__file__).with_name("network.onnx"))
+    if films[0] == "--camera":
+        sys.exit(watch(classifier, films[1]))
     for film in films:
         print(film, *(f"{name} {score:.1%}" for name, score in classifier(film).items()))

@@ -126,9 +126,9 @@ def build_graph(predictor: Predictor, checkpoint) -> onnx.ModelProto:
 
 
 def _to_onnx(module, example, name, result, dynamic_shapes) -> onnx.ModelProto:
-    program = torch.export.export(module, (example,), dynamic_shapes=dynamic_shapes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from the exporter, about its own code
+        warnings.simplefilter("ignore")  # from the exporters, about their own code
+        program = torch.export.export(module, (example,), dynamic_shapes=dynamic_shapes)
         return torch.onnx.export(
             program,
             (example,),

@@ -1,12 +1,17 @@
 """export.py: each kind of network, and its messages."""
 
 import pytest
+import torch
+from conftest import make_config
 from exported import train_one
 
 import export
 from exporting import checking
 from exporting.classify import Classifier
+from exporting.graph import build_graph
 from exporting.package import NETWORK
+from scoring.predictor import Predictor
+from system.errors import UserError
 
 SMALL_IMAGE_NETWORK = {"backbone": "mobilenet_v3_small", "crop_size": 24}
 
@@ -35,9 +40,8 @@ def test_every_kind_of_network_is_exported_and_agrees(tmp_path, monkeypatch, cap
     assert about["network"]["model"] == keys.get("model", "conv3d")
 
 
-def test_two_streams_are_refused(tmp_path, capsys):
-    keys = {"model": "two_stream", **SMALL_IMAGE_NETWORK}
-    _, checkpoint = train_one(tmp_path, **keys)
-    assert export.main(["-c", checkpoint, "-o", str(tmp_path / "net")]) == 2
-    assert "two_stream takes optical flow" in capsys.readouterr().err
-    assert not (tmp_path / "net").exists()
+def test_two_streams_are_refused():
+    config = make_config(model="two_stream")
+    predictor = Predictor(config, ["a", "b"], None, torch.device("cpu"), epoch=1)
+    with pytest.raises(UserError, match=r"^net\.tar: two_stream takes optical flow"):
+        build_graph(predictor, "net.tar")
