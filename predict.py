@@ -160,11 +160,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="write the clip with its scores as .gif or .mp4; for several clips, FILE is a folder",
     )
-    parser.add_argument("--camera", type=int, metavar="N", help="classify what a webcam shows")
+    parser.add_argument(
+        "--camera",
+        type=_camera,
+        metavar="N",
+        help="classify what a camera shows: a webcam's number, or an address, such as rtsp://...",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --camera: print JSON lines, one per verdict"
+    )
     parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
     options = parser.parse_args(arguments)
     if not options.paths and options.camera is None:
         parser.error("give at least one PATH, or --camera")
+    if options.json and options.camera is None:
+        parser.error("--json is for --camera; use --output FILE.json")
     return options
 
 
@@ -172,6 +182,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
     return int(text)
+
+
+def _camera(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def check_places(options: argparse.Namespace) -> None:
@@ -209,7 +223,7 @@ def main(arguments=None) -> int:
         prepare(device, "auto", deterministic=False)
         predictors, combine = load_predictors(options.checkpoint, device)
         if options.camera is not None:
-            return predict_live(predictors, options.camera, combine)
+            return predict_live(predictors, options.camera, combine, options.json)
         return predict_paths(predictors, options, combine)
 
     return exit_status(run)

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 
 from clips.frames import FramesInMemory
-from scoring.camera import LIVE_SECONDS, shown_at
+from scoring.camera import LIVE_SECONDS, SMOOTHING_SECONDS, SURE, shown_at
 from scoring.predictor import load_predictor
 from system.errors import UserError
 from teaching.data_set import decode_jpeg
 
-# With these, benchmarks/smoothing.py finds that all gestures are recognised, and no wrong one.
-SMOOTHING_SECONDS = 0.25  # time constant of the average of scores
-SURE = 0.8  # smoothed probability for a verdict
 MAX_GAP = 1.0  # seconds without a frame, after which a new movement begins
 MAX_KEPT = 600  # frames
 

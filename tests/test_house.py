@@ -24,6 +24,7 @@ PACKAGES = (
     "reporting",
     "doctor",
     "own_clips",
+    "exporting",
     "teaching",
 )
 COMMANDS = (
@@ -46,7 +47,7 @@ FLOORS = (
     ("data_loader", "model", "utils"),
     ("training",),
     ("features", "scoring"),
-    ("explaining", "reporting", "doctor", "own_clips", "callbacks"),
+    ("explaining", "reporting", "doctor", "own_clips", "exporting", "callbacks"),
     ("teaching",),
     COMMANDS,
     TOOLS,

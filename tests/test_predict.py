@@ -1,6 +1,7 @@
 """predict.py: folders, videos, several networks, and paths that cannot be classified."""
 
 import csv
+import http.server
 import itertools
 import json
 import os
@@ -8,6 +9,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import av
@@ -29,7 +33,7 @@ from clips.search import find_clips
 from explaining.pictures import save_gif
 from explaining.score_overlay import save_mp4
 from scoring import camera as camera_module
-from scoring.camera import predict_live
+from scoring.camera import Camera, predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictor
 from system.errors import UserError
 from training.checkpoint import load_checkpoint
@@ -491,6 +495,7 @@ def play_camera(tmp_path, monkeypatch):
         camera = PlayedCamera(path, pace, num_waited_for)
         monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
         monkeypatch.setattr(camera_module, "monotonic", camera.clock)
+        monkeypatch.setattr(camera_module, "RECONNECT_AFTER", ())
         return camera
 
     return play
@@ -532,6 +537,7 @@ def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
     camera = PlayedCamera(path, pace=12, num_waited_for=7)
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
     monkeypatch.setattr(camera_module, "monotonic", camera.clock)
+    monkeypatch.setattr(camera_module, "RECONNECT_AFTER", ())
     scores = Predictor.scores
 
     def scores_in_time(predictor, source):
@@ -542,8 +548,127 @@ def test_a_camera_is_classified_live(checkpoint, tmp_path, monkeypatch, capsys):
     assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "0"]) == 2
     shown = capsys.readouterr()
     assert "--camera 0: sends no more pictures" in shown.err
-    lines = shown.out.strip("\r\n ").split("\r")
+    lines = [line for line in shown.out.strip("\r\n ").split("\r") if "\n" not in line]
     assert len(lines) == 34 and all("Left" in line and "%" in line for line in lines)
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    """Makes the networks see the brightness of the newest picture, from 0 to 1, as Left."""
+
+    def scores(predictor, source):
+        (frame,) = source.frames_at([len(source) - 1])
+        left = frame.mean() / 255
+        return Scores(CLASSES, np.array([left, 1 - left, 0.0]))
+
+    monkeypatch.setattr(Predictor, "scores", scores)
+
+
+class Devices:
+    """Cameras that OpenCV opens one after the other: each a list of brightnesses, or None."""
+
+    def __init__(self, *each):
+        self.each, self.opened = list(each), []
+
+    def __call__(self, address, *_):
+        self.opened.append(address)
+        self.pictures = self.each.pop(0) if self.each else None
+        self.is_open, self.rest = self.pictures is not None, list(self.pictures or ())
+        return self
+
+    def isOpened(self):  # noqa: N802 - OpenCV's name
+        return self.is_open
+
+    def read(self):
+        time.sleep(0.001)
+        return (
+            (True, np.full((4, 4, 3), self.rest.pop(0), np.uint8)) if self.rest else (False, None)
+        )
+
+    def get(self, _):
+        return 0.0
+
+    def release(self):
+        pass
+
+
+def test_a_lost_camera_is_opened_again_and_its_pictures_are_forgotten(monkeypatch, capsys):
+    devices = Devices([1, 2, 3], None, [4, 5])
+    monkeypatch.setattr(cv2, "VideoCapture", devices)
+    monkeypatch.setattr(camera_module, "RECONNECT_AFTER", (0, 0, 0))
+    camera = Camera("rtsp://user:secret@host/1", seconds=60)
+    camera.thread.join(60)
+    assert devices.opened == ["rtsp://user:secret@host/1"] * 6  # and three times at the end
+    assert list(camera.pictures) == [] and camera.wait_for_more(0)
+    with pytest.raises(UserError, match=r"^--camera rtsp://host/1: sends no more pictures$"):
+        camera.wait_for_more(0)
+    camera.close()
+    messages = capsys.readouterr().err.splitlines()
+    assert messages[:2] == [
+        "--camera rtsp://host/1: sends no pictures; trying again",
+        "--camera rtsp://host/1: is connected again",
+    ]
+
+
+def test_changes_of_the_verdict_are_json_lines(checkpoint, brightness, monkeypatch, capsys):
+    """Left, no verdict, Right; then the camera is lost, which ends the verdict, and there again."""
+    monkeypatch.setattr(cv2, "VideoCapture", Devices())
+    looks = iter([255, 255, 128, 0, 0, "lost", 0, "lost", "lost"])
+
+    class Watched:
+        def __init__(self, address, seconds):
+            self.address = address
+
+        def wait_for_more(self, seconds):
+            self.look = next(looks, None)
+            if self.look is None:
+                raise UserError("over")
+            return self.look == "lost"
+
+        def newest(self, rate, most):
+            return FramesInMemory([np.full((4, 4, 3), self.look, np.uint8)])
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(camera_module, "Camera", Watched)
+    monkeypatch.setattr(camera_module, "SMOOTHING_SECONDS", 1e-9)
+    assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "http://host", "--json"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [(row["verdict"], row["probability"]) for row in rows]
+    assert found == [
+        ("Left", 1),
+        (None, None),
+        ("Right", 1),
+        (None, None),
+        ("Right", 1),
+        (None, None),
+    ]
+    times = [datetime.fromisoformat(row["time"]) for row in rows]
+    assert times == sorted(times) and all(time.tzinfo for time in times)
+
+
+def test_a_camera_may_be_at_an_address(checkpoint, brightness, tmp_path, monkeypatch, capsys):
+    """A film from a server is shown at its own speed."""
+    frames = np.concatenate([np.full((9, 32, 32, 3), value, np.uint8) for value in (0, 255)])
+    write_video(tmp_path / "a.mp4", frames)
+    monkeypatch.setattr(camera_module, "RECONNECT_AFTER", ())
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", address, "--json"]) == 2
+        server.shutdown()
+    shown = capsys.readouterr()
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert [row["verdict"] for row in rows if row["verdict"]] == ["Right", "Left"]
+    assert f"--camera {address}: sends no more pictures" in shown.err
+
+
+def test_json_is_for_a_camera(checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["-c", checkpoint, "clip", "--json"])
+    assert "--json is for --camera" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(checkpoint, tmp_path):

@@ -1,0 +1,149 @@
+"""The exported page in real Chromium: its scores are those of classify.py."""
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from browser import needs_chromium
+from conftest import CLASSES, draw_frames
+from driven_browser import Browser, write_camera
+from exported import exported, load_classify, needs_runtime
+
+from exporting.package import RUNTIME_FILES
+
+pytestmark = [needs_chromium, needs_runtime, pytest.mark.slow]
+
+READY = "document.body.dataset.ready || document.querySelector('#message.bad')"
+FILES = ["/", "/network.onnx", *(f"/runtime/{name}" for name in RUNTIME_FILES)]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    return exported(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def classifier(made):
+    return load_classify(made.folder).Classifier(made.folder / "network.onnx")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """A movement of three seconds in pictures of 64 x 48, at 12 per second."""
+    frames = draw_frames("Left", 36, np.random.default_rng(0))
+    return np.repeat(np.repeat(frames, 2, axis=1), 2, axis=2)
+
+
+@pytest.fixture(scope="module")
+def browser(frames, tmp_path_factory):
+    camera = tmp_path_factory.mktemp("camera") / "left.y4m"
+    with Browser(write_camera(camera, frames, 12)) as running:
+        yield running
+
+
+@contextmanager
+def served(folder):
+    """Serve a folder as `python -m http.server` does; yield the address and the paths."""
+    paths = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, *_):
+            paths.append(self.path)
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", paths
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser, made):
+    """The page, ready; it has asked for nothing else, and complained of nothing."""
+    browser.complaints.clear()
+    with served(made.folder) as (address, paths):
+        browser.open(address)
+        browser.until(READY)
+        yield browser
+        browser.open("about:blank")
+        assert sorted(paths) == sorted(FILES) and browser.complaints == []
+
+
+def test_it_says_what_it_has_learnt_and_where_its_runtime_is(page):
+    text = page.js("document.querySelector('#about').textContent")
+    assert "Left, Right, Still." in text and "Trained on 22 clips" in text
+    assert "95 % interval" in text and "from beside this page" in text
+
+
+def test_the_same_pictures_have_the_same_scores(page, classifier, frames):
+    small = frames[:9]
+    pictures = json.dumps([frame.ravel().tolist() for frame in small])
+    height, width = small.shape[1:3]
+    found = page.js(
+        f"classify({pictures}.map(pixels => ({{pixels: new Uint8Array(pixels), width: {width}, "
+        f"height: {height}}})))"
+    )
+    expected = classifier(small)
+    assert dict(zip(CLASSES, found, strict=True)) == pytest.approx(expected, abs=1e-3)
+    assert "windows per second" in page.js("document.querySelector('#speed').textContent")
+
+
+def test_a_film_that_is_dropped_has_the_scores_of_classify(page, classifier, tmp_path, made):
+    film = f"{made.settings['val_data_folder']}/Right.webm"
+    other = tmp_path / "a.webm"
+    other.write_bytes(b"not a film")
+    page.js("document.querySelector('#drop').scrollIntoView()")
+    page.drop([film, other], "#drop")
+    page.until("document.querySelectorAll('.film').length === 2 && document.querySelector('.bad')")
+    found = json.loads(page.js("document.querySelectorAll('.film')[1].dataset.scores"))
+    # A browser converts colours in its own way.
+    assert dict(zip(CLASSES, found, strict=True)) == pytest.approx(classifier(film), abs=0.1)
+    assert "cannot play it" in page.js("document.querySelector('.film').textContent")
+
+
+def test_positions_are_those_of_classify(page, classifier, monkeypatch):
+    for about in (
+        {"windows": 5, "step": 3, "frames": 6, "sampling": "window"},
+        {"windows": 1, "step": 2, "frames": 18, "sampling": "window"},
+        {"windows": 3, "step": 1, "frames": 7, "sampling": "segments"},
+    ):
+        page.js(f"Object.assign(about, {json.dumps(about)})")
+        monkeypatch.setattr(classifier, "about", classifier.about | about)
+        lengths = [*range(2, 80), 1001]
+        found = page.js(f"{lengths}.map(positions)")
+        assert found == [classifier.positions(count).tolist() for count in lengths]
+
+
+def test_the_camera_is_classified_live_and_backwards(page):
+    page.js("document.querySelector('#start').click()")
+    page.until("document.querySelectorAll('#scores .score').length === 3")
+    page.js("$('threshold').value = 0; $('threshold').oninput()")
+    page.until(f"{CLASSES}.includes(document.querySelector('#verdict').textContent)")
+    page.js("document.querySelector('#backwards').click()")
+    page.until("document.querySelector('#reverse').textContent")
+    text = page.js("document.querySelector('#reverse').textContent")
+    assert text.startswith("The last seconds: “") and "The same pictures backwards: “" in text
+    page.js("document.querySelector('#start').click()")
+    assert page.js("video.srcObject") is None
+
+
+def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
+    folder = tmp_path / "gestures"
+    shutil.copytree(made.folder, folder)
+    with open(folder / "runtime" / RUNTIME_FILES[0], "a") as file:
+        file.write("\nalert(1)")
+    with served(folder) as (address, _):
+        browser.open(address)
+        browser.until(READY)
+        text = browser.js("document.querySelector('#message').textContent")
+        assert "is not the expected file" in text
+        assert not browser.js("document.body.dataset.ready")
+        browser.open("about:blank")
