@@ -12,7 +12,7 @@ from runs import PROJECT
 from teach_page import ask, jpegs, packed, served
 
 import teach
-from teaching.data_set import MAX_FRAMES
+from teaching.pictures import MAX_FRAMES
 from teaching.server import MAX_BYTES, PATHS
 
 
