@@ -21,7 +21,6 @@ from teaching.live import LiveSession
 from teaching.server import Server
 from teaching.training import Training
 
-
 SAMPLE_GESTURES, SAMPLES_EACH = ("Moving Right", "Moving Left"), 10
 
 

@@ -51,7 +51,9 @@ class Training:
         with suppress(UserError):  # there is none yet; or the folder was renamed
             name = load_config(self.config_path).model_name
         self.run_folder = folder / "trainings" / name
-        self.new_run, self.old_run = (folder / "trainings" / each / name for each in (".new", ".old"))
+        self.new_run, self.old_run = (
+            folder / "trainings" / each / name for each in (".new", ".old")
+        )
         self.lock, self.process, self.is_stopping = threading.RLock(), None, False
         if self.old_run.exists() and not self.run_folder.exists():  # a replacement was interrupted
             self.old_run.rename(self.run_folder)
@@ -273,7 +275,8 @@ def _history(run_folder) -> list[dict]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         rows = [
-            {key: float(row[key]) for key in COLUMNS if row.get(key)} for row in csv.DictReader(file)
+            {key: float(row[key]) for key in COLUMNS if row.get(key)}
+            for row in csv.DictReader(file)
         ]
     return [
         {key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows

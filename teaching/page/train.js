@@ -101,7 +101,7 @@ async function update() {
     isToBeUsed = false;
     if (training.can_use) await useNew();
   }
-  if (isNews || !training.has_results) await showResults();
+  if (isNews || training.has_results !== before.has_results) await showResults();
 }
 let polls = 0;
 async function poll() { // for as long as the page is open: another tab may train, or add clips
