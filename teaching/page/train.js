@@ -54,7 +54,7 @@ function showTraining() {
   const left = last && isRunning && all > 0 ? (all - rows.length) * last.seconds : 0;
   const score = last?.val_top1 == null ? "" :
     `: ${rightOf(last.val_top1)} validation clips are right`;
-  $("epoch").textContent = last ? `Epoch ${rows.length} of ${all}${score}` +
+  $("epoch").textContent = last ? `Epoch ${rows.length}${all > 0 ? ` of ${all}` : ""}${score}` +
     (left > 1 ? `, about ${left > 90 ? (left / 60).toFixed(0) + " min" : left.toFixed(0) + " s"} ` +
     "left" : "") : isRunning ? "Starting …" : "";
   $("epochs").hidden = !isRunning;

@@ -60,7 +60,7 @@ def click(page, selector):
 
 
 def button(label) -> str:
-    return f"[aria-label={json.dumps(label)}]"
+    return f"[aria-label={json.dumps(label, ensure_ascii=False)}]"
 
 
 def press(page, label):
