@@ -48,6 +48,7 @@ $("try").onclick = doing(async () => {
 }, "try-message");
 function startTaking(own) {
   take(async (time, promise) => {
+    if (document.hidden) return;
     own.seen = performance.now();
     if (own.isSilent) { own.isSilent = false; $("verdict").textContent = "Watching …"; notify(""); }
     own.waiting.push([time, promise]); // in order, however long each takes

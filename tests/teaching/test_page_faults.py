@@ -200,14 +200,14 @@ def test_nothing_is_said_while_no_pictures_come(network, page):
     assert message(page) == "Paused: the camera sends no pictures."
     assert page.js("$('scores').children.length") == 0 and page.js("isOff('keep')")
     page.js("video.play(); 0")
-    page.until("$('verdict').textContent === 'up'")
+    page.until("$('verdict').textContent === 'Watching …'")
     page.js("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
     page.js("document.onvisibilitychange()")
     assert page.js("$('verdict').textContent") == "paused"
     assert message(page) == "Paused: this tab is in the background."
     assert page.js("document.title").startswith("(paused)")
     page.js("delete document.hidden; document.onvisibilitychange()")
-    page.until("$('verdict').textContent === 'up'")
+    page.until("$('verdict').textContent === 'Watching …'")
     page.js("video.srcObject.getVideoTracks()[0].onended()")
     assert page.js("$('verdict').textContent") == "" and not page.js("session")
     assert message(page) == "The camera has gone; reload the page."

@@ -1,6 +1,8 @@
 """The server behind the page: what it answers, what it refuses, and how it begins and ends."""
 
+import errno
 import http.client
+import json
 import re
 import signal
 import socket
@@ -147,6 +149,23 @@ def test_a_data_folder_keeps_its_key(tmp_path):
     path.write_text("")
     with served(tmp_path / "mine") as third:
         assert len(third.key) > 20 and third.key != key
+
+
+def test_on_a_full_disk_removed_clips_make_room_for_a_new_one(tmp_path, monkeypatch):
+    with served(tmp_path / "mine") as server:
+        data_set, write = server.data_set, server.data_set._write_frames
+        ids = [ask(server, "POST", "/add", CLIP, name="a")[1]["id"] for _ in range(2)]
+        body = json.dumps(ids[:1]).encode()
+        assert ask(server, "POST", "/remove", body) == (200, {"can_undo": True})
+
+        def full(*given):
+            if data_set.removed:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(*given)
+
+        monkeypatch.setattr(data_set, "_write_frames", full)
+        assert ask(server, "POST", "/add", CLIP, name="a") == (200, {"id": "3"})
+        assert list(data_set.clips) == ["2", "3"]
 
 
 def test_many_connections_at_once_wait_for_their_turn(server):
