@@ -82,7 +82,7 @@ def test_after_a_removal_the_space_bar_records_and_what_was_removed_comes_back(p
     page.until("document.querySelectorAll('.clip').length === 2")
     click(page, button("remove clip 1"))
     page.until("document.querySelectorAll('.clip').length === 1")
-    assert "remove" not in page.js(FOCUS)
+    assert page.js(FOCUS) == "record"
     page.js("document.querySelector('.remove').focus()")  # by the Tab key
     page.key("keyDown")
     page.key("keyUp")
@@ -181,7 +181,8 @@ def test_messages_camera_and_verdict_are_in_sight_at_every_width(page, server, m
             if cause == "train":
                 page.js("$('train').click()")
                 page.until(MESSAGE)
-                assert message(page) == "a training needs more than this"
+                said_there = page.js("$('train-message').textContent")  # beside the button
+                assert said_there == message(page) == "a training needs more than this"
             else:
                 place = {"keep": "try-message", "samples": "drop-message"}.get(cause, "message")
                 page.js(f"notify('something', true, '{place}')")
