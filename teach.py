@@ -11,13 +11,17 @@ import sys
 import webbrowser
 from pathlib import Path
 
+import numpy as np
+
+import demo_data
 from clips.frames import prepare_decoders
 from system.device import choose_device, prepare
 from teaching.data_set import DataSet
 from teaching.live import LiveSession
 from teaching.server import Server
 from teaching.training import Training
-from training.run_folder import LAST_CHECKPOINT
+
+SAMPLE_GESTURES, SAMPLES_EACH = ("Moving Right", "Moving Left"), 10
 
 
 def port_number(text: str) -> int:
@@ -27,6 +31,14 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def draw_samples():
+    """Yield (class, frames) of drawn clips of two opposing gestures, for those without a camera."""
+    for number in range(SAMPLES_EACH):
+        for gesture in SAMPLE_GESTURES:
+            rng = np.random.default_rng([SAMPLE_GESTURES.index(gesture), number])
+            yield gesture, demo_data.draw_clip(gesture, rng)
+
+
 def serve(options) -> None:
     """Serve the page until a signal arrives; then stop a running training, which is saved."""
     prepare_decoders()
@@ -34,9 +46,8 @@ def serve(options) -> None:
     prepare(device, "auto", deterministic=False)
     data_set = DataSet(options.data.resolve())
     training = Training(data_set, device.type, options.gpus)
-    # Not the best one: on a handful of validation clips that is an early, lucky one.
-    session = LiveSession(training.run_folder / LAST_CHECKPOINT, device)
-    with Server(options.port, data_set, training, session) as server:
+    session = LiveSession(lambda: training.checkpoint, device)
+    with Server(options.port, data_set, training, session, draw_samples) as server:
         print(f"open {server.address}   (Ctrl-C ends; clips are in {options.data})", flush=True)
         if not options.no_browser:
             webbrowser.open(server.address)

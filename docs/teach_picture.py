@@ -39,7 +39,7 @@ def draw(data: Path, output: Path) -> None:
         picture = Path(folder) / "page.png"
         with served(data.resolve()) as server, Browser(camera) as page:
             page.open(server.address)
-            page.until("!$('try').disabled")
+            page.until("!isOff('try')")
             page.js(f"$('name').value = '{OPPOSITE}'; $('try').click()")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
             page.js("$('backwards').click()")

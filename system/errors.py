@@ -97,6 +97,11 @@ def message_for_user(error: Exception) -> str | None:
     return None
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Return whether an error is about a full disk or a quota."""
+    return isinstance(error, OSError) and error.errno in _FULL_DISK
+
+
 def _message_for_disk(error: OSError) -> str | None:
     # A broken pipe or connection is not a disk error.
     if isinstance(error, ConnectionError) or not (error.filename or error.errno in _DISK_ERRORS):
@@ -104,7 +109,7 @@ def _message_for_disk(error: OSError) -> str | None:
     is_other_file = error.filename and ".pth.tar" not in str(error.filename)
     remedy = (
         "make room"
-        if error.errno in _FULL_DISK
+        if is_disk_full(error)
         else "check its permissions and the disk, or choose another place"
     )
     return (

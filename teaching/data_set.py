@@ -1,36 +1,40 @@
 """A data set that grows: `clips/<number>/00001.jpg ...`, `labels.csv` and a CSV for each set.
 
-The files are complete after each change, so that every command can use them at any time.
+The files are complete after each change, so that every command can use them at any time. The clips
+of classes that are switched off are in `disabled.csv`, which only this page reads.
 """
 
 import csv
 import io
 import os
+import re
 import shutil
 import threading
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from clips.annotations import read_annotations, read_rows
-from clips.folders import open_clip
-from clips.frames import decode_frame, natural_key
-from clips.reading import distinct_frames
+from clips.folders import PlainFolder
+from clips.frames import natural_key
 from config import Config
 from own_clips.splitting import choose_validation
-from system.errors import UserError, summarize
+from system.errors import UserError, is_disk_full, summarize
 from system.files import try_lock, write_text
+from teaching.pictures import MAX_FRAMES, decode_jpeg, thumbnail
 
-MAX_CLIPS, MAX_FRAMES, MAX_PIXELS = 2000, 120, 640 * 480
+MAX_CLIPS = 2000
 MAX_NAME = 60  # characters
 SHARE_FOR_VALIDATION = 5  # every n-th clip
-STRIP_FRAMES, STRIP_HEIGHT = 12, 60  # frames of a thumbnail
 SETS = ("train", "validation")
-UNFINISHED = ".unfinished"  # folder for clips that are being written or removed
-JPEG_MAGIC = b"\xff\xd8\xff"
+DISABLED = "disabled"  # set of the clips whose class is switched off
+UNFINISHED = ".unfinished"  # folder for clips that are being written
+REMOVED = ".removed"  # folder for clips whose removal can be undone
+
+
+class DiskFullError(UserError):
+    """A clip that could not be saved because the disk is full."""
 
 
 class DataSet:
@@ -42,22 +46,26 @@ class DataSet:
         Raises UserError if it has other files, its CSVs cannot be read, or it is in use.
         """
         self.folder, self.lock = folder, threading.Lock()
-        self.csvs = {name: folder / f"{name}.csv" for name in SETS}
+        self.csvs = {name: folder / f"{name}.csv" for name in (*SETS, DISABLED)}
         self._check_content()
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(folder, os.O_RDONLY)  # keeps the lock while this process lives
         if not try_lock(self.descriptor):
             raise UserError(f"--data {folder}: is open in another teach.py; close that one")
-        shutil.rmtree(folder / "clips" / UNFINISHED, ignore_errors=True)
+        self.removed, self.num_changes = {}, 0  # id -> (row, where its files are)
+        for name in (UNFINISHED, REMOVED):
+            shutil.rmtree(folder / "clips" / name, ignore_errors=True)
         # id -> (class, set), in the order of recording, where the files tell
-        self.clips = {clip_id: row for name in SETS for clip_id, row in self._rows(name)}
-        self.clips = dict(sorted(self.clips.items(), key=lambda item: natural_key(item[0])))
+        self.clips = {clip_id: row for name in self.csvs for clip_id, row in self._rows(name)}
+        self.clips = _in_order(self.clips)
         self.last_number = max(
             (int(name) for name in os.listdir(folder / "clips") if name.isdecimal()), default=0
         )
 
     def close(self) -> None:
-        """Let other processes open the folder."""
+        """Delete what was removed, and let other processes open the folder."""
+        with suppress(UserError):
+            self.empty_trash()
         os.close(self.descriptor)
 
     def _check_content(self):
@@ -87,11 +95,26 @@ class DataSet:
             for clip_id, label in zip(found.ids.tolist(), found.labels.tolist(), strict=True):
                 yield clip_id, (found.class_names[label], set_name)
 
+    def _check_folder(self):
+        """Raise UserError if the folder was deleted or moved, where a clip would be lost."""
+        try:
+            is_there = os.path.samestat(os.fstat(self.descriptor), os.stat(self.folder))
+        except FileNotFoundError:
+            is_there = False
+        if not (is_there and (self.folder / "clips").is_dir()):
+            raise UserError(
+                f"{self.folder}: was deleted or moved while this page was open, so nothing can be "
+                "saved; put it back, or start teach.py again"
+            )
+
+    # --- clips ---------------------------------------------------------------------------------
+
     def add(self, name: str, pictures: list[bytes]) -> str:
         """Save JPEG pictures as a clip of the class `name`; return the clip's id.
 
-        One clip in five of each class is for validation. Raises UserError for a name, a number of
-        frames or a picture that is not accepted.
+        A class whose name differs only in case is the same. One clip in five of each class is for
+        validation. Raises UserError for a name, a number of frames or a picture that is not
+        accepted, and if the disk is full.
         """
         name = checked_name(name)
         if not 2 <= len(pictures) <= MAX_FRAMES:
@@ -99,101 +122,254 @@ class DataSet:
         for picture in pictures:
             decode_jpeg(picture)
         with self.lock:
+            self._check_folder()
             if len(self.clips) >= MAX_CLIPS:
                 raise UserError(f"there are already {MAX_CLIPS:,} clips; remove some")
+            name = self.spelling(name)
             clip_id = str(self.last_number + 1)
-            folder = self._unfinished(clip_id)
-            shutil.rmtree(folder, ignore_errors=True)  # left by a full disk
-            folder.mkdir(parents=True)
-            for number, picture in enumerate(pictures, 1):
-                with open(folder / f"{number:05d}.jpg", "wb") as file:
-                    file.write(picture)
-                    os.fsync(file.fileno())
-            folder.rename(self.folder / "clips" / clip_id)
-            self.last_number += 1
-            sets = [own_set for label, own_set in self.clips.values() if label == name]
-            is_due = sets.count("validation") < (len(sets) + 1) // SHARE_FOR_VALIDATION
-            self._write({**self.clips, clip_id: (name, "validation" if is_due else "train")})
+            own_set = DISABLED if name in self.disabled() else self._due_set(name, self.clips)
+            paths = self.folder / "clips" / UNFINISHED / clip_id, self.folder / "clips" / clip_id
+            try:
+                self._write_frames(paths[0], pictures)
+                paths[0].rename(paths[1])
+                self.last_number += 1
+                self._write({**self.clips, clip_id: (name, own_set)})
+            except BaseException as error:
+                for path in paths:
+                    shutil.rmtree(path, ignore_errors=True)  # no half a clip is left
+                if is_disk_full(error):
+                    raise DiskFullError(
+                        f"the disk of {self.folder} is full, so this clip of “{name}” was not "
+                        "saved; remove clips here, or make room on the disk"
+                    ) from None
+                raise
         return clip_id
 
-    def remove(self, clip_id: str) -> None:
-        """Delete a clip. Raises UserError if there is none with this id."""
-        with self.lock:
-            if clip_id not in self.clips:
-                raise UserError(f"there is no clip {clip_id}; it may have been removed already")
-            self._write({key: row for key, row in self.clips.items() if key != clip_id})
-            path = self.folder / "clips" / clip_id
-            hidden = self._unfinished("removed")
-            hidden.parent.mkdir(exist_ok=True)
-            path.rename(hidden)
-            is_folder = hidden.is_dir() and not hidden.is_symlink()
-            shutil.rmtree(hidden) if is_folder else hidden.unlink()
+    def _write_frames(self, folder, pictures):
+        for path in (folder.parent, folder):
+            path.mkdir(exist_ok=True)
+        for number, picture in enumerate(pictures, 1):
+            with open(folder / f"{number:05d}.jpg", "wb") as file:
+                file.write(picture)
+                os.fsync(file.fileno())
 
-    def _unfinished(self, name) -> Path:
-        return self.folder / "clips" / UNFINISHED / name
+    def _due_set(self, name, clips) -> str:
+        """Return the set of the next clip of a class."""
+        sets = [own_set for label, own_set in clips.values() if label == name]
+        is_due = sets.count("validation") < (len(sets) + 1) // SHARE_FOR_VALIDATION
+        return "validation" if is_due else "train"
+
+    def remove(self, ids: list[str]) -> None:
+        """Remove clips, which `restore` brings back until `empty_trash`.
+
+        On a full disk they are deleted. Raises UserError if there is none with an id.
+        """
+        with self.lock:
+            self._check_folder()
+            self._check_ids(ids, self.clips, "clip")
+            rows = {clip_id: self.clips[clip_id] for clip_id in ids}
+            rest = {key: row for key, row in self.clips.items() if key not in rows}
+            try:
+                self._write(rest)
+                (self.folder / "clips" / REMOVED).mkdir(exist_ok=True)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self._empty_trash()
+                for clip_id in ids:
+                    _delete(self.path(clip_id))
+                self._write(rest)
+                return
+            for clip_id, row in rows.items():
+                self.num_changes += 1  # a number of its own
+                place = self.folder / "clips" / REMOVED / str(self.num_changes)
+                with suppress(FileNotFoundError):  # someone has deleted its files
+                    self.path(clip_id).rename(place)
+                    self.removed[clip_id] = row, place
+
+    def restore(self, ids: list[str]) -> None:
+        """Bring removed clips back. Raises UserError if one was deleted for good."""
+        with self.lock:
+            self._check_folder()
+            self._check_ids(ids, self.removed, "removed clip")
+            for clip_id in ids:
+                self.removed[clip_id][1].rename(self.path(clip_id))
+            rows = {clip_id: self.removed[clip_id][0] for clip_id in ids}
+            self._write(_in_order(self.clips | rows))
+            for clip_id in ids:
+                del self.removed[clip_id]
+
+    def _check_ids(self, ids, known, kind):
+        if unknown := [clip_id for clip_id in ids if clip_id not in known]:
+            raise UserError(f"there is no {kind} {summarize(unknown)}; it may have been removed")
+
+    def empty_trash(self) -> None:
+        """Delete the files of removed clips."""
+        with self.lock:
+            self._check_folder()
+            self._empty_trash()
+
+    def _empty_trash(self):
+        for _, place in self.removed.values():
+            _delete(place)
+        self.removed = {}
+
+    def path(self, clip_id: str) -> Path:
+        """Return where a clip is."""
+        return Path(PlainFolder(str(self.folder / "clips")).clip_path(clip_id))
+
+    def strip(self, clip_id: str, config: Config) -> bytes:
+        """Return a clip's thumbnail. Raises UserError if the clip cannot be read."""
+        self._check_ids([clip_id], self.clips, "clip")
+        return thumbnail(self.path(clip_id), config)
+
+    # --- classes -------------------------------------------------------------------------------
+
+    def enabled(self) -> dict:
+        """Return the clips of the classes that are switched on, as in `clips`."""
+        return {key: row for key, row in self.clips.items() if row[1] != DISABLED}
+
+    def counts(self) -> Counter:
+        """Return the number of clips of each class that is switched on."""
+        return Counter(label for label, _ in self.enabled().values())
+
+    def disabled(self) -> set[str]:
+        """Return the classes that are switched off."""
+        return {label for label, own_set in self.clips.values() if own_set == DISABLED}
+
+    def spelling(self, name: str) -> str:
+        """Return the existing class that has this name, perhaps in other case, or the name."""
+        names = {label for label, _ in self.clips.values()}
+        same = sorted(each for each in names if each.casefold() == name.casefold())
+        return name if name in names or not same else same[0]
+
+    def rename(self, name: str, new: str) -> None:
+        """Rename a class. Raises UserError if another class has the new name."""
+        new = checked_name(new)
+        with self.lock:
+            self._check_folder()
+            self._check_class(name)
+            other = self.spelling(new)
+            if other != name and other in {label for label, _ in self.clips.values()}:
+                raise UserError(f"there is already a gesture “{other}”; choose another name")
+            self._write(
+                {
+                    key: (new if label == name else label, own_set)
+                    for key, (label, own_set) in self.clips.items()
+                }
+            )
+
+    def enable(self, name: str, is_on: bool) -> None:
+        """Switch a class on or off; one that is off keeps its clips, and is not trained on."""
+        with self.lock:
+            self._check_folder()
+            self._check_class(name)
+            clips = {}
+            for key, (label, own_set) in self.clips.items():
+                if label == name and is_on != (own_set != DISABLED):
+                    own_set = self._due_set(name, clips) if is_on else DISABLED
+                clips[key] = label, own_set
+            self._write(clips)
+
+    def _check_class(self, name):
+        if all(label != name for label, _ in self.clips.values()):
+            raise UserError(f"there is no gesture “{name}”; it may have been renamed or removed")
+
+    # --- lists ---------------------------------------------------------------------------------
 
     def _write(self, clips) -> None:
         """Write the CSVs, and set `clips` if that succeeds."""
-        for set_name, path in self.csvs.items():
-            text = io.StringIO()
-            rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
-            csv.writer(text, lineterminator="\n").writerows([("video_id", "label"), *rows])
-            write_text(path, text.getvalue())
-        names = sorted({label for label, _ in clips.values()}, key=natural_key)
-        write_text(self.folder / "labels.csv", "".join(f"{name}\n" for name in names))
+        _write_lists(self.folder, clips)
         self.clips = clips
-
-    def counts(self) -> Counter:
-        """Return the number of clips of each class."""
-        return Counter(label for label, _ in self.clips.values())
+        self.num_changes += 1
 
     def balance(self) -> None:
         """Split the clips again if a class has none for training or none for validation."""
         with self.lock:
-            if len(set(self.clips.values())) < len(SETS) * len(self.counts()):
-                labels = [label for label, _ in self.clips.values()]
-                flags = choose_validation(labels, list(self.clips), seed=0)
-                self._write(
-                    {
-                        key: (label, SETS[int(flag)])
-                        for key, label, flag in zip(self.clips, labels, flags, strict=True)
-                    }
-                )
+            clips = self.enabled()
+            if len(set(clips.values())) < len(SETS) * len(self.counts()):
+                labels = [label for label, _ in clips.values()]
+                flags = choose_validation(labels, list(clips), seed=0)
+                rows = {
+                    key: (label, SETS[int(flag)])
+                    for key, label, flag in zip(clips, labels, flags, strict=True)
+                }
+                self._write(self.clips | rows)
 
-    def strip(self, clip_id: str, config: Config) -> bytes:
-        """Return 12 frames of a clip side by side, each 60 pixels high, as a JPEG.
+    def snapshot(self, folder: Path) -> None:
+        """Make `folder` a data set of the clips that are switched on, for a training.
 
-        Raises UserError if the clip cannot be read.
+        Files are linked if the file system can, so that they need no room. Later changes here do
+        not change it. Raises UserError if the files of a clip are gone.
         """
-        if clip_id not in self.clips:
-            raise UserError(f"there is no clip {clip_id}")
-        source = open_clip(self.folder / "clips" / clip_id, config)
-        positions = np.linspace(0, len(source) - 1, STRIP_FRAMES).astype(int)
-        frames = {
-            place: frame for places, frame in distinct_frames(source, positions) for place in places
-        }
-        height, width = frames[0].shape[:2]
-        size = (max(1, round(STRIP_HEIGHT * width / height)), STRIP_HEIGHT)
-        tiles = [
-            cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
-            for place in range(STRIP_FRAMES)
-        ]
-        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))
-        return jpeg.tobytes()
+        with self.lock:
+            self._check_folder()
+            clips = self.enabled()
+            if gone := [clip_id for clip_id in clips if not self.path(clip_id).exists()]:
+                raise UserError(f"the files of clip {summarize(gone)} are gone; remove it here")
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                for clip_id in clips:
+                    source, target = self.path(clip_id), partial / "clips" / clip_id
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if source.is_dir():
+                        shutil.copytree(source, target, copy_function=_link_or_copy)
+                    else:
+                        _link_or_copy(source, target)
+                _write_lists(partial, clips)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+
+    def trim_snapshot(self, folder: Path) -> None:
+        """Delete the clips of a snapshot that have been removed here, to make room."""
+        for path in (folder / "clips").glob("*"):
+            if path.name not in {clip_id.partition("/")[0] for clip_id in self.clips}:
+                _delete(path)
+
+
+def _write_lists(folder: Path, clips: dict) -> None:
+    """Write the CSVs and labels.csv of clips, {id: (class, set)}, to a folder."""
+    for set_name in (*SETS, DISABLED):
+        path, text = folder / f"{set_name}.csv", io.StringIO()
+        rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
+        if set_name == DISABLED and not rows:
+            path.unlink(missing_ok=True)
+            continue
+        csv.writer(text, lineterminator="\n").writerows([("video_id", "label"), *rows])
+        write_text(path, text.getvalue())
+    names = {label for label, own_set in clips.values() if own_set != DISABLED}
+    lines = "".join(f"{name}\n" for name in sorted(names, key=natural_key))
+    write_text(folder / "labels.csv", lines)
+
+
+def _in_order(clips: dict) -> dict:
+    return dict(sorted(clips.items(), key=lambda item: natural_key(item[0])))
+
+
+def _delete(path: Path) -> None:
+    """Delete a clip's folder, film, or link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link_or_copy(source, target) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def checked_name(name: str) -> str:
     """Return a class name as it is saved. Raises UserError if it cannot be."""
-    name = unicodedata.normalize("NFC", name.strip())
+    name = re.sub(" +", " ", unicodedata.normalize("NFC", name.strip()))
     # Joiners, which are not printable, make one emoji of several, and are part of Persian words.
     shown = name.replace("\u200c", "").replace("\u200d", "")
     if not shown or len(name) > MAX_NAME or not shown.isprintable():
         raise UserError(f"a gesture's name has 1 to {MAX_NAME} printable characters; change it")
     return name
-
-
-def decode_jpeg(picture: bytes) -> np.ndarray:
-    """Return a JPEG as uint8 RGB [H, W, 3]. Raises UserError if it is damaged or too large."""
-    if not picture.startswith(JPEG_MAGIC):
-        raise UserError("only JPEG pictures are accepted")
-    return decode_frame(picture, MAX_PIXELS)

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from clips.frames import FramesInMemory
 from scoring.camera import LIVE_SECONDS, SMOOTHING_SECONDS, SURE, shown_at
 from scoring.predictor import load_predictor
 from system.errors import UserError
-from teaching.data_set import decode_jpeg
+from teaching.pictures import decode_jpeg
 
 MAX_GAP = 1.0  # seconds without a frame, after which a new movement begins
 MAX_KEPT = 600  # frames
+FILM_RATE = 12.0  # frames per second of the clips that the page sends
 
 
 class LiveSession:
@@ -24,8 +26,9 @@ class LiveSession:
     A slow machine sends fewer frames; each lasts until the next, so movements keep their speed.
     """
 
-    def __init__(self, checkpoint: Path, device: torch.device):
-        self.checkpoint, self.device, self.lock = checkpoint, device, threading.Lock()
+    def __init__(self, find_checkpoint: Callable[[], Path], device: torch.device):
+        """find_checkpoint: returns the network to try, which need not exist."""
+        self.find_checkpoint, self.device, self.lock = find_checkpoint, device, threading.Lock()
         self.predictor, self.turn = None, 0
 
     def begin(self) -> dict:
@@ -34,13 +37,17 @@ class LiveSession:
         Each request sends the number; a page that begins later takes over. Raises UserError if
         there is no network yet.
         """
-        if not self.checkpoint.exists():
-            raise UserError("there is no network yet; train one first")
-        predictor = load_predictor(self.checkpoint, self.device)
+        predictor = self._load()
         with self.lock:
             self.predictor, self.turn = predictor, self.turn + 1
             self._forget()
-            return {"turn": self.turn, "classes": predictor.classes}
+            return {"turn": self.turn, "classes": predictor.classes, "sure": SURE}
+
+    def _load(self):
+        checkpoint = self.find_checkpoint()
+        if not checkpoint.exists():
+            raise UserError("there is no network yet; train one first")
+        return load_predictor(checkpoint, self.device)
 
     def _forget(self):
         self.frames = deque(maxlen=MAX_KEPT)  # (seconds, uint8 RGB [H, W, 3])
@@ -49,8 +56,8 @@ class LiveSession:
     def look(self, turn: float, times: list[float], pictures: list[bytes]) -> dict:
         """Add frames, JPEG, with their times in seconds; return scores for the last 3 seconds.
 
-        `scores` is None until there are 3 seconds; `verdict` is the number of a class, or None.
-        Raises UserError for frames that are not accepted.
+        `scores`, smoothed, is None until there are 3 seconds. Raises UserError for frames that are
+        not accepted.
         """
         if not times or len(times) != len(pictures):
             raise UserError(f"{len(pictures)} frames with {len(times)} times; send one per frame")
@@ -61,29 +68,36 @@ class LiveSession:
                 self._append(time, frame)
             window = self._window()
             if window is None:
-                return {"scores": None, "verdict": None}
+                return {"scores": None}
             scores = self.predictor.scores(window).whole
             keep = math.exp(-(times[-1] - self.scored_at) / SMOOTHING_SECONDS)
             before = scores if self.smooth is None else self.smooth
             self.smooth = keep * before + (1 - keep) * scores
-            self.scored_at, best = times[-1], int(self.smooth.argmax())
-            return {
-                "scores": self.smooth.tolist(),
-                "verdict": best if self.smooth[best] >= SURE else None,
-            }
+            self.scored_at = times[-1]
+            return {"scores": self.smooth.tolist()}
+
+    def score_film(self, pictures: list[bytes]) -> dict:
+        """Return the classes, and the scores of a clip forwards and backwards.
+
+        pictures: its frames, JPEG, 12 per second. Raises UserError if they are not accepted.
+        """
+        if not pictures:
+            raise UserError("the film has no frames")
+        predictor, decoded = self._load(), [decode_jpeg(picture) for picture in pictures]
+        rate = predictor.config.frame_rate
+        count = max(2, round(len(decoded) * rate / FILM_RATE))
+        shown = shown_at(np.arange(len(decoded)) / FILM_RATE, rate, count)
+        with self.lock:
+            return _both_ways(predictor, FramesInMemory([decoded[index] for index in shown]))
 
     def backwards(self, turn: float) -> dict:
-        """Return the scores of the last 3 seconds, and of the same frames in reverse order."""
+        """Return what `score_film` does, for the last 3 seconds."""
         with self.lock:
             self._check_turn(turn)
             window = self._window()
             if window is None:
                 raise UserError(f"wait until {LIVE_SECONDS:.0f} seconds have been seen")
-            reverse = FramesInMemory(window.frames[::-1])
-            return {
-                "forwards": self.predictor.scores(window).whole.tolist(),
-                "backwards": self.predictor.scores(reverse).whole.tolist(),
-            }
+            return _both_ways(self.predictor, window)
 
     def _check_turn(self, turn):
         if turn != self.turn or self.predictor is None:
@@ -109,3 +123,12 @@ class LiveSession:
             if len(shown) == count
             else None
         )
+
+
+def _both_ways(predictor, clip: FramesInMemory) -> dict:
+    reverse = FramesInMemory(clip.frames[::-1])
+    return {
+        "classes": predictor.classes,
+        "forwards": predictor.scores(clip).whole.tolist(),
+        "backwards": predictor.scores(reverse).whole.tolist(),
+    }

@@ -2,24 +2,28 @@
 
 import json
 import math
+import os
 import secrets
 import sys
 import traceback
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from clips.films import VIDEO_SUFFIXES
+from clips.films import FILM_SUFFIXES
 from system.config_file import load_config
 from system.errors import UserError, message_for_user
-from teaching.data_set import MAX_FRAMES, DataSet
+from teaching.data_set import DISABLED, DataSet, DiskFullError
 from teaching.live import LiveSession
+from teaching.pictures import MAX_FRAMES, encode_clip, frames_of_film
 from teaching.training import RECIPE, Training
 from training.run_folder import REPORT_FILE
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("base", "camera", "classes", "record", "films", "train", "results", "try", "start")
 ADDRESS = "127.0.0.1"
-MAX_BYTES = 4 * 2**20  # of a request
+MAX_BYTES, MAX_FILM_BYTES = 4 * 2**20, 64 * 2**20  # of a request
 SECONDS = 60  # without a byte, until a connection is closed
 MAX_FIELDS = 10  # of a query
 PAGE_POLICY = (
@@ -27,7 +31,14 @@ PAGE_POLICY = (
     "'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; form-action "
     "'none'; frame-ancestors 'none'"
 )
+LOCKED_PAGE = (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>Teach your own gestures</title>"
+    "<p>This page needs the key that is in its address: open the address that <code>teach.py"
+    "</code> printed in the terminal, which ends in <code>?key=…</code>."
+)
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+MIN_KEY = 16  # characters
+KEY_FILE = ".page_key"  # in the data folder, so that an open tab works after a new start
 NO_CONTENT = "default-src 'none'"  # may be loaded without the key
 
 
@@ -37,6 +48,10 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str):
         super().__init__(message)
         self.status = status
+
+
+class LockedError(RequestError):
+    """A request for the page without its key; the message is an HTML page."""
 
 
 class Query(dict):
@@ -50,11 +65,23 @@ class Server(ThreadingHTTPServer):
     """A server for the page's requests; `address` is the page's URL."""
 
     daemon_threads = True
+    request_queue_size = 128  # a page with many thumbnails opens many connections at once
 
-    def __init__(self, port: int, data_set: DataSet, training: Training, session: LiveSession):
-        """Bind the port, 0 for a free one. Raises UserError if it cannot be used."""
+    def __init__(
+        self,
+        port: int,
+        data_set: DataSet,
+        training: Training,
+        session: LiveSession,
+        draw_samples: Callable,
+    ):
+        """Bind the port, 0 for a free one. Raises UserError if it cannot be used.
+
+        draw_samples: yields (class, frames uint8 RGB [T, H, W, 3]) of drawn sample clips.
+        """
         self.data_set, self.training, self.session = data_set, training, session
-        self.key, self.recipe = secrets.token_urlsafe(16), load_config(RECIPE)
+        self.draw_samples, self.recipe = draw_samples, load_config(RECIPE)
+        self.key = saved_key(data_set.folder / KEY_FILE)
         try:
             super().__init__((ADDRESS, port), Handler)
         except OSError as error:
@@ -73,8 +100,17 @@ class Server(ThreadingHTTPServer):
 
     def page(self, query, body):
         nonce = secrets.token_urlsafe(16)
-        text = PAGE.read_text(encoding="utf-8").replace("NONCE", nonce)
-        text = text.replace("VIDEO_SUFFIXES", "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES))
+        parts = {
+            "STYLE": (PAGE / "style.css").read_text(encoding="utf-8"),
+            "SCRIPT": "".join(
+                (PAGE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
+            ),
+            "NONCE": nonce,
+            "VIDEO_SUFFIXES": "|".join(suffix[1:] for suffix in FILM_SUFFIXES),
+        }
+        text = (PAGE / "page.html").read_text(encoding="utf-8")
+        for name, part in parts.items():
+            text = text.replace(name, part)
         return "text/html; charset=utf-8", text.encode(), PAGE_POLICY.format(nonce)
 
     def report(self, query, body):
@@ -87,19 +123,58 @@ class Server(ThreadingHTTPServer):
         return "image/jpeg", self.data_set.strip(query["id"], self.recipe), NO_CONTENT
 
     def clips(self, query, body):
-        return [{"id": clip_id, "name": name} for clip_id, (name, _) in self.data_set.clips.items()]
+        return [
+            {"id": clip_id, "name": name, "is_off": own_set == DISABLED}
+            for clip_id, (name, own_set) in self.data_set.clips.items()
+        ]
 
     def progress(self, query, body):
-        return self.training.progress()
+        return self.training.progress() | {"num_changes": self.data_set.num_changes}
+
+    def results(self, query, body):
+        return self.training.results()
 
     def add(self, query, body):
-        return {"id": self.data_set.add(query["name"], unpacked(body))}
+        return {"id": self._add(query["name"], unpacked(body))}
+
+    def _add(self, name, pictures) -> str:
+        """Add a clip; on a full disk, delete what was removed and try once more."""
+        try:
+            return self.data_set.add(name, pictures)
+        except DiskFullError:
+            self.training.make_room()
+            return self.data_set.add(name, pictures)
+
+    def samples(self, query, body):
+        ids = [self._add(name, encode_clip(frames)) for name, frames in self.draw_samples()]
+        return {"ids": ids}
+
+    def film(self, query, body):
+        pictures = frames_of_film(query["name"], body, self.recipe)
+        return "application/octet-stream", packed(pictures), NO_CONTENT
 
     def remove(self, query, body):
-        return self.data_set.remove(query["id"])
+        ids = listed(body)
+        self.data_set.remove(ids)
+        can_undo = all(clip_id in self.data_set.removed for clip_id in ids)
+        if not can_undo:  # deleted, since the disk is full
+            self.training.make_room()
+        return {"can_undo": can_undo}
+
+    def restore(self, query, body):
+        return self.data_set.restore(listed(body))
+
+    def rename(self, query, body):
+        return self.data_set.rename(query["name"], query["new"])
+
+    def enable(self, query, body):
+        return self.data_set.enable(query["name"], query["on"] == "true")
 
     def train(self, query, body):
         return self.training.start(is_resumed=query["resume"] == "true")
+
+    def use(self, query, body):
+        return self.training.use()
 
     def stop(self, query, body):
         return self.training.stop()
@@ -110,6 +185,9 @@ class Server(ThreadingHTTPServer):
     def look(self, query, body):
         times = [number(text) / 1000 for text in query["times"].split(",")]
         return self.session.look(number(query["turn"]), times, unpacked(body))
+
+    def score(self, query, body):
+        return self.session.score_film(unpacked(body))
 
     def backwards(self, query, body):
         return self.session.backwards(number(query["turn"]))
@@ -122,14 +200,22 @@ PATHS = {
         "/strip": Server.strip,
         "/clips": Server.clips,
         "/progress": Server.progress,
+        "/results": Server.results,
     },
     "POST": {
         "/add": Server.add,
+        "/film": Server.film,
+        "/samples": Server.samples,
         "/remove": Server.remove,
+        "/restore": Server.restore,
+        "/rename": Server.rename,
+        "/enable": Server.enable,
         "/train": Server.train,
         "/stop": Server.stop,
+        "/use": Server.use,
         "/begin": Server.begin,
         "/look": Server.look,
+        "/score": Server.score,
         "/backwards": Server.backwards,
     },
 }
@@ -154,7 +240,10 @@ class Handler(BaseHTTPRequestHandler):
             content = self.dispatch()
         except RequestError as error:
             self.close_connection = True  # its body may not have been read
-            self.send(error.status, {"error": str(error)})
+            content = {"error": str(error)}
+            if isinstance(error, LockedError):
+                content = "text/html; charset=utf-8", str(error).encode(), NO_CONTENT
+            self.send(error.status, content)
         except (ConnectionError, TimeoutError):
             self.close_connection = True
         except Exception as error:
@@ -180,6 +269,8 @@ class Handler(BaseHTTPRequestHandler):
             raise RequestError(403, f"open this page at {ADDRESS}")
         key = self.headers.get("X-Key") or query.get("key", "")
         if not secrets.compare_digest(key.encode(), self.server.key.encode()):
+            if url.path == "/":  # a person reads the answer
+                raise LockedError(403, LOCKED_PAGE)
             raise RequestError(403, "open the address that teach.py printed in the terminal")
         is_post, headers = self.command == "POST", self.headers
         if "Transfer-Encoding" in headers or (is_post and "Content-Length" not in headers):
@@ -187,8 +278,9 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdecimal()):
             raise RequestError(400, "the Content-Length is not a number")
-        if len(length) > 10 or int(length) > MAX_BYTES:
-            raise RequestError(413, f"a request has at most {MAX_BYTES // 2**20} MiB")
+        most = MAX_FILM_BYTES if url.path == "/film" else MAX_BYTES
+        if len(length) > 10 or int(length) > most:
+            raise RequestError(413, f"a request has at most {most // 2**20} MiB")
         if url.path not in PATHS[self.command]:
             raise RequestError(404, "there is no such page")
         body = self.rfile.read(int(length))
@@ -235,6 +327,33 @@ def unpacked(body: bytes) -> list[bytes]:
     if place != len(body):
         raise UserError("the frames do not fill the request; reload the page")
     return pictures
+
+
+def packed(pictures: list[bytes]) -> bytes:
+    """Return pictures as `unpacked` takes them."""
+    return b"".join(len(picture).to_bytes(4, "little") + picture for picture in pictures)
+
+
+def listed(body: bytes) -> list[str]:
+    """Return the ids in a request, a JSON list. Raises UserError if it is another thing."""
+    try:
+        ids = json.loads(body)
+    except ValueError:
+        ids = None
+    if not isinstance(ids, list) or not all(isinstance(clip_id, str) for clip_id in ids):
+        raise UserError("the request has no list of clips; reload the page")
+    return ids
+
+
+def saved_key(path: Path) -> str:
+    """Return the page's key for a data folder; make one for this user's eyes if there is none."""
+    if path.exists() and len(key := path.read_text(encoding="utf-8").strip()) >= MIN_KEY:
+        return key
+    key = secrets.token_urlsafe(16)
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key)
+    return key
 
 
 def number(text: str) -> float:

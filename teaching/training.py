@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from clips.annotations import read_rows
+from clips.frames import natural_key
 from clips.packs import open_folder
 from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import survey
@@ -22,6 +25,7 @@ from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, REPO
 from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
+PREDICTIONS_FILE = "predictions.csv"  # of the validation clips, after the last epoch
 RECIPE = PROJECT / "configs" / "few_clips.json"
 MIN_CLASSES, MIN_CLIPS = 2, 5  # per class
 SHOWN_BYTES = 4000  # of the log
@@ -31,17 +35,43 @@ COLUMNS = ("epoch", "seconds", "top1", "val_top1", "val_linear_top1", "val_most_
 
 
 class Training:
-    """The training of a data set, which may have been started by an earlier teach.py."""
+    """The training of a data set, which may have been started by an earlier teach.py.
+
+    It works on a snapshot of the clips, and writes a run folder of its own, `trainings/.new/NAME`,
+    which replaces `trainings/NAME` when the training is done: until then, that network is kept.
+    """
 
     def __init__(self, data_set: DataSet, device_type: str, gpus: str | None):
         """Read the newest status; gpus: the flag -g."""
+        folder = data_set.folder
         self.data_set, self.device_type, self.gpus = data_set, device_type, gpus
-        self.config_path, self.log = data_set.folder / CONFIG_FILE, data_set.folder / "training.log"
-        name = data_set.folder.name or "clips"
+        self.config_path, self.log = folder / CONFIG_FILE, folder / "training.log"
+        self.snapshot = folder / "snapshot"
+        name = folder.name or "clips"
         with suppress(UserError):  # there is none yet; or the folder was renamed
             name = load_config(self.config_path).model_name
-        self.run_folder = data_set.folder / "trainings" / name
-        self.lock, self.process, self.is_stopping = threading.Lock(), None, False
+        self.run_folder = folder / "trainings" / name
+        self.new_run, self.old_run = (
+            folder / "trainings" / each / name for each in (".new", ".old")
+        )
+        self.lock, self.process, self.is_stopping = threading.RLock(), None, False
+        if self.old_run.exists() and not self.run_folder.exists():  # a replacement was interrupted
+            self.old_run.rename(self.run_folder)
+        shutil.rmtree(self.old_run.parent, ignore_errors=True)
+
+    @property
+    def current_run(self) -> Path:
+        """Return the folder of the newest training, finished or not."""
+        return self.new_run if self.new_run.exists() else self.run_folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return the network to try: that of the last finished training, if there is one.
+
+        The last one, not the best: on a few validation clips that is an early, lucky one.
+        """
+        finished = self.run_folder / LAST_CHECKPOINT
+        return finished if finished.exists() else self.current_run / LAST_CHECKPOINT
 
     def start(self, is_resumed: bool) -> None:
         """Start a training, or resume the stopped one. Raises UserError if that is not possible.
@@ -51,18 +81,29 @@ class Training:
         with self.lock, open(self.log, "ab") as log:
             if not try_lock(log.fileno()):
                 raise UserError("a training is already running")
+            self._replace_if_done()
             if not is_resumed:
                 self._check_clips()
                 self.data_set.balance()
             self.write_config(anew=not is_resumed)
+            if not (is_resumed and self.snapshot.exists()):
+                self.data_set.snapshot(self.snapshot)
+            if not is_resumed:
+                shutil.rmtree(self.new_run, ignore_errors=True)
+                self.new_run.mkdir(parents=True)
+            values = json.loads(self.config_path.read_text(encoding="utf-8"))
+            if is_resumed and (self.snapshot / CONFIG_FILE).exists():
+                values = load_config(self.snapshot / CONFIG_FILE).model_dump(exclude_unset=True)
+            values |= self._paths(self.snapshot, self.current_run)
+            _write_json(self.snapshot / CONFIG_FILE, values)
             self.is_stopping = False
             log.truncate(0)
-            (self.run_folder / STATUS_FILE).unlink(missing_ok=True)
+            (self.current_run / STATUS_FILE).unlink(missing_ok=True)
             command = [
                 sys.executable,
                 str(PROJECT / "train.py"),
                 "--config",
-                str(self.config_path),
+                str(self.snapshot / CONFIG_FILE),
                 "--resume" if is_resumed else "--overwrite",
                 "True",
             ]
@@ -75,6 +116,32 @@ class Training:
                 start_new_session=True,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )
+
+    def use(self) -> None:
+        """Let the network of a stopped training replace the one before."""
+        with self.lock:
+            if self._is_running() or not (self.new_run / LAST_CHECKPOINT).exists():
+                raise UserError("there is no stopped training whose network could be used")
+            self._replace()
+
+    def _replace_if_done(self):
+        status = read_status(self.new_run)
+        if status and status.state == "done":
+            self._replace()
+
+    def _replace(self):
+        if self.run_folder.exists():
+            self.old_run.parent.mkdir(exist_ok=True)
+            self.run_folder.rename(self.old_run)
+        self.new_run.rename(self.run_folder)
+        shutil.rmtree(self.old_run.parent, ignore_errors=True)
+
+    def make_room(self) -> None:
+        """Delete the files of clips that were removed, except from under a running training."""
+        self.data_set.empty_trash()
+        with self.lock:
+            if not self._is_running():
+                self.data_set.trim_snapshot(self.snapshot)
 
     def _check_clips(self):
         counts = self.data_set.counts()
@@ -90,29 +157,33 @@ class Training:
 
         Unless `anew`, only the paths change: the folder may have been copied or renamed.
         """
-        folder, (labels, sets) = (
-            self.data_set.folder,
-            zip(*self.data_set.clips.values(), strict=True),
-        )
+        clips = self.data_set.enabled()
+        labels, sets = zip(*clips.values(), strict=True)
         recipe = load_config(RECIPE)
         values = recipe.model_dump(exclude_unset=True) if anew else {}
         if self.config_path.exists():
             values |= load_config(self.config_path).model_dump(exclude_unset=True)
-        values |= {
-            "model_name": self.run_folder.name,
-            "output_dir": str(self.run_folder.parent),
-            "labels_csv": str(folder / "labels.csv"),
-        }
-        for set_name, prefix in (("train", "train"), ("validation", "val")):
-            values[f"{prefix}_data_folder"] = str(folder / "clips")
-            values[f"{prefix}_data_csv"] = str(self.data_set.csvs[set_name])
+        values |= self._paths(self.data_set.folder, self.run_folder)
         if anew:
-            stats = survey(open_folder(folder / "clips"), list(self.data_set.clips), recipe, labels)
+            folder = open_folder(self.data_set.folder / "clips")
+            stats = survey(folder, list(clips), recipe, labels)
             own = [label for label, part in zip(labels, sets, strict=True) if part == "train"]
             choices = choose_settings(stats, len(own), self.device_type)
             for choice in choices + class_balance(own):
                 values[choice.key] = choice.value
-        write_text(self.config_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        _write_json(self.config_path, values)
+
+    def _paths(self, data_set: Path, run_folder: Path) -> dict:
+        """Return the keys of a config that name a data set's files and a run folder."""
+        values = {
+            "model_name": run_folder.name,
+            "output_dir": str(run_folder.parent),
+            "labels_csv": str(data_set / "labels.csv"),
+        }
+        for set_name, prefix in (("train", "train"), ("validation", "val")):
+            values[f"{prefix}_data_folder"] = str(data_set / "clips")
+            values[f"{prefix}_data_csv"] = str(data_set / f"{set_name}.csv")
+        return values
 
     def stop(self) -> None:
         """Ask the process to save and exit, like Ctrl-C in a terminal."""
@@ -121,7 +192,7 @@ class Training:
                 return
             if self.process and self.process.poll() is None:
                 number = self.process.pid
-            elif status := read_status(self.run_folder):  # started by an earlier teach.py
+            elif status := read_status(self.current_run):  # started by an earlier teach.py
                 number = status.process_id
             else:
                 return
@@ -150,39 +221,72 @@ class Training:
         """Return what the page shows: state, rows of the history, and the end of the log."""
         with self.lock:
             is_running = self._is_running()
-        status, messages = read_status(self.run_folder), self._messages()
+            if not is_running:
+                self._replace_if_done()
+            run, checkpoint = self.current_run, self.checkpoint
+        status, messages = read_status(run), self._messages()
         state, error = _state(is_running, status, messages, self.is_stopping)
-        has_network = (self.run_folder / LAST_CHECKPOINT).exists()
+        can_resume = state in ("stopped", "failed") and (run / LAST_CHECKPOINT).exists()
+        is_idle = not is_running
         return {
             "state": state,
             "error": error,
-            "can_resume": state in ("stopped", "failed") and has_network,
+            "can_resume": can_resume,
+            "can_use": can_resume and checkpoint.parent != run,
             "num_epochs": self._num_epochs(),
-            "history": self._history(),
+            "num_validation": self._num_validation(),
+            "history": _history(run),
             "log": messages[-SHOWN_BYTES:],
-            "has_network": has_network,
-            "has_report": not is_running and (self.run_folder / REPORT_FILE).exists(),
+            "has_network": checkpoint.exists(),
+            "has_report": is_idle and (self.run_folder / REPORT_FILE).exists(),
+            "has_results": is_idle and (self.run_folder / PREDICTIONS_FILE).exists(),
         }
 
+    def results(self) -> dict:
+        """Return the classes, and each validation clip's with the one that was predicted.
+
+        Raises UserError if there are none yet. Clips that could not be read are left out.
+        """
+        path = self.run_folder / PREDICTIONS_FILE
+        if not path.exists():
+            raise UserError("there are no results yet; train to the end")
+        with open(path, newline="", encoding="utf-8") as file:
+            clips = [
+                {"id": row["id"], "label": row["label"], "predicted": row["predicted"]}
+                for row in csv.DictReader(file)
+                if row["predicted"]
+            ]
+        names = {clip[key] for clip in clips for key in ("label", "predicted")}
+        return {"classes": sorted(names, key=natural_key), "clips": clips}
+
     def _num_epochs(self) -> int | None:
-        with suppress(UserError):
-            return load_config(self.config_path).num_epochs
+        for path in (self.snapshot / CONFIG_FILE, self.config_path):
+            with suppress(UserError):
+                return load_config(path).num_epochs
         return None
 
-    def _history(self) -> list[dict]:
-        """Return the rows of history.csv, with None for NaN and inf, which JSON lacks."""
-        path = self.run_folder / HISTORY_FILE
-        if not path.exists():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [
-                {key: float(row[key]) for key in COLUMNS if row.get(key)}
-                for row in csv.DictReader(file)
-            ]
-        return [
-            {key: value if math.isfinite(value) else None for key, value in row.items()}
-            for row in rows
+    def _num_validation(self) -> int | None:
+        path = self.snapshot / "validation.csv"
+        return len(read_rows(path, with_labels=True)) if path.exists() else None
+
+
+def _history(run_folder) -> list[dict]:
+    """Return the rows of history.csv, with None for NaN and inf, which JSON lacks."""
+    path = run_folder / HISTORY_FILE
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [
+            {key: float(row[key]) for key in COLUMNS if row.get(key)}
+            for row in csv.DictReader(file)
         ]
+    return [
+        {key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows
+    ]
+
+
+def _write_json(path, values) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _state(is_running: bool, status: Status | None, messages: str, was_stopped: bool):

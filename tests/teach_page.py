@@ -10,11 +10,11 @@ import numpy as np
 import simplejpeg
 import torch
 
+from teach import draw_samples
 from teaching.data_set import DataSet
 from teaching.live import LiveSession
 from teaching.server import Server
 from teaching.training import Training
-from training.run_folder import LAST_CHECKPOINT
 
 
 @contextmanager
@@ -22,9 +22,9 @@ def served(folder):
     """A server for the data set in `folder`."""
     data_set = DataSet(folder)
     training = Training(data_set, "cpu", "cpu")
-    session = LiveSession(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
+    session = LiveSession(lambda: training.checkpoint, torch.device("cpu"))
     try:
-        with Server(0, data_set, training, session) as server:
+        with Server(0, data_set, training, session, draw_samples) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server
             server.shutdown()

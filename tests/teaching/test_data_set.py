@@ -1,5 +1,6 @@
 """The data set behind the page: it is the project's own at any time, and nothing is lost."""
 
+import errno
 import io
 import os
 from collections import Counter
@@ -17,7 +18,8 @@ import train
 from clips.annotations import read_annotations, read_labels
 from system.errors import UserError
 from teaching import data_set as data_set_module
-from teaching.data_set import MAX_CLIPS, MAX_FRAMES, MAX_PIXELS, UNFINISHED, DataSet
+from teaching.data_set import MAX_CLIPS, REMOVED, UNFINISHED, DataSet, DiskFullError
+from teaching.pictures import MAX_FRAMES, MAX_PIXELS
 
 NAMES = ['wave, "hi"', "拍手; x", "'quoted' <b>", "👨‍👩‍👧"]  # the last is joined of three
 
@@ -89,7 +91,7 @@ def test_a_folder_made_by_hand_opens_and_keeps_its_split(open_folder, tmp_path):
         "train": sorted([*before["train"], ("15", "Left")]),
         "validation": before["validation"],
     }
-    data.remove("wave.mp4")
+    data.remove(["wave.mp4"])
     assert not (tmp_path / "mine" / "clips" / "wave.mp4").exists()
 
 
@@ -102,17 +104,107 @@ def test_columns_that_would_be_lost_are_refused(open_folder, tmp_path):
     assert Path(paths["train_data_csv"]).read_text() == text
 
 
-def test_after_a_full_disk_recording_goes_on(open_folder, monkeypatch):
-    data = open_folder()
+def csvs(folder) -> dict:
+    return {path.name: path.read_text() for path in folder.glob("*.csv")}
 
-    def fail(_):
-        raise OSError("no space left")
 
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_on_a_full_disk_no_half_a_clip_is_left_and_clips_can_be_removed(
+    open_folder, tmp_path, monkeypatch
+):
+    data, clips = open_folder(), tmp_path / "mine" / "clips"
+    ids = [data.add("a", jpegs([1, 2])) for _ in range(3)]
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", fail)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr("os.fsync", full_disk)
+        with pytest.raises(DiskFullError, match="full, so this clip of “a” was not saved; remove"):
             data.add("a", jpegs([1, 2]))
-    assert data.add("a", jpegs([1, 2])) == "1"
+    assert not list((clips / UNFINISHED).iterdir())
+    data.remove([ids[0]])
+    write = data_set_module.write_text
+    monkeypatch.setattr(
+        data_set_module,
+        "write_text",
+        lambda *given: full_disk() if (clips / ids[1]).exists() else write(*given),
+    )
+    data.remove([ids[1]])  # where the lists have room only once its files are gone
+    assert list(data.clips) == [ids[2]] == list(open_folder().clips)
+    assert not data.removed and not (clips / ids[1]).exists()
+    monkeypatch.undo()
+    assert open_folder().add("a", jpegs([1, 2])) == "4"
+
+
+def test_removed_clips_come_back_where_they_were(open_folder, tmp_path):
+    data = open_folder()
+    for name in "aabab":
+        data.add(name, jpegs([1, 2]))
+    before, csvs_before = dict(data.clips), csvs(tmp_path / "mine")
+    data.remove(["1", "3"])
+    assert list(data.clips) == ["2", "4", "5"] and not (tmp_path / "mine" / "clips" / "3").exists()
+    data.restore(["3"])
+    data.restore(["1"])
+    assert list(data.clips.items()) == list(before.items())
+    assert csvs(tmp_path / "mine") == csvs_before
+    with pytest.raises(UserError, match="no removed clip 1"):
+        data.restore(["1"])
+
+
+def test_classes_are_renamed_switched_off_and_one_whatever_the_case(open_folder, tmp_path):
+    data = open_folder()
+    for name in ("Wave", " wave ", "WAVE", "Left  Hand", "left hand", "other"):
+        data.add(name, jpegs([1, 2]))
+    assert data.counts() == {"Wave": 3, "Left Hand": 2, "other": 1}
+    with pytest.raises(UserError, match="already a gesture “Wave”"):
+        data.rename("other", "wAVE")
+    data.rename("Wave", "wave")  # its own name in other case
+    data.rename("other", "another")
+    with pytest.raises(UserError, match="no gesture “other”"):
+        data.enable("other", False)
+    before = dict(data.clips)
+    data.enable("wave", False)
+    assert data.counts() == {"Left Hand": 2, "another": 1} and data.disabled() == {"wave"}
+    assert read_labels(tmp_path / "mine" / "labels.csv") == ["another", "Left Hand"]
+    data = open_folder()
+    assert data.disabled() == {"wave"} and len(data.clips) == 6
+    data.enable("wave", True)
+    assert data.clips == before and not (tmp_path / "mine" / "disabled.csv").exists()
+
+
+def test_a_snapshot_stays_what_it_was(open_folder, tmp_path):
+    data = open_folder()
+    for name in "aabbcc":
+        data.add(name, jpegs([1, 2]))
+    clip = tmp_path / "mine" / "clips" / "2"
+    clip.rename(tmp_path / "elsewhere")
+    clip.symlink_to(tmp_path / "elsewhere")
+    data.enable("c", False)
+    folder = tmp_path / "mine" / "snapshot"
+    data.snapshot(folder)
+    before = csvs(folder)
+    assert before["train.csv"].count("\n") == 1 + 4
+    assert (folder / "clips" / "1" / "00001.jpg").stat().st_nlink == 2  # no room is needed
+    data.remove(["1"])
+    assert csvs(folder) == before
+    assert all((folder / "clips" / name / "00002.jpg").is_file() for name in "1234")
+    assert (folder / "clips" / "2").resolve() == folder / "clips" / "2"  # the linked clip's files
+    (tmp_path / "elsewhere" / "00001.jpg").unlink()
+    (tmp_path / "elsewhere" / "00002.jpg").unlink()
+    (tmp_path / "elsewhere").rmdir()
+    with pytest.raises(UserError, match="the files of clip 2 are gone"):
+        data.snapshot(folder)
+    assert csvs(folder) == before
+
+
+def test_a_folder_that_was_deleted_meanwhile_saves_nothing(open_folder, tmp_path):
+    data = open_folder()
+    data.add("a", jpegs([1, 2]))
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    for change in (lambda: data.add("a", jpegs([1, 2])), lambda: data.remove(["1"])):
+        with pytest.raises(UserError, match="was deleted or moved while this page was open"):
+            change()
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_linked_clip_can_be_removed(open_folder, tmp_path):
@@ -122,8 +214,8 @@ def test_a_linked_clip_can_be_removed(open_folder, tmp_path):
     clip = tmp_path / "mine" / "clips" / "1"
     clip.rename(tmp_path / "elsewhere")
     clip.symlink_to(tmp_path / "elsewhere")
-    data.remove("1")
-    data.remove("2")
+    data.remove(["1"])
+    data.remove(["2"])
     assert not data.clips and sorted(os.listdir(tmp_path / "elsewhere")) == [
         "00001.jpg",
         "00002.jpg",
@@ -133,14 +225,16 @@ def test_a_linked_clip_can_be_removed(open_folder, tmp_path):
 def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, tmp_path):
     data = open_folder()
     ids = [data.add(name, jpegs([1, 2])) for name in ("a", "b", "a")]
-    data.remove(ids[2])
-    data.remove(ids[0])
+    data.remove([ids[2]])
+    data.remove([ids[0]])
     assert data.add("a", jpegs([1, 2])) == "4"
     assert open_folder().clips == {"2": ("b", "train"), "4": ("a", "train")}
+    hidden = tmp_path / "mine" / "clips" / REMOVED
+    assert not hidden.exists()  # it was deleted when the folder was opened again
     visible = [path.name for path in (tmp_path / "mine" / "clips").glob("[!.]*")]
     assert sorted(visible) == ["2", "4"]
     with pytest.raises(UserError, match="no clip 1"):
-        data.remove("1")
+        data.remove(["1"])
 
 
 @pytest.mark.parametrize("function", ["write_text", "rename"])
@@ -230,7 +324,7 @@ def test_a_class_without_validation_clips_gets_some(open_folder, tmp_path):
     sets = lists(tmp_path / "mine")
     data.balance()
     assert lists(tmp_path / "mine") == sets
-    data.remove(next(clip_id for clip_id, name in sets["validation"] if name == "a"))
+    data.remove([next(clip_id for clip_id, name in sets["validation"] if name == "a")])
     data.balance()
     for rows in lists(tmp_path / "mine").values():
         assert {name for _, name in rows} == {"a", "b"}

@@ -33,8 +33,8 @@ def make_session(tmp_path, monkeypatch):
         witness = Witness(rate)
         monkeypatch.setattr(live, "load_predictor", lambda path, device: witness)
         (tmp_path / "best").touch()
-        session = LiveSession(tmp_path / "best", None)
-        assert session.begin() == {"turn": 1, "classes": Witness.classes}
+        session = LiveSession(lambda: tmp_path / "best", None)
+        assert session.begin() == {"turn": 1, "classes": Witness.classes, "sure": SURE}
         return session, witness
 
     return make
@@ -51,9 +51,9 @@ TWELFTHS = np.arange(37) / 12
 
 def test_there_are_no_scores_before_three_seconds(make_session):
     session, witness = make_session()
-    assert show(session, TWELFTHS[:35]) == {"scores": None, "verdict": None}
+    assert show(session, TWELFTHS[:35]) == {"scores": None}
     assert not witness.seen
-    assert show(session, TWELFTHS[35:36]) == {"scores": [1, 0], "verdict": 0}
+    assert show(session, TWELFTHS[35:36]) == {"scores": [1, 0]}
     assert witness.seen == [[4 * number for number in range(36)]]
     show(session, TWELFTHS[36:])
     assert witness.seen[1] == [4 * number for number in range(1, 37)]
@@ -76,21 +76,17 @@ def test_after_a_pause_the_movement_begins_anew(make_session):
     assert witness.seen[-1][1:] == list(range(35))
 
 
-def test_scores_are_smoothed_by_time_and_a_verdict_needs_a_sure_one(make_session):
+def test_scores_are_smoothed_by_time(make_session):
     session, witness = make_session()
     witness.share = 0.9
-    assert show(session, TWELFTHS[:36]) == {
-        "scores": [pytest.approx(0.9), pytest.approx(0.1)],
-        "verdict": 0,
-    }
+    assert show(session, TWELFTHS[:36]) == {"scores": [pytest.approx(0.9), pytest.approx(0.1)]}
     witness.share, before = 0.3, 0.9
     for time in (3.0, 3.25, 4.0):
         last = session.frames[-1][0]
         keep = math.exp(-(time - last) / SMOOTHING_SECONDS)
         before = keep * before + (1 - keep) * 0.3
-        answer = show(session, [time])
-        assert answer["scores"] == [pytest.approx(before), pytest.approx(1 - before)]
-        assert answer["verdict"] == (0 if before >= SURE else 1 if 1 - before >= SURE else None)
+        scores = show(session, [time])["scores"]
+        assert scores == [pytest.approx(before), pytest.approx(1 - before)]
 
 
 def test_backwards_the_same_frames_are_seen_in_reverse(make_session):
@@ -98,8 +94,21 @@ def test_backwards_the_same_frames_are_seen_in_reverse(make_session):
     with pytest.raises(UserError, match="wait until 3 seconds"):
         session.backwards(1)
     show(session, TWELFTHS)
-    assert session.backwards(1) == {"forwards": [1, 0], "backwards": [0, 1]}
+    assert session.backwards(1) == {
+        "classes": Witness.classes,
+        "forwards": [1, 0],
+        "backwards": [0, 1],
+    }
     assert witness.seen[-1] == witness.seen[-2][::-1] == witness.seen[0][::-1]
+
+
+def test_a_film_is_scored_at_the_networks_rate(make_session):
+    session, witness = make_session(rate=4.0)
+    assert session.score_film(jpegs(range(0, 144, 4)))["backwards"] == [0, 1]
+    assert witness.seen[-2] == [8 + 12 * number for number in range(12)]
+    assert witness.seen[-1] == witness.seen[-2][::-1]
+    with pytest.raises(UserError, match="no frames"):
+        session.score_film([])
 
 
 def test_a_page_that_begins_later_takes_over(make_session):
@@ -109,12 +118,12 @@ def test_a_page_that_begins_later_takes_over(make_session):
     for request in (lambda: session.look(1, [9], jpegs([0])), lambda: session.backwards(1)):
         with pytest.raises(UserError, match="another page has taken over"):
             request()
-    assert show(session, [0.0]) == {"scores": None, "verdict": None}
+    assert show(session, [0.0]) == {"scores": None}
 
 
 def test_a_request_before_a_network_is_loaded_is_refused(tmp_path):
     with pytest.raises(UserError, match="another page has taken over"):
-        LiveSession(tmp_path / "none.tar", None).backwards(0)
+        LiveSession(lambda: tmp_path / "none.tar", None).backwards(0)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 """The server behind the page: what it answers, what it refuses, and how it begins and ends."""
 
+import errno
 import http.client
+import json
 import re
 import signal
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from movies import write_video
 from runs import PROJECT
 from teach_page import ask, jpegs, packed, served
 
 import teach
-from teaching.data_set import MAX_FRAMES
-from teaching.server import MAX_BYTES, PATHS
+from teaching.pictures import MAX_FRAMES, decode_jpeg
+from teaching.server import KEY_FILE, MAX_BYTES, PATHS, unpacked
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,14 @@ REFUSED = {
         400,
         "at most 120 frames",
     ),
-    "no clip": (("POST", "/remove", b"", {"id": "../../x"}), 400, "no clip ../../x"),
+    "no clip": (("POST", "/remove", b'["../../x"]', {}), 400, "no clip ../../x"),
+    "no list": (("POST", "/remove", b"[1]", {}), 400, "no list of clips"),
+    "not removed": (("POST", "/restore", b'["1"]', {}), 400, "no removed clip 1"),
+    "no class": (("POST", "/rename", b"", {"name": "a", "new": "b"}), 400, "no gesture “a”"),
+    "no film": (("POST", "/film", b"x", {"name": "a.exe"}), 400, "a.exe: not a film"),
+    "broken film": (("POST", "/film", b"x", {"name": "a.avi"}), 400, "a.avi: cannot be"),
+    "nothing to use": (("POST", "/use", b"", {}), 400, "no stopped training"),
+    "no results": (("GET", "/results", None, {}), 400, "no results yet"),
     "no thumbnail": (("GET", "/strip", None, {"id": "../../etc"}), 400, "no clip"),
     "no report": (("GET", "/report", None, {}), 404, "no report yet"),
     "too few clips": (("POST", "/train", b"", {"resume": "false"}), 400, "2 gestures with 5 clips"),
@@ -76,7 +87,7 @@ HEAD = "{} {}?key={} HTTP/1.1\r\nHost: {}\r\n"
 UNREAD = {
     "another name for this machine": (("GET", "/", "", "evil.example:{port}", ""), 403),
     "another port": (("GET", "/", "", "127.0.0.1:1", ""), 403),
-    "no key": (("GET", "/", "no", "127.0.0.1:{port}", ""), 403),
+    "no key": (("GET", "/clips", "no", "127.0.0.1:{port}", ""), 403),
     "another key": (("POST", "/stop", "nö", "localhost:{port}", "Content-Length: 0\r\n"), 403),
     "chunked": (("POST", "/stop", "", "127.0.0.1:{port}", "Transfer-Encoding: chunked\r\n"), 411),
     "chunked with a length": (
@@ -121,6 +132,67 @@ def test_a_request_that_is_cut_off_saves_nothing(server):
 def test_every_path_needs_the_key(server, path):
     method = next(method for method, paths in PATHS.items() if path in paths)
     assert ask(server, method, path, b"", key="")[0] == 403
+
+
+def test_who_lacks_the_key_reads_where_it_is(server):
+    for key in ("", "wrong"):
+        status, page = ask(server, "GET", "/", key=key)
+        assert status == 403 and b"open the address that <code>teach.py</code> printed" in page
+
+
+def test_a_data_folder_keeps_its_key(tmp_path):
+    with served(tmp_path / "mine") as first:
+        key, path = first.key, tmp_path / "mine" / KEY_FILE
+    with served(tmp_path / "mine") as second:  # so that an open tab works again
+        assert second.key == key == path.read_text() and len(key) > 20
+        assert path.stat().st_mode & 0o077 == 0
+    path.write_text("")
+    with served(tmp_path / "mine") as third:
+        assert len(third.key) > 20 and third.key != key
+
+
+def test_on_a_full_disk_removed_clips_make_room_for_a_new_one(tmp_path, monkeypatch):
+    with served(tmp_path / "mine") as server:
+        data_set, write = server.data_set, server.data_set._write_frames
+        ids = [ask(server, "POST", "/add", CLIP, name="a")[1]["id"] for _ in range(2)]
+        body = json.dumps(ids[:1]).encode()
+        assert ask(server, "POST", "/remove", body) == (200, {"can_undo": True})
+
+        def full(*given):
+            if data_set.removed:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(*given)
+
+        monkeypatch.setattr(data_set, "_write_frames", full)
+        assert ask(server, "POST", "/add", CLIP, name="a") == (200, {"id": "3"})
+        assert list(data_set.clips) == ["2", "3"]
+
+
+def test_many_connections_at_once_wait_for_their_turn(server):
+    assert server.request_queue_size >= 128
+
+
+def test_sample_gestures_are_added_by_one_request(tmp_path):
+    with served(tmp_path / "mine") as server:
+        status, answer = ask(server, "POST", "/samples", b"")
+        assert status == 200 and len(answer["ids"]) == 20
+        assert server.data_set.counts() == {"Moving Right": 10, "Moving Left": 10}
+
+
+def test_a_film_that_a_browser_cannot_play_is_read(server, tmp_path):
+    frames = np.empty((24, 200, 300, 3), np.uint8)
+    frames[:] = np.arange(24, dtype=np.uint8)[:, None, None, None] * 10
+    films = {"Old.AVI": frames, "long.avi": np.repeat(frames[:, ::4, ::4], 11, 0)}
+    answers = {}
+    for name, content in films.items():
+        write_video(tmp_path / name, content, 24, "mpeg4", "yuv420p")
+        answers[name] = ask(server, "POST", "/film", (tmp_path / name).read_bytes(), name=name)
+    status, content = answers["Old.AVI"]
+    pictures = [decode_jpeg(picture) for picture in unpacked(content)]
+    assert status == 200 and len(pictures) == 12 and pictures[0].shape == (120, 180, 3)
+    assert np.diff([picture.mean() for picture in pictures]).min() > 10
+    status, content = answers["long.avi"]
+    assert status == 400 and content["error"] == "long.avi: lasts longer than 10 s; cut it first"
 
 
 def test_the_page_may_load_nothing_from_elsewhere(server):

@@ -107,8 +107,13 @@ def test_a_training_runs_to_its_end(training, project):
     # JSON has no NaN
     assert found["history"] == [{"epoch": 1, "seconds": 0.5, "top1": 50, "val_top1": None}]
     assert 20 <= found["num_epochs"] <= 200
-    arguments = json.loads((training.run_folder / "arguments.json").read_text())
-    assert arguments == ["--config", str(training.config_path), "--overwrite", "True", "-g", "cpu"]
+    arguments = json.loads((training.current_run / "arguments.json").read_text())
+    config = str(training.snapshot / "config.json")
+    assert arguments == ["--config", config, "--overwrite", "True", "-g", "cpu"]
+    assert found["num_validation"] == 2 and not found["can_use"]
+    # Other commands work on the data set itself.
+    config = load_config(training.config_path, sets=["train", "validation"])
+    assert config.train_data_folder == str(training.data_set.folder / "clips")
 
 
 def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project):
@@ -150,21 +155,22 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
     training.start(is_resumed=False)
     until(training, has_begun)
     training.close()
-    values = json.loads(training.config_path.read_text())
+    path = training.snapshot / "config.json"
+    values = json.loads(path.read_text())
     del values["time_masking"]  # as an earlier version wrote it
-    training.config_path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values))
     shutil.copytree(training.data_set.folder, tmp_path / "copy")
-    before = (training.run_folder / "arguments.json").read_text()
+    before = (training.current_run / "arguments.json").read_text()
     data = DataSet(tmp_path / "copy")
     copy = Training(data, "cpu", "cpu")
     project("end")
     copy.start(is_resumed=True)
     assert until(copy, lambda found: found["state"] != "running")["state"] == "done"
     data.close()
-    assert (training.run_folder / "arguments.json").read_text() == before
+    assert (training.current_run / "arguments.json").read_text() == before
     assert "--resume" in (copy.run_folder / "arguments.json").read_text()
-    config = load_config(copy.config_path, sets=["train", "validation"])
-    assert config.train_data_folder == str(tmp_path / "copy" / "clips")
+    config = load_config(copy.snapshot / "config.json", sets=["train", "validation"])
+    assert config.train_data_folder == str(tmp_path / "copy" / "snapshot" / "clips")
     assert config.time_masking == 0  # its recipe stays what it was
 
 
@@ -172,7 +178,7 @@ def test_a_training_that_was_killed_is_said_to_be(training, project):
     project("wait")
     training.start(is_resumed=False)
     until(training, has_begun)
-    os.kill(read_status(training.run_folder).process_id, signal.SIGKILL)
+    os.kill(read_status(training.current_run).process_id, signal.SIGKILL)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "failed" and "it may have been killed" in found["error"]
 
@@ -217,9 +223,81 @@ def test_a_running_training_is_found_again_stopped_and_gone_on_with(
     project("end")
     later.start(is_resumed=True)
     assert until(later, lambda found: found["state"] != "running")["state"] == "done"
-    arguments = json.loads((training.run_folder / "arguments.json").read_text())
+    arguments = json.loads((training.current_run / "arguments.json").read_text())
     assert arguments[2:4] == ["--resume", "True"]
     assert json.loads(training.config_path.read_text()) == config
+
+
+def train_to(training, project, mode, is_resumed=False):
+    project(mode)
+    training.start(is_resumed)
+    if mode == "wait":
+        until(training, has_begun)
+        training.stop()
+    return until(training, lambda found: found["state"] != "running")
+
+
+def test_a_network_is_kept_until_the_next_one_is_done(training, project, make_training):
+    train_to(training, project, "end")
+    good = training.checkpoint
+    good.write_text("good")
+    project("wait")
+    training.start(is_resumed=False)
+    found = training.progress()  # the last line of the run before is not there meanwhile
+    assert not found["history"] or found["log"]
+    assert found["has_network"] and not found["has_report"]
+    found = until(training, has_begun)
+    training.stop()
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["state"] == "stopped" and found["can_resume"] and found["can_use"]
+    assert training.checkpoint.read_text() == "good"
+    assert train_to(training, project, "fail early")["state"] == "failed"
+    assert training.checkpoint.read_text() == "good"
+    train_to(training, project, "wait")
+    training.use()
+    assert training.checkpoint == good and good.read_text() == ""
+    with pytest.raises(UserError, match="no stopped training"):
+        training.use()
+    found = training.progress()  # the stopped one can still go on
+    assert found["state"] == "stopped" and found["can_resume"] and not found["can_use"]
+    good.write_text("good")
+    assert train_to(training, project, "end", is_resumed=True)["state"] == "done"
+    training.run_folder.rename(training.run_folder.with_name("half"))
+    training.old_run.parent.mkdir()  # a replacement was interrupted
+    training.run_folder.with_name("half").rename(training.old_run)
+    assert make_training().progress()["state"] == "done" and good.exists()
+
+
+def test_clips_that_are_removed_meanwhile_are_there_for_the_training(training, project):
+    project("wait")
+    training.start(is_resumed=False)
+    until(training, has_begun)
+    training.data_set.remove(["1"])
+    training.make_room()
+    config = load_config(training.snapshot / "config.json", sets=["train", "validation"])
+    frames = sorted(os.listdir(os.path.join(config.train_data_folder, "1")))
+    assert config.train_data_folder == str(training.snapshot / "clips") and len(frames) == 18
+    training.close()
+    training.make_room()  # nothing needs it any more
+    assert not (training.snapshot / "clips" / "1").exists()
+    assert (training.snapshot / "clips" / "2").exists()
+
+
+def test_results_are_read_from_the_file_of_predictions(training):
+    with pytest.raises(UserError, match="no results yet"):
+        training.results()
+    training.run_folder.mkdir(parents=True)
+    (training.run_folder / "predictions.csv").write_text(
+        'id,label,predicted,confidence\r\n3,wave,"a, b",0.9\r\n9,wave,wave,0.6\r\n5,wave,,\r\n'
+    )
+    assert training.progress()["has_results"]
+    assert training.results() == {
+        "classes": ["a, b", "wave"],
+        "clips": [
+            {"id": "3", "label": "wave", "predicted": "a, b"},
+            {"id": "9", "label": "wave", "predicted": "wave"},
+        ],
+    }
 
 
 def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project):
@@ -227,10 +305,10 @@ def test_a_process_that_only_has_an_old_number_is_not_stopped(training, project)
     training.start(is_resumed=False)
     until(training, lambda found: found["state"] == "done")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        write_status(training.run_folder, "training")
-        path = training.run_folder / STATUS_FILE
+        write_status(training.current_run, "training")
+        path = training.current_run / STATUS_FILE
         path.write_text(path.read_text().replace(str(os.getpid()), str(other.pid)))
-        assert read_status(training.run_folder).process_id == other.pid
+        assert read_status(training.current_run).process_id == other.pid
         training.process = None
         training.stop()
         found = training.progress()
@@ -244,13 +322,13 @@ def test_the_server_stops_it_and_waits_until_all_is_saved(training, project):
     training.start(is_resumed=False)
     until(training, has_begun)
     training.close()
-    assert (training.run_folder / "checkpoint.pth.tar").exists()
+    assert (training.current_run / "checkpoint.pth.tar").exists()
     assert training.progress()["state"] == "stopped"
 
 
 def test_five_clips_of_two_gestures_are_needed(training, project):
     project("end")
-    training.data_set.remove("1")
+    training.data_set.remove(["1"])
     with pytest.raises(UserError, match=r"record more of wave \(4\)"):
         training.start(is_resumed=False)
     assert training.progress()["state"] == "none"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from browser import needs_chromium
 from driven_browser import Browser, write_camera
+from page_driver import MESSAGE, PATIENT
 from PIL import Image
 from teach_page import served
 
@@ -19,8 +20,6 @@ from own_clips import settings
 
 GESTURES = ("Moving Right", "Moving Left")
 CLIPS_EACH = 6
-# Limits that a slow machine would break; they have tests of their own.
-PATIENT = "Object.assign(RECORDING, {gap: 1e9, silence: 1e9, late: 1e9}); countdown = 0"
 
 
 def camera_of(folder, gesture) -> str:
@@ -46,7 +45,7 @@ def record(page, name, count):
     page.js(f"$('name').value = '{name}'; 0")
     for _ in range(count):
         page.js("notify(''); $('record').click()")
-        page.until("!isBusy && /is saved/.test($('message').textContent)")
+        page.until(f"!isBusy && /is saved/.test({MESSAGE})")
 
 
 def take_pictures(page, folder, name):
@@ -58,7 +57,7 @@ def take_pictures(page, folder, name):
 def recognised(page, gesture) -> str:
     """Wait until the camera's gesture is recognised; return what is said of it backwards."""
     page.js("$('try').click()")
-    page.until(f"$('verdict').textContent === '{gesture}' && !$('backwards').disabled", 600)
+    page.until(f"$('verdict').textContent === '{gesture}' && !isOff('backwards')", 600)
     page.js("$('backwards').click()")
     page.until("$('reverse').textContent")
     return page.js("$('reverse').textContent")
@@ -80,7 +79,7 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
             with open_page(server, cameras[gesture]) as page:
                 if gesture == GESTURES[0]:
                     train_with_interruptions(page, server, tmp_path)
-                page.until("!$('try').disabled")
+                page.until("!isOff('try')")
                 text = recognised(page, gesture)
                 forwards, backwards = text.split("backwards: ")
                 assert f"“{gesture}”" in forwards and f"“{other}”" in backwards, text
@@ -111,7 +110,7 @@ def train_with_interruptions(page, server, folder):
     page.until("training.state === 'running' && document.body.dataset.ready")
     page.js(PATIENT)
     page.js("$('stop').click()")
-    page.until("/was stopped; all is saved/.test($('message').textContent)")
+    page.until(f"/was stopped; all is saved/.test({MESSAGE})")
     epochs = page.js("training.history.length")
     page.js("$('resume').click()")
     page.until(f"training.state === 'running' && training.history.length > {epochs + 3}", 600)
@@ -119,4 +118,5 @@ def train_with_interruptions(page, server, folder):
     page.until("training.state !== 'running'", 1200)
     assert page.js("training.state") == "done", page.js("training.log")
     assert page.js("training.history.at(-1).val_top1") > 60
+    page.until("document.querySelectorAll('#matrix td button').length >= 2")
     assert page.js("fetch($('report').href).then(answer => answer.status)") == 200

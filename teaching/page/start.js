@@ -1,0 +1,5 @@
+
+$("sure").value = 0.8;
+showSure();
+show();
+openCamera(); poll();
