@@ -55,7 +55,7 @@ def cross_validated_keys(
     samplings = [given["sampling"]] if "sampling" in given else ["window", "segments"]
     configs = []
     for sampling in samplings:
-        keys = given | {"sampling": sampling, "model": "eco"}
+        keys = given | {"sampling": sampling, "model": "average", "members": MEMBERS}
         settings = choose_settings(stats, len(train), device_type, keys)
         keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
         configs.append(config.model_copy(update=keys))

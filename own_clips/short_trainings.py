@@ -21,7 +21,7 @@ from own_clips.frame_maps import FrameMaps
 from training.optimization import training_loss
 from training.pretrained import load_pretrained, with_normalization
 
-STEPS, STEPS_PER_CLIP = 80, 2.5  # the first at most
+STEPS, STEPS_PER_CLIP = 60, 2.5  # the first at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
 HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
 FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
