@@ -27,7 +27,7 @@ MIN_EPOCHS, MAX_EPOCHS = 20, 100
 # 2D network's stride, and a shorter training.
 SIDE_2D, STRIDE = 96, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
-FRAMES_TO_COMPUTE, MAX_VERSIONS = 30_000, 8  # features of a training set, if it is not larger
+FRAMES_TO_COMPUTE, MAX_VERSIONS = 20_000, 8  # features of a training set, if it is not larger
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
 
