@@ -21,8 +21,13 @@ from scoring.folds import stratified_folds
 from scoring.intervals import Comparison, compare_on_same_clips
 
 MAX_CLIPS = 300  # from which the choice is made; of more, a sample
-NUM_FOLDS, MIN_CLIPS = 3, 6
+NUM_FOLDS = 3
 SAMPLINGS = {"window": "windows", "segments": "whole clips"}
+# Keys with other values than the defaults, as the table of variants calls them.
+WORDS = {
+    ("center_features", True): "without the mean map",
+    ("global_pool", False): "with its places",
+}
 
 
 class Variant(NamedTuple):
@@ -81,14 +86,10 @@ class Trials:
         scores = held_out_scores(
             member, self.maps, self.labels, self.folds, short, self.num_classes
         )
-        words = [member, *(words for key, words in WORDS if (key, keys.get(key)) in OTHER)]
+        words = [member, *(words for key, words in WORDS.items() if key in keys.items())]
         name = f"{', '.join(words)}, on {SAMPLINGS[config.sampling]}"
         keys = {"model": member, "sampling": config.sampling} | keys
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
-
-
-WORDS = (("center_features", "without the mean map"), ("global_pool", "with its places"))
-OTHER = (("center_features", True), ("global_pool", False))  # than the defaults
 
 
 def choose_by_cross_validation(

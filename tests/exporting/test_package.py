@@ -1,5 +1,6 @@
 """What export.py writes: whole, described, checked against the checkpoint, and usable alone."""
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -33,6 +34,7 @@ from exporting.package import (
 from scoring.predictor import load_predictor
 from training.checkpoint import load_checkpoint
 
+PROJECT = Path(__file__).parent.parent.parent
 FILES = {"README.md", "classify.py", "index.html", "network.onnx"}
 
 
@@ -122,6 +124,12 @@ def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
     shown = run("gestures/classify.py", film)
     assert shown.returncode == 0, shown.stderr
     assert re.match(rf"{film} (Left|Right|Still) [\d.]+%", shown.stdout)
+    film.rename(tmp_path / "gestures" / "film.mp4")
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "classify" in block)
+    here = "import os, sys; os.chdir('gestures'); sys.path.insert(0, '')\n"
+    shown = run("-c", here + code)
+    assert shown.returncode == 0 and set(ast.literal_eval(shown.stdout)) == {*CLASSES}
 
 
 def needed(names, found=()) -> set[str]:
