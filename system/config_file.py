@@ -10,11 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config import MODEL_OPTIONS, SET_PREFIXES, Config
+from config import FRAME_MODELS, IMAGENET_WEIGHTS, MODEL_OPTIONS, SET_PREFIXES, Config
 from system.errors import UserError, summarize_validation
 
 # Keys of earlier versions, in configs and checkpoints -> their names today.
 RENAMED_KEYS = {"yardstick_clips": "baseline_clips"}
+# Keys that only apply to a backbone with ImageNet's weights.
+BACKBONE_KEYS = ("pretrained", "freeze", "pretrained_lr_scale", "feature_versions")
 
 
 def load_config(
@@ -31,11 +33,7 @@ def load_config(
     values.pop("$schema", None)
     given = dict(map(parse_override, overrides))
     if "model" in given:
-        values = {
-            key: value
-            for key, value in values.items()
-            if given["model"] in MODEL_OPTIONS.get(key, (given["model"],))
-        }
+        values = _without_options_of_others(values, given)
     values |= given
     values = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
     # Existing configs have "" as well as null for no checkpoint.
@@ -158,3 +156,16 @@ def _shorten(value) -> str:
     """Return a value as JSON of at most 60 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _without_options_of_others(values: dict, given: dict) -> dict:
+    """Return the file's values without the options of networks other than the given one."""
+    networks = {given["model"], *(given.get("members") or [])}
+    has_backbone = bool(networks & {*FRAME_MODELS})
+    is_of_backbone = values.get("pretrained") == IMAGENET_WEIGHTS and not has_backbone
+    return {
+        key: value
+        for key, value in values.items()
+        if networks & {*MODEL_OPTIONS.get(key, networks)}
+        and not (is_of_backbone and key in BACKBONE_KEYS)
+    }

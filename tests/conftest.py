@@ -52,6 +52,12 @@ def process_as_it_was():
     os.environ.update(environment)
 
 
+def network_keys(name) -> dict:
+    """The keys of a config that name a network; an average needs members."""
+    members = {"members": ["eco", "conv3d"]} if name == "average" else {}
+    return {"model": name} | members
+
+
 def make_config(**keys) -> Config:
     """A config without data."""
     paths = ["train_data_folder", "train_data_csv", "val_data_folder", "val_data_csv", "labels_csv"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import network_keys
 from runs import PROJECT
 
 from config import MODELS
@@ -17,8 +18,9 @@ from config import MODELS
 PRECISION = {"precision": "fp16"}
 LARGE = ("swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s")
 NETWORKS = {
-    name: PRECISION | {"model": name, "clip_size": 16, "crop_size": side}
+    name: PRECISION | network_keys(name) | {"clip_size": 16, "crop_size": side}
     for name in MODELS
+    if name != "linear"  # it has no convolutions
     for side in [224 if name.startswith("mvit") else 112]
 }
 OPTIONS = {

@@ -16,6 +16,7 @@ from model import build_model
 from networks.backbones import build_backbone, build_cut_backbone
 from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD, efficientnet_lite0
 from networks.inference import fold_batchnorm
+from networks.stages import stages
 from system.errors import UserError
 
 # Layer names in the published weights -> in ours.
@@ -80,26 +81,30 @@ def test_every_batchnorm_of_lite0_is_folded(lite0):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_is_cut_after_its_last_block_of_a_stride(name):
+def test_a_backbone_is_cut_after_a_layer(name):
     with torch.device("meta"):
         whole, num_features = build_backbone(name)
         assert whole(torch.empty(2, 3, 64, 64)).shape == (2, num_features)
-        sizes = []
-        for stride in (8, 16, 32):
-            cut, channels = build_cut_backbone(name, stride)
-            maps = cut(torch.empty(2, 3, 96, 64))
-            assert maps.shape == (2, channels, 96 // stride, 64 // stride)
-            assert cut.state_dict().keys() <= whole.state_dict().keys()
-            sizes.append(len(cut.state_dict()))
-        assert sizes[0] < sizes[1] < sizes[2] == len(whole.state_dict())
-        with pytest.raises(ValueError, match=f"{name} has no block with a stride of 64"):
-            build_cut_backbone(name, 64)
+        cut, channels, stride = build_cut_backbone(name, None)
+        assert stride == 16 and cut(torch.empty(2, 3, 96, 64)).shape == (2, channels, 6, 4)
+        assert cut.state_dict().keys() < whole.state_dict().keys()
+        names = [part for part, _ in stages(cut)]
+        early, channels, stride = build_cut_backbone(name, names[-2])
+        maps = early(torch.empty(2, 3, 96, 64))
+        assert maps.shape == (2, channels, 96 // stride, 64 // stride)
+        assert [part for part, _ in stages(early)] == names[:-1]
+        with pytest.raises(ValueError, match=f"{name} has no layer blocks.99, but .*{names[-1]}"):
+            build_cut_backbone(name, "blocks.99")
 
 
 def test_the_published_depth_and_channels():
-    for stride, blocks, channels in ((8, 5, 40), (16, 11, 112)):
-        cut, found = build_cut_backbone("efficientnet_lite0", stride)
-        assert (len(cut.blocks), found) == (blocks, channels)
+    for layer, blocks, channels, stride in (
+        ("blocks.4", 5, 40, 8),
+        ("blocks.7", 8, 80, 16),
+        (None, 11, 112, 16),
+    ):
+        cut, *found = build_cut_backbone("efficientnet_lite0", layer)
+        assert (len(cut.blocks), *found) == (blocks, channels, stride)
 
 
 def eco_config(**keys):
@@ -130,11 +135,30 @@ def test_logits_are_those_of_the_features(model):
     assert torch.equal(network.classify_features(features), network(clips))
 
 
-def test_frames_smaller_than_the_stride_are_refused():
-    message = "crop_size: 15 x 40 pixels .* backbone_stride 16; raise crop_size to 16 x 16 or more"
+def test_frames_smaller_than_a_place_are_refused():
+    message = "crop_size: 15 x 40 pixels .* a place per 16 x 16 pixels; raise crop_size to 16 x 16"
     with pytest.raises(UserError, match=message):
         build_model(eco_config(crop_size=[15, 40]), 5)
-    build_model(eco_config(crop_size=[15, 40], backbone_stride=8), 5)
+    with pytest.raises(UserError, match="backbone_layer: .* has no layer layer3, but features.0"):
+        build_model(eco_config(backbone_layer="layer3"), 5)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 7])
+@pytest.mark.parametrize("crop", [16, [50, 33]])
+def test_one_convolution_over_the_whole_clip(num_frames, crop):
+    config = eco_config(clip_size=num_frames, crop_size=crop, global_pool=False)
+    model = build_model(config, 5)
+    kernels = [module for module in model.layers if isinstance(module, torch.nn.Conv3d)]
+    assert len(kernels) == 1 and kernels[0].kernel_size[0] == num_frames
+    assert model.eval()(torch.randn(2, 3, *config.clip_shape)).shape == (2, 5)
+
+
+@torch.no_grad()
+def test_what_does_not_change_is_no_feature_of_centred_maps():
+    model = build_model(eco_config(center_features=True), 5).eval()
+    still, other = torch.randn(2, 1, 3, 1, 40, 40).expand(-1, -1, -1, 4, -1, -1)
+    torch.testing.assert_close(model(still), model(other))
+    assert not torch.allclose(model(still), model(torch.randn(1, 3, 4, 40, 40)))
 
 
 def test_stages_of_a_backbone_are_listed_one_by_one():

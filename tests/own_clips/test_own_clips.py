@@ -248,6 +248,8 @@ def test_pictures_and_still_scenes_keep_their_background(tmp_path, capfd, num_fr
         "cpu",
         "--check_data",
         "--set",
+        "model=conv3d",
+        "--set",
         f"output_dir={tmp_path / 'runs'}",
     ]
     assert train.main(flags) in (0, 1)
@@ -560,8 +562,8 @@ def test_groups_on_both_sides_of_folders_that_are_split_are_said_once(tmp_path, 
     assert capfd.readouterr().out.count("warning: 1 groups are both in training and val") == 1
 
 
-@pytest.mark.parametrize("counts, is_uneven", [((10, 6), False), ((10, 5), True)])
+@pytest.mark.parametrize("counts, is_uneven", [((14, 5), False), ((15, 5), True)])
 def test_uneven_classes_are_drawn_equally_often(counts, is_uneven):
     found = class_balance(["wave"] * counts[0] + ["nod"] * counts[1])
     assert [(key, value) for key, value, _ in found] == [("balanced_sampling", True)] * is_uneven
-    assert all("from 5 training clips of nod to 10 of wave" in reason for *_, reason in found)
+    assert all("from 5 training clips of nod to 15 of wave" in reason for *_, reason in found)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_config, network_keys
 from published import PublishedNetwork
 from torch import nn
 
@@ -119,7 +119,7 @@ def test_two_networks_in_one_checkpoint_are_not_mixed(published):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_network_has_names_of_wrappers(name):
     with torch.device("meta"):
-        model = build_model(make_config(model=name, clip_size=16, crop_size=224), 27)
+        model = build_model(make_config(**network_keys(name), clip_size=16, crop_size=224), 27)
     assert not {part for key in model.state_dict() for part in key.split(".")} & set(WRAPPERS)
 
 

@@ -9,6 +9,7 @@ from runs import make_settings, write_config
 
 import train
 from system.errors import UserError
+from training import optimization
 from training.loss_watch import StopOnBadLoss
 
 # Whether the loss is bad, and the gradient.
@@ -104,12 +105,13 @@ def test_the_step_is_named_and_has_moved_nothing(tmp_path, capsys, fault, precis
     """NaN gradients halve fp16's scale instead, until it is 1: that takes a few steps more."""
     settings = make_settings(tmp_path, precision=precision, num_epochs=9)
     config = write_config(tmp_path / "config.json", settings)
-    train_step, cross_entropy, seen = train.train_step, train.F.cross_entropy, []
+    train_step, cross_entropy, seen = train.train_step, optimization.F.cross_entropy, []
 
     def step(run, *rest):
         is_hit = (run.state.epoch, run.state.step) >= (0, 1)
         before = [parameter.detach().clone() for parameter in run.model.parameters()]
-        with mock.patch.object(train.F, "cross_entropy", bad_loss if is_hit else cross_entropy):
+        loss = bad_loss if is_hit else cross_entropy
+        with mock.patch.object(optimization.F, "cross_entropy", loss):
             train_step(run, *rest)
         seen.append(
             any(map(torch.ne, map(torch.sum, before), map(torch.sum, run.model.parameters())))

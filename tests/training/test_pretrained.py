@@ -239,10 +239,11 @@ def test_the_same_name_for_every_backbone_of_torchvision(networks, hub):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
-def test_a_backbone_up_to_a_stride_takes_its_part_of_the_weights(backbone, networks, write):
+def test_a_backbone_up_to_a_layer_takes_its_part_of_the_weights(backbone, networks, write):
     weights = networks(backbone).state_dict()
-    for stride in (8, 16, 32):
-        network = loaded(write(weights), "eco", backbone=backbone, backbone_stride=stride)
+    first = "layer2" if backbone == "resnet18" else "features.4"
+    for layer in (None, first):
+        network = loaded(write(weights), "eco", backbone=backbone, backbone_layer=layer)
         check_equal(network.backbone, weights)
 
 
