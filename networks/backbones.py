@@ -45,9 +45,13 @@ def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]
         )
     meta_network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
     names = [part for part, _ in stages(whole)]
-    last = last or [part for part in names if shapes[part][2] == SIDE // DEFAULT_STRIDE][-1]
-    if last not in names:
+    if last is None:
+        fitting = [part for part in names if shapes[part][2] == SIDE // DEFAULT_STRIDE]
+    else:  # layer3 is all its blocks
+        fitting = [part for part in names if f"{part}.".startswith(f"{last}.")]
+    if not fitting:
         raise ValueError(f"{name} has no layer {last}, but {', '.join(names)}")
+    last = fitting[-1]
     _, channels, height, _ = shapes[last]
     return _only(whole, names[: names.index(last) + 1]), channels, SIDE // height
 

@@ -140,7 +140,7 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
         ({"model": "two_stream"}, "temporal.layer2", (3, 1, 1, 1)),
         (
             {"model": "trn", "backbone": "mobilenet_v3_small", "crop_size": 40},
-            "backbone.features",
+            "backbone.features.3",
             (3, 3, 1, 1),
         ),
         ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),

@@ -56,7 +56,7 @@ SMALL_ECO += ["--set=picture_baseline_clips=0", "--set=time_probe_clips=0"]
 
 
 def is_of_conv3d(arguments) -> bool:
-    return "--data" not in arguments or "model=conv3d" in arguments
+    return "my_clips" not in " ".join(arguments) or "model=conv3d" in arguments
 
 
 def code_blocks(language):
