@@ -94,8 +94,8 @@ def test_a_trained_network_is_downloaded_and_used(page, server, tmp_path, monkey
 def test_a_network_that_cannot_be_exported_says_why(page, server, tmp_path):
     put_network(server, tmp_path, model="two_stream", backbone="mobilenet_v3_small")
     page.until("!isOff('export')")
-    page.js("$('take-title').scrollIntoView(); $('export').click()")
-    page.until(f"{ZIP} === 'failed' && $('export-message').textContent", 300)
+    page.js("$('export').scrollIntoView({block: 'center'}); $('export').click()")
+    page.until(f"{ZIP} === 'failed'", 300)
     shown = page.js("$('export-message').textContent")
     assert shown.startswith("No zip: ") and "two_stream takes optical flow" in shown
     assert page.js("$('export-message').classList.contains('bad') && $('download').hidden")
