@@ -29,8 +29,8 @@ PREDICTIONS_FILE = "predictions.csv"  # of the validation clips, after the last 
 # Not the recipe on a frozen backbone: of a gesture and its reverse, 8 clips each, that one tells
 # fewer apart (docs/teaching.md).
 RECIPE = PROJECT / "configs" / "few_clips.json"
-# What shortens the wait for the first verdict: no baseline whose training takes as long as this one,
-# and on a CPU, numbers whose convolutions need no check and are as fast in a network this small.
+# What shortens the wait for the first verdict: no baseline that is trained as long as the network,
+# and on a CPU fp32, whose convolutions need no check, and which is as fast in one this small.
 QUICK = {"picture_baseline_clips": 0, "time_probe_clips": 0}
 CPU_PRECISION = {"precision": "fp32"}
 MAX_EPOCHS = 30
