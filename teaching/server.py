@@ -17,11 +17,15 @@ from system.errors import UserError, message_for_user
 from teaching.data_set import DISABLED, DataSet, DiskFullError
 from teaching.live import LiveSession
 from teaching.pictures import MAX_FRAMES, encode_clip, frames_of_film
+from teaching.takeaway import Takeaway
 from teaching.training import RECIPE, Training
 from training.run_folder import REPORT_FILE
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("base", "camera", "classes", "record", "films", "train", "results", "try", "start")
+SCRIPTS = (
+    *("base", "camera", "classes", "record", "films"),
+    *("train", "results", "try", "take", "start"),
+)
 ADDRESS = "127.0.0.1"
 MAX_BYTES, MAX_FILM_BYTES = 4 * 2**20, 64 * 2**20  # of a request
 SECONDS = 60  # without a byte, until a connection is closed
@@ -82,6 +86,7 @@ class Server(ThreadingHTTPServer):
         self.data_set, self.training, self.session = data_set, training, session
         self.draw_samples, self.recipe = draw_samples, load_config(RECIPE)
         self.key = saved_key(data_set.folder / KEY_FILE)
+        self.takeaway = Takeaway(training)
         try:
             super().__init__((ADDRESS, port), Handler)
         except OSError as error:
@@ -91,6 +96,11 @@ class Server(ThreadingHTTPServer):
                 f"--port {port + 1}"
             ) from None
         self.address = f"http://{ADDRESS}:{self.server_port}/?key={self.key}"
+
+    def server_close(self):
+        """Close the socket, and stop making the zip."""
+        super().server_close()
+        self.takeaway.close()
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):  # a page was closed
@@ -129,7 +139,10 @@ class Server(ThreadingHTTPServer):
         ]
 
     def progress(self, query, body):
-        return self.training.progress() | {"num_changes": self.data_set.num_changes}
+        return self.training.progress() | {
+            "num_changes": self.data_set.num_changes,
+            "zip": self.takeaway.progress(),
+        }
 
     def results(self, query, body):
         return self.training.results()
@@ -179,6 +192,15 @@ class Server(ThreadingHTTPServer):
     def stop(self, query, body):
         return self.training.stop()
 
+    def export(self, query, body):
+        return self.takeaway.start()
+
+    def download(self, query, body):
+        content = self.takeaway.content()
+        if content is None:
+            raise RequestError(404, "there is no zip of this network yet")
+        return "application/zip", content, NO_CONTENT
+
     def begin(self, query, body):
         return self.session.begin()
 
@@ -201,6 +223,7 @@ PATHS = {
         "/clips": Server.clips,
         "/progress": Server.progress,
         "/results": Server.results,
+        "/download": Server.download,
     },
     "POST": {
         "/add": Server.add,
@@ -213,6 +236,7 @@ PATHS = {
         "/train": Server.train,
         "/stop": Server.stop,
         "/use": Server.use,
+        "/export": Server.export,
         "/begin": Server.begin,
         "/look": Server.look,
         "/score": Server.score,

@@ -80,6 +80,7 @@ function show() { // what can be pressed now
   $("use").hidden = !training.can_use;
   $("report").hidden = !training.has_report;
   setOff("try", !hasCamera || isBusy || !training.has_network);
+  setOff("export", !training.has_network || training.zip?.state === "running");
   $("try").textContent = session ? "Stop" : "Start";
   setOff("backwards", !session?.scores || Boolean(session.isReversing));
   setOff("keep", !session?.scores || !$("keep-as").value);

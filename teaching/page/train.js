@@ -89,6 +89,7 @@ async function update() {
   if (problem instanceof NoAnswer) notify("teach.py answers again.");
   problem = null;
   showTraining();
+  showZip(before.zip);
   if (training.num_changes !== numChanges) { numChanges = training.num_changes; await showClips(); }
   const isNews = before.state !== training.state;
   if (isNews && training.state === "failed") notify(training.error, true, "train-message");
@@ -110,6 +111,7 @@ async function poll() { // for as long as the page is open: another tab may trai
     await update().catch(error => {
       if (problem?.message !== error.message) notify(error.message, true);
       problem = error; });
-    await pause(1000 * (training.state === "running" ? SECONDS.running : SECONDS.other));
+    const isRunning = [training, training.zip].some(one => one?.state === "running");
+    await pause(1000 * (isRunning ? SECONDS.running : SECONDS.other));
   }
 }

@@ -16,7 +16,6 @@ import demo_data
 import predict
 import train
 from docs import teach_picture
-from own_clips import settings
 
 GESTURES = ("Moving Right", "Moving Left")
 CLIPS_EACH = 6
@@ -66,7 +65,6 @@ def recognised(page, gesture) -> str:
 @needs_chromium
 @pytest.mark.slow
 def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(settings, "MAX_EPOCHS", 60)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads than idle cores wait for each other
     mine = tmp_path / "mine"
     cameras = {gesture: camera_of(tmp_path, gesture) for gesture in GESTURES}
