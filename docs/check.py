@@ -31,6 +31,9 @@ MADE_BY_HAND = {"teach.webp"}  # a film of the page in a browser
 # Files that runs, commands and readers make.
 MADE = (
     "config.json",
+    "classify.py",
+    "index.html",
+    "disabled.csv",
     "mine.json",
     "versions.json",
     "history.csv",
