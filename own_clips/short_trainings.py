@@ -19,7 +19,7 @@ from networks.frame_networks import FrameNetwork
 from networks.inference import fold_batchnorm
 from own_clips.frame_maps import FrameMaps
 from training.optimization import training_loss
-from training.pretrained import load_pretrained, with_normalization
+from training.pretrained import copy_weights, find_weights, read_source, with_normalization
 
 STEPS, STEPS_PER_CLIP = 60, 2.5  # the first at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
@@ -44,9 +44,12 @@ def short_config(config: Config) -> Config:
 
 
 def feature_network(config: Config, num_classes: int) -> Average:
-    """Return the network whose `frame_features` short trainings see; config: a short one."""
-    network = build_model(config, num_classes)
-    load_pretrained(network, NETWORKS["average"].head, config, (), is_silent=True)
+    """Return the network whose `frame_features` short trainings see; config: a short one.
+
+    Unlike `load_pretrained`, this is for one process, the main one.
+    """
+    network, source = build_model(config, num_classes), find_weights(config)
+    copy_weights(network, NETWORKS["average"].head, config, (), source, read_source(source))
     return fold_batchnorm(network)
 
 

@@ -53,17 +53,23 @@ NAMES_IN_2D = (
 )
 
 
-def load_pretrained(
-    model: nn.Module, head: str, config: Config, class_names, is_silent: bool = False
-) -> None:
+def load_pretrained(model: nn.Module, head: str, config: Config, class_names) -> None:
     """Copy the weights of `pretrained` into `model`, and print which start from random values.
 
     head: the prefix of the last layer's names, which keeps its random weights with `new_head`.
-    Raises UserError if there are no such weights, or if they are those of another network.
+    Every process must call this; the main one reads the weights. Raises UserError if there are no
+    such weights, or if they are those of another network.
     """
     source = processes.broadcast_from_main(find_weights, config)
-    reinitialized, notes = [head] if config.new_head else [], []
     contents = processes.broadcast_from_main(read_source, source)
+    print(copy_weights(model, head, config, class_names, source, contents))
+
+
+def copy_weights(
+    model: nn.Module, head: str, config: Config, class_names, source: str, contents: dict
+) -> str:
+    """Copy the weights that `read_source` returned; return a line that says which, for people."""
+    reinitialized, notes = [head] if config.new_head else [], []
     if "state_dict" in contents:
         contents = with_averaged_weights(contents)
         if not config.new_head:
@@ -93,8 +99,7 @@ def load_pretrained(
             "freeze fewer stages"
         )
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
-    if not is_silent:
-        print("; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes]))
+    return "; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes])
 
 
 # --- finding weights ---------------------------------------------------------------------------

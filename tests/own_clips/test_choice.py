@@ -1,6 +1,10 @@
 """The choice of networks and sampling by cross-validation within the training clips."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from own_clips import choice, short_trainings
 from own_clips.choice import Variant, choose_by_cross_validation, format_variants, with_averages
 from own_clips.recipes import PRETRAINED, can_cross_validate, recipe_file, recipe_of
 from system.config_file import load_config
+
+PROJECT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +189,19 @@ def test_windows_lose_where_a_clip_is_one_event(tmp_path, capfd):
     assert train.main(data_flags(tmp_path / "clips", tmp_path)) == 0
     best = [line for line in capfd.readouterr().out.splitlines() if ": the best" in line]
     assert "whole clips" in best[0]
+
+
+@pytest.mark.slow
+def test_the_main_process_chooses_for_two(tmp_path):
+    root = write_class_folders(tmp_path / "clips", 9)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    ended = subprocess.run(
+        [sys.executable, *command, *data_flags(root, tmp_path)],
+        cwd=PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(": the best") == 1 and "training is over" in ended.stdout
