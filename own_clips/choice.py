@@ -158,10 +158,14 @@ def some_clips(annotations: Annotations, seed: int) -> np.ndarray:
 
 
 def folds_of(labels, groups, seed: int) -> list[tuple]:
-    """Return (training, test) positions of three folds, or of fewer if clips or groups are few."""
-    most = [NUM_FOLDS, int(np.bincount(labels).max())]
-    most += [] if groups is None else [len(set(groups.tolist()))]
-    return stratified_folds(labels, groups, max(2, min(most)), seed)
+    """Return (training, test) positions of three folds, or of fewer if clips or groups are few.
+
+    The clips of a single group are split like those without groups.
+    """
+    num_groups = 0 if groups is None else len(set(groups.tolist()))
+    most = [NUM_FOLDS, int(np.bincount(labels).max()), num_groups if num_groups > 1 else NUM_FOLDS]
+    folds = stratified_folds(labels, groups if num_groups > 1 else None, max(2, min(most)), seed)
+    return [(train, test) for train, test in folds if len(train) > 1]  # BatchNorm needs two clips
 
 
 def format_variants(validated: CrossValidation) -> list[str]:

@@ -87,6 +87,11 @@ def test_folds_keep_groups_together(clips):
     assert len(folds) == 3
     for train_part, test in folds:
         assert not set(groups[train_part]) & set(groups[test])
+    for single in (None, np.full(18, "anna")):
+        folds = choice.folds_of(clips.labels, single, 0)
+        assert [len(train_part) for train_part, _ in folds] == [12, 12, 12]
+    (two, _) = choice.folds_of(np.array([0, 0, 0, 1, 1, 1]), np.array(list("aabbbb")), 0)
+    assert all(map(len, two))
 
 
 def variant(name, right, sure=0.9, sampling="window", **keys):
