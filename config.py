@@ -60,8 +60,8 @@ MODEL_OPTIONS = {
     "members": ("average",),
     "small_frame_height": ("average",),
 }
-# Keys that define a network and its input in evaluation.
-INPUT_AND_NETWORK_KEYS = (
+# Keys that define which pixels of a clip are evaluated.
+WINDOW_KEYS = (
     "clip_size",
     "step_size",
     "nclips",
@@ -70,6 +70,10 @@ INPUT_AND_NETWORK_KEYS = (
     "sampling",
     "frame_height",
     "crop_size",
+)
+# Keys that define a network and its input in evaluation.
+INPUT_AND_NETWORK_KEYS = (
+    *WINDOW_KEYS,
     "mean",
     "std",
     "subtract_background",
@@ -81,14 +85,7 @@ FEATURE_MODELS = ("eco", "cnn_lstm", "trn", "average")  # whose features of fram
 FEATURE_KEYS = (
     "seed",
     "feature_versions",
-    "clip_size",
-    "step_size",
-    "nclips",
-    "ncrops",
-    "frame_rate",
-    "sampling",
-    "frame_height",
-    "crop_size",
+    *WINDOW_KEYS,
     "subtract_background",
     "affine_degrees",
     "affine_translate",
