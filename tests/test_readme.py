@@ -115,6 +115,7 @@ def workplace(tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_python_commands_run(workplace, capsys):
     small = ["--train_clips", "8", "--validation_clips", "24", "--test_clips", "2"]
     for drawing in commands("demo_data.py"):

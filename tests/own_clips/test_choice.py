@@ -161,6 +161,7 @@ def data_flags(root, tmp_path, *flags):
     return ["--data", str(root), "-g", "cpu", *overrides, *flags]
 
 
+@pytest.mark.slow
 def test_the_chosen_keys_are_in_the_config(tmp_path, capfd, very_short):
     root = write_class_folders(tmp_path / "clips", 9)
     assert train.main(data_flags(root, tmp_path)) == 0

@@ -262,7 +262,7 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 
 
 # They take their time; the others are enough for each change.
-LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn", "cnn_lstm", "two_stream")
+LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn", "cnn_lstm", "two_stream", "trn", "eco")
 ALL_CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
     for path in sorted(CONFIGS.glob("*.json"))
