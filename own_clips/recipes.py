@@ -11,6 +11,7 @@ from config import FRAME_MODELS, MODEL_OPTIONS, Config
 from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
 from own_clips.settings import choose_settings
 from own_clips.survey import ClipStats
+from system.config_file import BACKBONE_KEYS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
@@ -60,8 +61,22 @@ def cross_validated_keys(
         keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
         configs.append(config.model_copy(update=keys))
     validated = choose_by_cross_validation(train, configs, MEMBERS, config.seed)
+    variants = [variant for variant in validated.variants if fits(variant.keys, given)]
+    validated = validated._replace(variants=variants)
     print_choice(validated)
     return validated.best.keys
+
+
+def fits(keys: dict, given: dict) -> bool:
+    """Return whether the user's keys apply to the networks of a variant, whose keys are `keys`."""
+    networks = keys.get("members", [keys["model"]])
+    has_backbone = any(name in FRAME_MODELS for name in networks)
+    return all(
+        has_backbone
+        if key in BACKBONE_KEYS
+        else any(name in MODEL_OPTIONS.get(key, networks) for name in networks)
+        for key in given
+    )
 
 
 def print_choice(validated: CrossValidation) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, draw_frames, write_clip
+from conftest import CLASSES
 from own_folders import write_class_folders
 
 import train
 from clips.annotations import read_annotations
 from own_clips import choice, short_trainings
 from own_clips.choice import Variant, choose_by_cross_validation, format_variants, with_averages
-from own_clips.recipes import PRETRAINED, can_cross_validate, recipe_file, recipe_of
+from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from system.config_file import load_config
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -183,18 +183,20 @@ def test_quick_takes_the_usual_network(tmp_path, capfd):
     assert "--quick: needs --data" in capfd.readouterr().err
 
 
-@pytest.mark.slow
-def test_windows_lose_where_a_clip_is_one_event(tmp_path, capfd):
-    """Right then left, against left then right, at changing lengths."""
-    rng = np.random.default_rng(0)
-    for name, order in (("a", ("Left", "Right")), ("b", ("Right", "Left"))):
-        for number in range(12):
-            length = int(rng.integers(8, 20))
-            frames = np.concatenate([draw_frames(label, length, rng) for label in order])
-            write_clip(tmp_path / "clips" / name / str(number), frames)
-    assert train.main(data_flags(tmp_path / "clips", tmp_path)) == 0
-    best = [line for line in capfd.readouterr().out.splitlines() if ": the best" in line]
-    assert "whole clips" in best[0]
+@pytest.mark.parametrize(
+    "given, fitting",
+    [
+        ({"lr": 0.1}, ["eco", "conv3d", "linear", "eco + conv3d"]),
+        ({"feature_versions": 2}, ["eco", "eco + conv3d"]),
+        ({"block_widths": [8]}, ["conv3d", "eco + conv3d"]),
+        ({"freeze": True, "dropout": 0.1}, ["eco", "eco + conv3d"]),
+    ],
+)
+def test_what_the_user_sets_applies_to_the_choice(given, fitting):
+    both = {"model": "average", "members": ["eco", "conv3d"]}
+    variants = {name: {"model": name} for name in ("eco", "conv3d", "linear")}
+    variants["eco + conv3d"] = both
+    assert [name for name, keys in variants.items() if fits(keys, given)] == fitting
 
 
 @pytest.mark.slow
