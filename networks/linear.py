@@ -19,8 +19,8 @@ NUM_FOLDS = 5
 class LinearModel(nn.Module):
     """Ridge regression of the classes on 8 frames of 16 x 16 grey values.
 
-    What it can tell apart, no network needs to see movement for. `fit` sets its weights; gradient
-    descent trains only the scale of its logits, and only if the model is on its own.
+    It is a weighted sum of pixels. `fit` sets its weights; gradient descent trains only the scale
+    of its logits, and only if the model is on its own.
     """
 
     def __init__(self, config: Config, num_classes):
@@ -50,8 +50,8 @@ class LinearModel(nn.Module):
         weights, bias, penalty = ridge(inputs, labels, num_classes)
         self.classifier.weight.copy_(torch.from_numpy(weights))
         self.classifier.bias.copy_(torch.from_numpy(bias))
-        scores, tested = held_out_scores(inputs, labels, num_classes, penalty)
-        self.log_scale.fill_(best_log_scale(scores, labels[tested]))
+        scores = held_out_scores(inputs, labels, num_classes, penalty)
+        self.log_scale.fill_(best_log_scale(scores, labels))
 
 
 def ridge(inputs, labels, num_classes, penalties=PENALTIES) -> tuple[np.ndarray, np.ndarray, float]:
@@ -63,8 +63,8 @@ def ridge(inputs, labels, num_classes, penalties=PENALTIES) -> tuple[np.ndarray,
     return model.coef_.astype(np.float32), model.intercept_.astype(np.float32), model.alpha_
 
 
-def held_out_scores(inputs, labels, num_classes, penalty) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores [M, classes] of clips that a model was not fitted on, and their positions."""
+def held_out_scores(inputs, labels, num_classes, penalty) -> np.ndarray:
+    """Return the scores of each clip by a model that was not fitted on it, [N, classes]."""
     num_folds = min(NUM_FOLDS, len(labels))
     fold_of = np.random.default_rng(0).permutation(len(labels)) % num_folds
     scores = np.zeros((len(labels), num_classes))
@@ -72,7 +72,7 @@ def held_out_scores(inputs, labels, num_classes, penalty) -> tuple[np.ndarray, n
         rest = fold_of != fold
         weights, bias, _ = ridge(inputs[rest], labels[rest], num_classes, [penalty])
         scores[~rest] = inputs[~rest] @ weights.T + bias
-    return scores, np.arange(len(labels))
+    return scores
 
 
 def best_log_scale(scores, labels) -> float:

@@ -87,9 +87,9 @@ def print_choice(validated: CrossValidation) -> None:
         print(f"    {line}")
     networks = best.keys.get("members", [best.keys["model"]])
     if networks == ["linear"]:
-        print("    no network did better than a linear model, which sees no movement")
+        print("    no network did better than a linear model, a weighted sum of pixels")
     elif "linear" in networks:
-        print("    a linear model helps: these clips can partly be told apart without movement")
+        print("    a linear model helps: a weighted sum of pixels tells some of these clips apart")
 
 
 def can_cross_validate(labels: np.ndarray, given: dict) -> bool:

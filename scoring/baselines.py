@@ -19,6 +19,7 @@ from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
 from data_loader import VideoFolder
+from networks.linear import NUM_FRAMES, PENALTIES, SIDE
 from scoring.picture_baseline import picture_baseline
 from system import processes
 from system.errors import summarize
@@ -29,8 +30,6 @@ NAMES = {
     "linear_top1": "a linear model",
     "pictures_top1": "pictures without order",
 }
-NUM_FRAMES, SIDE = 8, 16  # the linear model's input: frames of 16 x 16 grey pixels
-PENALTIES = np.logspace(-2, 5, 15)
 FEW_CLIPS = 8  # of a run without baselines, to check whether any can be read
 MAX_VALIDATION_CLIPS = 2000  # give the accuracy to one percentage point
 
