@@ -38,25 +38,36 @@ MODELS = (
     "two_stream",
     "mobilenet3d",
     "csn",
+    "kernel_ridge",
     "linear",
     "average",
     *TORCHVISION_VIDEO_MODELS,
 )
-MEMBERS = ("eco", "cnn_lstm", "trn", "conv3d", "mobilenet3d", "csn", "linear")  # of `average`
-FRAME_MODELS = ("eco", "cnn_lstm", "trn", "two_stream")
+MEMBERS = (  # of `average`
+    "eco",
+    "kernel_ridge",
+    "cnn_lstm",
+    "trn",
+    "conv3d",
+    "mobilenet3d",
+    "csn",
+    "linear",
+)
+MAP_MODELS = ("eco", "kernel_ridge")  # on maps of a 2D network
+FITTED_MODELS = ("kernel_ridge", "linear")  # in closed form
+FRAME_MODELS = (*MAP_MODELS, "cnn_lstm", "trn", "two_stream")
 # Keys that apply only to some networks.
 MODEL_OPTIONS = {
     "block_widths": ("conv3d",),
     "head_widths": ("conv3d",),
     "backbone": FRAME_MODELS,
-    "backbone_layer": ("eco",),
-    "center_features": ("eco",),
-    "global_pool": ("eco",),
+    "backbone_layer": MAP_MODELS,
+    "center_features": MAP_MODELS,
     "lstm_units": ("cnn_lstm",),
     "trn_scales": ("trn",),
     "depth": ("csn",),
     "width": ("mobilenet3d", "csn"),
-    "dropout": ("conv3d", *FRAME_MODELS, "mobilenet3d", "csn", "s3d"),
+    "dropout": ("conv3d", "eco", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn", "s3d"),
     "members": ("average",),
     "small_frame_height": ("average",),
 }
@@ -80,7 +91,7 @@ INPUT_AND_NETWORK_KEYS = (
     "model",
     *MODEL_OPTIONS,
 )
-FEATURE_MODELS = ("eco", "cnn_lstm", "trn", "average")  # whose features of frames can be kept
+FEATURE_MODELS = (*MAP_MODELS, "cnn_lstm", "trn", "average")  # whose features of frames can be kept
 # Keys that these features depend on, besides the clips and the backbone's weights.
 FEATURE_KEYS = (
     "seed",
@@ -321,8 +332,9 @@ class Config(BaseModel):
         description="conv3d: the tutorial's 3D ConvNet; eco: a 2D ConvNet on each frame and a 3D "
         "one on its maps; cnn_lstm: a 2D ConvNet on each frame and an LSTM; trn: Temporal Relation "
         "Network; two_stream: a frame and optical flow; mobilenet3d, csn: light 3D networks of "
-        "depthwise convolutions; linear: a linear model of small grey frames; average: the mean of "
-        "several, its `members`; the others: torchvision's video models.",
+        "depthwise convolutions; kernel_ridge: kernel ridge regression on the maps of a 2D "
+        "ConvNet; linear: ridge regression on small grey frames; average: the mean of several, its "
+        "`members`; the others: torchvision's video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -333,25 +345,25 @@ class Config(BaseModel):
         description="conv3d: channels of the last convolution, then of each hidden layer.",
     )
     backbone: Literal[BACKBONES] = Field(
-        "resnet18", description="eco, cnn_lstm, trn, two_stream: the 2D ConvNet for the frames."
+        "resnet18",
+        description="eco, kernel_ridge, cnn_lstm, trn, two_stream: the 2D ConvNet for the frames.",
     )
     backbone_layer: str | None = Field(
         None,
-        description="eco: the last layer of the backbone that is used, such as blocks.7 of "
-        "efficientnet_lite0 or layer3 of resnet18; null: the last one with a stride of 16.",
+        description="eco, kernel_ridge: the last layer of the backbone that is used, such as "
+        "blocks.7 of efficientnet_lite0 or layer3 of resnet18; null: the last one with a stride "
+        "of 16.",
     )
     center_features: bool = Field(
-        False, description="eco: subtract each clip's mean map, so that only what changes is left."
-    )
-    global_pool: bool = Field(
-        True,
-        description="eco: convolutions over time and places, then the mean over both; false: one "
-        "convolution over the whole clip, for clips in which each place means something else.",
+        False,
+        description="eco, kernel_ridge: subtract each clip's mean map, so that only what changes "
+        "is left.",
     )
     members: list[Literal[MEMBERS]] = Field(
         [],
         description="average: the networks whose probabilities are averaged, such as "
-        '["eco", "conv3d", "linear"]; at most one of eco, cnn_lstm and trn.',
+        '["eco", "conv3d", "linear"]; at most one of eco, cnn_lstm and trn, but eco and '
+        "kernel_ridge can be averaged, since they share the 2D ConvNet.",
     )
     small_frame_height: Size = Field(
         40,
@@ -529,7 +541,8 @@ class Config(BaseModel):
         problems = []
         if self.model == "average" and len(set(self.members)) != max(2, len(self.members)):
             problems.append(f"members: found {self.members}; average needs two or more, each once")
-        if len(framed := [name for name in self.networks if name in FRAME_MODELS]) > 1:
+        framed = [name for name in self.networks if name in FRAME_MODELS]
+        if len(framed) > 1 and not {*framed} <= {*MAP_MODELS}:
             problems.append(
                 f"members: found {' and '.join(framed)}; average takes only one of them"
             )

@@ -17,8 +17,8 @@ from networks.average import Average
 from networks.csn import ChannelSeparatedResNet
 from networks.eco import Eco
 from networks.frame_networks import CnnLstm, TemporalRelationNetwork, TwoStream
-from networks.linear import LinearModel
 from networks.mobilenet3d import MobileNet3d
+from networks.ridge import KernelRidge, LinearModel
 from networks.stages import run_on_meta, stages, to_meta
 from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
@@ -128,6 +128,7 @@ NETWORKS = {
     "trn": Network(TemporalRelationNetwork, pretrained="backbone."),
     # The temporal stream's first layer, of optical flow, is new.
     "two_stream": Network(TwoStream, pretrained="spatial."),
+    "kernel_ridge": Network(KernelRidge, pretrained="backbone."),
     "linear": Network(LinearModel),
     "average": Network(build_average, "members.", pretrained="backbone."),
     "mobilenet3d": Network(MobileNet3d),

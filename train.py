@@ -35,7 +35,7 @@ from scoring.evaluation import (
     score,
     score_intervals,
 )
-from scoring.linear import fit_linear_models
+from scoring.fitting import fit_ridge_models
 from scoring.results import is_scored, print_results
 from system import memory, processes
 from system.command_line import parse_arguments
@@ -268,8 +268,6 @@ def run_training(config: Config, options, device) -> None:
     run = start_run(
         config, class_names, device, checkpoint, train_set.digest(), train_set.folder.identity
     )
-    if checkpoint is None:
-        fit_linear_models(run, train_set)
     baselines = baselines_of_run(run, train_set, validation_set)
     if config.sync_batchnorm:
         processes.synchronise_batchnorm(run.model, device)
@@ -288,6 +286,8 @@ def run_training(config: Config, options, device) -> None:
                 batch_loader(features, loader.batch_sampler, device, num_workers=0)
                 for features, loader in zip(sets, (train_loader, validation_loader), strict=True)
             )
+    if checkpoint is None:
+        fit_ridge_models(run, train_loader)
     prepare_network(run, train_loader)
     if options.profile:
         run.profile = StepProfile(config.run_folder / PROFILE_FOLDER, device)

@@ -16,9 +16,9 @@ from networks.stages import to_meta
 
 
 class Average(FrameNetwork):
-    """The mean of several networks, of which at most one has a 2D network for each frame.
+    """The mean of several networks; those that have a 2D network for each frame share it.
 
-    That one sees the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`,
+    They see the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`,
     without the clip's mean frame if `subtract_background` is set. In training mode the output is
     the logits of each member, [N, S, num_classes], so that each learns as it does alone; in
     evaluation mode, the logarithm of their mean probability.
@@ -33,8 +33,9 @@ class Average(FrameNetwork):
                 # At the top, where `freeze` and pretrained weights look for it.
                 self.backbone = member.backbone
                 del member.backbone
-                picture = torch.empty(1, 3, *crop, device="meta")
-                self.map_shape = tuple(to_meta(self.backbone)(picture).shape[1:])
+        if len(self.backbone):
+            picture = torch.empty(1, 3, *crop, device="meta")
+            self.map_shape = tuple(to_meta(self.backbone)(picture).shape[1:])
         self.members = nn.ModuleDict(members)
 
     def frame_features(self, clips):

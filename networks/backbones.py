@@ -8,8 +8,10 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from config import Config
 from networks.efficientnet_lite import efficientnet_lite0
 from networks.stages import stages, to_meta
+from system.errors import UserError
 
 OWN_NETWORKS = {"efficientnet_lite0": efficientnet_lite0}
 SIDE = 256  # pixels of a picture that every stride divides
@@ -26,6 +28,26 @@ def build_backbone(name) -> tuple[nn.Sequential, int]:
     parts.setdefault("avgpool", nn.AdaptiveAvgPool2d(1))  # mobilenet_v2 does this in its forward
     parts["flatten"] = nn.Flatten()
     return nn.Sequential(parts), num_features
+
+
+def build_map_backbone(config: Config) -> tuple[nn.Sequential, tuple[int, int, int, int]]:
+    """Build the 2D network of a config up to `backbone_layer`; also return its maps' shape.
+
+    The shape is that of a clip's maps, (T, C, h, w). Raises UserError for a layer that the network
+    does not have, and for frames smaller than its stride.
+    """
+    height, width = config.crop
+    try:
+        network, channels, stride = build_cut_backbone(config.backbone, config.backbone_layer)
+    except ValueError as error:
+        raise UserError(f"backbone_layer: {error}; choose one of them") from None
+    if min(height, width) < stride:
+        raise UserError(
+            f"crop_size: {height} x {width} pixels are too small for {config.backbone}, whose "
+            f"maps have a place per {stride} x {stride} pixels; raise crop_size to {stride} x "
+            f"{stride} or more, or choose an earlier backbone_layer"
+        )
+    return network, (config.clip_size, channels, -(-height // stride), -(-width // stride))
 
 
 def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]:

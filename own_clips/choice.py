@@ -6,6 +6,7 @@ in turn. The choice is the variant with the highest score.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from clips.annotations import Annotations
-from config import Config
+from config import MAP_MODELS, Config
 from own_clips.frame_maps import frame_maps
 from own_clips.short_trainings import feature_network, held_out_scores, short_config
 from scoring.folds import stratified_folds
@@ -22,12 +23,9 @@ from scoring.intervals import Comparison, compare_on_same_clips
 
 MAX_CLIPS = 300  # from which the choice is made; of more, a sample
 NUM_FOLDS = 3
+NUM_SHOWN = 5
+CENTERED = ({"center_features": False}, {"center_features": True})
 SAMPLINGS = {"window": "windows", "segments": "whole clips"}
-# Keys with other values than the defaults, as the table of variants calls them.
-WORDS = {
-    ("center_features", True): "without the mean map",
-    ("global_pool", False): "with its places",
-}
 
 
 class Variant(NamedTuple):
@@ -86,8 +84,8 @@ class Trials:
         scores = held_out_scores(
             member, self.maps, self.labels, self.folds, short, self.num_classes
         )
-        words = [member, *(words for key, words in WORDS.items() if key in keys.items())]
-        name = f"{', '.join(words)}, on {SAMPLINGS[config.sampling]}"
+        centered = " without the mean map" if keys.get("center_features") else ""
+        name = f"{member}{centered}, on {SAMPLINGS[config.sampling]}"
         keys = {"model": member, "sampling": config.sampling} | keys
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
 
@@ -97,56 +95,45 @@ def choose_by_cross_validation(
 ) -> CrossValidation:
     """Return the variants, best first.
 
-    configs: one per sampling. members: the networks to try, alone and averaged. Of eco, centred
-    maps and a head with places are tried, too.
+    configs: one per sampling. members: the networks to try, alone and averaged; those that see maps
+    of a 2D network with and without the mean map of the clip.
     """
     trials = Trials(annotations, configs[0], seed)
-    num_trials = len(configs) * (len(members) + ("eco" in members)) + ("eco" in members)
-    found = {config.sampling: [] for config in configs}
-    with tqdm(total=num_trials, desc="choosing", leave=False, disable=None) as bar:
-
-        def run(member, config, **keys):
-            found[config.sampling].append(trials.run(member, config, **keys))
-            bar.update(1)
-
-        for config, member in itertools.product(configs, members):
-            if member == "eco":
-                run("eco", config, center_features=False)
-                run("eco", config, center_features=True)
-            else:
-                run(member, config)
-        if "eco" in members:
-            best = min(itertools.chain.from_iterable(found.values()), key=_rank_of_eco)
-            (config,) = [each for each in configs if each.sampling == best.keys["sampling"]]
-            run("eco", config, center_features=best.keys["center_features"], global_pool=False)
-    variants = [variant for each in found.values() for variant in with_averages(each)]
+    networks = [
+        (member, keys)
+        for member in members
+        for keys in (CENTERED if member in MAP_MODELS else ({},))
+    ]
+    todo = list(itertools.product(configs, networks))
+    variants = []
+    for config, (member, keys) in tqdm(todo, "choosing", leave=False, disable=None):
+        variants.append(trials.run(member, config, **keys))
+    variants += averages(variants)
     return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 
 
-def _rank_of_eco(variant: Variant):
-    return (variant.keys["model"] != "eco", *variant.rank)
+def averages(variants: list[Variant]) -> list[Variant]:
+    """Return the means of the variants that can be averaged: of the same clips and maps."""
+    found = {}
+    samplings = {variant.keys["sampling"]: None for variant in variants}
+    for sampling, keys in itertools.product(samplings, CENTERED):
+        same = [each for each in variants if (keys | each.keys) == (each.keys | keys)]
+        same = [each for each in same if each.keys["sampling"] == sampling]
+        for size in range(2, len(same) + 1):
+            for members in itertools.combinations(same, size):
+                average = average_of(members, sampling)
+                found.setdefault(str(average.keys), average)
+    return list(found.values())
 
 
-def with_averages(variants: list[Variant]) -> list[Variant]:
-    """Return variants of one sampling, and the mean of the best of each network with others."""
-    best = {}
-    for variant in sorted(variants, key=lambda variant: variant.rank):
-        best.setdefault(variant.keys["model"], variant)
-    averages = []
-    for size in range(2, len(best) + 1):
-        for members in itertools.combinations(best.values(), size):
-            together = torch.stack([each.log_probabilities for each in members]).logsumexp(0)
-            keys = {key: value for each in members for key, value in each.keys.items()}
-            names = [each.keys["model"] for each in members]
-            keys |= {"model": "average", "members": names}
-            sampling = SAMPLINGS[keys["sampling"]]
-            name = " + ".join(each.name.removesuffix(f", on {sampling}") for each in members)
-            averages.append(
-                Variant(
-                    f"{name}, on {sampling}", keys, together - math.log(size), members[0].labels
-                )
-            )
-    return variants + averages
+def average_of(members: Sequence[Variant], sampling: str) -> Variant:
+    """Return the mean of some variants of one sampling."""
+    together = torch.stack([each.log_probabilities for each in members]).logsumexp(0)
+    keys = {key: value for each in members for key, value in each.keys.items()}
+    keys |= {"model": "average", "members": [each.keys["model"] for each in members]}
+    ending = f", on {SAMPLINGS[sampling]}"
+    name = " + ".join(each.name.removesuffix(ending) for each in members) + ending
+    return Variant(name, keys, together - math.log(len(members)), members[0].labels)
 
 
 def some_clips(annotations: Annotations, seed: int) -> np.ndarray:
@@ -169,9 +156,17 @@ def folds_of(labels, groups, seed: int) -> list[tuple]:
 
 
 def format_variants(validated: CrossValidation) -> list[str]:
-    """Return a line per variant: its score, and how it differs from the best."""
+    """Return a line per variant: its score, and how it differs from the best.
+
+    Only the best NUM_SHOWN, and the best of each network on its own, have one.
+    """
+    shown, networks = [], set()
+    for place, variant in enumerate(validated.variants):
+        if place < NUM_SHOWN or variant.keys["model"] not in networks | {"average"}:
+            shown.append(variant)
+        networks.add(variant.keys["model"])
     lines = []
-    for variant in validated.variants:
+    for variant in shown:
         difference = "the best"
         if variant is not validated.best:
             compared = validated.compare(variant)
@@ -183,4 +178,6 @@ def format_variants(validated: CrossValidation) -> list[str]:
                 difference += f" ({compared.low:+.1f} to {compared.high:+.1f}"
                 difference += ": within noise)" if is_noise else ")"
         lines.append(f"{100 * variant.right.mean():5.1f} %  {variant.name}: {difference}")
+    if num_others := len(validated.variants) - len(shown):
+        lines.append(f"and {num_others} more, with lower scores")
     return lines

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
 PRETRAINED = CONFIGS / "pretrained.json"  # eco on a frozen backbone
 CONV3D_KEYS = ("block_widths", "head_widths")
-MEMBERS = ["eco", "conv3d", "linear"]
+MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
 MIN_CLIPS = 6  # in the largest class, for a choice that is more than noise
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import FRAME_MODELS
+from config import FITTED_MODELS, FRAME_MODELS
 from own_clips.survey import ClipStats
 
 CLIP_SIZE = 12  # frames, at most
@@ -24,10 +24,12 @@ SIDE = 40  # pixels of the shorter side; with 96, the recipe scored 6 points les
 CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # in total, so that the training time is affordable
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
 # Of networks with a frozen 2D network: frames of about SIDE_2D x SIDE_2D pixels, in steps of the
-# 2D network's stride, and a shorter training.
-SIDE_2D, STRIDE = 96, 16
+# 2D network's stride, and a shorter training. If there are so few clips that MIN_VERSIONS of each
+# can be computed from larger frames, they are: on 5 to 20 words per class 3 to 5 points better.
+SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
-FRAMES_TO_COMPUTE, MAX_VERSIONS = 20_000, 8  # features of a training set, if it is not larger
+FRAMES_TO_COMPUTE = 20_000  # of SIDE_2D, for the features of a training set that is not larger
+MIN_VERSIONS, MAX_VERSIONS = 4, 8
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
 
@@ -48,15 +50,23 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
     given = dict(given)
     networks = given.get("members") or [given.get("model", "conv3d")]
     has_backbone = any(name in FRAME_MODELS for name in networks)
-    time = _time(stats, given)
-    choices = [*time, *(_size_2d(stats, given) if has_backbone else _size(stats, given))]
+    choices = _time(stats, given)
+    clip_size = given.get("clip_size") or next(
+        choice.value for choice in choices if choice.key == "clip_size"
+    )
+    num_frames = num_clips * clip_size
+    choices += _size_2d(stats, num_frames, given) if has_backbone else _size(stats, given)
     if any(name not in FRAME_MODELS for name in networks):
         choices.append(_background(stats))
     is_short = has_backbone and "conv3d" not in networks
     choices += training_length(num_clips, device_type, is_short)
+    if {*networks} <= {*FITTED_MODELS}:
+        choices[-1] = Choice("num_epochs", 1, "the weights are fitted in closed form before it")
     if has_backbone:
-        clip_size = {choice.key: choice.value for choice in time}.get("clip_size")
-        choices.append(_versions(num_clips, given.get("clip_size", clip_size)))
+        crop = given.get("crop_size") or next(
+            choice.value for choice in choices if choice.key == "crop_size"
+        )
+        choices.append(_versions(num_frames, crop))
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -110,7 +120,9 @@ def _window(num_frames: np.ndarray, rate: float, is_segments: bool, given: dict)
     middle = float(np.median(num_frames))
     least = 2 if given.get("model") == "two_stream" else 1
     longest = int(max(np.percentile(num_frames, SHORT_PERCENTILE), SHORT_SHARE * middle, least))
-    step = 1 if is_segments else given.get("step_size", 1)
+    if is_segments:
+        return given.get("clip_size", min(CLIP_SIZE, max(least, round(middle)))), 1
+    step = given.get("step_size", 1)
     clip_size = given.get("clip_size", min(CLIP_SIZE, 1 + (longest - 1) // step))
     step = min(
         round(WINDOW_SHARE * middle / clip_size),
@@ -144,11 +156,16 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
-def _size_2d(stats: ClipStats, given: dict) -> list[Choice]:
-    """Choose the size of frames for a 2D network, which was trained on larger ones."""
+def _size_2d(stats: ClipStats, num_frames: int, given: dict) -> list[Choice]:
+    """Choose the size of frames for a 2D network, which was trained on larger ones.
+
+    num_frames: in one version of the training clips.
+    """
+    is_few = MIN_VERSIONS * num_frames * (LARGER_SIDE_2D / SIDE_2D) ** 2 <= FRAMES_TO_COMPUTE
+    side = LARGER_SIDE_2D if is_few else SIDE_2D
     heights, widths = stats.sizes.T
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
-    height = max(STRIDE, STRIDE * round(SIDE_2D / math.sqrt(ratio) / STRIDE))
+    height = max(STRIDE, STRIDE * round(side / math.sqrt(ratio) / STRIDE))
     if "frame_height" in given or "crop_size" in given or stats.max_height is not None:
         height = given.get("frame_height") or int(np.ravel(given.get("crop_size", height))[0])
         height = min(height, stats.max_height or height)
@@ -160,11 +177,13 @@ def _size_2d(stats: ClipStats, given: dict) -> list[Choice]:
     ]
 
 
-def _versions(num_clips: int, clip_size: int) -> Choice:
-    """Choose how many versions of each clip are computed."""
-    versions = int(np.clip(FRAMES_TO_COMPUTE / (num_clips * clip_size), 2, MAX_VERSIONS))
-    frames = versions * num_clips * clip_size
-    return Choice("feature_versions", versions, f"features of {frames:,} frames are computed once")
+def _versions(num_frames: int, crop) -> Choice:
+    """Choose how many versions of each clip are computed; num_frames: in one of all clips."""
+    height, width = np.broadcast_to(crop, 2)
+    to_compute = FRAMES_TO_COMPUTE * SIDE_2D**2 / (height * width)
+    versions = int(np.clip(to_compute / num_frames, 2, MAX_VERSIONS))
+    reason = f"features of {versions * num_frames:,} frames are computed once"
+    return Choice("feature_versions", versions, reason)
 
 
 def _background(stats: ClipStats) -> Choice:

@@ -25,7 +25,7 @@ STEPS, STEPS_PER_CLIP = 60, 2.5  # the first at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
 HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
 FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
-ALL_MEMBERS = ["eco", "conv3d", "linear"]
+ALL_MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
 
 
 def short_config(config: Config) -> Config:
@@ -67,11 +67,15 @@ class Head(nn.Module):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
-    def forward(self, features):
+    def input(self, features):
+        """Return what the member sees of the features: maps or small clips."""
         small, maps = self.split(features)
+        return maps if isinstance(self.network, FrameNetwork) else small
+
+    def forward(self, features):
         if isinstance(self.network, FrameNetwork):
-            return self.network.classify_features(maps)
-        return self.network(small)
+            return self.network.classify_features(self.input(features))
+        return self.network(self.input(features))
 
 
 def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_classes):
@@ -85,10 +89,10 @@ def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_
     for number, (train, test) in enumerate(folds):
         torch.manual_seed(number)
         head.reset()
-        if member == "linear":
-            small, _ = head.split(maps.eval_clips(train, config))
-            inputs = head.network.inputs(small).numpy()
-            head.network.fit(inputs, np.repeat(labels[train], config.nclips))
+        if hasattr(head.network, "fit"):
+            inputs = head.network.inputs(head.input(maps.eval_clips(train, config))).numpy()
+            clips = np.repeat(train, config.nclips)
+            head.network.fit(inputs, labels[clips], clips)
         else:
             train_head(head, maps, labels, train, config, np.random.default_rng(number))
         found[test] = log_probabilities(head, maps, test, config)

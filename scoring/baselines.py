@@ -19,7 +19,7 @@ from clips.sampling import sample_segments
 from clips.transforms import LUMA
 from config import Config
 from data_loader import VideoFolder
-from networks.linear import NUM_FRAMES, PENALTIES, SIDE
+from networks.ridge import NUM_FRAMES, PENALTIES, SIDE
 from scoring.picture_baseline import picture_baseline
 from system import processes
 from system.errors import summarize

@@ -92,7 +92,7 @@ def copy_weights(
     ]
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trained
-    # A linear model's weights, which `fit_linear_models` sets, are not trained.
+    # A ridge regression's weights, which `fit_ridge_models` sets, are not trained.
     if random := [name for name in missing if name in frozen and not name.startswith(head)]:
         raise UserError(
             f"freeze: {source} has no weights for {summarize(random, 3)}, which would stay random; "

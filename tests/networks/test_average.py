@@ -1,14 +1,10 @@
-"""The mean of several networks, and the linear model."""
+"""The mean of several networks."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from conftest import make_config
 
 from model import build_model
-from networks.linear import LinearModel
 from training.optimization import training_loss
 
 KEYS = {
@@ -21,6 +17,8 @@ KEYS = {
     "block_widths": [4, 8],
     "head_widths": [16, 8],
 }
+
+DEFAULT_WIDTHS = {"block_widths": [32, 64, 124, 256], "head_widths": [512, 512, 256]}
 
 
 def average(**keys):
@@ -67,6 +65,16 @@ def test_the_background_is_that_of_the_small_clips_only():
     assert torch.equal(maps, plain.split_features(plain.frame_features(still))[1])
 
 
+@torch.no_grad()
+def test_networks_on_maps_share_the_2d_network():
+    network = average(members=["eco", "kernel_ridge"], **DEFAULT_WIDTHS).eval()
+    names = {name.split(".backbone.")[0] for name in network.state_dict() if "backbone." in name}
+    assert all(name.startswith("backbone.") for name in names)
+    network.members["kernel_ridge"].classifier.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    probabilities = network(torch.randn(2, 3, 4, 32, 48)).exp()
+    assert (probabilities[:, 1] > 0.5).all()
+
+
 def test_the_loss_of_members_is_the_mean_of_theirs():
     logits, labels = torch.randn(5, 2, 3), torch.tensor([0, 1, 2, 0, 1])
     own = [training_loss(logits[:, place], labels, 0.1) for place in (0, 1)]
@@ -81,6 +89,7 @@ def test_the_loss_of_members_is_the_mean_of_theirs():
         ({"members": ["eco"]}, "average needs two or more, each once"),
         ({"members": ["eco", "eco"]}, "average needs two or more, each once"),
         ({"members": ["eco", "trn"]}, "average takes only one of them"),
+        ({"members": ["eco", "kernel_ridge", "cnn_lstm"]}, "average takes only one of them"),
         ({"model": "eco"}, "members: found .* it applies to average, not to eco"),
         (
             {"members": ["eco", "linear"]},
@@ -91,48 +100,3 @@ def test_the_loss_of_members_is_the_mean_of_theirs():
 def test_keys_that_do_not_fit(keys, message):
     with pytest.raises(ValueError, match=message):
         make_config(**KEYS | keys)
-
-
-# --- the linear model --------------------------------------------------------------------------
-
-
-def separable(num_clips, num_classes, rng):
-    """Clips whose class is in one corner's brightness, and noise."""
-    labels = np.arange(num_clips) % num_classes
-    inputs = rng.normal(0, 1, (num_clips, 8 * 16 * 16)).astype(np.float32)
-    inputs[np.arange(num_clips), labels] += 12
-    return inputs, labels
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("num_classes", [2, 4])
-def test_a_linear_model_is_fitted_in_closed_form(num_classes):
-    rng = np.random.default_rng(0)
-    model = LinearModel(make_config(model="linear"), num_classes)
-    inputs, labels = separable(80, num_classes, rng)
-    model.fit(inputs, labels)
-    unseen, expected = separable(40, num_classes, rng)
-    logits = model.classifier(torch.from_numpy(unseen))
-    assert (logits.argmax(1).numpy() == expected).mean() > 0.9
-    assert 0 <= float(model.log_scale) <= 6 and np.isfinite(float(model.log_scale))
-    assert [name for name, value in model.named_parameters() if value.requires_grad] == [
-        "log_scale"
-    ]
-
-
-def test_a_class_without_clips_and_a_single_clip_are_no_error():
-    model = LinearModel(make_config(model="linear"), 3)
-    model.fit(*separable(12, 2, np.random.default_rng(0)))
-    assert model.classifier.weight.isfinite().all()
-    model.fit(np.zeros((1, 2048), np.float32), np.array([1]))
-    assert math.isfinite(float(model.log_scale))
-
-
-@pytest.mark.parametrize("num_frames", [1, 8, 12])
-def test_clips_of_any_length_are_eight_small_grey_frames(num_frames):
-    model = LinearModel(make_config(model="linear", clip_size=num_frames), 3)
-    clips = torch.arange(num_frames, dtype=torch.float).view(1, 1, -1, 1, 1)
-    inputs = model.inputs(clips.expand(2, 3, -1, 20, 30))
-    assert inputs.shape == (2, 8 * 16 * 16)
-    places = inputs[0].view(8, -1).mean(1)
-    assert places.tolist() == sorted(places.tolist())

@@ -143,16 +143,6 @@ def test_frames_smaller_than_a_place_are_refused():
         build_model(eco_config(backbone_layer="layer3"), 5)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 7])
-@pytest.mark.parametrize("crop", [16, [50, 33]])
-def test_one_convolution_over_the_whole_clip(num_frames, crop):
-    config = eco_config(clip_size=num_frames, crop_size=crop, global_pool=False)
-    model = build_model(config, 5)
-    kernels = [module for module in model.layers if isinstance(module, torch.nn.Conv3d)]
-    assert len(kernels) == 1 and kernels[0].kernel_size[0] == num_frames
-    assert model.eval()(torch.randn(2, 3, *config.clip_shape)).shape == (2, 5)
-
-
 @torch.no_grad()
 def test_what_does_not_change_is_no_feature_of_centred_maps():
     model = build_model(eco_config(center_features=True), 5).eval()

@@ -15,7 +15,7 @@ from own_folders import write_class_folders
 import train
 from clips.annotations import read_annotations
 from own_clips import choice, short_trainings
-from own_clips.choice import Variant, choose_by_cross_validation, format_variants, with_averages
+from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from system.config_file import load_config
 
@@ -64,21 +64,19 @@ def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(clips, ver
         variant.rank for variant in found.variants
     )
     lines = format_variants(found)
-    assert lines[0].endswith(": the best") and all(" points less" in line for line in lines[1:])
+    assert lines[0].endswith(": the best") and lines[-1] == "and 1 more, with lower scores"
+    assert all(" points less" in line for line in lines[1:-1])
 
 
-def test_of_eco_centred_maps_and_places_are_tried(clips, very_short):
-    found = validated(clips, ["eco"], "segments")
-    keys = [{**variant.keys} for variant in found.variants]
-    assert {each["model"] for each in keys} == {"eco"} and len(keys) == 3
-    assert sorted(each["center_features"] for each in keys) in (
-        [False, False, True],
-        [False, True, True],
-    )
-    assert [each.get("global_pool", True) for each in keys].count(False) == 1
-    for each in keys:  # a config takes them
-        given = [f"{key}={json.dumps(value)}" for key, value in each.items()]
+def test_networks_on_maps_are_tried_with_and_without_the_mean_map(clips, very_short):
+    found = validated(clips, ["eco", "kernel_ridge"], "segments")
+    assert len(found.variants) == 6  # each of the two, and their mean
+    for keys in (variant.keys for variant in found.variants):  # a config takes them
+        given = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
         load_config(PRETRAINED, ["step_jitter=0", *given])
+    assert sorted(variant.keys["center_features"] for variant in found.variants) == 3 * [
+        False
+    ] + 3 * [True]
 
 
 def test_folds_keep_groups_together(clips):
@@ -103,22 +101,41 @@ def variant(name, right, sure=0.9, sampling="window", **keys):
     return Variant(name, {"model": name, "sampling": sampling} | keys, chances.log(), labels)
 
 
-def test_a_mean_takes_the_best_of_each_network_and_says_its_keys():
-    weak = variant("eco", [True, False, False, False], center_features=True)
-    strong = variant("eco", [True, True, True, False], 0.6, center_features=False)
-    other = variant("conv3d", [False, False, True, True], 0.55)
-    (both,) = with_averages([weak, strong, other])[3:]
-    assert both.keys == {
-        "model": "average",
-        "members": ["eco", "conv3d"],
-        "sampling": "window",
-        "center_features": False,
-    }
-    assert both.right.tolist() == [1, 1, 1, 1] or both.right.sum() >= 3
+def test_means_are_of_the_same_clips_and_maps():
+    eco = [
+        variant("eco", [True, False, False, False], center_features=True),
+        variant("eco", [True, True, True, False], 0.6, center_features=False),
+    ]
+    conv3d = variant("conv3d", [False, False, True, True], 0.55)
+    whole = variant("linear", [False, False, True, True], sampling="segments")
+    both = averages([*eco, conv3d, whole])
+    assert [each.keys for each in both] == [
+        {
+            "model": "average",
+            "members": ["eco", "conv3d"],
+            "sampling": "window",
+            "center_features": is_centered,
+        }
+        for is_centered in (False, True)
+    ]
     torch.testing.assert_close(
-        both.log_probabilities.exp(),
-        (strong.log_probabilities.exp() + other.log_probabilities.exp()) / 2,
+        both[0].log_probabilities.exp(),
+        (eco[1].log_probabilities.exp() + conv3d.log_probabilities.exp()) / 2,
     )
+
+
+def test_the_table_has_the_best_and_each_network():
+    best = [variant(f"average {number}", [True] * 4) for number in range(6)]
+    for each in best:
+        each.keys["model"] = "average"
+    alone = [variant("eco", [True] * 3 + [False]), variant("linear", [False] * 4)]
+    lines = format_variants(choice.CrossValidation([*best, *alone, alone[0]], None))
+    assert [line.split("%  ")[-1].split(":")[0] for line in lines] == [
+        *(f"average {number}" for number in range(5)),
+        "eco",
+        "linear",
+        "and 2 more, with lower scores",
+    ]
 
 
 def test_only_a_sample_of_many_clips_is_used(clips, monkeypatch):

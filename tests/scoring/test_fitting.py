@@ -1,0 +1,58 @@
+"""Ridge regressions are fitted before the first epoch, on kept features or on the clips."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import make_settings, read_csv, run_folder, write_config
+
+import train
+from scoring import fitting
+
+KEYS = {
+    "model": "average",
+    "members": ["eco", "kernel_ridge", "linear"],
+    "backbone": "efficientnet_lite0",
+    "backbone_layer": "blocks.1",
+    "pretrained": "imagenet",
+    "freeze": True,
+    "frame_height": 32,
+    "crop_size": 32,
+    "num_epochs": 2,
+}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Train with these keys; return the weights that were fitted, and the run's folder."""
+    monkeypatch.setattr(fitting, "NUM_VERSIONS", 2)
+
+    def run(name, **keys):
+        own = make_settings(tmp_path / name, **KEYS | keys | {"model_name": name})
+        own = {key: own[key] for key in own if key not in ("block_widths", "head_widths")}
+        assert train.main(["-c", write_config(tmp_path / f"{name}.json", own), "-g", "cpu"]) == 0
+        folder = Path(run_folder(own))
+        state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+        return {key: state[key] for key in state if ".classifier." in key or "scale" in key}, folder
+
+    return run
+
+
+def test_kept_features_and_clips_give_the_same_fit(trained, capsys):
+    kept, folder = trained("kept", feature_versions=2)
+    text = capsys.readouterr().out
+    num_clips = int(text.split("features: ")[1].split()[0])
+    assert f"KernelRidge: fitted on {2 * num_clips} windows of the training clips" in text
+    assert f"LinearModel: fitted on {num_clips} windows of the training clips" in text
+    plain, _ = trained("plain", feature_versions=0)
+    fitted = [name for name in kept if ".eco." not in name]
+    assert len(fitted) == 6
+    for name in fitted:
+        torch.testing.assert_close(kept[name], plain[name], rtol=0.02, atol=0.02)
+    assert kept["members.kernel_ridge.classifier.weight"].abs().max() > 0.1
+    assert len(read_csv(folder / "history.csv")) == 2
+
+
+def test_one_that_is_alone_is_trained_and_scored(trained):
+    _, folder = trained("alone", model="kernel_ridge", members=[], num_epochs=1)
+    assert read_csv(folder / "history.csv")[0]["val_top1"]
