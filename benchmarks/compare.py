@@ -136,7 +136,7 @@ def folds_of(options) -> tuple[list[Fold | None], str]:
         if given := [change for change in changes if change.split("=")[0] in DATA_KEYS]:
             raise UserError(
                 f"--variant {name!r}: {given[0]}: --folds has the same clips for all "
-                "variants; remove it, or give it by --set"
+                "variants; remove it, or give it with --set"
             )
     config = load_config(PROJECT / options.config, options.overrides)
     return make_folds(config, options.folds, Path(options.output))

@@ -94,7 +94,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raise UserError if flags conflict or one is missing."""
     if bool(options.config) == bool(options.data):
         raise UserError(
-            "give a config by --config FILE, or a folder of clips by --data FOLDER; "
+            "give a config with --config FILE, or a folder of clips with --data FOLDER; "
             "--help lists the flags"
         )
     if options.group and not options.data:
@@ -117,7 +117,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.stack and len(set(options.stack)) < max(2, len(options.stack)):
         raise UserError(
             "--stack: needs two checkpoints or more, each once; a single one is "
-            "evaluated by --eval_only True --checkpoint FILE"
+            "evaluated with --eval_only True --checkpoint FILE"
         )
     if evaluates and not (options.resume or options.checkpoint or options.ensemble):
         raise UserError(
