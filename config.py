@@ -154,13 +154,13 @@ class Config(BaseModel):
         "trainings/", pattern=r"^[^\x00]*$", description="Folder of the run folders."
     )
     checkpoint: str | None = Field(
-        None, description="Checkpoint that --resume loads; null: the last one of the run folder."
+        None, description="Checkpoint that --resume loads; null: the last one in the run folder."
     )
     pretrained: str | None = Field(
         None,
-        description="Initial weights of a new run: a checkpoint, a file with a state dict, "
-        "imagenet for the backbone's, or the name of torchvision's weights, such as "
-        "R3D_18_Weights.KINETICS400_V1; 2D weights are inflated for 3D networks; null: random "
+        description="Initial weights of a new run: a checkpoint; a file with a state dict; "
+        "imagenet, for a backbone trained on ImageNet; or the name of torchvision's weights, such "
+        "as R3D_18_Weights.KINETICS400_V1. 2D weights are inflated for 3D networks. null: random "
         "weights.",
     )
     new_head: bool = Field(
@@ -170,21 +170,22 @@ class Config(BaseModel):
     freeze: bool | PositiveInt = Field(
         False,
         description="With `pretrained`: the stages that are not trained. true: the whole "
-        "pretrained part (the backbone, of two_stream its spatial stream, otherwise all but the "
-        "classifier); a number: that many of its first stages, as listed when training starts.",
+        "pretrained part (the backbone; in two_stream, that of the spatial stream; in networks "
+        "without a backbone, all but the classifier); a number: that many of its first stages, as "
+        "listed when training starts.",
     )
     pretrained_lr_scale: PositiveFloat = Field(
         1.0,
         le=1e6,
-        description="With `pretrained`: factor of the learning rate of the pretrained part.",
+        description="With `pretrained`: the learning rate of the pretrained part is lr times this.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
     num_epochs: int = Field(
         -1,
         ge=-1,
         le=2**31 - 1,
-        description="Passes over the training clips; -1: until the learning rate reaches last_lr, "
-        "or until stopped.",
+        description="Number of passes over the training clips; -1: until the learning rate reaches "
+        "last_lr, or until the run is stopped.",
     )
     print_freq: PositiveInt = Field(
         100, description="Steps between progress lines if the output is not a terminal."
@@ -193,7 +194,7 @@ class Config(BaseModel):
         10.0, ge=0, description="Minutes between checkpoints within an epoch; 0: after each step."
     )
     deterministic: bool = Field(
-        False, description="On a GPU, use deterministic algorithms only; slower."
+        False, description="On a GPU, use deterministic algorithms only, which are slower."
     )
 
     # --- the data ----------------------------------------------------------------------------
@@ -203,22 +204,24 @@ class Config(BaseModel):
     train_data_csv: str = Field(description="Training clips, one per line: id;label.")
     val_data_folder: str = Field(description="Like train_data_folder, for validation.")
     val_data_csv: str = Field(description="Like train_data_csv, for validation.")
-    test_data_folder: str | None = Field(None, description="Like the others, for --test_only.")
+    test_data_folder: str | None = Field(
+        None, description="Like train_data_folder, for --test_only."
+    )
     test_data_csv: str | None = Field(None, description="Test clips, one id per line, no labels.")
     labels_csv: str = Field(description="Class names, one per line; line number = class index.")
     group: str | None = Field(
         None,
-        description="Regular expression whose first group names a clip's group (its person or "
-        "recording), found in the clip's name, such as ^([a-z]+)_, or, with a slash, in its id; "
-        "null: the column `group` of the CSVs, if there is one.",
+        description="Regular expression whose first group is the name of a clip's group (its "
+        "person or recording), such as ^([a-z]+)_; searched in the clip's name, or, if it contains "
+        "a slash, in the clip's id; null: the column `group` of the CSVs, if there is one.",
     )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Number of classes; null: the number of lines of labels_csv."
     )
     num_workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         None,
-        description="Loader workers for each training process, at most one per core; null: one "
-        "per core, up to 16; 0: load in the training process.",
+        description="Loader workers of each training process, at most one per core; null: one "
+        "per core, up to 16; 0: the training process loads the clips.",
     )
     max_frame_pixels: PositiveInt = Field(
         2**26,  # 8192 x 8192: enough for 8K films, also of 360 degrees
@@ -230,59 +233,61 @@ class Config(BaseModel):
         "it in bad_clips.csv.",
     )
     max_bad_share: Fraction = Field(
-        0.01, description="With skip: stop the run if more of a set than this cannot be read."
+        0.01, description="With skip: stop the run if a larger fraction of a set cannot be read."
     )
 
     baseline_clips: int = Field(
         2000,
         ge=0,
         le=2**31 - 1,
-        description="Maximum number of training clips of the linear model, whose score is "
-        "shown beside the network's; 0: no baselines.",
+        description="Maximum number of training clips for the linear model, whose score is "
+        "shown beside that of the network; 0: no baselines.",
     )
     picture_baseline_clips: int = Field(
         0,
         ge=0,
         le=2**31 - 1,
-        description="Maximum number of training clips, and of validation clips, of the baseline "
-        "pictures without order: logistic regression on the features of single frames. On a CPU, "
-        "100 clips take about 5 seconds; 0: not computed.",
+        description="Maximum number of training clips, and of validation clips, for the baseline "
+        "`pictures without order`: logistic regression on the features of single frames. On a CPU, "
+        "100 clips take about 5 seconds. 0: not computed.",
     )
     time_probe_clips: int = Field(
         0,
         ge=0,
         le=2**31 - 1,
         description="Maximum number of validation clips that are classified after the last epoch "
-        "with their frames reversed, shuffled, and replaced by one frame, for the report; 0: none.",
+        "with their frames reversed, shuffled, and all replaced by one, for the report; 0: none.",
     )
 
     # --- from frames to clips ----------------------------------------------------------------
     clip_size: Size = Field(18, description="Frames in a clip (T).")
-    step_size: Size = Field(2, description="Use every step_size-th frame (window).")
-    nclips: Size = Field(1, description="Clips per video in evaluation; their scores are averaged.")
+    step_size: Size = Field(2, description="With window: use every step_size-th frame.")
+    nclips: Size = Field(
+        1, description="Windows per clip in evaluation; their scores are averaged."
+    )
     frame_rate: PositiveFloat = Field(
-        12.0, le=1000, description="Frames per second of clips; video files are resampled to it."
+        12.0, le=1000, description="Frames per second of clips; videos are resampled to it."
     )
     sampling: Literal["window", "segments"] = Field(
         "window",
         description="window: clip_size frames, step_size apart, from a random start; "
-        "segments: one frame from each of clip_size equal parts of the video.",
+        "segments: one frame from each of clip_size equal parts of the clip.",
     )
     frame_height: Size | None = Field(
         100, description="Frames are scaled to this height (pixels); null: not scaled."
     )
     crop_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
-        84, description="Centre crop in pixels: one side, or [height, width]."
+        84, description="Size of the centre crop in pixels: one number, or [height, width]."
     )
     affine_degrees: float = Field(
-        10.0, ge=0, le=180, description="Training clips are rotated by up to +- this many degrees."
+        10.0, ge=0, le=180, description="Training clips are rotated by up to ± this many degrees."
     )
     affine_translate: Fraction = Field(
-        0.15, description="... and shifted by up to +- this fraction of width and height."
+        0.15, description="... and shifted by up to ± this fraction of their width and height."
     )
-    affine_scale: Fraction = Field(0.0, description="... and scaled by up to +- this fraction.")
+    affine_scale: Fraction = Field(0.0, description="... and scaled by up to ± this fraction.")
     affine_shear: float = Field(
-        0.0, ge=0, lt=90, description="... and sheared by up to +- this many degrees."
+        0.0, ge=0, lt=90, description="... and sheared by up to ± this many degrees."
     )
     horizontal_flip: Share = Field(
         0.0, description="Fraction of training clips that are mirrored; see flip_labels."
@@ -290,51 +295,51 @@ class Config(BaseModel):
     flip_labels: dict[str, str] | Literal["unchanged"] | None = Field(
         None,
         description="Labels of mirrored clips: pairs of class names that are swapped, or "
-        '"unchanged" if there are none.',
+        '"unchanged" if no label changes.',
     )
     colour_jitter: Fraction = Field(
-        0.0, description="Brightness, contrast and saturation change by up to +- this fraction."
+        0.0, description="Brightness, contrast and saturation change by up to ± this fraction."
     )
     random_erasing: Share = Field(
         0.0, description="Fraction of training clips in which a random box is erased."
     )
     time_masking: Share = Field(
         0.0,
-        description="Maximum fraction of a clip's frames that its mean frame replaces; "
-        "the number and place of these consecutive frames are drawn per clip.",
+        description="Maximum fraction of a training clip's frames that are replaced by its mean "
+        "frame; how many consecutive frames, and which, is drawn per clip.",
     )
     step_jitter: Fraction = Field(
-        0.0, description="Training clips run faster or slower by up to +- this fraction."
+        0.0, description="Training clips run faster or slower by up to ± this fraction."
     )
     ncrops: Literal[1, 3] = Field(
         1,
-        description="Crops per clip in evaluation: the centre, or also both ends of the longer "
-        "side; their scores are averaged with those of nclips.",
+        description="Crops per window in evaluation: 1: the centre; 3: also both ends of the "
+        "longer side; the scores of all windows and crops are averaged.",
     )
     mean: Colour | None = Field(
         None,
-        description="Subtracted from RGB in 0..1; null: as for the weights of `pretrained`, "
-        "otherwise ImageNet's.",
+        description="Subtracted from RGB values from 0 to 1; null: as the weights of `pretrained` "
+        "expect, otherwise ImageNet's.",
     )
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="RGB is then divided by this; null: like mean."
+        None, description="RGB values are then divided by this; null: as for `mean`."
     )
 
     subtract_background: bool = Field(
         False,
-        description="Subtract each clip's mean frame, so that still pixels are 0: for "
-        "fixed cameras; for clips that differ in movement only.",
+        description="Subtract each clip's mean frame, so that pixels that do not change are 0; "
+        "for fixed cameras, and for clips that differ in movement only.",
     )
 
     # --- the network -------------------------------------------------------------------------
     model: Literal[MODELS] = Field(
         "conv3d",
-        description="conv3d: the tutorial's 3D ConvNet; eco: a 2D ConvNet on each frame and a 3D "
-        "one on its maps; cnn_lstm: a 2D ConvNet on each frame and an LSTM; trn: Temporal Relation "
-        "Network; two_stream: a frame and optical flow; mobilenet3d, csn: light 3D networks of "
-        "depthwise convolutions; kernel_ridge: kernel ridge regression on the maps of a 2D "
-        "ConvNet; linear: ridge regression on small grey frames; average: the mean of several, its "
-        "`members`; the others: torchvision's video models.",
+        description="conv3d: the tutorial's 3D ConvNet; eco: a 2D ConvNet on each frame, then a 3D "
+        "one on the stacked maps; cnn_lstm: a 2D ConvNet on each frame, then an LSTM; trn: "
+        "Temporal Relation Network; two_stream: a frame and optical flow; mobilenet3d, csn: light "
+        "3D networks of depthwise convolutions; kernel_ridge: kernel ridge regression on the maps "
+        "of a 2D ConvNet; linear: ridge regression on small grey frames; average: the mean of "
+        "several networks, its `members`; the others: torchvision's video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -346,11 +351,11 @@ class Config(BaseModel):
     )
     backbone: Literal[BACKBONES] = Field(
         "resnet18",
-        description="eco, kernel_ridge, cnn_lstm, trn, two_stream: the 2D ConvNet for the frames.",
+        description="eco, kernel_ridge, cnn_lstm, trn, two_stream: the 2D ConvNet on the frames.",
     )
     backbone_layer: str | None = Field(
         None,
-        description="eco, kernel_ridge: the last layer of the backbone that is used, such as "
+        description="eco, kernel_ridge: the layer of the backbone whose maps are used, such as "
         "blocks.7 of efficientnet_lite0 or layer3 of resnet18; null: the last one with a stride "
         "of 16.",
     )
@@ -367,12 +372,12 @@ class Config(BaseModel):
     )
     small_frame_height: Size = Field(
         40,
-        description="average: height (pixels) to which frames are shrunk for the members that "
-        "have no 2D network.",
+        description="average: height (pixels) to which frames are shrunk for members without a "
+        "2D network.",
     )
     lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(
-        "multi", description="trn: relations of 2 to clip_size frames, or of clip_size frames only."
+        "multi", description="trn: relations of 2, 3, ... clip_size frames, or of clip_size only."
     )
     depth: Literal[26, 50, 101, 152] = Field(26, description="csn: number of layers.")
     width: PositiveFloat = Field(
@@ -384,28 +389,28 @@ class Config(BaseModel):
     feature_versions: Annotated[int, Field(ge=0, le=2**16)] = Field(
         0,
         description="With a frozen backbone: compute its features once, for this many augmented "
-        "versions of each training clip, and train on them; 0: in each step.",
+        "versions of each training clip, and train on them; 0: compute them in each step.",
     )
     batch_size: Size = Field(100, description="Clips per training step, over all processes.")
     eval_batch_size: Size | None = Field(
         None,
-        description="Clips per batch in evaluation, which needs less memory per clip; null: twice "
-        "batch_size.",
+        description="Clips per batch in evaluation, which needs less memory per clip than "
+        "training; null: twice batch_size.",
     )
     balanced_sampling: bool = Field(
         False,
-        description="Draw training clips with replacement, so that each class is equally frequent "
-        "however many clips it has; an epoch still has as many clips as there are.",
+        description="Draw training clips with replacement, so that all classes are equally "
+        "frequent, however many clips they have; an epoch has as many clips as without it.",
     )
     accumulate_steps: Size = Field(
-        1, description="Number of parts of each batch (gradient accumulation), to save memory."
+        1,
+        description="Gradient accumulation: compute each batch in this many parts, to save memory.",
     )
     batchnorm_refresh_steps: int = Field(
         300,
         ge=0,
-        description="In the first steps of training, up to this number, BatchNorm's running "
-        "statistics lag behind; they are recomputed from training clips before each validation; "
-        "0: never.",
+        description="During this many first steps, in which BatchNorm's running statistics lag "
+        "behind, they are recomputed from training clips before each validation; 0: never.",
     )
     checkpoint_activations: bool = Field(
         False,
@@ -430,7 +435,7 @@ class Config(BaseModel):
         False, description="Use torch.compile: a slow start, then often faster steps."
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="adam; adamw: decoupled weight decay; sgd: with momentum."
+        "adam", description="adam; adamw: with decoupled weight decay; sgd: with momentum."
     )
     lr: PositiveFloat = Field(0.001, le=1e6, description="Initial learning rate (after warm-up).")
     last_lr: float = Field(1e-5, ge=0, description="Final learning rate (plateau, cosine).")
@@ -439,7 +444,8 @@ class Config(BaseModel):
         1e-5,
         ge=0,
         le=1e6,
-        description="L2 penalty on the weights; for adamw and sgd, not on biases and BatchNorm.",
+        description="Weight decay. adam: an L2 penalty on all weights; adamw: decoupled; sgd: an "
+        "L2 penalty; the latter two not on biases and BatchNorm.",
     )
     grad_clip: PositiveFloat | None = Field(
         None,
@@ -454,15 +460,15 @@ class Config(BaseModel):
         0.0,
         ge=0,
         le=100,
-        description="mixup: pairs of clips are blended with a weight from "
+        description="mixup: pairs of clips, and their labels, are blended with a weight from "
         "Beta(alpha, alpha); 0: off.",
     )
     cutmix_alpha: float = Field(
         0.0,
         ge=0,
         le=100,
-        description="CutMix: a box of each clip is replaced by that of another "
-        "clip, in the same way; with both, each step draws one of the two.",
+        description="CutMix: a box of each clip is replaced by the same box of another clip, "
+        "whose size is drawn in the same way; with both, each step draws one of the two.",
     )
     ema_decay: Fraction = Field(
         0.0,

@@ -191,7 +191,7 @@ def warn_if_shared(train: Annotations, validation: Annotations) -> None:
     is_shared = np.isin(validation.groups, train.groups)
     if names := sorted(set(validation.groups[is_shared].tolist()), key=natural_key):
         print(
-            f"warning: {len(names):,} groups are both {inflated} for others: "
+            f"warning: {len(names):,} groups are both {inflated} for new groups: "
             f"{summarize(names, 5)}, {is_shared.sum():,} of {len(validation):,} validation "
             "clips; keep each group in one set"
         )

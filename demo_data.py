@@ -335,12 +335,16 @@ def write_data_set(output, clips_per_set=CLIPS_PER_SET, seed=0, force=False, pro
 def main(arguments=None):
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description="Draw the built-in gesture data set.")
-    parser.add_argument("--output", default="data/demo", help="folder to write (%(default)s)")
+    parser.add_argument(
+        "--output", default="data/demo", help="folder to write (default: %(default)s)"
+    )
     for set_name, count in CLIPS_PER_SET.items():
-        flag, meaning = f"--{set_name}_clips", "number of clips (%(default)s)"
+        flag, meaning = f"--{set_name}_clips", f"number of {set_name} clips (default: %(default)s)"
         parser.add_argument(flag, type=int, default=count, help=meaning)
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--force", action="store_true", help="replace an existing demo set")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the random numbers (default: %(default)s)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing demo data set")
     options = parser.parse_args(arguments)
     return exit_status(lambda: draw_data_set(options))
 

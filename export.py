@@ -17,14 +17,23 @@ from system.errors import exit_status
 def main(arguments=None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FOLDER or FILE.zip")
+    parser.add_argument(
+        "--checkpoint", "-c", required=True, metavar="FILE", help="the network to export"
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        required=True,
+        metavar="FOLDER|FILE.zip",
+        help="a new folder or zip file to write",
+    )
     parser.add_argument(
         "--runtime",
         type=Path,
         metavar="FOLDER",
-        help="an unpacked npm package onnxruntime-web, to put beside the page; by default, the "
-        "page fetches it from a public CDN",
+        help="the unpacked npm package onnxruntime-web, which is copied beside the page; by "
+        "default, the page fetches it from a public CDN",
     )
     options = parser.parse_args(arguments)
 

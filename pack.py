@@ -93,26 +93,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--height",
         type=int,
         metavar="PIXELS",
-        help="shrink taller frames to it; not below the frame_height of a config",
+        help="shrink taller frames to this height, at least the frame_height of your config",
     )
     parser.add_argument(
         "--quality",
         type=int,
         default=95,
-        help="of JPEGs of shrunk frames and of videos, 1 to 100 (default: %(default)s)",
+        help="JPEG quality of shrunk frames and of videos, 1 to 100 (default: %(default)s)",
     )
     parser.add_argument(
         "--frame_rate",
         type=float,
         metavar="RATE",
-        help="frames per second of videos; the frame_rate of the config",
+        help="for videos: frames per second, the frame_rate of your config",
     )
     parser.add_argument(
         "--max_frame_pixels",
         type=int,
         default=MAX_FRAME_PIXELS,
         metavar="N",
-        help="larger frames are not shrunk, larger videos packed without frames "
+        help="frames with more pixels are not shrunk, such videos are packed without frames "
         "(default: %(default)s)",
     )
     action = parser.add_mutually_exclusive_group()

@@ -145,31 +145,35 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="FILE",
-        help="may be repeated, and the networks' scores are averaged; or "
-        "a stack of train.py --stack",
+        help="a trained network; may be repeated, to average the scores of several; or a stack "
+        "made by train.py --stack",
     )
     parser.add_argument(
-        "--top", type=_count, default=3, help="classes per clip (default: %(default)s)"
+        "--top", type=_count, default=3, help="classes to print per clip (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", "-o", type=Path, metavar="FILE", help="write the results as .csv or .json"
+        "--output",
+        "-o",
+        type=Path,
+        metavar="FILE",
+        help="write the results to a .csv or .json file",
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FILE",
-        help="write the clip with its scores as .gif or .mp4; for several clips, FILE is a folder",
+        help="write the clip with its scores to a .gif or .mp4 file; for several clips, a folder",
     )
     parser.add_argument(
         "--camera",
         type=_camera,
         metavar="N",
-        help="classify what a camera shows: a webcam's number, or an address, such as rtsp://...",
+        help="classify what a camera shows: the number of a webcam, or an address like rtsp://...",
     )
     parser.add_argument(
         "--json", action="store_true", help="with --camera: print JSON lines, one per verdict"
     )
-    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
+    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
     options = parser.parse_args(arguments)
     if not options.paths and options.camera is None:
         parser.error("give at least one PATH, or --camera")

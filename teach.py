@@ -69,16 +69,18 @@ def main(arguments=None) -> int:
         type=Path,
         default=Path("data/mine"),
         metavar="FOLDER",
-        help="for clips and trainings; it is made if missing (%(default)s)",
+        help="folder of clips and trainings, made if missing (default: %(default)s)",
     )
     parser.add_argument(
         "--port",
         type=port_number,
         default=8321,
-        help="of the page; 0: any that is free (%(default)s)",
+        help="port of the page; 0: any that is free (default: %(default)s)",
     )
-    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
-    parser.add_argument("--no_browser", action="store_true", help="only print the address")
+    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
+    parser.add_argument(
+        "--no_browser", action="store_true", help="print the address, but do not open it"
+    )
     options = parser.parse_args(arguments)
     stopping.raise_on_signal()
     return exit_status(lambda: serve(options))

@@ -2,9 +2,9 @@
 # # Why time matters to a convolution
 #
 # Seven minutes to read, code included, and half a minute of computing on a CPU. You need some
-# Python. Run it cell by cell, in an editor or as the notebook `walkthrough.ipynb`; or all at once
-# by `python walkthrough.py`. Each `assert` checks what the text says; change things, and see which
-# ones fail. Legend: `N` clips, `C` channels or colours, `T` frames, `H` rows, `W` columns.
+# Python. Run it cell by cell, in an editor or as the notebook `walkthrough.ipynb`, or all at once
+# with `python walkthrough.py`. Each `assert` checks what the text says; change things, and see
+# which ones fail. Legend: `N` clips, `C` channels or colours, `T` frames, `H` rows, `W` columns.
 
 # %%
 # In Colab, enter the address of the project's repository, which is then installed.
@@ -158,13 +158,14 @@ print("loss in every 20th step:", *np.round(losses[::20], 3))
 assert torch.allclose(learnt[0, 0], motion_kernel, atol=0.01)
 
 # %% [markdown]
-# **Think:** for real gestures nobody knows the output of a layer. What else can be wanted?
+# **Think:** for real gestures, nobody knows what a layer should output. What else could we ask for?
 #
 # ## 5. A network that is trained
 #
-# The class. `ConvColumn` (in `model.py`) stacks 3D convolutions of many kernels, and max pooling,
-# which keeps the largest of each 2 x 2 x 2 values, until one vector is left. The same steps learn
-# all kernels together; the loss compares the network's scores with the class.
+# We can ask for the right class. `ConvColumn` (in `model.py`) stacks 3D convolutions of many
+# kernels, and max pooling, which keeps the largest of each 2 x 2 x 2 values, until one vector is
+# left. The same steps learn all kernels together; the loss compares the network's scores with the
+# class.
 
 
 # %%
@@ -191,12 +192,12 @@ for epoch in range(6):
 assert np.mean(losses) < 0.4
 
 # %% [markdown]
-# **Think:** now play clips backwards to this network. 50 %, or something else?
+# **Think:** now play clips backwards to this network. Will it get 50 % right, or something else?
 #
 # ## 6. Break it
 #
-# Clips that it has not seen: in order, reversed, shuffled, frozen to one frame; and in order again,
-# but each kernel replaced by its average over time.
+# Give it clips that it has not seen: in order, reversed, shuffled, frozen to one frame; and in
+# order again, but with each kernel replaced by its average over time.
 
 
 # %%
@@ -225,7 +226,7 @@ assert torch.allclose(network(inputs), network(inputs.flip(2)), atol=1e-4)
 
 # %% [markdown]
 # On reversed clips it does not guess, it is *wrong*: it sees the other gesture. On shuffled or
-# frozen clips it guesses. With kernels that do not change over time it cannot tell a clip from its
+# frozen clips it guesses. With kernels that do not change over time, it cannot tell a clip from its
 # reverse: what it has learnt is movement.
 #
 # From here: `README.md` trains on all eight gestures and on clips of your own, and `explain.py`

@@ -1,4 +1,4 @@
-"""All measurements of speed and memory, most of them beside the plain way and a limit.
+"""Measure speed and memory, mostly beside the plain way and an estimated limit.
 
     python benchmarks/benchmark.py                      on the CPU, or on the GPU if there is one
     python benchmarks/benchmark.py --sections loader    one section of it
@@ -138,12 +138,22 @@ def main(arguments=None) -> int:
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", help="(default: a GPU if there is one)")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--minutes", type=float, default=9, help="in total (%(default)s)")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        help="what to measure (default: all)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="stop after this time (default: %(default)s)"
+    )
     parser.add_argument("--again", action="store_true", help="repeat finished sections")
-    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
-    parser.add_argument("--small", action="store_true", help="a tiny network and few clips")
-    parser.add_argument("--rounds", type=int, help="(default: 3)")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json and .md")
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny network and few clips, to try the command"
+    )
+    parser.add_argument("--rounds", type=int, help="repetitions of each measurement (default: 3)")
     parser.add_argument("--batch_size", type=int, help="(default: 8; on a GPU 100, as for Jester)")
     parser.add_argument(
         "--precisions",
@@ -157,19 +167,22 @@ def parse_arguments(arguments):
         default=[],
         metavar="key=value",
         dest="overrides",
-        help="change keys of the tutorial's config for steps, evaluation, epoch",
+        help="keys of the tutorial's config to change, for steps, evaluation and epoch",
     )
     parser.add_argument(
         "--clips",
         type=int,
-        help="of a loader worker whose memory is measured (default: 20000; Jester has 118562)",
+        help="clips in the set of which a loader worker's memory is measured (default: 20000; "
+        "Jester has 118562)",
     )
-    parser.add_argument("--epoch_clips", type=int, help="(default: 64; on a GPU 30000)")
+    parser.add_argument(
+        "--epoch_clips", type=int, help="clips in an epoch (default: 64; on a GPU 30000)"
+    )
     parser.add_argument(
         "--num_workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="of an epoch (%(default)s)",
+        help="loader workers of an epoch (default: %(default)s)",
     )
     for name in ("section", "report"):  # for the processes that the command starts
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)

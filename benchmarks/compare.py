@@ -136,7 +136,7 @@ def folds_of(options) -> tuple[list[Fold | None], str]:
         if given := [change for change in changes if change.split("=")[0] in DATA_KEYS]:
             raise UserError(
                 f"--variant {name!r}: {given[0]}: --folds has the same clips for all "
-                "variants; remove it, or give it by --set"
+                "variants; remove it, or give it with --set"
             )
     config = load_config(PROJECT / options.config, options.overrides)
     return make_folds(config, options.folds, Path(options.output))
@@ -144,30 +144,39 @@ def folds_of(options) -> tuple[list[Fold | None], str]:
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config", "-c", required=True)
+    parser.add_argument("--config", "-c", required=True, help="the config that is varied")
     parser.add_argument(
-        "--variant", nargs="+", action="append", required=True, metavar=("NAME", "key=value")
+        "--variant",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "key=value"),
+        help="a name for the table, and the keys that differ; once per variant",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="key=value",
         dest="overrides",
-        help="for all variants",
+        help="keys to change for all variants",
     )
-    parser.add_argument("--output", default="trainings/compare", help="(%(default)s)")
+    parser.add_argument(
+        "--output", default="trainings/compare", help="folder of the runs (default: %(default)s)"
+    )
     parser.add_argument(
         "--folds",
         type=number_of_folds,
         metavar="N|group",
-        help="cross-validation: train on N splits of all clips, or leave each group out once",
+        help="cross-validation: train on N splits of all clips, or leave out each group once",
     )
     parser.add_argument(
         "--group",
         metavar="PATTERN",
-        help="the config's key `group`: finds a clip's group in its id",
+        help="regular expression that finds a clip's group in its id; default: the config's group",
     )
     parser.add_argument(
         "--clips_per_class",
@@ -181,10 +190,10 @@ def parse_arguments(arguments):
         nargs="+",
         default=[],
         metavar="LABEL=LABEL",
-        help="classes that differ in direction only",
+        help="pairs of classes that differ in direction only; scored by pair and direction",
     )
-    parser.add_argument("--note", default="", help="a line above the table")
-    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json and .md")
+    parser.add_argument("--note", default="", help="a line to write above the table")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json and .md")
     return parser.parse_args(arguments)
 
 

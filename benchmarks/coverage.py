@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `scoring/intervals.py` include the truth, by simulation.
+"""Simulate how often the 95 % intervals of `scoring/intervals.py` include the true score.
 
     python benchmarks/coverage.py
 

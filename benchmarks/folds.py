@@ -101,7 +101,9 @@ def _assign(labels, groups, number: str, are_known: bool) -> tuple[np.ndarray, l
     """
     if number == "group":
         if not are_known or len(np.unique(groups)) < 2:
-            raise UserError("--folds group: needs two groups or more; name them by --group PATTERN")
+            raise UserError(
+                "--folds group: needs two groups or more; name them with --group PATTERN"
+            )
         names, fold_of = np.unique(groups, return_inverse=True)
         words = f"one of {len(names)} groups left out ({', '.join(names)})"
         return fold_of, names.tolist(), words

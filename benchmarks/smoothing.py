@@ -1,4 +1,4 @@
-"""How much to smooth live scores: gestures recognised, and wrong verdicts that flash up.
+"""Measure smoothing of live scores: gestures recognized, and wrong verdicts that flash up.
 
     python benchmarks/smoothing.py --epochs 40
 

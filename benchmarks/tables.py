@@ -1,4 +1,4 @@
-"""The tables of compare.py, with intervals from the result of each clip.
+"""Print the tables of compare.py again, with intervals from the result of each clip.
 
     python benchmarks/tables.py benchmarks/results/few_clips_lips8.json
 

@@ -248,10 +248,11 @@ def read_results(path: Path) -> dict:
 
 
 @matplotlib.rc_context(SETTINGS)
-def draw_remedies(results) -> str:
+def draw_remedies(results, title) -> str:
     """Draw each variant's top-1 and interval, if known, best first, beside the baselines.
 
-    results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps.
+    results: from compare.py; the rows' `train_top1` are those of the last epoch's training steps,
+    on augmented clips and with dropout.
     """
     baseline, *_ = results["rows"]
     rows = sorted(results["rows"], key=lambda row: row["top1"])
@@ -280,10 +281,10 @@ def draw_remedies(results) -> str:
     axes.grid(axis="x")
     axes.spines[["left", "bottom"]].set_visible(False)
     _draw_baselines(axes, results.get("baselines", {}), len(rows) + 0.1)
-    axes.set_title(f"What each part of the recipe gives ({baseline['variant']} in bold, dashed)")
+    axes.set_title(f"{title} ({baseline['variant']} in bold, dashed)")
     for x, text, colour in (
         (0, _legend(rows), "blue"),
-        (330, "○ training, on augmented clips", "orange"),
+        (330, "○ training (augmented, dropout)", "orange"),
     ):
         shown = axes.annotate(
             text,

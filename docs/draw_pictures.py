@@ -106,7 +106,9 @@ PICTURES = {
     "activations-light.webp": lambda sources: draw_activations(sources.inside[0], LIGHT),
     "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
     "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_lips8")),
-    "remedies.svg": lambda sources: charts.draw_remedies(_results("few_clips_parts")),
+    "remedies.svg": lambda sources: charts.draw_remedies(
+        _results("few_clips_parts"), "Underfitting: what 40 epochs give"
+    ),
 }
 
 

@@ -30,7 +30,7 @@ KINDS = {
     "content in two sets": ("error", "drop it from one of them; it would inflate the score"),
     "group in two sets": (
         "note",
-        "keep it in one set; a score on known groups is too high for others",
+        "keep it in one set; otherwise the score is too high for new groups",
     ),
     "unknown label": ("note", "these rows are left out; to keep them, add the label to labels_csv"),
     "short clip": ("note", "padded with its last frame; a lower clip_size or step_size avoids it"),

@@ -89,7 +89,7 @@ def _score(history: list[dict], annotations: Annotations | None) -> dict | None:
 CARD = """\
 # {title}
 
-A network that classifies films of movements: {classes}. It needs nothing of the program that \
+A network that classifies films of movements: {classes}. It works without the program that \
 trained it.
 
 ## Use
@@ -108,8 +108,9 @@ browser. Any static host will do; a camera needs localhost or https.
   ```
 
 `network.onnx` maps `frames`, uint8 RGB [{frames}, height, width, 3] of any size, {sampling}, to \
-`probabilities`, float [{num_classes}]. Scaling, cropping, normalization and softmax are in it. \
-The probabilities of {windows} per film are averaged. Its metadata have all this as JSON (`about`).
+`probabilities`, float [{num_classes}]. It includes scaling, cropping, normalization and \
+softmax. The probabilities of {windows} per film are averaged. All this is JSON in its metadata \
+(`about`).
 
 ## Training clips
 
@@ -121,8 +122,8 @@ The probabilities of {windows} per film are averaged. Its metadata have all this
 
 ## What was not in the training clips
 
-- Other people, rooms, light, cameras and distances than those of these clips. Expect more \
-mistakes there, and measure them on clips of your own.
+- People, rooms, light, cameras and distances other than those of these clips. Expect more \
+mistakes with them, and count these on clips of your own.
 - {nothing}
 
 ## Checked
@@ -175,8 +176,8 @@ def _sampling_text(about: dict) -> str:
 def _training_text(clips: dict | None) -> str:
     if clips is None:
         return (
-            "How many there were of each class is unknown: the list of training clips was missing, "
-            "or had changed, when this was exported."
+            "How many there were of each class is unknown: when this was exported, the list of "
+            "training clips was missing or had changed."
         )
     rows = [f"| {_cell(name)} | {count:,} |" for name, count in clips.items()]
     return "\n".join(["| class | clips |", "|---|---|", *rows])
@@ -195,7 +196,7 @@ def _score_text(score: dict | None) -> str:
         f"{score['top1']:.1f} % of {on} that were not trained on are classified correctly"
         + (f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f} %)" if interval else "")
         + ". If this epoch was chosen by this score, it is somewhat too high; if the same people "
-        "or recordings are in the training clips, it says little about others."
+        "or recordings are in the training clips, it says little about new ones."
     )
 
 
@@ -203,10 +204,10 @@ def _nothing_text(classes) -> str:
     known = [name for name in classes if name.lower() in ("nothing", "none", "no gesture", "other")]
     if known:
         return (
-            f"“{_cell(known[0])}” is what was recorded as such; other movements may still be "
-            "taken for a class."
+            f"“{_cell(known[0])}” is only what was recorded as such; other movements may still be "
+            "taken for one of the classes."
         )
     return (
-        "No class is “nothing”: whatever it sees is one of the classes, often with a high "
-        "probability. Record such clips as a class of their own."
+        "No class is “nothing”: the network takes whatever it sees for one of the classes, often "
+        "with a high probability. Record other movements, and none, as a class of their own."
     )

@@ -33,7 +33,10 @@ def open_file(features: FeatureSet, model, device) -> ChunkFile:
     def open_in_main():
         file = JournaledFile(path, describe(features, model, device))
         if file.changed:
-            print(f"{path}: is of other {summarize(file.changed)}; computed again", flush=True)
+            print(
+                f"{path}: was computed with other {summarize(file.changed)}; computing again",
+                flush=True,
+            )
         opened.append(file)
         return file.id, file.chunks
 
@@ -73,10 +76,10 @@ def has_room(sets: list[FeatureSet], files: list[ChunkFile]) -> bool:
         if row["needed"] > row["room"]:
             place = f"the temporary folder of process {number}" if number else str(folder)
             print(
-                f"warning: feature_versions: there is room for {format_bytes(row['room'])} of "
-                f"features in {place}, not for {format_bytes(row['needed'])}; they are computed in "
-                "each step, which is slower; lower feature_versions, crop_size or clip_size, or "
-                "make room, for example by another output_dir",
+                f"warning: feature_versions: the features need {format_bytes(row['needed'])}, but "
+                f"{place} has room for {format_bytes(row['room'])}; so they are computed in each "
+                "step, which is slower; lower feature_versions, crop_size or clip_size, or make "
+                "room, for example with another output_dir",
                 flush=True,
             )
             return False

@@ -55,8 +55,5 @@ class Progress:
             print(f"{self.title}: {self.done:,} frames in {rate}", flush=True)
         if isinstance(error, stopping.Stopped):
             name = signal.Signals(error.signal_number).name
-            print(
-                f"stopped by {name}; {self.todo - self.done:,} frames are left, which the same "
-                "command computes",
-                flush=True,
-            )
+            left = f"{self.todo - self.done:,} frames"
+            print(f"stopped by {name}; the same command computes the other {left}", flush=True)

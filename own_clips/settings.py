@@ -82,16 +82,16 @@ def _time(stats: ClipStats, given: dict) -> list[Choice]:
     low, frames, high = np.percentile(num_frames, [5, 50, 95])
     is_segments = given.get("sampling") == "segments"
     clip_size, step = _window(num_frames, rate, is_segments, given)
-    choices = [Choice("frame_rate", rate, "the videos' own (median)")] if len(rates) else []
+    choices = [Choice("frame_rate", rate, "the median of the videos")] if len(rates) else []
     choices.append(
         Choice(
             "clip_size",
             clip_size,
-            f"the clips have {low:.0f} to {high:.0f} frames, {frames:.0f} in the middle",
+            f"most clips have {low:.0f} to {high:.0f} frames, the median is {frames:.0f}",
         )
     )
     if is_segments:
-        choices.append(Choice("step_jitter", 0.0, "sampling segments has no step"))
+        choices.append(Choice("step_jitter", 0.0, "segments have no step that could vary"))
         # No more than have distinct frames.
         num_windows = min(_num_windows(frames / clip_size), frames // clip_size)
     else:
@@ -108,9 +108,7 @@ def _time(stats: ClipStats, given: dict) -> list[Choice]:
     return [
         *choices,
         Choice(
-            "nclips",
-            max(1, int(num_windows)),
-            "windows from the whole clip are averaged in evaluation",
+            "nclips", max(1, int(num_windows)), "evaluation averages windows spread over the clip"
         ),
     ]
 
@@ -152,7 +150,7 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
         "the recipe was chosen at about this size"
     )
     if "crop_size" in given:
-        reason = "that of crop_size"
+        reason = "as high as crop_size"
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
@@ -197,7 +195,7 @@ def _background(stats: ClipStats) -> Choice:
             "were examined: without their background, they would look the same"
         )
     elif is_fixed:
-        reason += ": something small moves before a fixed camera"
+        reason += ": something small moves in front of a fixed camera"
     return Choice("subtract_background", is_fixed, reason)
 
 
@@ -228,7 +226,7 @@ def training_length(num_clips: int, device_type: str, is_short: bool = False) ->
     epochs = int(np.clip(to_see / num_clips, MIN_EPOCHS, most))
     return [
         Choice("batch_size", batch_size, f"{num_clips:,} clips for training"),
-        Choice("num_epochs", epochs, f"about {epochs * num_clips:,} clips are then seen"),
+        Choice("num_epochs", epochs, f"so about {epochs * num_clips:,} clips are shown in all"),
     ]
 
 

@@ -191,7 +191,7 @@ def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
         print(
             f"  exact duplicates: {sum(map(len, same)):,} clips, such as "
             f"{summarize([ids[position] for position in same[0]], 3)}"
-            f"{'; they stay on one side' if is_open else ''}"
+            f"{'; they are kept on one side' if is_open else ''}"
         )
     if is_open:
         groups = clips["group"].tolist() if rule else ids

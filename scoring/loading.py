@@ -71,7 +71,7 @@ def _read(path, config: Config | None, class_names) -> dict:
     if not checkpoint.get("classes") or not checkpoint.get("config"):
         raise UserError(
             f"{path}: has no class names or no config, so it cannot be used alone; evaluate it "
-            "by train.py --eval_only, or train with this program"
+            "with train.py --eval_only, or train with this program"
         )
     return checkpoint | {"path": str(path)}
 

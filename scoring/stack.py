@@ -230,12 +230,12 @@ def _checked_path(stack_path, network: Member) -> str:
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such checkpoint, which the stack {stack_path} needs; put it "
-            "there, or fit the stack again by train.py --stack"
+            "there, or fit the stack again with train.py --stack"
         )
     if _checksum(path) != network.sha256:
         raise UserError(
             f"{path}: has changed since the stack {stack_path} was fitted on it; fit "
-            "the stack again by train.py --stack"
+            "the stack again with train.py --stack"
         )
     return path
 

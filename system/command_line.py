@@ -16,7 +16,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the flags, and `command`: train, evaluate or test. Raises UserError for conflicts."""
     parser = Parser(description="Train, evaluate or predict with the config of a run.")
     flag = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
-    parser.add_argument("--config", "-c", help="JSON config file (see config.py)")
+    parser.add_argument(
+        "--config", "-c", help="the JSON file of the run; config.py explains its keys"
+    )
     parser.add_argument(
         "--data",
         "-d",
@@ -27,35 +29,33 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--group",
         metavar="RULE",
-        help="with --data: what must not be in both "
-        "training and validation, such as a person: a regular expression for file "
-        "names like '^([a-z]+)_', `folder` for the folder within the class folder, "
-        "or FILE.csv:COLUMN",
+        help="with --data: which clips belong together, such as those of one person, and are not "
+        "split between training and validation: a regular expression for file names, such as "
+        "'^([a-z]+)_', `folder` for the folder within the class folder, or FILE.csv:COLUMN",
     )
     parser.add_argument(
         "--quick",
         **flag,
-        help="with --data: use the recipe's usual networks and sampling, instead of choosing them "
-        "by cross-validation",
+        help="with --data: take the recipe's default network and sampling, instead of choosing "
+        "them by cross-validation",
     )
     parser.add_argument(
-        "--gpus", "-g", help="0, or 0,1 for several GPUs, or cpu; default: a GPU if available"
+        "--gpus", "-g", help="0; 0,1 for several GPUs; cpu; default: a GPU if there is one"
     )
-    parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: same as -g cpu")
+    parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: the same as -g cpu")
     parser.add_argument(
         "--resume",
         "-r",
         **flag | {"type": boolean_or_auto},
-        help="continue from the checkpoint; auto: if there is one",
+        help="continue from the checkpoint; auto: the same if there is one, otherwise start",
     )
     parser.add_argument("--eval_only", "-e", **flag, help="evaluate on the validation set")
-    parser.add_argument("--test_only", "-t", **flag, help="predict the test set")
+    parser.add_argument("--test_only", "-t", **flag, help="predict the classes of the test set")
     parser.add_argument(
         "--checkpoint",
         metavar="best|last|FILE",
-        help="with --eval_only, "
-        "--test_only or --resume True: the run folder's best or last checkpoint, "
-        "or a file; default: `checkpoint` of the config, otherwise last",
+        help="with --eval_only, --test_only or --resume True: the best or last checkpoint of the "
+        "run folder, or a file; default: the config's `checkpoint`, otherwise the last",
     )
     parser.add_argument(
         "--ensemble",
@@ -67,14 +67,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--stack",
         nargs="+",
         metavar="FILE",
-        help="fit a linear model on the "
-        "validation scores of these checkpoints, and write it to the run folder, "
-        "as stack.json, a file for --checkpoint",
+        help="fit a linear model to the validation scores of these checkpoints, and write it to "
+        "the run folder as stack.json, which --checkpoint accepts",
     )
     parser.add_argument("--check_data", **flag, help="check every frame of every set, and exit")
     parser.add_argument("--overwrite", **flag, help="delete an existing run in the run folder")
     parser.add_argument(
-        "--profile", **flag, help="trace a few training steps and print the time of each section"
+        "--profile", **flag, help="trace a few training steps and print the time of each part"
     )
     parser.add_argument(
         "--set",
@@ -95,7 +94,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raise UserError if flags conflict or one is missing."""
     if bool(options.config) == bool(options.data):
         raise UserError(
-            "give a config by --config FILE, or a folder of clips by --data FOLDER; "
+            "give a config with --config FILE, or a folder of clips with --data FOLDER; "
             "--help lists the flags"
         )
     if options.group and not options.data:
@@ -118,7 +117,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.stack and len(set(options.stack)) < max(2, len(options.stack)):
         raise UserError(
             "--stack: needs two checkpoints or more, each once; a single one is "
-            "evaluated by --eval_only True --checkpoint FILE"
+            "evaluated with --eval_only True --checkpoint FILE"
         )
     if evaluates and not (options.resume or options.checkpoint or options.ensemble):
         raise UserError(

@@ -260,14 +260,15 @@ def test_remedies_are_shown_beside_baselines():
         "rows": [make_row("the recipe", 50.0), make_row("<&>", 12.25)],
         "baselines": {"the most frequent class": 17.9, "a linear model": 43.75},
     }
-    picture = charts.draw_remedies(results)
+    picture = charts.draw_remedies(results, "Learning")
     words = check(picture)
+    assert "Learning (the recipe in bold" in words and "augmented, dropout" in words
     assert "<&>" in words and "12.2" in words and "95 % interval" in words
     assert "linear model: 43.8" in words and "most frequent class: 17.9" in words
-    assert picture == charts.draw_remedies(results)  # the same results, the same bytes
-    assert "linear model" not in check(charts.draw_remedies({"rows": results["rows"]}))
+    assert picture == charts.draw_remedies(results, "Learning")  # the same results, the same bytes
+    assert "linear model" not in check(charts.draw_remedies({"rows": results["rows"]}, ""))
     unknown = [row | {"top1_interval": None} for row in results["rows"]]
-    words = check(charts.draw_remedies({"rows": unknown}))
+    words = check(charts.draw_remedies({"rows": unknown}, ""))
     assert "validation" in words and "interval" not in words
 
 

@@ -216,7 +216,7 @@ def _conversion_message(path, found: list[str]) -> str:
     is_plain = not set('"$`\\!') & set(code)
     return (
         f"{path}: has more than plain data: {summarize(found, 5)}; it is not loaded, since it "
-        f"could run code; if you trust its author, copy its weights to {weights} by python -c "
+        f"could run code; if you trust its author, copy its weights to {weights} with python -c "
         + (f'"{code}"' if is_plain else shlex.quote(code))
     )
 

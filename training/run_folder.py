@@ -123,13 +123,13 @@ def occupied_message(folder) -> str:
     names = {LAST_CHECKPOINT: "last", PREVIOUS_CHECKPOINT: "last", BEST_CHECKPOINT: "best"}
     name = next((name for file, name in names.items() if file in found), None)
     way_on = (
-        f"continue it by --resume True --checkpoint {name}, "
+        f"continue it with --resume True --checkpoint {name}, "
         if name
         else "it has no checkpoint to continue from; "
     )
     return (
         f"{folder}: already has a run ({', '.join(found)}); {way_on}choose another "
-        "model_name, or delete it by --overwrite True"
+        "model_name, or delete it with --overwrite True"
     )
 
 

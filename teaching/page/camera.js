@@ -39,8 +39,8 @@ async function openCamera() {
 }
 function cameraIsGone() {
   document.body.dataset.ready = "";
-  recording?.abort(new Error("Not saved: the camera has gone; reload the page."));
+  recording?.abort(new Error("Not saved: the camera was disconnected; reload the page."));
   if (session) stopTrying();
   show();
-  notify("The camera has gone; reload the page.", true);
+  notify("The camera was disconnected; reload the page.", true);
 }

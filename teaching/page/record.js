@@ -82,7 +82,7 @@ onkeydown = doing(async event => {
 });
 function release() {
   if (spaceIsDown && recording && !recording.isCounted)
-    cancel("Let go: hold the space bar until the recording has begun, or press Record.");
+    cancel("Cancelled: hold the space bar until the recording has begun, or press Record.");
   spaceIsDown = false;
 }
 onkeyup = event => {

@@ -12,7 +12,7 @@ async function showResults() {
   $("matrix").replaceChildren(element("thead", {}, element("tr", {}, element("td"),
     ...classes.map(head))), element("tbody", {}, ...rows));
 }
-const takenFor = (label, predicted) => label === predicted ? `“${label}”, recognised` :
+const takenFor = (label, predicted) => label === predicted ? `“${label}”, recognized` :
   `“${label}”, taken for “${predicted}”`;
 function cellElement(label, predicted, clips) {
   if (!clips.length) return element("td", {textContent: "·"});

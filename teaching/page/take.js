@@ -17,7 +17,7 @@ function showZip(before) { // before: what was shown last
   if (state === before?.state) return;
   if (state === "failed") notify(`No zip: ${text}`, true, "export-message");
   if (state === "none" && before?.state === "running")
-    notify("A training has replaced the network meanwhile: make the zip anew.", true,
+    notify("Meanwhile, a training has replaced the network: make the zip again.", true,
       "export-message");
   if (state === "done") notify(`${name} is ready: download it.`, false, "export-message");
 }

@@ -6,8 +6,8 @@ let isToBeUsed = false, tenth = 0, problem = null; // of the last request for th
 const train = resume => doing(async () => {
   await ask("train", {resume}, "");
   tenth = 0;
-  notify(!resume && training.has_network ? "Training has started; until it is done, the network " +
-    "of before stays in use." : "Training has started.", false, "train-message");
+  notify(!resume && training.has_network ? "Training has started; until it is done, the previous " +
+    "network stays in use." : "Training has started.", false, "train-message");
   await poll();
 }, "train-message");
 $("train").onclick = train(false);
@@ -82,7 +82,7 @@ function showChart(last) {
     `${training.history.length}: training ${texts["last-training"]}, validation ` +
     `${texts["last-validation"]}, a linear model ${texts["last-linear"]}`);
 }
-const ENDED = {done: "Training is over: try it.", stopped: "Training was stopped; all is saved."};
+const ENDED = {done: "Training is over: try it.", stopped: "Training was stopped; everything is saved."};
 async function update() {
   const before = training;
   training = await ask("progress");
@@ -94,7 +94,7 @@ async function update() {
   const isNews = before.state !== training.state;
   if (isNews && training.state === "failed") notify(training.error, true, "train-message");
   if (isNews && before.state === "running" && ENDED[training.state])
-    notify(ENDED[training.state] + (training.can_use ? " The network of before is in use." : ""),
+    notify(ENDED[training.state] + (training.can_use ? " The previous network is in use." : ""),
       false, "train-message");
   if (isNews && before.state === "none" && training.state === "running")
     notify("A training is running.", false, "train-message");

@@ -174,7 +174,7 @@ def test_features_of_other_keys_are_computed_again(settings, tmp_path, capsys):
     capsys.readouterr()
     train_in(settings, tmp_path, "--resume", "True", affine_degrees=20.0, lr=0.002)
     said = capsys.readouterr().out
-    assert "train.f16: is of other affine_degrees; computed again" in said
+    assert "train.f16: was computed with other affine_degrees; computing again" in said
     assert "features of train clips: 176 frames in" in said
 
 
@@ -184,7 +184,7 @@ def test_without_room_features_are_computed_in_each_step(settings, tmp_path, cap
     monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda place: usage)
     folder = train_in(settings, tmp_path / "full")
     said = capsys.readouterr().out
-    assert "warning: feature_versions: there is room for 0 MiB" in said
+    assert "has room for 0 MiB" in said
     assert "lower feature_versions, crop_size or clip_size" in said
     assert history(folder) == history(plain)
     assert not (folder / "features").exists()

@@ -81,7 +81,7 @@ def test_duplicates_in_two_sets_are_a_warning(tmp_path, capfd):
         write_class_folders(root / part, num_clips=3)
     assert do_train(root, tmp_path, "--check_data") == 2  # an error there
     output = capfd.readouterr().out
-    assert "exact duplicates: 18 clips" in output and "stay on one side" not in output
+    assert "exact duplicates: 18 clips" in output and "kept on one side" not in output
     assert "warning: the same clip is in two sets" in output
     assert "train/Left/anna_0, val/Left/anna_0 and 8 more; remove one of each" in output
 

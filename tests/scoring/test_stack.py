@@ -111,8 +111,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("stack")
     sets = {"train": 12, "validation": 12, "test": 5}
     data = write_data_set(root / "data", sets, num_frames=(6, 40))
-    files = []
-    for number, changes in enumerate([{}, {"frame_height": 22, "sampling": "segments"}]):
+    files, configs = [], []
+    for number, changes in enumerate([{"nclips": 3}, {"frame_height": 22, "sampling": "segments"}]):
         own = (
             make_settings(root / str(number))
             | data
@@ -120,6 +120,7 @@ def trained(tmp_path_factory):
             | {"seed": number, "model_name": f"net{number}", "output_dir": str(root / "runs")}
         )
         config = write_config(root / f"{number}.json", own)
+        configs.append(config)
         assert train.main(["-c", config, "-g", "cpu"]) == 0
         files.append(str(run_folder(own) / "checkpoint.pth.tar"))
     # Speeds are for windows: the stack's config is none for the second network.
@@ -128,6 +129,7 @@ def trained(tmp_path_factory):
     assert train.main(["-c", config, "-g", "cpu", "--stack", *files]) == 0
     return SimpleNamespace(
         config=config,
+        configs=configs,
         settings=settings,
         files=files,
         folder=run_folder(settings),
@@ -153,6 +155,16 @@ def test_a_stack_is_evaluated_as_it_was_cross_validated(trained, capsys):
     assert f"scored: a stack of 2 networks ({trained.stack})" in printed
     page = (trained.folder / "report.html").read_text()
     assert f"Results of a stack ({trained.stack}) of 2 networks" in page
+
+
+def test_each_network_of_a_stack_is_scored_with_its_own_windows(trained, capsys):
+    scores = []
+    for config in trained.configs:
+        assert train.main(["-c", config, "-g", "cpu", "-e", "--checkpoint", "last"]) == 0
+        scores += re.findall(r"^(loss .*)$", capsys.readouterr().out, re.MULTILINE)
+    assert command(trained, "--stack", *trained.files) == 0
+    alone = re.findall(r"^alone: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert alone == scores and len(set(scores)) == 2
 
 
 def test_a_stack_predicts_as_it_tests(trained, tmp_path):

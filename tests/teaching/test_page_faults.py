@@ -137,7 +137,7 @@ def test_a_countdown_is_cancelled_by_letting_go_and_by_escape(page, server):
     page.key("keyDown")
     page.until("recording && isBusy")
     page.key("keyUp")
-    page.until(f"!isBusy && /Let go: hold the space bar/.test({MESSAGE})")
+    page.until(f"!isBusy && /Cancelled: hold the space bar/.test({MESSAGE})")
     page.js("$('record').click()")
     page.until("recording && $('record').textContent === 'Cancel'")
     page.key("keyDown", "Escape", "Escape")
@@ -211,7 +211,7 @@ def test_nothing_is_said_while_no_pictures_come(network, page):
     page.until("$('verdict').textContent === 'Watching …'")
     page.js("video.srcObject.getVideoTracks()[0].onended()")
     assert page.js("$('verdict').textContent") == "" and not page.js("session")
-    assert message(page) == "The camera has gone; reload the page."
+    assert message(page) == "The camera was disconnected; reload the page."
 
 
 def progress(**changes) -> dict:

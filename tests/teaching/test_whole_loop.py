@@ -108,7 +108,7 @@ def train_with_interruptions(page, server, folder):
     page.until("training.state === 'running' && document.body.dataset.ready")
     page.js(PATIENT)
     page.js("$('stop').click()")
-    page.until(f"/was stopped; all is saved/.test({MESSAGE})")
+    page.until(f"/was stopped; everything is saved/.test({MESSAGE})")
     epochs = page.js("training.history.length")
     page.js("$('resume').click()")
     page.until(f"training.state === 'running' && training.history.length > {epochs + 3}", 600)
