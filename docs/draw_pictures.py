@@ -2,9 +2,8 @@
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
 
-`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe`, `grad-cam` and
-`activations` the run's validation set. `reference-curve.csv` is the published reference run on
-Jester.
+`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe` the run's
+validation set. `reference-curve.csv` is the published reference run on Jester.
 """
 
 import argparse
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from clips.annotations import read_annotations
 from docs import chart_pictures as charts
 from docs.convolution_pictures import draw_conv2d, draw_conv3d
-from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
+from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_shown
 from docs.opening_picture import draw_opening, shown_clips
 from docs.shape_picture import draw_shapes
 from docs.time_pictures import (
@@ -67,7 +66,7 @@ class Sources:
 
     @cached_property
     def inside(self):
-        return inside_of_pair(self.predictor, self.validation_clips)
+        return inside_of_shown(self.predictor)
 
     @property
     def own_history(self):
