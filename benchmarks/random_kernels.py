@@ -31,7 +31,7 @@ def opposite(network) -> list[bool]:
 
 
 def of_random_weights(num_networks: int) -> list[bool]:
-    """Return `opposite` of the kernels of networks with seeds 0, 1, 2, ..., by their first block."""
+    """Return `opposite` of the first blocks of networks with seeds 0, 1, 2, ..."""
     config, found = load_config(CONFIG), []
     for seed in range(num_networks):
         torch.manual_seed(seed)
@@ -41,19 +41,22 @@ def of_random_weights(num_networks: int) -> list[bool]:
 
 def compare(options) -> None:
     """Print the figures."""
-    if options.checkpoint:
-        learnt = opposite(load_predictor(options.checkpoint, torch.device("cpu")).network)
-        print(f"learnt: {sum(learnt)} of {len(learnt)} kernels have opposite signs")
-    found = of_random_weights(options.networks)
-    print(
-        f"random: {sum(found):,} of {len(found):,} kernels have opposite signs "
-        f"({100 * sum(found) / len(found):.1f} %)"
-    )
+    kinds = {"random": of_random_weights(options.networks), "learnt": []}
+    for path in options.checkpoint:
+        kinds["learnt"] += opposite(load_predictor(path, torch.device("cpu")).network)
+    for name, found in kinds.items():
+        if found:
+            print(
+                f"{name}: {sum(found):,} of {len(found):,} kernels have opposite signs "
+                f"({100 * sum(found) / len(found):.1f} %)"
+            )
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", "-c", metavar="FILE", help="of a quickstart run")
+    parser.add_argument(
+        "--checkpoint", "-c", nargs="*", default=[], metavar="FILE", help="of quickstart runs"
+    )
     parser.add_argument(
         "--networks", type=int, default=1000, help="with random weights (%(default)s)"
     )

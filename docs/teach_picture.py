@@ -3,7 +3,8 @@
     python docs/teach_picture.py --data FOLDER
 
 If FOLDER is new, clips of Moving Right and Moving Left are drawn, and the page trains on them; the
-camera then shows hands that are in none of them. The whole page is shown, with its four sections.
+camera then shows shapes that are in none of them. The picture begins at the
+second section.
 """
 
 import argparse
@@ -27,7 +28,9 @@ from teaching.pictures import encode_clip
 GESTURE, OPPOSITE, HANDS = "Moving Right", "Moving Left", (0, 1)
 CLIPS_EACH, FIRST_SEED = 20, 100  # of the clips that are drawn for a new folder
 TRAINING_SECONDS = 1800  # at most
-WIDTH, QUALITY, MAX_BYTES = 1100, 80, 400_000
+SIZE, QUALITY, MAX_BYTES = (1100, 1000), 80, 300_000
+# Where the picture begins: above the second section.
+TOP = "document.querySelector('[aria-labelledby=train-title]').getBoundingClientRect().top - 16"
 
 
 def add_clips(data_set) -> None:
@@ -64,10 +67,16 @@ def draw(data: Path, output: Path) -> None:
             page.until("$('reverse').textContent")
             assert f"backwards: “{OPPOSITE}”" in page.js("$('reverse').textContent")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
-            height = page.js("Math.ceil(document.querySelector('main').scrollHeight)")
-            page.screenshot(picture, WIDTH, height)
+            page.screenshot(picture, *SIZE)  # it sets the size, on which the places depend
+            top = page.js(f"Math.floor({TOP})")
+            height = page.js("document.documentElement.scrollHeight") - top
+            page.screenshot(picture, SIZE[0], height)
+            page.js(f"scrollTo(0, {top})")  # the camera's picture stays in sight
+            page.screenshot(picture, SIZE[0], height)
         content = io.BytesIO()
-        Image.open(picture).convert("RGB").save(content, "WEBP", quality=QUALITY, method=6)
+        shown = Image.open(picture).convert("RGB")
+        shown = shown.crop((0, shown.height - height, *shown.size))
+        shown.save(content, "WEBP", quality=QUALITY, method=6)
     assert len(content.getvalue()) < MAX_BYTES
     output.write_bytes(content.getvalue())
     print(f"{output}: {len(content.getvalue()) / 1000:.0f} kB")

@@ -90,7 +90,7 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
     assert (
         teach_picture.main(["--data", str(tmp_path / "moved"), "-o", str(tmp_path / "a.webp")]) == 0
     )
-    assert Image.open(tmp_path / "a.webp").width == teach_picture.WIDTH
+    assert Image.open(tmp_path / "a.webp").width == teach_picture.SIZE[0]
 
 
 def check_other_commands(mine, capsys):
