@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from clips.annotations import read_annotations
 from docs import chart_pictures as charts
-from docs.convolution_pictures import draw_conv2d, draw_conv3d
+from docs.convolution_pictures import draw_conv2d, draw_conv3d, draw_slices
 from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_shown
 from docs.opening_picture import draw_opening, shown_clips
 from docs.shape_picture import draw_shapes
@@ -91,6 +91,7 @@ PICTURES = {
     "opening-dark.webp": lambda sources: draw_opening(sources.shown_clips, DARK),
     "conv2d.svg": lambda sources: draw_conv2d(),
     "conv3d.svg": lambda sources: draw_conv3d(),
+    "slices.svg": lambda sources: draw_slices(),
     "cases.svg": lambda sources: draw_cases(),
     "two-layers.svg": lambda sources: draw_two_layers(),
     "receptive-field.svg": lambda sources: draw_receptive_field(sources.tutorial_config),

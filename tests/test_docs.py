@@ -87,6 +87,12 @@ def test_the_3d_picture_names_outputs_and_works_out_a_sum():
         assert names.replace(" ", "") in re.sub(r"\s", "", words)
 
 
+def test_the_results_of_a_kernels_slices_are_added():
+    patch, kernel = (torch.tensor(each).float()[None] for each in convolutions.colour_patch())
+    assert torch.nn.functional.conv2d(patch, kernel).item() == 81
+    assert "+81" in check(convolutions.draw_slices())
+
+
 # --- what becomes of time ----------------------------------------------------------------------
 
 
