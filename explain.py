@@ -2,13 +2,15 @@
 
 The time probe classifies the validation clips with their frames in order, reversed, shuffled, and
 replaced by a single frame. A network that has learnt movement names the opposite when time runs
-backwards, and cannot classify a single frame. Grad-CAM shows where and when it looks; films show
-its first kernels and the activations of each stage. The pictures are files and a TensorBoard log.
+backwards, and cannot classify a single frame. Grad-CAM shows where and when it looks, beside the
+same map of random weights; films show its first kernels and the activations of each stage. The
+pictures are files and a TensorBoard log.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -47,8 +49,7 @@ def explain(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         written = explain_time(predictor, annotations, folder)
         written += explain_kernels(predictor, folder)
-        for index in one_of_each_class(annotations, options.clips):
-            written += explain_clip(predictor, annotations, index, folder, options.stage)
+        written += explain_clips(predictor, annotations, folder, options)
         write_for_tensorboard(written, folder, predictor.epoch)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set --output") from None
@@ -77,49 +78,71 @@ def explain_kernels(predictor: Predictor, folder: Path) -> list[Path]:
     return paths
 
 
-def explain_clip(
-    predictor: Predictor, annotations: Annotations, index: int, folder: Path, stage_name: str | None
-) -> list[Path]:
-    """Write the Grad-CAM and activation films of one clip; return their paths."""
-    clip_id = str(annotations.ids[index])
-    source = annotations.clip(index).open(predictor.config)
-    title, stage_name, films = films_of_clip(predictor, source, stage_name)
-    truth = predictor.classes[annotations.labels[index]]
-    print(f"clip {clip_id}, {truth}: {title}; Grad-CAM of {stage_name}")
-    config = predictor.config
-    rate = max(MIN_FRAME_RATE, config.frame_rate / frames_apart(len(source), config))
-    paths = [folder / f"{what}_{clip_id.replace('/', '_')}.gif" for what in films]
-    for path, pictures in zip(paths, films.values(), strict=True):
-        save_gif(path, pictures, rate)
-    return paths
+def explain_clips(predictor: Predictor, annotations: Annotations, folder: Path, options):
+    """Write the films of `options.clips` clips; return their paths."""
+    written, similarities = [], []
+    untrained = grad_cam.with_random_weights(predictor)
+    for index in one_of_each_class(annotations, options.clips):
+        clip_id = str(annotations.ids[index])
+        source = annotations.clip(index).open(predictor.config)
+        found = films_of_clip(predictor, untrained, source, options.stage)
+        truth = predictor.classes[annotations.labels[index]]
+        print(f"clip {clip_id}, {truth}: {found.title}; Grad-CAM of {found.stage_name}")
+        config = predictor.config
+        rate = max(MIN_FRAME_RATE, config.frame_rate / frames_apart(len(source), config))
+        for what, pictures in found.films.items():
+            written.append(folder / f"{what}_{clip_id.replace('/', '_')}.gif")
+            save_gif(written[-1], pictures, rate)
+        if np.isfinite(found.similarity):  # a map may be empty
+            similarities.append(found.similarity)
+    if similarities:
+        print(
+            "Grad-CAM of trained and of random weights: mean rank correlation "
+            f"{np.mean(similarities):.2f}; 1 would mean that training changed nothing"
+        )
+    return written
 
 
-def films_of_clip(predictor: Predictor, source: FrameSource, stage_name: str | None = None):
-    """Return the predicted class as text, the stage that Grad-CAM used, and two films by name.
+class ClipFilms(NamedTuple):
+    """What `explain_clips` shows of a clip."""
 
-    `grad_cam` is for the predicted class; `activations` shows each stage. A film has one picture
-    per input frame of the network, of the middle window where several are averaged.
+    title: str  # the predicted class and its probability
+    stage_name: str  # of Grad-CAM
+    similarity: float  # of the maps of trained and random weights
+    films: dict[str, list[np.ndarray]]  # `grad_cam`, for the predicted class, and `activations`
+
+
+def films_of_clip(
+    predictor: Predictor, untrained: Predictor, source: FrameSource, stage_name: str | None = None
+) -> ClipFilms:
+    """Return the films of a clip, with one picture per input frame of the network.
+
+    untrained: `predictor` with random weights. Where several windows are averaged, the films show
+    the middle one.
     """
     windows = window_input(source, None, predictor.config)  # the centre crop's come first
     scores = predictor.probabilities(windows, 1)[0]
     predicted = int(scores.argmax())
     middle = predictor.config.nclips // 2
     clip = windows[middle : middle + 1]  # [1, T, H, W, C]
-    outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
-    values, stage_name = grad_cam.grad_cam(outputs, logits, predicted, clip.shape[1:4], stage_name)
+    outputs, maps = {}, []
+    for each in (untrained, predictor):  # the latter's outputs are kept
+        outputs, logits = stage_outputs(each.network, each.inputs(clip))
+        values, stage_name = grad_cam.grad_cam(
+            outputs, logits, predicted, clip.shape[1:4], stage_name
+        )
+        maps.append(values)
+    random_map, trained_map = maps
     title = f"{predictor.classes[predicted]} {100 * scores[predicted]:.0f} %"
     frames = clip[0, ..., :3]
     numbers = {
         name: output.volume().detach().float().cpu().numpy() for name, output in outputs.items()
     }
-    return (
-        title,
-        stage_name,
-        {
-            "grad_cam": grad_cam.draw(frames, values, title),
-            "activations": layer_films.draw_activations(frames, numbers, title),
-        },
-    )
+    films = {
+        "grad_cam": grad_cam.draw(frames, trained_map, random_map, title),
+        "activations": layer_films.draw_activations(frames, numbers, title),
+    }
+    return ClipFilms(title, stage_name, grad_cam.similarity(trained_map, random_map), films)
 
 
 def one_of_each_class(annotations: Annotations, count: int) -> list[int]:

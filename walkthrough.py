@@ -7,13 +7,21 @@
 # which ones fail. Legend: `N` clips, `C` channels or colours, `T` frames, `H` rows, `W` columns.
 
 # %%
-# In Colab, enter the address of the project's repository, which is then installed.
+# In Colab, enter the address of the repository that this notebook is from: it is cloned, and what
+# it needs is installed.
 import os
+import subprocess
+import sys
 
 repository = ""  # @param {type:"string"}
 if repository:
-    os.system(f"git clone '{repository}' project; pip install -r project/requirements.txt")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "project"], check=True)
     os.chdir("project")
+    sys.path.insert(0, os.getcwd())
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"]
+    subprocess.run(pip, check=True)
+elif "google.colab" in sys.modules:
+    raise SystemExit("Enter the repository's address above, and run this cell again.")
 
 # %%
 from pathlib import Path

@@ -220,6 +220,43 @@ def draw_conv2d() -> str:
     return picture.source()
 
 
+def colour_patch() -> tuple[np.ndarray, np.ndarray]:
+    """Return three cells of blue, then of yellow, int [3, H, W], and a kernel that finds them."""
+    yellow = np.array([[0, 4, 9]] * 3)
+    return np.stack([yellow, yellow, 9 - yellow]), np.stack(
+        [EDGE_KERNEL, EDGE_KERNEL, -EDGE_KERNEL]
+    )
+
+
+def draw_slices() -> str:
+    """Draw the slices of a kernel for three input channels, and the sum of their results. SVG"""
+    patch, kernel = colour_patch()
+    results = (patch * kernel).sum((1, 2))
+    total = " + ".join(map(str, results))
+    picture = Svg(
+        230,
+        "A kernel on a colour picture has three slices, one for red, green and blue; the three "
+        f"results are added: {total} = {results.sum()}",
+    )
+    picture.text(24, 34, "One kernel, a slice for each input channel", 17, bold=True)
+    picture.text(24, 54, "9 values × 9 weights per channel, all added up", 13, "muted")
+    cell, top = 28, 88
+    for number, name in enumerate(("red", "green", "blue")):
+        left = 24 + 212 * number
+        picture.text(left, top - 9, name, 14, bold=True)
+        draw_frame(picture, left, top, patch[number], cell)
+        picture.text(left + 94, top + 47, "×", 16, anchor="middle")
+        draw_kernel(picture, left + 104, top, kernel[number], cell)
+        picture.text(left + 94, top + 112, signed(results[number]), 17, "blue", anchor="middle")
+        if number < 2:
+            picture.text(left + 94 + 106, top + 112, "+", 17, anchor="middle")
+    picture.arrow(652, top + 42, 34)
+    picture.text(748, top + 42, signed(results.sum()), 24, "blue", anchor="middle", bold=True)
+    picture.text(748, top + 66, "one number of one", 13, "muted", anchor="middle")
+    picture.text(748, top + 83, "output channel", 13, "muted", anchor="middle")
+    return picture.source()
+
+
 def bar_clips() -> dict[str, tuple[np.ndarray, str]]:
     """Return clips of a bar, int [T, H, W], by name; and names of their outputs, frame by frame."""
     right = moving_bar()

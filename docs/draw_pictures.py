@@ -2,9 +2,8 @@
 
     python docs/draw_pictures.py --checkpoint trainings/quickstart/model_best.pth.tar
 
-`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe`, `grad-cam` and
-`activations` the run's validation set. `reference-curve.csv` is the published reference run on
-Jester.
+`curves` also needs the run's `history.csv`, beside the checkpoint, and `time-probe` the run's
+validation set. `reference-curve.csv` is the published reference run on Jester.
 """
 
 import argparse
@@ -16,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from clips.annotations import read_annotations
 from docs import chart_pictures as charts
-from docs.convolution_pictures import draw_conv2d, draw_conv3d
-from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
+from docs.convolution_pictures import draw_conv2d, draw_conv3d, draw_slices
+from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_shown
 from docs.opening_picture import draw_opening, shown_clips
 from docs.shape_picture import draw_shapes
 from docs.time_pictures import (
@@ -67,7 +66,7 @@ class Sources:
 
     @cached_property
     def inside(self):
-        return inside_of_pair(self.predictor, self.validation_clips)
+        return inside_of_shown(self.predictor)
 
     @property
     def own_history(self):
@@ -92,6 +91,7 @@ PICTURES = {
     "opening-dark.webp": lambda sources: draw_opening(sources.shown_clips, DARK),
     "conv2d.svg": lambda sources: draw_conv2d(),
     "conv3d.svg": lambda sources: draw_conv3d(),
+    "slices.svg": lambda sources: draw_slices(),
     "cases.svg": lambda sources: draw_cases(),
     "two-layers.svg": lambda sources: draw_two_layers(),
     "receptive-field.svg": lambda sources: draw_receptive_field(sources.tutorial_config),

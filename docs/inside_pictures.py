@@ -5,48 +5,58 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clips.annotations import Annotations
+import demo_data
+from clips.frames import FramesInMemory
 from clips.reading import window_input
 from docs.opening_picture import SHARPNESS, Canvas
 from docs.svg import WIDTH
-from explaining.grad_cam import grad_cam
+from explaining.grad_cam import grad_cam, overlay, with_random_weights
 from explaining.layer_films import scaled
 from explaining.layers import stage_outputs
 from explaining.pictures import enlarged, heat
 from scoring.predictor import Predictor
 
-PAIR = ("Moving Right", "Zooming In")
+# Gestures, and the first two seeds of a clip that is long enough and does not pass the end of the
+# object's path, where it fades out and comes back at the start.
+SHOWN = (("Moving Right", 68), ("Zooming In", 87))
 FRAME_MS, QUALITY = 250, 60
-SIDE, TOP = 182, 92  # pixels of GitHub's: of a frame, and above it
-BARS_HEIGHT, CAM_HEIGHT = 44, 386
+SIDE, GAP, TOP = 150, 8, 112  # pixels of GitHub's: of a frame, between frames, and above them
+ROW_HEIGHT, BARS_LEFT, BARS_HEIGHT = SIDE + 42, 532, 36
+CAM_HEIGHT = TOP + ROW_HEIGHT + SIDE + 24
 TILE, TILES, ROW, ROWS_TOP = 60, 8, 78, 172  # of the activations
 
 
 class Inside:
     """A clip inside a network: its frames, Grad-CAM, and the output of each stage."""
 
-    def __init__(self, predictor: Predictor, source):
+    def __init__(self, predictor: Predictor, untrained: Predictor, frames):
+        """untrained: the same network with random weights; frames: uint8 [T, H, W, 3]."""
+        source = FramesInMemory(frames)
         clip = window_input(source, (0, len(source)), predictor.config)[:1]  # [1, T, H, W, C]
         outputs, logits = stage_outputs(predictor.network, predictor.inputs(clip))
         scores = logits[0].softmax(0)
         predicted = int(scores.argmax())
         self.frames = clip[0, ..., :3]  # uint8 [T, H, W, 3]
         self.title = f"{predictor.classes[predicted]}, {100 * scores[predicted]:.0f} %"
-        self.map, _ = grad_cam(outputs, logits, predicted, clip.shape[1:4])  # [T, H, W]
+        self.map, stage = grad_cam(outputs, logits, predicted, clip.shape[1:4])  # [T, H, W]
+        others = stage_outputs(untrained.network, untrained.inputs(clip))
+        self.random_map, _ = grad_cam(*others, predicted, clip.shape[1:4], stage)
         self.outputs = {
             name: output.volume().detach().float().cpu().numpy() for name, output in outputs.items()
         }  # [C, T, H, W]
 
 
-def inside_of_pair(predictor: Predictor, annotations: Annotations, names=PAIR) -> list[Inside]:
-    """Return the first clip of each of two classes."""
-    labels = [predictor.classes.index(name) for name in names]
-    indices = [int(np.flatnonzero(annotations.labels == label)[0]) for label in labels]
-    return [Inside(predictor, annotations.clip(index).open(predictor.config)) for index in indices]
+def inside_of_shown(predictor: Predictor) -> list[Inside]:
+    """Return a clip of each gesture of SHOWN."""
+    untrained = with_random_weights(predictor)
+    return [
+        Inside(predictor, untrained, demo_data.draw_clip(gesture, np.random.default_rng(seed)))
+        for gesture, seed in SHOWN
+    ]
 
 
 def draw_grad_cam(clips: list[Inside], colours) -> bytes:
-    """Draw two clips, each beside where the network looks, and below, how much per frame. WebP"""
+    """Draw two clips, each beside the maps of trained and of random weights. WebP"""
     return _film([_cam_moment(clips, moment, colours) for moment in range(len(clips[0].frames))])
 
 
@@ -61,35 +71,34 @@ def _cam_moment(clips, moment, colours) -> Image.Image:
         13,
         "muted",
     )
+    names = ("clip", "trained weights", "random weights")
+    for place, name in enumerate(names):
+        canvas.text(24 + place * (SIDE + GAP), TOP - 30, name, 14, bold=True)
     for number, clip in enumerate(clips):
-        left = 24 + number * (2 * SIDE + 54)
-        canvas.text(left, TOP - 8, clip.title, 15, "blue", bold=True)
-        plain = enlarged(clip.frames[moment], SIDE * SHARPNESS, smooth=True)
-        warm = heat(enlarged(clip.map[moment], SIDE * SHARPNESS, smooth=True))
-        for place, shown in enumerate((plain, np.maximum(plain // 2, warm))):
-            corner = (round((left + place * (SIDE + 6)) * SHARPNESS), TOP * SHARPNESS)
-            picture.paste(Image.fromarray(shown), corner)
-        counts = clip.map.sum((1, 2))
-        step = (2 * SIDE + 6) / len(counts)
-        for frame, count in enumerate(counts / max(counts.max(), 1e-12)):
-            height = max(2, count * BARS_HEIGHT)
-            canvas.rect(
-                left + frame * step,
-                TOP + SIDE + 12 + BARS_HEIGHT - height,
-                step - 4,
-                height,
-                "blue" if frame == moment else "soft",
-            )
-            canvas.text(
-                left + frame * step + step / 2 - 2,
-                TOP + SIDE + BARS_HEIGHT + 30,
-                str(frame + 1),
-                12,
-                "muted",
-                anchor="ms",
-            )
-    canvas.text(24, CAM_HEIGHT - 16, "frame", 13, "muted")
+        top = TOP + number * ROW_HEIGHT
+        canvas.text(24, top - 8, clip.title, 14, "blue", bold=True)
+        panels = [enlarged(clip.frames[moment], SIDE * SHARPNESS, smooth=True)]
+        for line, values in enumerate((clip.map, clip.random_map)):
+            panels.append(overlay(clip.frames[moment], values[moment], SIDE * SHARPNESS))
+            bars_top = top + line * (SIDE // 2 + 5)
+            canvas.text(BARS_LEFT, bars_top + 8, names[1 + line], 13, "muted")
+            _draw_bars(canvas, bars_top + 14, values.sum((1, 2)), moment)
+        for place, panel in enumerate(panels):
+            corner = (round((24 + place * (SIDE + GAP)) * SHARPNESS), top * SHARPNESS)
+            picture.paste(Image.fromarray(panel), corner)
     return picture
+
+
+def _draw_bars(canvas, top, counts, moment) -> None:
+    """Draw a bar per frame, with its number below."""
+    step = (WIDTH - 24 - BARS_LEFT) / len(counts)
+    for frame, count in enumerate(counts / max(counts.max(), 1e-12)):
+        left, height = BARS_LEFT + frame * step, max(2, count * BARS_HEIGHT)
+        colour = "blue" if frame == moment else "soft"
+        canvas.rect(left, top + BARS_HEIGHT - height, step - 4, height, colour)
+        canvas.text(
+            left + step / 2 - 2, top + BARS_HEIGHT + 15, str(frame + 1), 12, "muted", anchor="ms"
+        )
 
 
 def draw_activations(clip: Inside, colours) -> bytes:

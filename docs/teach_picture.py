@@ -2,8 +2,9 @@
 
     python docs/teach_picture.py --data FOLDER
 
-The network in FOLDER has learnt Moving Right and Moving Left by the same two hands, as
-tests/teaching/test_whole_loop.py teaches them.
+If FOLDER is new, clips of Moving Right and Moving Left are drawn, and the page trains on them; the
+camera then shows shapes that are in none of them. The picture begins at the
+second section.
 """
 
 import argparse
@@ -22,9 +23,22 @@ from PIL import Image
 from teach_page import served
 
 import demo_data
+from teaching.pictures import encode_clip
 
 GESTURE, OPPOSITE, HANDS = "Moving Right", "Moving Left", (0, 1)
+CLIPS_EACH, FIRST_SEED = 20, 100  # of the clips that are drawn for a new folder
+TRAINING_SECONDS = 1800  # at most
 SIZE, QUALITY, MAX_BYTES = (1100, 1000), 80, 300_000
+# Where the picture begins: above the second section.
+TOP = "document.querySelector('[aria-labelledby=train-title]').getBoundingClientRect().top - 16"
+
+
+def add_clips(data_set) -> None:
+    """Add CLIPS_EACH drawn clips of both gestures."""
+    for number in range(CLIPS_EACH):
+        for place, gesture in enumerate((GESTURE, OPPOSITE)):
+            rng = np.random.default_rng([FIRST_SEED + number, place])
+            data_set.add(gesture, encode_clip(demo_data.draw_clip(gesture, rng)))
 
 
 def draw(data: Path, output: Path) -> None:
@@ -38,7 +52,14 @@ def draw(data: Path, output: Path) -> None:
         camera = write_camera(Path(folder) / "camera.y4m", np.stack(frames), 12)
         picture = Path(folder) / "page.png"
         with served(data.resolve()) as server, Browser(camera) as page:
+            is_new = not server.data_set.counts()
+            if is_new:
+                add_clips(server.data_set)
             page.open(server.address)
+            page.until("document.body.dataset.ready")
+            if is_new:
+                page.js("$('train').click()")
+                page.until("training.state === 'done'", TRAINING_SECONDS)
             page.until("!isOff('try')")
             page.js(f"$('name').value = '{OPPOSITE}'; $('try').click()")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
@@ -46,9 +67,16 @@ def draw(data: Path, output: Path) -> None:
             page.until("$('reverse').textContent")
             assert f"backwards: “{OPPOSITE}”" in page.js("$('reverse').textContent")
             page.until(f"$('verdict').textContent === '{GESTURE}'")
-            page.screenshot(picture, *SIZE)
+            page.screenshot(picture, *SIZE)  # it sets the size, on which the places depend
+            top = page.js(f"Math.floor({TOP})")
+            height = page.js("document.documentElement.scrollHeight") - top
+            page.screenshot(picture, SIZE[0], height)
+            page.js(f"scrollTo(0, {top})")  # the camera's picture stays in sight
+            page.screenshot(picture, SIZE[0], height)
         content = io.BytesIO()
-        Image.open(picture).convert("RGB").save(content, "WEBP", quality=QUALITY, method=6)
+        shown = Image.open(picture).convert("RGB")
+        shown = shown.crop((0, shown.height - height, *shown.size))
+        shown.save(content, "WEBP", quality=QUALITY, method=6)
     assert len(content.getvalue()) < MAX_BYTES
     output.write_bytes(content.getvalue())
     print(f"{output}: {len(content.getvalue()) / 1000:.0f} kB")
@@ -61,7 +89,7 @@ def main(arguments=None) -> int:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="that teach.py has trained, with Moving Right and Moving Left",
+        help="a new one, or one that teach.py has trained, with Moving Right and Moving Left",
     )
     parser.add_argument(
         "--output",

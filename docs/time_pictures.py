@@ -298,6 +298,13 @@ def learnt_kernels(network) -> np.ndarray:
     return chosen / np.abs(chosen).max((1, 2, 3), keepdims=True)
 
 
+def strongest_right_and_left(kernel) -> tuple[float, float]:
+    """Return a kernel's strongest output, with its sign, for a bar that moves right and left."""
+    clips = list(bar_clips().values())[:2]
+    outputs = [_slide_floats(frames.copy(), kernel) for frames, _ in clips]
+    return tuple(max(values.flat, key=abs) for values in outputs)
+
+
 def draw_learnt_kernels(network) -> str:
     """Draw the hand-made kernel beside learnt ones, and their output for a moving bar. SVG"""
     picture = Svg(
@@ -305,8 +312,6 @@ def draw_learnt_kernels(network) -> str:
         "The kernel made by hand beside three learnt ones, and the strongest "
         "outputs of each for a bar that moves right or left",
     )
-    clips = list(bar_clips().values())
-    right, left = (frames.copy() for frames, _ in clips[:2])
     kernels = [MOVEMENT_KERNEL, *learnt_kernels(network)]
     for number, kernel in enumerate(kernels):
         x = 24 + 200 * number
@@ -315,16 +320,16 @@ def draw_learnt_kernels(network) -> str:
         for time, name in enumerate(("earlier", "later")):
             _draw_weights(picture, x + 92 * time, 52, kernel[time])
             picture.text(x + 92 * time + 40, 150, name, 14, "muted", anchor="middle")
-        for line, (name, frames) in enumerate((("right", right), ("left", left))):
-            values = _slide_floats(frames, kernel)
+        outputs = strongest_right_and_left(kernel)
+        for line, (name, value) in enumerate(zip(("right", "left"), outputs, strict=True)):
             y = 178 + 22 * line
             picture.text(x, y, f"bar to the {name}", 14)
             picture.text(
                 x + 172,
                 y,
-                f"{max(values.flat, key=abs):+.0f}".replace("-", "−"),
+                f"{value:+.0f}".replace("-", "−"),
                 15,
-                "blue" if max(values.flat, key=abs) > 0 else "orange",
+                "blue" if value > 0 else "orange",
                 anchor="end",
                 bold=True,
             )

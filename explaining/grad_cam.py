@@ -1,9 +1,14 @@
 """Grad-CAM: where and when a network looks. (Selvaraju et al., arXiv 1610.02391)
 
 A stage's channels are weighted by their mean gradient of a class's score; the positive part of
-their sum shows which regions of which frames support that class.
+their sum shows which regions of which frames support that class. A map that random weights draw,
+too, says nothing about what was learnt, so both are shown. (Adebayo et al., Sanity Checks for
+Saliency Maps, arXiv 1810.03292) Convolutions that pad with zeros see an edge at the border that is
+not in the clip; it may be bright in both maps.
 Shapes: C channels, T frames, H, W pixels.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +16,9 @@ import torch.nn.functional as F
 
 from explaining.layers import StageOutput
 from explaining.pictures import BAR, TEXT, blank, enlarged, heat, write_text
+from model import build_model
+from networks.inference import fold_batchnorm
+from scoring.predictor import Predictor
 
 MIN_FRAMES, MIN_SIDE = 4, 4  # resolution of a map in time and space, if any stage has it
 FRAME_HEIGHT, TITLE_HEIGHT, BARS_HEIGHT = 224, 26, 48  # pixels
@@ -36,6 +44,23 @@ def grad_cam(
     return (values / values.max().clamp(min=1e-12)).detach().cpu().numpy(), stage_name
 
 
+def with_random_weights(predictor: Predictor) -> Predictor:
+    """Return the predictor with the weights that a training starts from, of seed 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_model(predictor.config, len(predictor.classes))
+    return replace(predictor, network=fold_batchnorm(network).to(predictor.device))
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's rank correlation of two maps, -1 to 1; NaN if one is constant."""
+    from scipy.stats import spearmanr  # not at the top: the import takes half a second
+
+    if min(np.ptp(first), np.ptp(second)) == 0:
+        return float("nan")
+    return float(spearmanr(first.ravel(), second.ravel()).statistic)
+
+
 def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
     """Return the deepest stage with MIN_SIDE, and MIN_FRAMES if any such stage has them.
 
@@ -48,28 +73,44 @@ def deepest_with_resolution(outputs: dict[str, StageOutput]) -> str:
     return [name for name, shape in maps.items() if shape[0] >= num_frames][-1]
 
 
-def draw(frames: np.ndarray, values: np.ndarray, title: str) -> list[np.ndarray]:
-    """Draw the clip, the clip with the map beside it, and below one bar per frame with its weight.
+def draw(frames: np.ndarray, values: np.ndarray, untrained: np.ndarray, title: str):
+    """Draw the clip, its map, the map of random weights, and below both one bar per frame.
 
-    frames: uint8 [T, H, W, 3]; values: [T, H, W] from 0 to 1.
+    frames: uint8 [T, H, W, 3]; values, untrained: [T, H, W] from 0 to 1. Returns a picture per
+    frame, uint8 [H, W, 3].
     """
-    counts = values.sum((1, 2))
-    counts = counts / max(counts.max(), 1e-12)
     pictures = []
-    for position, (frame, value) in enumerate(zip(frames, values, strict=True)):
+    for position, frame in enumerate(frames):
         plain = enlarged(frame, FRAME_HEIGHT, smooth=True)
-        warm = heat(enlarged(value, FRAME_HEIGHT, smooth=True))
-        mixed = np.maximum(plain // 2, warm)
-        pair = np.concatenate([plain, mixed], axis=1)
-        title_bar = blank(TITLE_HEIGHT, pair.shape[1])
-        write_text(title_bar, (6, TITLE_HEIGHT // 2), title)
-        pictures.append(np.concatenate([title_bar, pair, _bars(counts, position, pair.shape[1])]))
+        panels = [_panel("clip", plain, blank(BARS_HEIGHT, plain.shape[1]))]
+        for name, each in (("trained weights", values), ("random weights", untrained)):
+            bars = _bars(each.sum((1, 2)), position, plain.shape[1])
+            panels.append(_panel(name, overlay(frame, each[position], FRAME_HEIGHT), bars))
+        panels = np.concatenate(panels, axis=1)
+        pictures.append(np.concatenate([_line(title, panels.shape[1]), panels]))
     return pictures
 
 
+def overlay(frame: np.ndarray, value: np.ndarray, height: int) -> np.ndarray:
+    """Return a darkened frame with its map, [H, W] from 0 to 1, on it; uint8, `height` high."""
+    plain = enlarged(frame, height, smooth=True)
+    return np.maximum(plain // 2, heat(enlarged(value, height, smooth=True)))
+
+
+def _panel(title, picture, bars) -> np.ndarray:
+    return np.concatenate([_line(title, picture.shape[1]), picture, bars])
+
+
+def _line(text, width) -> np.ndarray:
+    picture = blank(TITLE_HEIGHT, width)
+    write_text(picture, (6, TITLE_HEIGHT // 2), text)
+    return picture
+
+
 def _bars(counts: np.ndarray, position: int, width: int) -> np.ndarray:
-    """Draw one bar per frame, with the current frame in white."""
+    """Draw one bar per frame, the highest as high as it fits, the current frame's in white."""
     picture = blank(BARS_HEIGHT, width)
+    counts = counts / max(counts.max(), 1e-12)
     edges = np.linspace(0, width, len(counts) + 1).round().astype(int)
     for number, count in enumerate(counts):
         height = max(1, round(count * (BARS_HEIGHT - 6)))

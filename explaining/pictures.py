@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_GIF_RATE = 50  # pictures per second; browsers slow down faster ones
-BACKGROUND, BAR, TEXT = (24, 24, 24), (70, 130, 180), (255, 255, 255)
+BACKGROUND, BAR, TEXT = (24, 24, 24), (92, 171, 255), (255, 255, 255)  # blue as in dark themes
 
 
 @cache

@@ -218,7 +218,7 @@ def draw(result: TimeProbe) -> np.ndarray:
 
     figure = Figure(figsize=(6, 3), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(ORDERS, [result.accuracy(order) for order in ORDERS], color="steelblue")
+    bars = axes.barh(ORDERS, [result.accuracy(order) for order in ORDERS], color="#0a66c2")
     axes.bar_label(bars, fmt="%.0f %%", padding=3)
     axes.axvline(100 / len(result.classes), color="grey", linestyle="--", label="chance")
     axes.set(xlim=(0, 115), xlabel="accuracy, %", title="the same clips, frames in another order")

@@ -60,7 +60,6 @@ def draw_curves(history: list[dict]) -> list[LineChart]:
     charts += [
         ("Learning rate", "learning_rate", "", (0, None)),
         ("Training clips per second", "clips_per_second", "", (0, None)),
-        ("Seconds of training steps", "seconds", " s", (0, None)),
     ]
     drawn = [line_chart(title, name, history, unit, limits) for title, name, unit, limits in charts]
     return [chart for chart in drawn if chart]

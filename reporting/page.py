@@ -17,6 +17,7 @@ from reporting.confusion_matrix import save_confusion_matrix
 from reporting.findings import about_baselines, balanced_figure, time_probe_section
 from reporting.line_chart import draw_curves
 from reporting.palette import DARK, LIGHT, css_variables
+from reporting.speed import column, duration, speed, times_of_starts
 from reporting.worst_clips import WrongClip, worst_clips
 from scoring import evaluation, results
 from scoring.baselines import NAMES as BASELINES
@@ -25,7 +26,7 @@ from scoring.results import LOGITS_FILE, SavedLogits, read_logits
 from system.config_file import parse_override
 from system.errors import UserError, escape_surrogates, message_for_user, summarize_validation
 from system.files import write_text
-from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE, run_seconds
+from training.run_folder import CONFIG_FILE, HISTORY_FILE, REPORT_FILE, VERSIONS_FILE
 
 TEMPLATE = "report_template.html"
 # With more classes, those with the most mistakes are shown.
@@ -187,7 +188,7 @@ def contents(run: RunFolder) -> dict:
         "curves": draw_curves(run.history),
         "history": history_table(run.history),
         "evaluation": evaluated(run) if run.saved else None,
-        "speed": speed(run),
+        "speed": speed(run.history, run.starts),
         "starts": [start for start in run.starts if isinstance(start, dict)],
         "settings": settings(run.config or {}),
     }
@@ -246,16 +247,12 @@ def key_figures(run: RunFolder) -> list[tuple[str, str, str]]:
         goal = (run.config or {}).get("num_epochs")
         remark = f"of {goal}" if isinstance(goal, int) and goal > 0 else "no limit"
         found.append(("epochs", f"{run.history[-1]['epoch']:g}", remark if run.config else ""))
-    if times := [seconds for start in run.starts if (seconds := run_seconds(start)) is not None]:
+    if times := times_of_starts(run.starts):
         starts = f", in {len(times)} starts" if len(times) > 1 else ""
-        found.append(("time of the run", _duration(sum(times)), f"to its last epoch{starts}"))
+        found.append(("time of the run", duration(sum(times)), f"to its last epoch{starts}"))
     if speeds := column(run.history, "clips_per_second"):
         found.append(("training clips per second", f"{median(speeds):,.1f}", "median over epochs"))
     return found
-
-
-def column(history, name) -> list[float]:
-    return [row[name] for row in history if name in row]
 
 
 def _remark(row) -> str:
@@ -282,39 +279,6 @@ def history_table(history: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Return column names and rows as text."""
     names = list(dict.fromkeys(name for row in history for name in row))
     return names, [[f"{row[name]:.5g}" if name in row else "" for name in names] for row in history]
-
-
-def speed(run: RunFolder) -> list[tuple[str, str]]:
-    """Return (name, value) of the section on speed."""
-    found = []
-    if speeds := column(run.history, "clips_per_second"):
-        found.append(
-            (
-                "Training clips per second",
-                f"{median(speeds):,.1f} (median over epochs; "
-                f"{min(speeds):,.1f} to {max(speeds):,.1f})",
-            )
-        )
-    if seconds := column(run.history, "seconds"):
-        found.append(
-            (
-                "Time in training steps (without validation)",
-                f"{_duration(sum(seconds))} in {len(seconds)} epochs, "
-                f"{_duration(median(seconds))} per epoch (median)",
-            )
-        )
-    if memory := column(run.history, "peak_memory_mib"):
-        found.append(("Peak memory", f"{max(memory):,.0f} MiB"))
-    if run.starts:
-        found.append(("Starts of the run", str(len(run.starts))))
-    return found
-
-
-def _duration(seconds) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def settings(config: dict) -> dict[str, list[tuple[str, str, str, str]]]:

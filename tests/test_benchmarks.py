@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from benchmarks import (
     machine,
     memory,
     packs,
+    random_kernels,
     smoothing,
 )
 from networks import convolution_check
@@ -39,6 +41,21 @@ CPU = torch.device("cpu")
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     return tmp_path
+
+
+# --- small scripts -----------------------------------------------------------------------------
+
+
+def test_kernels_that_tell_directions_are_counted(capsys):
+    edge = torch.tensor([[-1.0, 0, 1]] * 3)
+    layer = nn.Conv3d(3, 3, (2, 3, 3))
+    for number, (first, second) in enumerate(((-1, 1), (1, 1), (1, 0.5))):
+        kernel = torch.stack([first * edge, second * edge])
+        layer.weight.data[number] = kernel
+    assert sorted(random_kernels.opposite(nn.Sequential(layer))) == [False, False, True]
+    random_kernels.compare(random_kernels.parse_arguments(["--networks", "100"]))
+    counted = re.search(r"random: (\d+) of 300 kernels .* \((\d+\.\d) %\)", capsys.readouterr().out)
+    assert 15 < int(counted[1]) < 60 and float(counted[2]) == round(int(counted[1]) / 3, 1)
 
 
 # --- the sections ------------------------------------------------------------------------------

@@ -8,20 +8,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY_NETWORK, make_config, write_clip
+from conftest import CLASSES, TINY_NETWORK, make_config
 from jupytext.cli import jupytext as jupytext_command
 from PIL import Image
 
 import config
 import demo_data
-from clips.annotations import read_annotations
+from clips.sampling import frames_needed
 from docs import chart_pictures as charts
 from docs import check as docs_check
 from docs import convolution_pictures as convolutions
 from docs import draw_pictures
 from docs import time_pictures as times
 from docs.check import DOCS, PROJECT, check_svg
-from docs.inside_pictures import draw_activations, draw_grad_cam, inside_of_pair
+from docs.inside_pictures import SHOWN, draw_activations, draw_grad_cam, inside_of_shown
 from docs.opening_picture import Shown, draw_opening, watch
 from docs.shape_picture import draw_shapes
 from docs.svg import WIDTH
@@ -87,6 +87,12 @@ def test_the_3d_picture_names_outputs_and_works_out_a_sum():
         assert names.replace(" ", "") in re.sub(r"\s", "", words)
 
 
+def test_the_results_of_a_kernels_slices_are_added():
+    patch, kernel = (torch.tensor(each).float()[None] for each in convolutions.colour_patch())
+    assert torch.nn.functional.conv2d(patch, kernel).item() == 81
+    assert "+81" in check(convolutions.draw_slices())
+
+
 # --- what becomes of time ----------------------------------------------------------------------
 
 
@@ -137,6 +143,7 @@ def test_learnt_kernels_are_those_with_most_change(predictor):
         weight.copy_(still)
     first, second, _ = times.learnt_kernels(predictor.network)
     assert (first[0] == -1).all() and (first[1] == 0.5).all() and (second == 1).all()
+    assert times.strongest_right_and_left(convolutions.MOVEMENT_KERNEL) == (54, -54)
     assert "Learnt, 3" in check(times.draw_learnt_kernels(predictor.network))
 
 
@@ -185,15 +192,8 @@ def test_opening_picture_plays_and_begins_with_its_end(predictor):
         assert np.array(picture.convert("RGB"))[40, 20] == pytest.approx(card, abs=6)
 
 
-def test_films_of_two_gestures_play_side_by_side(predictor, tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("Moving Right", "Zooming In"):
-        write_clip(tmp_path / name, demo_data.draw_clip(name, rng)[:8])
-    (tmp_path / "set.csv").write_text(
-        "".join(f"{name};{name}\n" for name in ("Zooming In", "Moving Right"))
-    )
-    annotations = read_annotations(tmp_path / "set.csv", tmp_path, predictor.classes)
-    clips = inside_of_pair(predictor, annotations)
+def test_films_of_two_gestures_play_below_each_other(predictor):
+    clips = inside_of_shown(predictor)
     for colours in (LIGHT, DARK):
         card = list(bytes.fromhex(colours["card"][1:]))
         for drawn in (draw_grad_cam(clips, colours), draw_activations(clips[0], colours)):
@@ -201,6 +201,19 @@ def test_films_of_two_gestures_play_side_by_side(predictor, tmp_path):
             assert film.n_frames == predictor.config.clip_size and film.width == 2 * WIDTH
             assert np.array(film.convert("RGB"))[20, 20] == pytest.approx(card, abs=6)
     assert draw_activations(clips[0], LIGHT) != draw_activations(clips[1], LIGHT)
+    assert all((clip.map != clip.random_map).any() for clip in clips)
+
+
+def test_the_objects_of_the_films_neither_leave_nor_fade():
+    length = frames_needed(load_config(PROJECT / "configs/quickstart.json"))
+    for _, seed in SHOWN:
+        rng = np.random.default_rng(seed)
+        demo_data.draw_style(rng)
+        num_frames = int(rng.integers(*demo_data.LENGTHS, endpoint=True))
+        phases = demo_data.draw_phases(num_frames, rng)
+        phases -= np.floor(phases[0])
+        assert num_frames >= length
+        assert demo_data.FADE / 2 < phases[0] < phases[-1] < 1 - demo_data.FADE / 2
 
 
 # --- charts ------------------------------------------------------------------------------------

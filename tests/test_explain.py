@@ -1,6 +1,7 @@
 """explain.py: the time probe, Grad-CAM, kernels, and what the stages make of a clip."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from explaining.layers import first_kernels, share_of_change, stage_outputs
 from explaining.time_probe import TimeProbe, positions, reordered, table
 from model import build_model
 from networks.inference import fold_batchnorm
+from scoring.predictor import load_predictor
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,9 @@ def test_all_pictures_are_written_and_shown_in_tensorboard(trained, capsys):
     folder = run_folder(trained)
     assert explain.main(["-c", str(folder / "checkpoint.pth.tar"), "-g", "cpu"]) == 0
     explained = folder / "explained"
-    assert "energy is change over time (random kernels: 50 %)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "energy is change over time (random kernels: 50 %)" in printed
+    assert re.search(r"random weights: mean rank correlation -?\d\.\d\d;", printed)
     names = {path.name for path in explained.iterdir() if "tfevents" not in path.name}
     clips = {name.split("_")[-1] for name in names if name.startswith("activations")}
     assert len(clips) == len(CLASSES)
@@ -130,6 +134,29 @@ def test_grad_cam_is_where_and_when_the_class_is_seen():
     assert (values > 0).sum() == 1
     against, _ = grad_cam.grad_cam(outputs, logits, 1, (4, 8, 8))
     assert (against == 0).all()
+
+
+def test_maps_of_random_weights_are_compared(trained):
+    predictor = load_predictor(run_folder(trained) / "checkpoint.pth.tar", torch.device("cpu"))
+    state = torch.random.get_rng_state()
+    first, second = (grad_cam.with_random_weights(predictor) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    names = predictor.network.state_dict()
+    assert names.keys() == first.network.state_dict().keys()
+    weights = [next(each.network.parameters()) for each in (first, second, predictor)]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+    values = np.arange(24.0).reshape(2, 3, 4)
+    assert grad_cam.similarity(values, values**2) == pytest.approx(1)
+    assert grad_cam.similarity(values, -values) == pytest.approx(-1)
+    assert np.isnan(grad_cam.similarity(values, np.zeros_like(values)))
+    frames = np.full((2, 30, 40, 3), 200, np.uint8)
+    maps = np.zeros((2, 2, 30, 40))
+    maps[1, 0] = 1
+    first, second = grad_cam.draw(frames, *maps, "a class")
+    width = first.shape[1] // 3
+    row = grad_cam.TITLE_HEIGHT * 2 + 100
+    assert (first[row, width + 9] == 100).all()  # darkened, and no map on it
+    assert (first[row, 2 * width + 9] > 100).any() and (second[row, 2 * width + 9] == 100).all()
 
 
 @pytest.mark.parametrize(

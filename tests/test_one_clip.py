@@ -191,8 +191,8 @@ def test_explain_names_what_the_evaluation_says(project, tmp_path, sampling):
     predictor = load_predictor(checkpoint, CPU)
     for row in expected:
         source = open_clip(f"{settings['val_data_folder']}/{row['id']}", predictor.config)
-        title, _, _ = films_of_clip(predictor, source)
-        assert title == f"{row['top1']} {100 * float(row['score1']):.0f} %"
+        found = films_of_clip(predictor, predictor, source)
+        assert found.title == f"{row['top1']} {100 * float(row['score1']):.0f} %"
 
 
 def test_long_films_are_noted(project, tmp_path, capsys):

@@ -331,14 +331,26 @@ def test_stage_table_is_what_a_run_prints():
 
 
 def test_lines_of_python_print_what_the_page_says(capsys):
-    (code,) = (code for code in code_blocks("python") if "nn.Conv3d" in code)
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out in code_blocks("text")
+    """Those of the part on how it works, one after the other in one program."""
+    part = text_of(PAGES[0]).partition("## What a ConvNet is")[2]
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", part, re.DOTALL)
+    assert len(blocks) >= 8 and len(blocks) == part.count("```python\n")
+    names = {}
+    for code, printed in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+        assert capsys.readouterr().out == printed, code
     sizes = [
         sum(weight.numel() for weight in layer.parameters())
         for layer in (torch.nn.Conv3d(3, 32, (2, 3, 3)), torch.nn.Conv2d(3, 32, 3))
     ]
     assert sizes == [1760, 896] and "`nn.Conv2d(3, 32, 3)` has 896 parameters" in TEXT
+
+
+def test_each_idea_has_lines_to_run():
+    """A section of the part on how it works has Python or a command."""
+    part = text_of(PAGES[0]).partition("## What a ConvNet is")[2].partition("## Where to go")[0]
+    for section in re.split(r"^## ", "## What a ConvNet is" + part, flags=re.MULTILINE)[1:]:
+        assert re.search(r"^```(python|sh)$", section, re.MULTILINE), section.splitlines()[0]
 
 
 def test_the_sum_that_is_worked_out():

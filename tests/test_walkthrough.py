@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,10 +72,27 @@ def test_what_is_not_true_is_noticed(tmp_path, monkeypatch, old, new):
 
 def test_colab_installs_the_project(monkeypatch, tmp_path):
     """The first cell, with an address: what it runs, and where the other cells look."""
-    ran = []
-    (tmp_path / "project").mkdir()
+    ran, cell = [], code_cells()[0]
+
+    def run(command, check):
+        assert check  # a failure ends the cell
+        ran.append(shlex.join(command))
+        if command[0] == "git":
+            Path(command[-1]).mkdir()
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.system", ran.append)
-    walk([code_cells()[0].replace('repository = ""', 'repository = "https://a.b/c"')])
-    assert ran == ["git clone 'https://a.b/c' project; pip install -r project/requirements.txt"]
-    assert Path.cwd().name == "project"
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    walk([cell.replace('repository = ""', 'repository = "https://a.b/c"')])
+    assert ran == [
+        "git clone --depth 1 https://a.b/c project",
+        f"{sys.executable} -m pip install --quiet -r requirements.txt",
+    ]
+    assert Path.cwd() == tmp_path / "project" and sys.path[0] == str(Path.cwd())
+
+
+def test_colab_asks_for_the_address(monkeypatch):
+    walk(code_cells()[:1])  # elsewhere, nothing happens
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(SystemExit, match="Enter the repository's address"):
+        walk(code_cells()[:1])

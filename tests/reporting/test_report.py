@@ -191,7 +191,6 @@ def test_without_an_evaluation(trained):
         "Top-1 accuracy",
         "Learning rate",
         "Training clips per second",
-        "Seconds of training steps",
     ]
     assert "in 2 epochs" in page.section("Speed")
     assert "1 x CPU, training in fp32" in page.section("Speed")
@@ -217,6 +216,14 @@ def test_the_time_of_the_run_is_that_of_its_starts(folder):
         assert times() == ["2 h 15 min", "to its last epoch, in 2 starts"]
     (folder / "versions.json").write_text("[{}]")
     assert times() == []
+
+
+def test_time_in_steps_is_only_shown_beside_the_time_of_the_run(folder):
+    text = Page(write_report(folder).read_text()).section("Speed")
+    assert text.index("Time of the run") < text.index("Of this, in training steps")
+    (folder / "versions.json").write_text("[{}]")
+    text = Page(write_report(folder).read_text()).section("Speed")
+    assert "Time of the run" not in text and "steps" not in text and "Peak memory" in text
 
 
 def test_no_line_ends_within_top_1(trained):
@@ -562,7 +569,7 @@ def test_a_run_of_one_epoch_without_a_set_end(folder):
     (folder / "config.json").write_text(json.dumps(config))
     page = Page(write_report(folder).read_text())
     labels = [svg["aria-label"] for svg in page.all("svg") if svg.get("role") == "img"]
-    assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 5
+    assert labels[0].startswith("Loss by epoch: validation ") and len(labels) == 4
     assert any(text == "no limit" for _, text in page.texts)
 
 
