@@ -77,6 +77,7 @@ WINDOW_KEYS = (
     "step_size",
     "nclips",
     "ncrops",
+    "nviews",
     "frame_rate",
     "sampling",
     "frame_height",
@@ -316,6 +317,11 @@ class Config(BaseModel):
         description="Crops per window in evaluation: 1: the centre; 3: also both ends of the "
         "longer side; the scores of all windows and crops are averaged.",
     )
+    nviews: Annotated[int, Field(ge=1, le=4)] = Field(
+        1,
+        description="Views per crop in evaluation: 1: the crop itself; 2 to 4: also turned, "
+        "shifted and scaled a little (test-time augmentation); the scores are averaged.",
+    )
     mean: Colour | None = Field(
         None,
         description="Subtracted from RGB values from 0 to 1; null: as the weights of `pretrained` "
@@ -536,6 +542,11 @@ class Config(BaseModel):
         problems += self._problems_of_features()
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs at least two frames")
+        if self.model == "two_stream" and self.nviews > 1:
+            problems.append(
+                f"nviews: found {self.nviews}; two_stream's optical flow cannot be turned; set it "
+                "to 1"
+            )
         problems += self._problems_of_the_recipe()
         problems += self._problems_of_pretrained()
         if problems:
@@ -679,7 +690,8 @@ class Config(BaseModel):
     @property
     def videos_per_eval_batch(self) -> int:
         """Return the number of videos per batch in evaluation."""
-        return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.windows_per_video)
+        num_inputs = self.windows_per_video * self.nviews
+        return max(1, (self.eval_batch_size or 2 * self.batch_size) // num_inputs)
 
     @property
     def run_folder(self) -> Path:

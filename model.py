@@ -5,10 +5,12 @@ Shapes: N clips, C channels, T frames, H, W pixels. A network maps float [N, C, 
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,6 +26,8 @@ from networks.torchvision_video import build_torchvision_video
 from system.errors import UserError
 
 BATCHNORM_MOMENTUM = 0.1  # of the running statistics: PyTorch's default
+# Views of a clip: degrees, shift to the right and down (parts of the picture), scale.
+VIEWS = ((0, 0, 0, 1), (5, 0.03, 0.02, 1.05), (-5, -0.03, 0.02, 0.95), (0, 0, -0.04, 1.05))
 MIN_SIDE = 4  # pixels that a block needs: 4 -> 2 (no padding) -> 2 (padding) -> 1 (pooling)
 
 
@@ -196,3 +200,27 @@ def _per_channel(values: tuple, device) -> torch.Tensor:
     """
     constants = [torch.full((), value, dtype=torch.float32, device=device) for value in values]
     return torch.stack(constants).view(1, -1, 1, 1, 1)
+
+
+def views_of(clips, num_views: int) -> torch.Tensor:
+    """Return views of each clip, the first of which is the clip: [N, ...] -> [N * views, ...].
+
+    The others are turned, shifted and scaled by the same for all frames. Averaging the scores over
+    views is test-time augmentation. clips: float [N, C, T, H, W].
+    """
+    if num_views == 1:
+        return clips
+    num_clips, _, num_frames, height, width = clips.shape
+    x, y = (torch.linspace(1 / side - 1, 1 - 1 / side, side) for side in (width, height))
+    places = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2)  # [H, W, (x, y)]
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    views = [frames]
+    for degrees, right, down, scale in VIEWS[1:num_views]:
+        cosine, sine = (function(math.radians(degrees)) for function in (math.cos, math.sin))
+        ratio = height / width
+        turn = torch.tensor([[cosine, sine * ratio], [-sine / ratio, cosine]]) / scale
+        grid = (places - 2 * torch.tensor([right, down])) @ turn.T
+        grid = grid.to(clips.device).expand(len(frames), -1, -1, -1)
+        views.append(F.grid_sample(frames, grid, padding_mode="border", align_corners=False))
+    together = torch.stack(views, 1).unflatten(0, (num_clips, num_frames))  # [N, T, views, ...]
+    return together.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from clips.reading import CROP_PLACES
 from config import Config
-from model import normalize_clips
+from model import normalize_clips, views_of
 from scoring.predictor import Predictor
 from system.errors import UserError
 
@@ -93,7 +93,7 @@ def _resample(pixels, axis, old, new, first, count, is_shrunk):
 
 
 class FromCrops(nn.Module):
-    """Normalize, apply the network, average over crops: uint8 [T, K, h, w, 3] -> [classes]."""
+    """Normalize, apply the network, average: uint8 [T, K, h, w, 3] -> probabilities [classes]."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
@@ -101,7 +101,7 @@ class FromCrops(nn.Module):
 
     def forward(self, crops):
         clips = normalize_clips(crops.transpose(0, 1), CPU, self.config)
-        return self.network(clips).softmax(1).mean(0)
+        return self.network(views_of(clips, self.config.nviews)).softmax(1).mean(0)
 
 
 def build_graph(predictor: Predictor, checkpoint) -> onnx.ModelProto:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from config import Config
-from model import normalize_clips
+from model import normalize_clips, views_of
 from networks.efficientnet_lite import merge_padding
 from networks.inference import fold_batchnorm
 from networks.stages import num_channels, to_meta
@@ -26,8 +26,9 @@ def window_shape(model, config: Config) -> tuple[int, ...]:
 def backbone_function(model, device, config: Config):
     """Yield the function that computes features on the device, in `eval_precision`.
 
-    It maps windows, uint8 [N, T, H, W, C], to their features, fp16 [N, T, ...] on the CPU. On a CPU
-    each thread computes other frames: small convolutions gain little from several threads.
+    It maps windows, uint8 [N, T, H, W, C], and a number V of views to the features of all views,
+    fp16 [N * V, T, ...] on the CPU. On a CPU each thread computes other frames: small convolutions
+    gain little from several threads.
     """
     network = merge_padding(fold_batchnorm(model))
     num_threads = 1 if device.type == "cuda" else torch.get_num_threads()
@@ -36,11 +37,11 @@ def backbone_function(model, device, config: Config):
         with torch.inference_mode(), computing_in(device, config.eval_precision):
             return network.frame_features(frames).half()[:, 0].cpu()
 
-    def compute(windows: torch.Tensor) -> torch.Tensor:
-        clips = normalize_clips(windows, device, config)  # [N, C, T, H, W]
+    def compute(windows: torch.Tensor, num_views: int) -> torch.Tensor:
+        clips = views_of(normalize_clips(windows, device, config), num_views)  # [N, C, T, H, W]
         frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # clips of one frame
         features = torch.cat(list(pool.map(compute_part, frames.split(FRAMES_AT_ONCE))))
-        return features.unflatten(0, tuple(windows.shape[:2]))
+        return features.unflatten(0, (len(clips), -1))
 
     # The number is that of new threads, too.
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -93,7 +93,7 @@ def compute_chunk(features: FeatureSet, chunks: Chunks, number, batch: Batch, co
     labels = torch.full((len(clips),), -1)
     if len(batch.indices):
         places = batch.indices - clips.start
-        values = compute(batch.clips.flatten(0, 1))  # [N * K, T, ...]
+        values = compute(batch.clips.flatten(0, 1), features.num_views)  # [N * K * V, T, ...]
         data[places] = values.view(len(places), *features.clip_shape)
         labels[places] = batch.labels
     about = {

@@ -2,9 +2,10 @@
 
 With `feature_versions` V > 0, version v of a training clip is the clip as epoch v augments it, and
 epoch e trains on version e modulo V; so with as many versions as epochs, training sees the clips
-that it would see without this. Validation clips have one version, all their evaluation windows.
+that it would see without this. Validation clips have one version: all their evaluation
+windows, and the `nviews` views of each.
 
-Shapes: V versions, N clips, K windows per clip, T frames. A window's features are fp16
+Shapes: V versions, N clips, K windows and views per clip, T frames. A window's features are fp16
 [T, C, h, w], the backbone's maps, or [T, F] if it ends with a vector.
 """
 
@@ -31,7 +32,9 @@ class FeatureSet(Dataset):
         self.videos = VideoFolder(annotations, config, training)
         self.annotations, self.config, self.training = annotations, config, training
         self.num_versions = config.feature_versions if training else 1
-        self.clip_shape = (self.videos.input_shape[0], *window_shape)  # (K, T, ...)
+        self.num_views = 1 if training else config.nviews
+        num_windows = self.videos.input_shape[0] * self.num_views
+        self.clip_shape = (num_windows, *window_shape)  # (K, T, ...)
         self.labels = np.full((self.num_versions, len(self)), -1, np.int64)
         self.bad: dict[tuple[int, int], str] = {}  # (version, clip) -> why it cannot be read
         self.features: np.ndarray | None = None  # fp16 [V, N, K, T, ...]

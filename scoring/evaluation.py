@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from clips.batches import batches_of
-from model import normalize_clips
+from model import normalize_clips, views_of
 from networks.inference import fold_batchnorm
 from scoring.intervals import Interval, accuracy_interval, balanced_interval
 from system import processes
@@ -55,10 +55,12 @@ def clip_logits(network, windows, num_clips, device, config) -> torch.Tensor:
     """Return the logits of clips, float32 [N, classes].
 
     windows: uint8 [N * K, T, H, W, C]; the K windows of a clip follow each other, and its logits
-    are the logarithm of their mean probabilities.
+    are the logarithm of their mean probabilities, and of those of their `nviews` views.
     """
     inputs = normalize_clips(windows, device, config)
     with evaluating(device, config):
+        if not windows.is_floating_point():  # features are those of all views
+            inputs = views_of(inputs, config.nviews)
         logits = network(inputs).float()  # [N * K, classes]
     if len(logits) > num_clips:
         logits = log_mean_probability(logits.view(num_clips, -1, logits.shape[1]), dim=1)
