@@ -24,6 +24,7 @@ SMALL_IMAGE_NETWORK = {"backbone": "mobilenet_v3_small", "crop_size": 24}
         {"model": "cnn_lstm", **SMALL_IMAGE_NETWORK},
         {"model": "trn", **SMALL_IMAGE_NETWORK},
         {"model": "eco", "crop_size": 32, "frame_height": 32},
+        {"model": "kernel_ridge", "crop_size": 32, "frame_height": 32},
         {"model": "mobilenet3d", "width": 0.25, "crop_size": 24},
         {"model": "csn", "width": 0.25, "crop_size": 24},
     ],

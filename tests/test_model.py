@@ -3,12 +3,14 @@ import copy
 import pytest
 import torch
 from conftest import make_config as config_with
+from torchvision.transforms.functional import InterpolationMode, affine
 
 import train
-from model import ConvColumn, conv_block, normalize_clips
+from model import VIEWS, ConvColumn, build_model, conv_block, normalize_clips, views_of
 from networks import stages
 from networks.inference import fold_batchnorm
 from networks.stages import count_parameters, describe, format_description
+from scoring.evaluation import clip_logits
 from system.errors import UserError
 
 PUBLISHED_WIDTHS = ([32, 64, 124, 256], [512, 512, 256])
@@ -140,3 +142,37 @@ def test_a_background_can_be_subtracted():
     inputs = normalize_clips(clips, torch.device("cpu"), flow)
     assert inputs[:, :3].abs().max() < 1e-6 and inputs[:, 3:].min() > 1
     assert inputs.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_views_are_the_clip_and_what_torchvision_turns_shifts_and_scales():
+    clips = torch.zeros(2, 3, 4, 40, 60)
+    clips[:, :, :, 12:22, 30:45] = torch.rand(2, 3, 4, 10, 15)
+    views = views_of(clips, len(VIEWS)).unflatten(0, (2, len(VIEWS)))
+    assert torch.equal(views[:, 0], clips)
+    for view, (degrees, right, down, scale) in enumerate(VIEWS[1:], 1):
+        expected = affine(
+            clips.flatten(0, 2),
+            degrees,
+            [right * 60, down * 40],
+            scale,
+            shear=0,
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        # torchvision shifts by whole pixels
+        torch.testing.assert_close(views[:, view].flatten(0, 2), expected, rtol=0, atol=0.3)
+        difference = views[:, view].mean((-1, -2)) - expected.view_as(clips).mean((-1, -2))
+        assert difference.abs().max() < 1e-3
+    assert torch.equal(views_of(clips, 1), clips)
+    even = torch.full((1, 3, 2, 8, 8), 0.5)
+    torch.testing.assert_close(views_of(even, 4), even.expand(4, -1, -1, -1, -1))
+
+
+def test_the_scores_of_views_are_averaged():
+    config = config_with(clip_size=4, crop_size=20, nviews=3, num_classes=3)
+    model = build_model(config, 3).eval()
+    windows = torch.randint(0, 256, (4, *config.clip_shape, 3), dtype=torch.uint8)
+    device = torch.device("cpu")
+    logits = clip_logits(model, windows, 2, device, config)
+    with torch.no_grad():
+        views = model(views_of(normalize_clips(windows, device, config), 3)).softmax(1)
+    torch.testing.assert_close(logits.exp(), views.view(2, 6, 3).mean(1))

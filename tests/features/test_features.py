@@ -38,6 +38,7 @@ ECO = {
     "pretrained": "imagenet",
     "freeze": True,
     "feature_versions": 2,
+    "nviews": 2,
     "frame_height": 32,
     "crop_size": 32,
     "batch_size": 11,
@@ -227,7 +228,7 @@ def test_features_beyond_fp16_are_refused(settings, tmp_path, capsys, monkeypatc
     @contextmanager
     def far_too_large(*arguments):
         with backbone_function(*arguments) as compute:
-            yield lambda windows: compute(windows) * 1e6
+            yield lambda *windows: compute(*windows) * 1e6
 
     monkeypatch.setattr(computing, "backbone_function", far_too_large)
     path, _ = config_in(settings, tmp_path)
@@ -240,7 +241,10 @@ def test_features_beyond_fp16_are_refused(settings, tmp_path, capsys, monkeypatc
     [
         ({"freeze": False}, "feature_versions: found 2, but freeze is false"),
         ({"freeze": 3}, "feature_versions: found 2, but freeze is 3"),
-        ({"model": "two_stream"}, "it applies to eco, cnn_lstm, trn, average, not to two_stream"),
+        (
+            {"model": "two_stream"},
+            "trn, average, not to two_stream",
+        ),
         ({"cutmix_alpha": 0.5}, "cutmix_alpha: found 0.5; features of whole frames"),
         ({"feature_versions": -1}, "greater than or equal to 0"),
     ],
