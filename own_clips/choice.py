@@ -15,9 +15,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from clips.annotations import Annotations
-from config import MAP_MODELS, Config
+from config import FITTED_MODELS, MAP_MODELS, Config
 from own_clips.frame_maps import frame_maps
-from own_clips.short_trainings import feature_network, held_out_scores, short_config
+from own_clips.short_trainings import (
+    LONG_STEPS,
+    STEPS,
+    feature_network,
+    held_out_scores,
+    short_config,
+)
 from scoring.folds import stratified_folds
 from scoring.intervals import Comparison, compare_on_same_clips
 
@@ -78,15 +84,15 @@ class Trials:
         self.groups = None if groups is None else groups[self.maps.indices]
         self.folds = folds_of(self.labels, self.groups, seed)
 
-    def run(self, member: str, config: Config, **keys) -> Variant:
-        """Cross-validate a network."""
+    def run(self, member: str, config: Config, keys: dict, num_steps: int) -> Variant:
+        """Cross-validate a network with these keys of its own, after so many steps."""
         short = short_config(config).model_copy(update=keys)
         scores = held_out_scores(
-            member, self.maps, self.labels, self.folds, short, self.num_classes
+            member, self.maps, self.labels, self.folds, short, self.num_classes, num_steps
         )
         centered = " without the mean map" if keys.get("center_features") else ""
         name = f"{member}{centered}, on {SAMPLINGS[config.sampling]}"
-        keys = {"model": member, "sampling": config.sampling} | keys
+        keys = {"model": member, "sampling": config.sampling, **keys}
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
 
 
@@ -96,19 +102,30 @@ def choose_by_cross_validation(
     """Return the variants, best first.
 
     configs: one per sampling. members: the networks to try, alone and averaged; those that see maps
-    of a 2D network with and without the mean map of the clip.
+    of a 2D network with and without the mean map of the clip. Of the networks that are trained by
+    gradient descent, the best variant is trained for longer, since some learn more slowly.
     """
     trials = Trials(annotations, configs[0], seed)
-    networks = [
-        (member, keys)
+    todo = [
+        (member, config, keys)
+        for config in configs
         for member in members
         for keys in (CENTERED if member in MAP_MODELS else ({},))
     ]
-    todo = list(itertools.product(configs, networks))
-    variants = []
-    for config, (member, keys) in tqdm(todo, "choosing", leave=False, disable=None):
-        variants.append(trials.run(member, config, **keys))
-    variants += averages(variants)
+    trained = [member for member in members if member not in FITTED_MODELS]
+    found = {}
+    with tqdm(total=len(todo) + len(trained), desc="choosing", leave=False, disable=None) as bar:
+
+        def run(number, num_steps):
+            found[number] = trials.run(*todo[number], num_steps)
+            bar.update(1)
+
+        for number in range(len(todo)):
+            run(number, STEPS)
+        for member in trained:
+            same = [number for number, (name, _, _) in enumerate(todo) if name == member]
+            run(min(same, key=lambda number: found[number].rank), LONG_STEPS)
+    variants = [*found.values(), *averages([*found.values()])]
     return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 
 

@@ -21,7 +21,7 @@ from own_clips.frame_maps import FrameMaps
 from training.optimization import training_loss
 from training.pretrained import copy_weights, find_weights, read_source, with_normalization
 
-STEPS, STEPS_PER_CLIP = 60, 2.5  # the first at most
+STEPS, LONG_STEPS, STEPS_PER_CLIP = 40, 120, 2.5  # the first two at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
 HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
 FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
@@ -78,11 +78,13 @@ class Head(nn.Module):
         return self.network(self.input(features))
 
 
-def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_classes):
+def held_out_scores(
+    member, maps: FrameMaps, labels, folds, config: Config, num_classes, num_steps: int
+):
     """Return log probabilities of each clip by a network that was not trained on it.
 
-    member: a network of ALL_MEMBERS; labels: int [N]; folds: (training, test) positions.
-    Returns float64 [N, classes].
+    member: a network of ALL_MEMBERS; labels: int [N]; folds: (training, test) positions; num_steps:
+    of a training, at most. Returns float64 [N, classes].
     """
     found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
     head = Head(member, config, num_classes)
@@ -94,14 +96,17 @@ def held_out_scores(member, maps: FrameMaps, labels, folds, config: Config, num_
             clips = np.repeat(train, config.nclips)
             head.network.fit(inputs, labels[clips], clips)
         else:
-            train_head(head, maps, labels, train, config, np.random.default_rng(number))
+            rng = np.random.default_rng(number)
+            train_head(head, maps, labels, train, config, num_steps, rng)
         found[test] = log_probabilities(head, maps, test, config)
     return found
 
 
-def train_head(head: Head, maps: FrameMaps, labels, train, config: Config, rng) -> None:
-    """Train for a fixed number of steps with a one-cycle learning rate."""
-    num_steps = min(STEPS, math.ceil(STEPS_PER_CLIP * len(train)))
+def train_head(
+    head: Head, maps: FrameMaps, labels, train, config: Config, num_steps: int, rng
+) -> None:
+    """Train for a fixed number of steps, at most, with a one-cycle learning rate."""
+    num_steps = min(num_steps, math.ceil(STEPS_PER_CLIP * len(train)))
     optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=num_steps + 1)
     order = itertools.chain.from_iterable(rng.permutation(train) for _ in itertools.count())

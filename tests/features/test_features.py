@@ -241,10 +241,7 @@ def test_features_beyond_fp16_are_refused(settings, tmp_path, capsys, monkeypatc
     [
         ({"freeze": False}, "feature_versions: found 2, but freeze is false"),
         ({"freeze": 3}, "feature_versions: found 2, but freeze is 3"),
-        (
-            {"model": "two_stream"},
-            "trn, average, not to two_stream",
-        ),
+        ({"model": "two_stream"}, "trn, average, not to two_stream"),
         ({"cutmix_alpha": 0.5}, "cutmix_alpha: found 0.5; features of whole frames"),
         ({"feature_versions": -1}, "greater than or equal to 0"),
     ],

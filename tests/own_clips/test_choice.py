@@ -14,7 +14,7 @@ from own_folders import write_class_folders
 
 import train
 from clips.annotations import read_annotations
-from own_clips import choice, short_trainings
+from own_clips import choice
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from system.config_file import load_config
@@ -34,7 +34,8 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def very_short(monkeypatch):
-    monkeypatch.setattr(short_trainings, "STEPS", 2)
+    monkeypatch.setattr(choice, "STEPS", 2)
+    monkeypatch.setattr(choice, "LONG_STEPS", 3)
 
 
 def configs(*samplings):
@@ -77,6 +78,30 @@ def test_networks_on_maps_are_tried_with_and_without_the_mean_map(clips, very_sh
     assert sorted(variant.keys["center_features"] for variant in found.variants) == 3 * [
         False
     ] + 3 * [True]
+
+
+def test_the_best_of_each_trained_network_is_trained_for_longer(clips, very_short, monkeypatch):
+    done = []
+    run = choice.Trials.run
+
+    def recorded(self, member, config, keys, num_steps):
+        variant = run(self, member, config, keys, num_steps)
+        done.append((num_steps, member, config.sampling, variant))
+        return variant
+
+    monkeypatch.setattr(choice.Trials, "run", recorded)
+    found = validated(clips, ["conv3d", "linear"], "window", "segments")
+    assert [each[:3] for each in done[:4]] == [
+        (2, "conv3d", "window"),
+        (2, "linear", "window"),
+        (2, "conv3d", "segments"),
+        (2, "linear", "segments"),
+    ]
+    best = min((done[0], done[2]), key=lambda each: each[3].rank)
+    ((num_steps, member, sampling, longer),) = done[4:]
+    assert (num_steps, member, sampling) == (3, "conv3d", best[2])
+    names = [variant for variant in found.variants if variant.name == longer.name]
+    assert len(names) == 1 and names[0] is longer
 
 
 def test_folds_keep_groups_together(clips):
