@@ -304,6 +304,53 @@ def draw_remedies(results, title) -> str:
     )
 
 
+@matplotlib.rc_context(SETTINGS)
+def draw_clips_per_class(curves: dict[str, list], baseline: list, num_all: int) -> str:
+    """Draw top-1 over training clips per class for three networks, and for the linear model.
+
+    curves: name -> rows of compare.py, by number of clips, the last of all clips; baseline: percent
+    for the same numbers; num_all: clips per class of all, on average.
+    """
+    figure = new_figure(330)
+    axes = figure.add_subplot()
+    numbers = [5, 10, 20, num_all]
+    lines = [(name, [row["top1"] for row in rows]) for name, rows in curves.items()]
+    lines.append(("linear model", baseline))
+    ends = _spread([scores[-1] for _, scores in lines], 4.5)
+    styles = (("blue", "o-"), ("blue", "o--"), ("ink", "o-"), ("muted", "o:"))
+    for (name, scores), end, (colour, style) in zip(lines, ends, styles, strict=True):
+        axes.plot(numbers, scores, style, color=LIGHT[colour], linewidth=2.2, markersize=7)
+        axes.annotate(
+            f"{name} {scores[-1]:.1f}",
+            (num_all, end),
+            (12, 0),
+            textcoords="offset points",
+            va="center",
+            color=LIGHT[colour],
+            fontweight="bold",
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, ["5", "10", "20", f"all ({num_all})"])
+    axes.minorticks_off()
+    axes.set(xlim=(4.6, 2.6 * num_all), ylim=(0, 80), xlabel="training clips per class")
+    axes.set_title("Words said by mouths: validation top-1, %")
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    told = "; ".join(
+        f"{name}: {', '.join(f'{score:.1f}' for score in scores)} %" for name, scores in lines
+    )
+    return to_svg(figure, f"Validation top-1 with 5, 10, 20 and all clips per class. {told}")
+
+
+def _spread(values, gap) -> list[float]:
+    """Return the values, moved apart so that neighbours differ by `gap`."""
+    spread, last = list(values), float("-inf")
+    for place in sorted(range(len(values)), key=lambda place: values[place]):
+        last = spread[place] = max(values[place], last + gap)
+    return spread
+
+
 def _draw_baselines(axes, baselines, top) -> None:
     """Draw a line for each baseline; baselines: percent, by name."""
     for index, (name, percent) in enumerate(baselines.items()):
