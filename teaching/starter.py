@@ -38,7 +38,8 @@ class Starter:
         self.close()
         self.connection, other = socket.socketpair()
         with other:
-            self.process = self._start([__file__, self.script, other.fileno()], other.fileno())
+            command = [__file__, self.script, other.fileno(), *MODULES]
+            self.process = self._start(command, other.fileno())
 
     def run(self, arguments: list[str], log) -> subprocess.Popen:
         """Start the script, whose messages go to the file `log`, which it keeps open."""
@@ -74,14 +75,14 @@ class Starter:
             self.process = None
 
 
-def wait(script: str, descriptor: int) -> None:
-    """Import; then run `script` with the arguments that arrive at a socket, if any do.
+def wait(script: str, descriptor: int, modules: list[str]) -> None:
+    """Import modules; then run `script` with the arguments that arrive at a socket, if any do.
 
     With them, a JSON list, comes the file for its messages.
     """
     sys.path[0] = str(Path(script).parent)  # instead of this folder
     with socket.socket(fileno=descriptor) as connection:
-        for name in MODULES:
+        for name in modules:
             import_module(name)
         message, files, *_ = socket.recv_fds(connection, MAX_BYTES, 1)
     if not message:  # teach.py has ended
@@ -94,4 +95,4 @@ def wait(script: str, descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    wait(sys.argv[1], int(sys.argv[2]))
+    wait(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
