@@ -11,6 +11,7 @@ if __name__ == "__main__":  # a signal during the imports below, which take seco
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import argparse
+import gc
 import sys
 import threading
 import webbrowser
@@ -91,4 +92,6 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # Python would look for garbage in PyTorch's modules for a second
+    sys.exit(status)

@@ -3,6 +3,7 @@
 The imports take longer than training a few clips. This file is also that process's program.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -84,6 +85,7 @@ def wait(script: str, descriptor: int, modules: list[str]) -> None:
     with socket.socket(fileno=descriptor) as connection:
         for name in modules:
             import_module(name)
+        gc.freeze()  # Python would look for garbage in the modules, for a second at exit
         message, files, *_ = socket.recv_fds(connection, MAX_BYTES, 1)
     if not message:  # teach.py has ended
         return
