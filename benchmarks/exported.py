@@ -83,11 +83,15 @@ def measure(folder: Path, rounds: int) -> None:
         )
 
 
-def main(arguments=None) -> int:
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="that export.py wrote, with --runtime")
     parser.add_argument("--rounds", type=int, default=9, help="of a second each (%(default)s)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
     return exit_status(lambda: measure(options.folder, options.rounds))
 
 
