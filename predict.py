@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -225,7 +226,8 @@ def main(arguments=None) -> int:
         prepare_decoders()
         device = choose_device(options.gpus)
         prepare(device, "auto", deterministic=False)
-        predictors, combine = load_predictors(options.checkpoint, device)
+        with redirect_stdout(sys.stderr):  # stdout is for scores and verdicts
+            predictors, combine = load_predictors(options.checkpoint, device)
         if options.camera is not None:
             return predict_live(predictors, options.camera, combine, options.json)
         return predict_paths(predictors, options, combine)

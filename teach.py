@@ -1,13 +1,19 @@
 """Teach a network your own gestures on a local page: `python teach.py`."""
 
+import os
+
 from system import stopping
 from system.errors import exit_status
 
 if __name__ == "__main__":  # a signal during the imports below, which take seconds, ends it cleanly
     stopping.install()
+    # The browser needs cores, too: threads that wait for others must not keep them busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import argparse
+import gc
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -47,6 +53,7 @@ def serve(options) -> None:
     data_set = DataSet(options.data.resolve())
     training = Training(data_set, device.type, options.gpus)
     session = LiveSession(lambda: training.checkpoint, device)
+    threading.Thread(target=session.prepare, daemon=True).start()
     with Server(options.port, data_set, training, session, draw_samples) as server:
         print(f"open {server.address}   (Ctrl-C ends; clips are in {options.data})", flush=True)
         if not options.no_browser:
@@ -87,4 +94,6 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # Python would look for garbage in PyTorch's modules for a second
+    sys.exit(status)

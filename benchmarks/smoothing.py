@@ -1,6 +1,6 @@
 """Measure smoothing of live scores: gestures recognized, and wrong verdicts that flash up.
 
-    python benchmarks/smoothing.py --epochs 40
+    python benchmarks/smoothing.py --seeds 0 1 2
 
 A network learns two opposing built-in gestures and "nothing", as teach.py trains it. Then it
 watches gestures by hands it has not seen, with pauses between them, 12 frames per second.
@@ -47,8 +47,8 @@ def frames_of(gesture, seed) -> list[np.ndarray]:
     return [*rest(clip[0]), *clip, *rest(clip[-1])]
 
 
-def train_network(folder: Path, epochs: int):
-    """Return a predictor of the two gestures and of nothing."""
+def write_clips(folder: Path) -> Training:
+    """Write a data set of the two gestures and of nothing, and the config of its training."""
     data_set = DataSet(folder.resolve())
     for seed in range(CLIPS_EACH):
         for number, gesture in enumerate(GESTURES):
@@ -61,22 +61,16 @@ def train_network(folder: Path, epochs: int):
                 )
     training = Training(data_set, "cpu", "cpu")
     training.write_config(anew=True)
-    assert (
-        train.main(
-            [
-                "-c",
-                str(training.config_path),
-                "-g",
-                "cpu",
-                "--set",
-                f"num_epochs={epochs}",
-                "--set",
-                "num_workers=0",
-            ]
-        )
-        == 0
-    )
     data_set.close()
+    return training
+
+
+def train_network(training: Training, epochs: int, seed: int):
+    """Return a predictor of the two gestures and of nothing."""
+    flags = ["-c", str(training.config_path), "-g", "cpu", "--overwrite", "True"]
+    for key in (f"num_epochs={epochs}", f"seed={seed}", "num_workers=0"):
+        flags += ["--set", key]
+    assert train.main(flags) == 0
     return load_predictor(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
 
 
@@ -107,14 +101,20 @@ def count(found, own, others) -> tuple[bool, int]:
 
 
 def measure(options) -> None:
+    """Train with each seed, watch the gestures, and print the table of all."""
+    watched = []  # (class of the gesture, those of the others, scores)
     with tempfile.TemporaryDirectory() as folder:
-        predictor = train_network(options.data or Path(folder) / "mine", options.epochs)
-    watched = []
-    for number in range(options.gestures):
-        gesture = GESTURES[number % 2]
-        watched.append((gesture, watch(predictor, frames_of(gesture, FIRST_UNSEEN + number))))
+        training = write_clips(options.data or Path(folder) / "mine")
+        for seed in options.seeds:
+            predictor = train_network(training, options.epochs, seed)
+            for number in range(options.gestures):
+                gesture = GESTURES[number % 2]
+                own = predictor.classes.index(gesture)
+                others = {predictor.classes.index(name) for name in GESTURES} - {own}
+                frames = frames_of(gesture, FIRST_UNSEEN + number)
+                watched.append((own, others, watch(predictor, frames)))
     print(
-        f"\n{options.gestures} gestures: recognised, and wrong flashes\n\n| seconds | "
+        f"\n{len(watched)} gestures: recognised, and wrong flashes\n\n| seconds | "
         + " | ".join(f"above {sure}" for sure in SURE)
         + " |\n|---|"
         + "---|" * len(SURE)
@@ -122,19 +122,19 @@ def measure(options) -> None:
     for seconds in SECONDS:
         cells = []
         for sure in SURE:
-            results = []
-            for gesture, scores in watched:
-                own = predictor.classes.index(gesture)
-                others = {predictor.classes.index(name) for name in GESTURES} - {own}
-                results.append(count(verdicts(scores, seconds, sure), own, others))
+            results = [
+                count(verdicts(scores, seconds, sure), own, others)
+                for own, others, scores in watched
+            ]
             cells.append("{}, {}".format(*np.sum(results, 0)))
         print(f"| {seconds} | " + " | ".join(cells) + " |")
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--epochs", type=int, default=40, help="of the training (%(default)s)")
-    parser.add_argument("--gestures", type=int, default=40, help="to watch (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="of a training (%(default)s)")
+    parser.add_argument("--gestures", type=int, default=20, help="to watch (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one training each (0)")
     parser.add_argument(
         "--data",
         type=Path,

@@ -109,8 +109,7 @@ browser. Any static host will do; a camera needs localhost or https.
 
 `network.onnx` maps `frames`, uint8 RGB [{frames}, height, width, 3] of any size, {sampling}, to \
 `probabilities`, float [{num_classes}]. It includes scaling, cropping, normalization and \
-softmax. The probabilities of {windows} per film are averaged. All this is JSON in its metadata \
-(`about`).
+softmax. {windows} All this is JSON in its metadata (`about`).
 
 ## Training clips
 
@@ -145,7 +144,9 @@ def write_card(about: dict, agreement: Agreement, runtime: str) -> str:
         frames=about["frames"],
         sampling=_sampling_text(about),
         num_classes=len(classes),
-        windows="one window" if num_windows == 1 else f"{num_windows} windows",
+        windows="A film is classified by the window in its middle."
+        if num_windows == 1
+        else f"The probabilities of {num_windows} windows per film are averaged.",
         training=_training_text(about["training_clips"]),
         score=_score_text(about["validation"]),
         nothing=_nothing_text(classes),

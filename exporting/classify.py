@@ -46,35 +46,35 @@ class Classifier:
         return [[shown[when] for when in row] for row in rows.tolist()]
 
 
-def watch(classifier, camera):  # a number or an address
-    live, shown, smooth, last = classifier.about["live"], [], {}, -np.inf
-    reader = threading.Thread(target=collect, args=(camera, shown), daemon=True)
-    reader.start()
+def watch(model, camera):  # a number or an address
+    def collect():  # its frames, with their times
+        for frame in film.decode(video=0):
+            shown.append((time.monotonic(), frame))
+
+    kind = {"linux": "v4l2"}.get(sys.platform, "avfoundation") if camera.isdecimal() else None
+    film = av.open("/dev/video" * (kind == "v4l2") + camera, format=kind)
+    live, shown, smooth, last = model.about["live"], [], {}, -np.inf
+    (reader := threading.Thread(target=collect, daemon=True)).start()
     while reader.is_alive() and not time.sleep(0.01):
         times = np.array([when for when, _ in list(shown)] or [last])
-        wanted = times[-1] - np.arange(live["frames"])[::-1] / classifier.about["frame_rate"]
+        wanted = times[-1] - np.arange(live["frames"])[::-1] / model.about["frame_rate"]
         if times[-1] > last and times[0] <= wanted[0]:
             places = np.searchsorted(times, wanted, "right") - 1
             frames = np.stack([shown[i][1].to_ndarray(format="rgb24") for i in places])
             del shown[: places[0]]
             keep, last = np.exp((last - times[-1]) / live["smoothing_seconds"]), times[-1]
-            scores = classifier(frames).items()
-            smooth = {name: keep * smooth.get(name, 0) + (1 - keep) * p for name, p in scores}
+            smooth = {n: keep * smooth.get(n, 0) + (1 - keep) * p for n, p in model(frames).items()}
             name = max(smooth, key=smooth.get) if max(smooth.values()) >= live["threshold"] else "…"
             print(f"\r{name:<79}", end="", flush=True)
 
 
-def collect(camera, shown):  # its frames, with their times
-    start, kind = ("/dev/video", "v4l2") if sys.platform == "linux" else ("", "avfoundation")
-    start, kind = (start, kind) if camera.isdecimal() else ("", None)
-    for frame in av.open(start + camera, format=kind).decode(video=0):
-        shown.append((time.monotonic(), frame))
-
-
 if __name__ == "__main__":
-    films = sys.argv[1:] or sys.exit(__doc__)
+    films = sys.argv[1:] if sys.argv[1:] not in ([], ["--camera"]) else sys.exit(__doc__)
     classifier = Classifier(Path(__file__).with_name("network.onnx"))
-    if films[0] == "--camera":
-        sys.exit(watch(classifier, films[1]))
-    for film in films:
-        print(film, *(f"{name} {score:.1%}" for name, score in classifier(film).items()))
+    try:
+        if films[0] == "--camera":
+            sys.exit(watch(classifier, films[1]))
+        for film in films:
+            print(film, *(f"{name} {score:.1%}" for name, score in classifier(film).items()))
+    except av.error.FFmpegError as error:
+        sys.exit(error)

@@ -4,6 +4,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ class LiveSession:
     def __init__(self, find_checkpoint: Callable[[], Path], device: torch.device):
         """find_checkpoint: returns the network to try, which need not exist."""
         self.find_checkpoint, self.device, self.lock = find_checkpoint, device, threading.Lock()
-        self.predictor, self.turn = None, 0
+        self.predictor, self.turn, self.loading = None, 0, threading.Lock()
+
+    def prepare(self) -> None:
+        """Import what takes a second when the first network is loaded."""
+        with self.loading:
+            import_module("torch._dynamo")
 
     def begin(self) -> dict:
         """Load the newest network and forget the frames; return the classes and a turn's number.
@@ -47,7 +53,8 @@ class LiveSession:
         checkpoint = self.find_checkpoint()
         if not checkpoint.exists():
             raise UserError("there is no network yet; train one first")
-        return load_predictor(checkpoint, self.device)
+        with self.loading:
+            return load_predictor(checkpoint, self.device)
 
     def _forget(self):
         self.frames = deque(maxlen=MAX_KEPT)  # (seconds, uint8 RGB [H, W, 3])

@@ -109,6 +109,7 @@ class Server(ThreadingHTTPServer):
     # --- one method per path: (query, body) -> an object for JSON, or (type, bytes, policy) -------
 
     def page(self, query, body):
+        self.training.prepare()
         nonce = secrets.token_urlsafe(16)
         parts = {
             "STYLE": (PAGE / "style.css").read_text(encoding="utf-8"),
@@ -152,6 +153,7 @@ class Server(ThreadingHTTPServer):
 
     def _add(self, name, pictures) -> str:
         """Add a clip; on a full disk, delete what was removed and try once more."""
+        self.training.prepare()
         try:
             return self.data_set.add(name, pictures)
         except DiskFullError:

@@ -6,8 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from system.config_file import load_config
 from system.errors import UserError, summarize
 from system.files import try_lock, write_text
 from teaching.data_set import DataSet
+from teaching.starter import Starter
 from training.run_folder import CONFIG_FILE, HISTORY_FILE, LAST_CHECKPOINT, REPORT_FILE, STATUS_FILE
 from training.status import Status, read_status
 
@@ -62,6 +61,7 @@ class Training:
             folder / "trainings" / each / name for each in (".new", ".old")
         )
         self.lock, self.process, self.is_stopping = threading.RLock(), None, False
+        self.starter = Starter(PROJECT / "train.py")
         if self.old_run.exists() and not self.run_folder.exists():  # a replacement was interrupted
             self.old_run.rename(self.run_folder)
         shutil.rmtree(self.old_run.parent, ignore_errors=True)
@@ -106,23 +106,17 @@ class Training:
             self.is_stopping = False
             log.truncate(0)
             (self.current_run / STATUS_FILE).unlink(missing_ok=True)
-            command = [
-                sys.executable,
-                str(PROJECT / "train.py"),
-                "--config",
-                str(self.snapshot / CONFIG_FILE),
-                "--resume" if is_resumed else "--overwrite",
-                "True",
-            ]
+            arguments = ["--config", str(self.snapshot / CONFIG_FILE)]
+            arguments += ["--resume" if is_resumed else "--overwrite", "True"]
+            arguments += ["-g", self.gpus] if self.gpus else []
             # The process and its children keep the log locked while they run.
-            self.process = subprocess.Popen(
-                command + (["-g", self.gpus] if self.gpus else []),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )
+            self.process = self.starter.run(arguments, log)
+
+    def prepare(self) -> None:
+        """Do in advance what the start of a training would wait for."""
+        with self.lock:
+            if not self._is_running():
+                self.starter.prepare()
 
     def use(self) -> None:
         """Let the network of a stopped training replace the one before."""
@@ -212,6 +206,7 @@ class Training:
     def close(self) -> None:
         """Stop the process, and wait until it has saved."""
         self.stop()
+        self.starter.close()
         if self.process:
             self.process.wait()
 

@@ -18,10 +18,15 @@ from teaching.training import Training
 
 
 @contextmanager
-def served(folder):
-    """A server for the data set in `folder`."""
+def served(folder, is_prepared=False):
+    """A server for the data set in `folder`.
+
+    is_prepared: whether a process waits for the training; it takes seconds of a core.
+    """
     data_set = DataSet(folder)
     training = Training(data_set, "cpu", "cpu")
+    if not is_prepared:
+        training.prepare = lambda: None
     session = LiveSession(lambda: training.checkpoint, torch.device("cpu"))
     try:
         with Server(0, data_set, training, session, draw_samples) as server:

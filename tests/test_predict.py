@@ -610,8 +610,13 @@ def test_a_lost_camera_is_opened_again_and_its_pictures_are_forgotten(monkeypatc
     ]
 
 
-def test_changes_of_the_verdict_are_json_lines(checkpoint, brightness, monkeypatch, capsys):
+def test_changes_of_the_verdict_are_json_lines(
+    checkpoint, brightness, monkeypatch, capsys, tmp_path
+):
     """Left, no verdict, Right; then the camera is lost, which ends the verdict, and there again."""
+    saved = load_checkpoint(checkpoint)
+    averaged_weights = tmp_path / "averaged.pth.tar"  # which is said, but not on stdout
+    torch.save(saved | {"state_dict_ema": saved["state_dict"]}, averaged_weights)
     monkeypatch.setattr(cv2, "VideoCapture", Devices())
     looks = iter([255, 255, 128, 0, 0, "lost", 0, "lost", "lost"])
 
@@ -633,8 +638,11 @@ def test_changes_of_the_verdict_are_json_lines(checkpoint, brightness, monkeypat
 
     monkeypatch.setattr(camera_module, "Camera", Watched)
     monkeypatch.setattr(camera_module, "SMOOTHING_SECONDS", 1e-9)
-    assert predict.main(["-c", checkpoint, "-g", "cpu", "--camera", "http://host", "--json"]) == 2
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    flags = ["-g", "cpu", "--camera", "http://host", "--json"]
+    assert predict.main(["-c", str(averaged_weights), *flags]) == 2
+    shown = capsys.readouterr()
+    assert "using the averaged weights" in shown.err
+    rows = [json.loads(line) for line in shown.out.splitlines()]
     found = [(row["verdict"], row["probability"]) for row in rows]
     assert found == [
         ("Left", 1),

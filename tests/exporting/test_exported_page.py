@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import re
 import shutil
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from conftest import CLASSES, draw_frames
 from driven_browser import Browser, write_camera
 from exported import exported, load_classify, needs_runtime
 
+from benchmarks import exported as speed
 from exporting.package import RUNTIME_FILES
 
 pytestmark = [needs_chromium, needs_runtime, pytest.mark.slow]
@@ -147,3 +149,11 @@ def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
         assert "is not the expected file" in text
         assert not browser.js("document.body.dataset.ready")
         browser.open("about:blank")
+
+
+def test_its_speed_is_measured(made, tmp_path, capsys):
+    assert speed.main([str(made.folder), "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"\nPython +[1-9][\d.]* windows .*\nChromium +[1-9][\d.]* windows", shown)
+    assert speed.main([str(tmp_path)]) == 2
+    assert "is not what export.py writes" in capsys.readouterr().err

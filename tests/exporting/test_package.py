@@ -125,6 +125,11 @@ def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
     shown = run("gestures/classify.py", film)
     assert shown.returncode == 0, shown.stderr
     assert re.match(rf"{film} (Left|Right|Still) [\d.]+%", shown.stdout)
+    (tmp_path / "b.mp4").write_text("no film")
+    for command in (["no.mp4"], ["--camera", "no.mp4"], ["b.mp4"], ["--camera"]):
+        shown = run("gestures/classify.py", *command)
+        assert shown.returncode == 1 and shown.stderr.count("\n") == 1, shown.stderr
+        assert command[-1] in shown.stderr and "Traceback" not in shown.stderr
     shutil.move(film, tmp_path / "gestures" / "film.mp4")
     blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "classify" in block)

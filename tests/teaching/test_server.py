@@ -247,5 +247,10 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
         connection.request("GET", f"/?key={key}")
         assert "Teach your own gestures" in connection.getresponse().read().decode()
+        # A process waits for the training, and leaves cores to the browser.
+        flags = ["ps", "axeww", "-o", "ppid=,command="]
+        lines = subprocess.run(flags, capture_output=True, text=True, check=True).stdout.split("\n")
+        (child,) = [line for line in lines if line.split()[:1] == [str(process.pid)]]
+        assert "starter.py" in child and "OMP_WAIT_POLICY=PASSIVE" in child
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130 and process.stderr.read() == ""

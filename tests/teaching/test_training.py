@@ -13,6 +13,7 @@ from teach_page import jpegs
 
 from system.config_file import load_config
 from system.errors import UserError
+from teaching import starter
 from teaching import training as training_module
 from teaching.data_set import DataSet
 from teaching.training import MAX_EPOCHS, Training
@@ -21,34 +22,35 @@ from training.status import read_status, write_status
 
 # Writes its arguments and a history, then does what `mode` says.
 SCRIPT = """
-import json, os, signal, sys, time
-from pathlib import Path
-config = json.loads(Path(sys.argv[2]).read_text())
-folder = Path(config["output_dir"], config["model_name"])
-folder.mkdir(parents=True, exist_ok=True)
-folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
-folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
-mode = Path(__file__).with_name("mode").read_text()
-def write_status(state, message=""):
-    status = {"state": state, "message": message, "process_id": os.getpid(), "time": "now"}
-    folder.joinpath("status.json").write_text(json.dumps(status))
-def stop(*_):
+if __name__ == "__main__":
+    import json, os, signal, sys, time
+    from pathlib import Path
+    config = json.loads(Path(sys.argv[2]).read_text())
+    folder = Path(config["output_dir"], config["model_name"])
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
+    folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
+    mode = Path(__file__).with_name("mode").read_text()
+    def write_status(state, message=""):
+        status = {"state": state, "message": message, "process_id": os.getpid(), "time": "now"}
+        folder.joinpath("status.json").write_text(json.dumps(status))
+    def stop(*_):
+        folder.joinpath("checkpoint.pth.tar").touch()
+        write_status("stopped", "SIGTERM")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    if mode == "fail early":
+        sys.exit("error: labels_csv: it is wrong\\n  in two lines")
+    write_status("training")
+    print("epoch 1")
+    while mode == "wait":
+        time.sleep(0.02)
+    if mode == "fail":
+        write_status("failed", "the disk is full")
+        sys.exit(2)
     folder.joinpath("checkpoint.pth.tar").touch()
-    write_status("stopped", "SIGTERM")
-    sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
-if mode == "fail early":
-    sys.exit("error: labels_csv: it is wrong\\n  in two lines")
-write_status("training")
-print("epoch 1")
-while mode == "wait":
-    time.sleep(0.02)
-if mode == "fail":
-    write_status("failed", "the disk is full")
-    sys.exit(2)
-folder.joinpath("checkpoint.pth.tar").touch()
-folder.joinpath("report.html").touch()
-write_status("done")
+    folder.joinpath("report.html").touch()
+    write_status("done")
 """
 
 
@@ -58,6 +60,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "train.py").write_text(SCRIPT)
     monkeypatch.setattr(training_module, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(starter, "MODULES", ("train",))
     return (tmp_path / "project" / "mode").write_text
 
 
@@ -97,10 +100,16 @@ def has_begun(found):
     return "epoch 1" in found["log"]
 
 
-def test_a_training_runs_to_its_end(training, project):
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_training_runs_to_its_end(training, project, is_prepared):
     assert training.progress()["state"] == "none"
     project("end")
+    if is_prepared:
+        training.prepare()
+        training.prepare()  # a page was opened again
+        number = training.starter.process.pid
     training.start(is_resumed=False)
+    assert not is_prepared or training.process.pid == number
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "done" and found["has_report"] and found["has_network"]
     assert not found["can_resume"] and found["log"] == "epoch 1\n"
@@ -208,10 +217,14 @@ def test_a_running_training_is_found_again_stopped_and_gone_on_with(
     training, project, make_training
 ):
     project("wait")
+    training.prepare()
     training.start(is_resumed=False)
     until(training, has_begun)
     later = make_training()  # after the server was killed and started again
     assert later.progress()["state"] == "running"
+    for one in (training, later):
+        one.prepare()
+        assert not one.starter.process  # it would be in the way
     for one in (training, later):
         with pytest.raises(UserError, match="already running"):
             one.start(is_resumed=False)

@@ -68,7 +68,7 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads than idle cores wait for each other
     mine = tmp_path / "mine"
     cameras = {gesture: camera_of(tmp_path, gesture) for gesture in GESTURES}
-    with served(mine) as server:
+    with served(mine, is_prepared=True) as server:
         for gesture in GESTURES:
             with open_page(server, cameras[gesture]) as page:
                 record(page, gesture, CLIPS_EACH)
