@@ -30,6 +30,8 @@ SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
 FRAMES_TO_COMPUTE = 32_000  # of SIDE_2D, for the features of a training set that is not larger
 MIN_VERSIONS, MAX_VERSIONS = 4, 8
+# With conv3d, which learns for longer and from random weights, repeated versions are overfitted.
+MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
 
@@ -66,7 +68,7 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
         crop = given.get("crop_size") or next(
             choice.value for choice in choices if choice.key == "crop_size"
         )
-        choices.append(_versions(num_frames, crop))
+        choices.append(_versions(num_frames, crop, is_short))
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -175,11 +177,14 @@ def _size_2d(stats: ClipStats, num_frames: int, given: dict) -> list[Choice]:
     ]
 
 
-def _versions(num_frames: int, crop) -> Choice:
+def _versions(num_frames: int, crop, is_short: bool) -> Choice:
     """Choose how many versions of each clip are computed; num_frames: in one of all clips."""
     height, width = np.broadcast_to(crop, 2)
     to_compute = FRAMES_TO_COMPUTE * SIDE_2D**2 / (height * width)
-    versions = int(np.clip(to_compute / num_frames, 2, MAX_VERSIONS))
+    most = MAX_VERSIONS
+    if not is_short:
+        to_compute, most = to_compute * MORE_FRAMES, most * MORE_VERSIONS
+    versions = int(np.clip(to_compute / num_frames, 2, most))
     reason = f"features of {versions * num_frames:,} frames are computed once"
     return Choice("feature_versions", versions, reason)
 

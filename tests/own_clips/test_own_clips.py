@@ -176,6 +176,8 @@ def test_frames_for_a_2d_network_are_larger_if_clips_are_few():
     assert few["crop_size"] == [128, 128] and many["crop_size"] == [96, 96]
     assert few["feature_versions"] == 8 and many["feature_versions"] == 6
     assert chosen(40, model="eco", crop_size=64)["feature_versions"] == 8
+    both = {"model": "average", "members": ["eco", "conv3d"]}
+    assert chosen(40, **both)["feature_versions"] == 16
 
 
 def test_what_is_fitted_in_closed_form_has_one_epoch():
