@@ -103,6 +103,8 @@ FEATURE_KEYS = (
     "affine_translate",
     "affine_scale",
     "affine_shear",
+    "affine_interpolation",
+    "affine_padding",
     "horizontal_flip",
     "flip_labels",
     "colour_jitter",
@@ -289,6 +291,15 @@ class Config(BaseModel):
     affine_scale: Fraction = Field(0.0, description="... and scaled by up to ± this fraction.")
     affine_shear: float = Field(
         0.0, ge=0, lt=90, description="... and sheared by up to ± this many degrees."
+    )
+    affine_interpolation: Literal["nearest", "bilinear"] = Field(
+        "nearest",
+        description="How pixels of moved frames are computed; bilinear suits networks that were "
+        "trained on smooth pictures, and takes four times as long.",
+    )
+    affine_padding: Literal["zeros", "border"] = Field(
+        "zeros",
+        description="What fills the edges that a movement uncovers: black, or the border's pixels.",
     )
     horizontal_flip: Share = Field(
         0.0, description="Fraction of training clips that are mirrored; see flip_labels."

@@ -97,7 +97,13 @@ class VideoFolder(Dataset):
         rng = np.random.default_rng([config.seed, *key])
         positions = train_positions(len(source), config, rng)
         movement = draw_movement(rng, config)
-        transform = train_transform(movement, frame_height=config.frame_height, crop=config.crop)
+        transform = train_transform(
+            movement,
+            frame_height=config.frame_height,
+            crop=config.crop,
+            interpolation=config.affine_interpolation,
+            padding=config.affine_padding,
+        )
         read_windows(source, positions, [transform], clip)
         augment(clip[0], config, rng)
         label = int(self.mirrored_labels[label]) if movement.is_mirrored else label

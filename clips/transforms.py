@@ -46,12 +46,20 @@ def draw_movement(rng, config) -> Movement:
     return Movement(angle, tuple(shift), scale, shear, is_mirrored)
 
 
-def train_transform(movement: Movement, *, frame_height, crop):
+# Of `affine_interpolation` and `affine_padding`. Nearest neighbour is the fastest, and the default
+# of torchvision's RandomAffine.
+INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR}
+PADDINGS = {"zeros": cv2.BORDER_CONSTANT, "border": cv2.BORDER_REPLICATE}
+
+
+def train_transform(
+    movement: Movement, *, frame_height, crop, interpolation="nearest", padding="zeros"
+):
     """Return a function that scales a frame, moves it, and crops its centre.
 
     Call it with each frame of a clip (uint8 [H, W, 3]) and an array for the result (uint8
     [crop height, crop width, 3]): frame by frame, while the frame is still in the processor's
-    cache. crop: (height, width).
+    cache. crop: (height, width). interpolation, padding: names as of `F.grid_sample`.
     """
 
     @functools.cache  # the frames of a clip nearly always have the same size
@@ -60,9 +68,13 @@ def train_transform(movement: Movement, *, frame_height, crop):
 
     def transform(frame, window):
         frame = scale_to_height(frame, frame_height)
-        # Nearest neighbour is the fastest, and the default of torchvision's RandomAffine.
         cv2.warpAffine(
-            frame, matrix(*frame.shape[:2]), crop[::-1], dst=window, flags=cv2.INTER_NEAREST
+            frame,
+            matrix(*frame.shape[:2]),
+            crop[::-1],
+            dst=window,
+            flags=INTERPOLATIONS[interpolation],
+            borderMode=PADDINGS[padding],
         )
 
     return transform

@@ -70,6 +70,22 @@ def test_train_transform_is_torchvisions_affine_and_crop(frames, movement):
     assert (difference > 4).mean() < 0.01
 
 
+def test_moved_frames_can_be_smooth_and_without_black_edges(frames):
+    movement = Movement(7, (0.1, -0.15), 0.9)
+    smooth = train_transform(
+        movement, frame_height=100, crop=CROP, interpolation="bilinear", padding="border"
+    )
+    bright = [np.full_like(frame, 200) for frame in frames]
+    assert (apply(smooth, bright) == 200).all()
+    assert (apply(train_transform(movement, frame_height=100, crop=CROP), bright) == 0).any()
+    steps = [
+        np.tile((np.arange(frame.shape[1]) > 60)[None, :, None], (frame.shape[0], 1, 3))
+        for frame in frames
+    ]
+    steps = [np.uint8(255 * step) for step in steps]
+    assert set(np.unique(apply(smooth, steps))) > {0, 255}
+
+
 def test_draws_cover_their_range():
     config = make_config(
         affine_degrees=10,
