@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from config import FRAME_MODELS, TORCHVISION_VIDEO_MODELS, Config
+from config import FITTED_MODELS, FRAME_MODELS, TORCHVISION_VIDEO_MODELS, Config
 from networks.average import Average
 from networks.csn import ChannelSeparatedResNet
 from networks.eco import Eco
@@ -121,6 +121,8 @@ def build_average(config: Config, num_classes) -> nn.Module:
         if name not in FRAME_MODELS:
             keys["crop_size"] = list(config.small_crop)
         members[name] = NETWORKS[name].build(config.model_copy(update=keys), num_classes)
+        if name in FITTED_MODELS:  # on the clips that it was fitted on, it is too sure already
+            members[name].log_scale.requires_grad_(False)
     return Average(members, config.crop, config.small_crop, config.subtract_background)
 
 

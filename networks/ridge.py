@@ -27,12 +27,12 @@ class LinearModel(nn.Module):
     """Ridge regression of the classes on 8 frames of 16 x 16 grey values.
 
     It is a weighted sum of pixels. `fit` sets its weights; gradient descent trains only the scale
-    of its logits, and only if the model is on its own.
+    of its logits, and not even that in `average`.
     """
 
     def __init__(self, config: Config, num_classes):
         super().__init__()
-        self.classifier, self.log_scale = fitted_layers(NUM_FRAMES * SIDE**2, num_classes, config)
+        self.classifier, self.log_scale = fitted_layers(NUM_FRAMES * SIDE**2, num_classes)
 
     def inputs(self, clips) -> torch.Tensor:
         """Return the model's inputs: [N, C, T, H, W] -> [N, D]."""
@@ -68,7 +68,7 @@ class KernelRidge(FrameNetwork):
     projected on their principal components. A clip's logits are a weighted sum of its similarities,
     by a Gaussian kernel, to windows of the training clips. So each place and each part of a clip
     counts for itself. `fit` sets all but the backbone, and gradient descent trains only the scale
-    of the logits, and only if the model is on its own.
+    of the logits, and not even that in `average`.
     """
 
     def __init__(self, config: Config, num_classes):
@@ -81,7 +81,7 @@ class KernelRidge(FrameNetwork):
         self.register_buffer("projection", torch.zeros(num_inputs, num_components))
         self.register_buffer("offset", torch.zeros(num_components))
         self.register_buffer("windows", torch.zeros(MAX_WINDOWS, num_components))
-        self.classifier, self.log_scale = fitted_layers(MAX_WINDOWS, num_classes, config)
+        self.classifier, self.log_scale = fitted_layers(MAX_WINDOWS, num_classes)
 
     def inputs(self, features) -> torch.Tensor:
         """Return the model's inputs: [N, T, C, h, w] -> [N, D]."""
@@ -116,17 +116,16 @@ class KernelRidge(FrameNetwork):
         num_components = min(*standardized.shape, self.projection.shape[1])
         _, _, axes = randomized_svd(standardized, num_components, random_state=0)
         vectors = (standardized @ axes.T).astype(np.float64)
-        self.projection.zero_()
+        for values in (self.projection, self.offset, self.windows, self.classifier.weight):
+            values.zero_()
         self.projection[:, :num_components] = torch.from_numpy(axes.T / std[:, None])
-        self.offset.copy_(-torch.from_numpy(mean) @ self.projection)
-        self.windows.zero_()
+        self.offset[:num_components] = torch.from_numpy(-(mean / std) @ axes.T)
         self.windows[: len(vectors), :num_components] = torch.from_numpy(vectors)
 
         targets = one_hot(labels, self.classifier.out_features)
         versions = len(clips) / len(set(clips.tolist()))
         regression = Regression(alpha=KERNEL_PENALTY * versions, kernel="rbf", gamma=0.5)
         regression.fit(vectors, targets - targets.mean(0))
-        self.classifier.weight.zero_()
         self.classifier.weight[:, : len(vectors)] = torch.from_numpy(regression.dual_coef_.T)
         self.classifier.bias.copy_(torch.from_numpy(targets.mean(0)))
         scores = held_out(regression, vectors, targets - targets.mean(0), clips)
@@ -139,12 +138,12 @@ def in_fp32(device):
     return nullcontext() if is_meta else torch.autocast(device.type, enabled=False)
 
 
-def fitted_layers(num_inputs, num_classes, config: Config) -> tuple[nn.Linear, nn.Parameter]:
+def fitted_layers(num_inputs, num_classes) -> tuple[nn.Linear, nn.Parameter]:
     """Return a classifier of zeros, which is not trained, and the scale of its logits."""
     classifier = nn.Linear(num_inputs, num_classes).requires_grad_(False)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    return classifier, nn.Parameter(torch.zeros(()), requires_grad=config.model != "average")
+    return classifier, nn.Parameter(torch.zeros(()))
 
 
 def one_hot(labels, num_classes) -> np.ndarray:

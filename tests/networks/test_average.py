@@ -75,6 +75,14 @@ def test_networks_on_maps_share_the_2d_network():
     assert (probabilities[:, 1] > 0.5).all()
 
 
+def test_what_is_fitted_is_not_trained():
+    network = average(members=["eco", "kernel_ridge", "linear"], **DEFAULT_WIDTHS)
+    for name in ("kernel_ridge", "linear"):
+        member = network.members[name]
+        assert not any(value.requires_grad for value in member.parameters())
+    assert any(value.requires_grad for value in network.members["eco"].parameters())
+
+
 def test_the_loss_of_members_is_the_mean_of_theirs():
     logits, labels = torch.randn(5, 2, 3), torch.tensor([0, 1, 2, 0, 1])
     own = [training_loss(logits[:, place], labels, 0.1) for place in (0, 1)]
