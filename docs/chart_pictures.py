@@ -306,7 +306,7 @@ def draw_remedies(results, title) -> str:
 
 @matplotlib.rc_context(SETTINGS)
 def draw_clips_per_class(curves: dict[str, list], baseline: list, num_all: int) -> str:
-    """Draw top-1 over training clips per class for three networks, and for the linear model.
+    """Draw top-1 over training clips per class for two networks, and for the linear model.
 
     curves: name -> rows of compare.py, by number of clips, the last of all clips; baseline: percent
     for the same numbers; num_all: clips per class of all, on average.
@@ -317,7 +317,7 @@ def draw_clips_per_class(curves: dict[str, list], baseline: list, num_all: int) 
     lines = [(name, [row["top1"] for row in rows]) for name, rows in curves.items()]
     lines.append(("linear model", baseline))
     ends = _spread([scores[-1] for _, scores in lines], 4.5)
-    styles = (("blue", "o-"), ("blue", "o--"), ("ink", "o-"), ("muted", "o:"))
+    styles = (("blue", "o-"), ("ink", "o-"), ("muted", "o:"))
     for (name, scores), end, (colour, style) in zip(lines, ends, styles, strict=True):
         axes.plot(numbers, scores, style, color=LIGHT[colour], linewidth=2.2, markersize=7)
         axes.annotate(

@@ -82,8 +82,23 @@ class Sources:
         return load_config(DOCS.parent / "configs" / "config.json")
 
 
+NUM_WORDS = 57  # training clips per class, on average: 457 of 8 classes
+
+
 def _results(name):
     return charts.read_results(RESULTS / f"{name}.json")
+
+
+def _words_per_class():
+    """Return what `draw_clips_per_class` takes, of the words said by mouths."""
+    pretrained, random = (
+        _results(f"{name}_lips8_curve")["rows"] + _results(f"{name}_lips8")["rows"][:1]
+        for name in ("pretrained", "few_clips")
+    )
+    whole = _results("few_clips_lips8")["baselines"]
+    linear = [row.get("baselines", whole)["a linear model"] for row in random]
+    curves = {"on frozen pictures": pretrained, "from random weights": random}
+    return curves, linear, NUM_WORDS
 
 
 PICTURES = {
@@ -106,6 +121,7 @@ PICTURES = {
     "activations-light.webp": lambda sources: draw_activations(sources.inside[0], LIGHT),
     "activations-dark.webp": lambda sources: draw_activations(sources.inside[0], DARK),
     "approaches.svg": lambda sources: charts.draw_approaches(_results("approaches_lips8")),
+    "clips-per-class.svg": lambda sources: charts.draw_clips_per_class(*_words_per_class()),
     "remedies.svg": lambda sources: charts.draw_remedies(
         _results("few_clips_parts"), "Underfitting: what 40 epochs give"
     ),

@@ -296,6 +296,20 @@ def test_approaches_are_shown_beside_baselines():
     assert "one frame" not in words
 
 
+def test_curves_over_clips_per_class_end_in_their_names():
+    curves = {
+        name: [make_row(name, top1 + step) for step in (0, 10, 20, 30)]
+        for name, top1 in (("frozen", 35), ("conv3d", 24))
+    }
+    words = check(charts.draw_clips_per_class(curves, [25.9, 34.8, 34.8, 42.9], 57))
+    assert "frozen 65.0" in words and "linear model 42.9" in words and "all (57)" in words
+
+
+def test_labels_do_not_overlap():
+    spread = charts._spread([60.0, 40.0, 61.0, 62.0], 4)
+    assert spread == [60.0, 40.0, 64.0, 68.0]
+
+
 # --- the command and the files -----------------------------------------------------------------
 
 
