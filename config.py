@@ -330,7 +330,7 @@ class Config(BaseModel):
     )
     nviews: Annotated[int, Field(ge=1, le=4)] = Field(
         1,
-        description="Views per crop in evaluation: 1: the crop itself; 2 to 4: also turned, "
+        description="Views per crop in evaluation: 1: the crop itself; 2 to 4: also rotated, "
         "shifted and scaled a little (test-time augmentation); the scores are averaged.",
     )
     mean: Colour | None = Field(
@@ -555,7 +555,7 @@ class Config(BaseModel):
             problems.append("clip_size: found 1; two_stream needs at least two frames")
         if self.model == "two_stream" and self.nviews > 1:
             problems.append(
-                f"nviews: found {self.nviews}; two_stream's optical flow cannot be turned; set it "
+                f"nviews: found {self.nviews}; two_stream's optical flow cannot be rotated; set it "
                 "to 1"
             )
         problems += self._problems_of_the_recipe()

@@ -207,7 +207,7 @@ def _per_channel(values: tuple, device) -> torch.Tensor:
 def views_of(clips, num_views: int) -> torch.Tensor:
     """Return views of each clip, the first of which is the clip: [N, ...] -> [N * views, ...].
 
-    The others are turned, shifted and scaled by the same for all frames. Averaging the scores over
+    The others are rotated, shifted and scaled by the same for all frames. Averaging the scores over
     views is test-time augmentation. clips: float [N, C, T, H, W].
     """
     if num_views == 1:

@@ -196,5 +196,5 @@ def format_variants(validated: CrossValidation) -> list[str]:
                 difference += ": within noise)" if is_noise else ")"
         lines.append(f"{100 * variant.right.mean():5.1f} %  {variant.name}: {difference}")
     if num_others := len(validated.variants) - len(shown):
-        lines.append(f"and {num_others} more, with lower scores")
+        lines.append(f"and {num_others} more, not shown")
     return lines
