@@ -574,6 +574,11 @@ class Config(BaseModel):
             problems.append(
                 f"members: found {' and '.join(framed)}; average takes only one of them"
             )
+        if "kernel_ridge" in self.networks and self.pretrained and self.freeze is not True:
+            problems.append(
+                f"freeze: found {json.dumps(self.freeze)}; kernel_ridge is fitted once, on maps "
+                "of a backbone that must not change; set freeze to true"
+            )
         return problems
 
     def _problems_of_features(self) -> list[str]:
@@ -699,10 +704,14 @@ class Config(BaseModel):
         return self.nclips * self.ncrops
 
     @property
+    def inputs_per_video(self) -> int:
+        """Return the number of network inputs per video in evaluation: windows and their views."""
+        return self.windows_per_video * self.nviews
+
+    @property
     def videos_per_eval_batch(self) -> int:
         """Return the number of videos per batch in evaluation."""
-        num_inputs = self.windows_per_video * self.nviews
-        return max(1, (self.eval_batch_size or 2 * self.batch_size) // num_inputs)
+        return max(1, (self.eval_batch_size or 2 * self.batch_size) // self.inputs_per_video)
 
     @property
     def run_folder(self) -> Path:

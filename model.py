@@ -121,7 +121,8 @@ def build_average(config: Config, num_classes) -> nn.Module:
         if name not in FRAME_MODELS:
             keys["crop_size"] = list(config.small_crop)
         members[name] = NETWORKS[name].build(config.model_copy(update=keys), num_classes)
-        if name in FITTED_MODELS:  # on the clips that it was fitted on, it is too sure already
+        # It is too sure on clips that it was fitted on. (An optimizer needs some parameter.)
+        if name in FITTED_MODELS and not {*config.members} <= {*FITTED_MODELS}:
             members[name].log_scale.requires_grad_(False)
     return Average(members, config.crop, config.small_crop, config.subtract_background)
 
@@ -225,4 +226,5 @@ def views_of(clips, num_views: int) -> torch.Tensor:
         grid = grid.to(clips.device).expand(len(frames), -1, -1, -1)
         views.append(F.grid_sample(frames, grid, padding_mode="border", align_corners=False))
     together = torch.stack(views, 1).unflatten(0, (num_clips, num_frames))  # [N, T, views, ...]
-    return together.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+    views = together.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+    return views.contiguous(memory_format=torch.channels_last_3d)

@@ -48,7 +48,7 @@ class LinearModel(nn.Module):
     def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> None:
         """Set the weights, and the scale of the logits by cross-validation.
 
-        inputs: float32 [N, D]; labels: int [N]; clips: int [N], of which clip each input is. The
+        inputs: float32 [N, D]; labels: int [N]; clips: int [N], the index of each input's clip. The
         penalty is chosen by leave-one-out validation.
         """
         from sklearn.linear_model import RidgeCV  # here, since it takes a second to import
@@ -57,8 +57,8 @@ class LinearModel(nn.Module):
         ridge = RidgeCV(alphas=PENALTIES).fit(inputs, targets)
         self.classifier.weight.copy_(torch.from_numpy(ridge.coef_))
         self.classifier.bias.copy_(torch.from_numpy(ridge.intercept_))
-        rest = RidgeCV(alphas=[ridge.alpha_])
-        self.log_scale.fill_(best_log_scale(held_out(rest, inputs, targets, clips), labels))
+        refit = RidgeCV(alphas=[ridge.alpha_])
+        self.log_scale.fill_(best_log_scale(held_out(refit, inputs, targets, clips), labels))
 
 
 class KernelRidge(FrameNetwork):
@@ -74,12 +74,13 @@ class KernelRidge(FrameNetwork):
     def __init__(self, config: Config, num_classes):
         super().__init__()
         self.backbone, (_, channels, *sides) = build_map_backbone(config)
+        self.backbone.requires_grad_(False)  # the maps that it was fitted on must not change
         self.is_centered = config.center_features
         self.places = tuple(min(PLACES, side) for side in sides)
         num_inputs = NUM_FRAMES * channels * self.places[0] * self.places[1]
         num_components = min(MAX_COMPONENTS, num_inputs)
+        self.register_buffer("mean", torch.zeros(num_inputs))
         self.register_buffer("projection", torch.zeros(num_inputs, num_components))
-        self.register_buffer("offset", torch.zeros(num_components))
         self.register_buffer("windows", torch.zeros(MAX_WINDOWS, num_components))
         self.classifier, self.log_scale = fitted_layers(MAX_WINDOWS, num_classes)
 
@@ -95,7 +96,7 @@ class KernelRidge(FrameNetwork):
 
     def classify_features(self, features):
         with in_fp32(features.device):  # small differences of large numbers
-            vectors = self.inputs(features) @ self.projection + self.offset
+            vectors = (self.inputs(features) - self.mean) @ self.projection
             squares = vectors.square().sum(1, keepdim=True) + self.windows.square().sum(1)
             distances = squares - 2 * vectors @ self.windows.T
             return self.classifier((distances / -2).exp()) * self.log_scale.exp()
@@ -104,22 +105,24 @@ class KernelRidge(FrameNetwork):
     def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> None:
         """Set the projection and the weights, and the scale of the logits by cross-validation.
 
-        inputs: float32 [N, D], N up to MAX_WINDOWS; labels: int [N]; clips: int [N], of which clip
-        each input is.
+        inputs: float32 [N, D], N up to MAX_WINDOWS; labels: int [N]; clips: int [N], the index of
+        each input's clip.
         """
+        assert len(inputs) <= MAX_WINDOWS
         from sklearn.kernel_ridge import KernelRidge as Regression
         from sklearn.utils.extmath import randomized_svd
 
         mean, std = inputs.mean(0), inputs.std(0)
         std = (std + 1e-3 * inputs.std() + 1e-12) * len(std) ** 0.5  # so distances are about 1
-        standardized = (inputs - mean) / std
+        standardized = inputs - mean
+        standardized /= std
         num_components = min(*standardized.shape, self.projection.shape[1])
         _, _, axes = randomized_svd(standardized, num_components, random_state=0)
         vectors = (standardized @ axes.T).astype(np.float64)
-        for values in (self.projection, self.offset, self.windows, self.classifier.weight):
+        for values in (self.projection, self.windows, self.classifier.weight):
             values.zero_()
+        self.mean.copy_(torch.from_numpy(mean))
         self.projection[:, :num_components] = torch.from_numpy(axes.T / std[:, None])
-        self.offset[:num_components] = torch.from_numpy(-(mean / std) @ axes.T)
         self.windows[: len(vectors), :num_components] = torch.from_numpy(vectors)
 
         targets = one_hot(labels, self.classifier.out_features)
@@ -156,13 +159,14 @@ def held_out(regression, inputs, targets, clips) -> np.ndarray:
 
     regression: of scikit-learn.
     """
-    numbers, clip_of = np.unique(clips, return_inverse=True)
-    num_folds = min(NUM_FOLDS, len(numbers))
-    fold_of = (np.random.default_rng(0).permutation(len(numbers)) % num_folds)[clip_of]
+    clip_ids, clip_of = np.unique(clips, return_inverse=True)
+    num_folds = min(NUM_FOLDS, len(clip_ids))
+    fold_of = (np.random.default_rng(0).permutation(len(clip_ids)) % num_folds)[clip_of]
     scores = np.zeros(targets.shape)
     for fold in range(num_folds if num_folds > 1 else 0):
-        rest = fold_of != fold
-        scores[~rest] = regression.fit(inputs[rest], targets[rest]).predict(inputs[~rest])
+        is_train = fold_of != fold
+        regression.fit(inputs[is_train], targets[is_train])
+        scores[~is_train] = regression.predict(inputs[~is_train])
     return scores
 
 

@@ -10,6 +10,7 @@ from clips.annotations import Annotations
 from config import FRAME_MODELS, MODEL_OPTIONS, Config
 from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
 from own_clips.settings import choose_settings
+from own_clips.short_trainings import MEMBERS
 from own_clips.survey import ClipStats
 from system.config_file import BACKBONE_KEYS
 
@@ -17,7 +18,6 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
 PRETRAINED = CONFIGS / "pretrained.json"  # eco on a frozen backbone
 CONV3D_KEYS = ("block_widths", "head_widths")
-MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
 MIN_CLIPS = 6  # in the largest class, for a choice that is more than noise
 
 

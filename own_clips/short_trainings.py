@@ -17,6 +17,7 @@ from model import NETWORKS, build_average, build_model
 from networks.average import Average
 from networks.frame_networks import FrameNetwork
 from networks.inference import fold_batchnorm
+from networks.ridge import MAX_WINDOWS
 from own_clips.frame_maps import FrameMaps
 from training.optimization import training_loss
 from training.pretrained import copy_weights, find_weights, read_source, with_normalization
@@ -25,7 +26,7 @@ STEPS, LONG_STEPS, STEPS_PER_CLIP = 40, 120, 2.5  # the first two at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
 HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
 FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
-ALL_MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
+MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
 
 
 def short_config(config: Config) -> Config:
@@ -33,7 +34,7 @@ def short_config(config: Config) -> Config:
     height, width = config.crop
     keys = {
         "model": "average",
-        "members": ALL_MEMBERS,
+        "members": MEMBERS,
         "frame_height": HEIGHT,
         "crop_size": [HEIGHT, round(HEIGHT * width / height)],
         "small_frame_height": SMALL_HEIGHT,
@@ -83,7 +84,7 @@ def held_out_scores(
 ):
     """Return log probabilities of each clip by a network that was not trained on it.
 
-    member: a network of ALL_MEMBERS; labels: int [N]; folds: (training, test) positions; num_steps:
+    member: a network of MEMBERS; labels: int [N]; folds: (training, test) positions; num_steps:
     of a training, at most. Returns float64 [N, classes].
     """
     found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
@@ -92,14 +93,26 @@ def held_out_scores(
         torch.manual_seed(number)
         head.reset()
         if hasattr(head.network, "fit"):
-            inputs = head.network.inputs(head.input(maps.eval_clips(train, config))).numpy()
-            clips = np.repeat(train, config.nclips)
-            head.network.fit(inputs, labels[clips], clips)
+            fit_head(head, maps, labels, train, config)
         else:
             rng = np.random.default_rng(number)
             train_head(head, maps, labels, train, config, num_steps, rng)
         found[test] = log_probabilities(head, maps, test, config)
     return found
+
+
+@torch.inference_mode()
+def fit_head(head: Head, maps: FrameMaps, labels, train, config: Config) -> None:
+    """Fit a member in closed form, on at most MAX_WINDOWS windows."""
+    inputs = torch.cat(
+        [
+            head.network.inputs(head.input(maps.eval_clips(part, config)))
+            for part in np.array_split(train, math.ceil(len(train) / BATCH_SIZE))
+        ]
+    ).numpy()
+    clips = np.repeat(train, config.nclips)
+    chosen = np.linspace(0, len(clips) - 1, min(len(clips), MAX_WINDOWS)).astype(int)
+    head.network.fit(inputs[chosen], labels[clips[chosen]], clips[chosen])
 
 
 def train_head(

@@ -56,7 +56,7 @@ def load_network(
     replace_wrong_convolutions(
         to_device(model, device),
         own_config.clip_shape,
-        num_clips * own_config.windows_per_video,
+        num_clips * own_config.inputs_per_video,
         device,
         own_config.eval_precision,
         training=False,

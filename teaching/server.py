@@ -153,12 +153,13 @@ class Server(ThreadingHTTPServer):
 
     def _add(self, name, pictures) -> str:
         """Add a clip; on a full disk, delete what was removed and try once more."""
-        self.training.prepare()
         try:
-            return self.data_set.add(name, pictures)
+            clip_id = self.data_set.add(name, pictures)
         except DiskFullError:
             self.training.make_room()
-            return self.data_set.add(name, pictures)
+            clip_id = self.data_set.add(name, pictures)
+        self.training.prepare()
+        return clip_id
 
     def samples(self, query, body):
         ids = [self._add(name, encode_clip(frames)) for name, frames in self.draw_samples()]

@@ -113,8 +113,8 @@ class Training:
             self.process = self.starter.run(arguments, log)
 
     def prepare(self) -> None:
-        """Do in advance what the start of a training would wait for."""
-        with self.lock:
+        """Do in advance what the start of a training would wait for, if that is possible."""
+        with self.lock, suppress(OSError):
             if not self._is_running():
                 self.starter.prepare()
 

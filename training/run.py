@@ -183,7 +183,7 @@ def _check_convolutions(model, config: Config, device) -> None:
     clip_shape = config.clip_shape
     num_clips = config.batch_size // (config.accumulate_steps * processes.world_size())
     replace_wrong_convolutions(model, clip_shape, num_clips, device, config.precision)
-    num_windows = config.videos_per_eval_batch * config.windows_per_video
+    num_windows = config.videos_per_eval_batch * config.inputs_per_video
     replace_wrong_convolutions(
         model, clip_shape, num_windows, device, config.eval_precision, training=False
     )

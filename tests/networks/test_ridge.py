@@ -113,6 +113,13 @@ def test_places_and_parts_of_a_clip_count_for_themselves(num_frames, crop):
             assert not torch.allclose(model.inputs(maps.flip(axis)), inputs)
 
 
+def test_the_maps_that_it_is_fitted_on_must_not_change():
+    assert not any(value.requires_grad for value in kernel_model().backbone.parameters())
+    for keys in ({}, {"freeze": 3}):
+        with pytest.raises(ValueError, match=r"freeze: .* kernel_ridge is fitted once"):
+            make_config(**MAPS, pretrained="x", **keys)
+
+
 @torch.no_grad()
 def test_what_does_not_change_is_no_input_of_centred_maps():
     model = kernel_model(center_features=True)

@@ -14,7 +14,8 @@ from own_folders import write_class_folders
 
 import train
 from clips.annotations import read_annotations
-from own_clips import choice
+from networks.ridge import KernelRidge
+from own_clips import choice, short_trainings
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from system.config_file import load_config
@@ -102,6 +103,17 @@ def test_the_best_of_each_trained_network_is_trained_for_longer(clips, very_shor
     assert (num_steps, member, sampling) == (3, "conv3d", best[2])
     names = [variant for variant in found.variants if variant.name == longer.name]
     assert len(names) == 1 and names[0] is longer
+
+
+def test_more_windows_than_a_kernel_model_keeps_are_sampled(clips, very_short, monkeypatch):
+    monkeypatch.setattr(short_trainings, "MAX_WINDOWS", 7)  # of 12 training clips
+    sizes = []
+    fit = KernelRidge.fit
+    monkeypatch.setattr(
+        KernelRidge, "fit", lambda self, *data: sizes.append(len(data[0])) or fit(self, *data)
+    )
+    validated(clips, ["kernel_ridge"], "segments")
+    assert set(sizes) == {7}
 
 
 def test_folds_keep_groups_together(clips):

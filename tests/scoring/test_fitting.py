@@ -56,3 +56,16 @@ def test_kept_features_and_clips_give_the_same_fit(trained, capsys):
 def test_one_that_is_alone_is_trained_and_scored(trained):
     _, folder = trained("alone", model="kernel_ridge", members=[], num_epochs=1)
     assert read_csv(folder / "history.csv")[0]["val_top1"]
+
+
+def test_two_that_are_fitted_are_trained_together(trained):
+    _, folder = trained("fitted", members=["kernel_ridge", "linear"], num_epochs=1)
+    assert read_csv(folder / "history.csv")[0]["val_top1"]
+
+
+def test_the_average_of_the_weights_has_the_fitted_values(trained):
+    _, folder = trained("average", ema_decay=0.9, num_epochs=1)
+    state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
+    name = "members.kernel_ridge.classifier.weight"
+    assert state["state_dict"][name].abs().max() > 0.1
+    torch.testing.assert_close(state["state_dict_ema"][name], state["state_dict"][name])

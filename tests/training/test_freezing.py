@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 import train
-from config import MODELS
+from config import FITTED_MODELS, MODELS
 from model import NETWORKS, build_model
 from system.config_file import load_config
 from system.errors import UserError
@@ -149,7 +149,8 @@ def test_every_network_has_a_pretrained_part(name):
     network = NETWORKS[name]
     for parameter, value in model.named_parameters():
         is_new = parameter.startswith(network.head) or not parameter.startswith(network.pretrained)
-        assert value.requires_grad == is_new, parameter
+        is_fitted = name in FITTED_MODELS and parameter.startswith("classifier.")
+        assert value.requires_grad == (is_new and not is_fitted), parameter
     set_to_training(model)
     for each, module in model.named_modules():
         if isinstance(module, _BatchNorm | StochasticDepth):
