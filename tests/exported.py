@@ -35,7 +35,7 @@ class Exported(NamedTuple):
 
 def train_one(folder, **keys):
     """A network after one epoch; returns its settings and checkpoint."""
-    settings = make_settings(folder, num_epochs=1, checkpoint_minutes=10, nviews=2, **keys)
+    settings = make_settings(folder, num_epochs=1, checkpoint_minutes=10, **keys)
     if keys.get("model", "conv3d") != "conv3d":
         del settings["block_widths"], settings["head_widths"]
     assert train.main(["-c", write_config(folder / "config.json", settings), "-g", "cpu"]) == 0

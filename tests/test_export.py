@@ -19,7 +19,7 @@ SMALL_IMAGE_NETWORK = {"backbone": "mobilenet_v3_small", "crop_size": 24}
 @pytest.mark.parametrize(
     "keys",
     [
-        {"nclips": 2, "ncrops": 3},
+        {"nclips": 2, "ncrops": 3, "nviews": 4},
         {"subtract_background": True, "sampling": "segments"},
         {"model": "cnn_lstm", **SMALL_IMAGE_NETWORK},
         {"model": "trn", **SMALL_IMAGE_NETWORK},
