@@ -37,7 +37,7 @@ def backbone_function(model, device, config: Config):
         with torch.inference_mode(), computing_in(device, config.eval_precision):
             return network.frame_features(frames).half()[:, 0].cpu()
 
-    def compute(windows: torch.Tensor, num_views: int) -> torch.Tensor:
+    def compute(windows: torch.Tensor, num_views: int = 1) -> torch.Tensor:
         clips = views_of(normalize_clips(windows, device, config), num_views)  # [N, C, T, H, W]
         frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # clips of one frame
         features = torch.cat(list(pool.map(compute_part, frames.split(FRAMES_AT_ONCE))))
