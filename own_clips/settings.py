@@ -28,7 +28,7 @@ MIN_EPOCHS, MAX_EPOCHS = 20, 100
 # can be computed from larger frames, they are: on 5 to 20 words per class 3 to 5 points better.
 SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
-FRAMES_TO_COMPUTE = 32_000  # of SIDE_2D, for the features of a training set that is not larger
+FRAMES_TO_COMPUTE = 36_000  # of SIDE_2D, for the features of a training set that is not larger
 MIN_VERSIONS, MAX_VERSIONS = 4, 8
 # With conv3d, which learns for longer and from random weights, repeated versions are overfitted.
 MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many

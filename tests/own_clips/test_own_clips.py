@@ -172,9 +172,9 @@ SPREAD = [2, 4, 6, 8, 11, 11, 14, 21, 63]  # as words are
 
 
 def test_frames_for_a_2d_network_are_larger_if_clips_are_few():
-    few, many = (chosen(number, frames=12, size=(64, 64), model="eco") for number in (40, 400))
+    few, many = (chosen(number, frames=12, size=(64, 64), model="eco") for number in (40, 800))
     assert few["crop_size"] == [128, 128] and many["crop_size"] == [96, 96]
-    assert few["feature_versions"] == 8 and many["feature_versions"] == 6
+    assert few["feature_versions"] == 8 and many["feature_versions"] == 3
     assert chosen(40, model="eco", crop_size=64)["feature_versions"] == 8
     both = {"model": "average", "members": ["eco", "conv3d"]}
     assert chosen(40, **both)["feature_versions"] == 16
