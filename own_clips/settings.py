@@ -43,8 +43,12 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()) -> list[Choice]:
+def choose_settings(
+    stats: ClipStats, num_clips: int, device_type: str, given=(), is_quick: bool = False
+) -> list[Choice]:
     """Return the settings for these clips, without those that are given.
+
+    is_quick: prefer what takes less time: smaller frames, and one view in evaluation.
 
     num_clips: those for training. given: the user's keys -> values, which the others
     are chosen to suit.
@@ -57,7 +61,14 @@ def choose_settings(stats: ClipStats, num_clips: int, device_type: str, given=()
         choice.value for choice in choices if choice.key == "clip_size"
     )
     num_frames = num_clips * clip_size
-    choices += _size_2d(stats, num_frames, given) if has_backbone else _size(stats, given)
+    if has_backbone:
+        is_few = MIN_VERSIONS * num_frames * (LARGER_SIDE_2D / SIDE_2D) ** 2 <= FRAMES_TO_COMPUTE
+        side = LARGER_SIDE_2D if is_few and not is_quick else SIDE_2D
+        choices += _size_2d(stats, side, given)
+    else:
+        choices += _size(stats, given)
+    if is_quick:
+        choices.append(Choice("nviews", 1, "more views take longer, and gain about a point"))
     if any(name not in FRAME_MODELS for name in networks):
         choices.append(_background(stats))
     is_short = has_backbone and "conv3d" not in networks
@@ -156,13 +167,8 @@ def _size(stats: ClipStats, given: dict) -> list[Choice]:
     return [Choice("frame_height", height, reason), Choice("crop_size", crop, "the whole frame")]
 
 
-def _size_2d(stats: ClipStats, num_frames: int, given: dict) -> list[Choice]:
-    """Choose the size of frames for a 2D network, which was trained on larger ones.
-
-    num_frames: in one version of the training clips.
-    """
-    is_few = MIN_VERSIONS * num_frames * (LARGER_SIDE_2D / SIDE_2D) ** 2 <= FRAMES_TO_COMPUTE
-    side = LARGER_SIDE_2D if is_few else SIDE_2D
+def _size_2d(stats: ClipStats, side: int, given: dict) -> list[Choice]:
+    """Choose the size of frames for a 2D network: about side x side pixels."""
     heights, widths = stats.sizes.T
     ratio = float(np.clip(np.median(widths / heights), 0.5, 2))
     height = max(STRIDE, STRIDE * round(side / math.sqrt(ratio) / STRIDE))

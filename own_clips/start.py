@@ -86,7 +86,8 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
         values = recipe_of(chosen) | {"model_name": config.model_name} | chosen | given
     values |= lists
     networks = {key: values[key] for key in ("model", "members") if key in values}
-    choices = choose_settings(stats, len(labels), device_type, networks | given | chosen)
+    given_keys = networks | given | chosen
+    choices = choose_settings(stats, len(labels), device_type, given_keys, bool(options.quick))
     choices += [each for each in class_balance(labels) if each.key not in given]
     for choice in choices:
         values[choice.key] = choice.value

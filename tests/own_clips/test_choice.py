@@ -234,6 +234,7 @@ def test_quick_takes_the_usual_network(tmp_path, capfd):
     assert train.main(data_flags(root, tmp_path, "--quick")) == 0
     assert "cross-validation" not in capfd.readouterr().out
     keys = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert keys["nviews"] == 1
     assert keys["model"] == "eco" and keys["freeze"] is True
     assert train.main(["--quick", "--config", "configs/config.json"]) == 2
     assert "--quick: needs --data" in capfd.readouterr().err
