@@ -10,7 +10,7 @@ from clips.annotations import Annotations
 from config import FRAME_MODELS, MODEL_OPTIONS, Config
 from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
 from own_clips.settings import choose_settings
-from own_clips.short_trainings import MEMBERS
+from own_clips.short_trainings import COMPARED
 from own_clips.survey import ClipStats
 from system.config_file import BACKBONE_KEYS
 
@@ -56,11 +56,11 @@ def cross_validated_keys(
     samplings = [given["sampling"]] if "sampling" in given else ["window", "segments"]
     configs = []
     for sampling in samplings:
-        keys = given | {"sampling": sampling, "model": "average", "members": MEMBERS}
+        keys = given | {"sampling": sampling, "model": "average", "members": COMPARED}
         settings = choose_settings(stats, len(train), device_type, keys)
         keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
         configs.append(config.model_copy(update=keys))
-    validated = choose_by_cross_validation(train, configs, MEMBERS, config.seed)
+    validated = choose_by_cross_validation(train, configs, COMPARED, config.seed)
     variants = [variant for variant in validated.variants if fits(variant.keys, given)]
     validated = validated._replace(variants=variants)
     print_choice(validated)

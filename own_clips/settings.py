@@ -25,12 +25,12 @@ CLIPS_TO_SEE = {"cpu": 27_000, "cuda": 100_000}  # in total, so that the trainin
 MIN_EPOCHS, MAX_EPOCHS = 20, 100
 # Of networks with a frozen 2D network: frames of about SIDE_2D x SIDE_2D pixels, in steps of the
 # 2D network's stride, and a shorter training. If there are so few clips that MIN_VERSIONS of each
-# can be computed from larger frames, they are: on 5 to 20 words per class 3 to 5 points better.
+# can be computed from larger frames, they are.
 SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
 FRAMES_TO_COMPUTE = 36_000  # of SIDE_2D, for the features of a training set that is not larger
 MIN_VERSIONS, MAX_VERSIONS = 4, 8
-# With conv3d, which learns for longer and from random weights, repeated versions are overfitted.
+# With conv3d, which learns for longer and from random weights, a few versions may be overfitted.
 MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
@@ -68,7 +68,7 @@ def choose_settings(
     else:
         choices += _size(stats, given)
     if is_quick:
-        choices.append(Choice("nviews", 1, "more views take longer, and gain about a point"))
+        choices.append(Choice("nviews", 1, "more views take longer"))
     if any(name not in FRAME_MODELS for name in networks):
         choices.append(_background(stats))
     is_short = has_backbone and "conv3d" not in networks

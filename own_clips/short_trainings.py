@@ -26,7 +26,7 @@ STEPS, LONG_STEPS, STEPS_PER_CLIP = 40, 120, 2.5  # the first two at most
 BATCH_SIZE, LR, WEIGHT_DECAY, LARGEST_NORM = 16, 3e-3, 0.05, 5.0
 HEIGHT, SMALL_HEIGHT = 64, 28  # pixels of a frame, for 2D networks and for the others
 FEW_CLIPS = Path(__file__).parent.parent / "configs" / "few_clips.json"  # the recipe of conv3d
-MEMBERS = ["eco", "kernel_ridge", "conv3d", "linear"]
+COMPARED = ["eco", "kernel_ridge", "conv3d", "linear"]
 
 
 def short_config(config: Config) -> Config:
@@ -34,7 +34,7 @@ def short_config(config: Config) -> Config:
     height, width = config.crop
     keys = {
         "model": "average",
-        "members": MEMBERS,
+        "members": COMPARED,
         "frame_height": HEIGHT,
         "crop_size": [HEIGHT, round(HEIGHT * width / height)],
         "small_frame_height": SMALL_HEIGHT,
@@ -84,7 +84,7 @@ def held_out_scores(
 ):
     """Return log probabilities of each clip by a network that was not trained on it.
 
-    member: a network of MEMBERS; labels: int [N]; folds: (training, test) positions; num_steps:
+    member: a network of COMPARED; labels: int [N]; folds: (training, test) positions; num_steps:
     of a training, at most. Returns float64 [N, classes].
     """
     found = torch.zeros(len(labels), num_classes, dtype=torch.float64)

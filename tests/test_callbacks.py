@@ -40,7 +40,7 @@ def test_the_time_probe_is_in_the_report(whole):
     rows = read_csv(whole / "time_probe_clips.csv")
     assert len(rows) == 5 and {"label", "in order", "shuffled"} <= rows[0].keys()
     page = (whole / "report.html").read_text(encoding="utf-8")
-    assert "Does time matter?" in page and "of 5 validation clips" in page
+    assert "Does time matter?" in page and "Top-1</span> of 5 validation clips" in page
     assert "balanced accuracy" in page
 
 
