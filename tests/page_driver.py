@@ -105,7 +105,7 @@ def page(browser, server):
     browser.until("document.body.dataset.ready")
     browser.js(PATIENT)
     yield browser
-    assert browser.complaints == []
+    assert browser.complaints == [], browser.complaints
     for width in (400, 1200):
         browser.send(
             "Emulation.setDeviceMetricsOverride",
