@@ -227,7 +227,7 @@ class Config(BaseModel):
         "per core, up to 16; 0: the training process loads the clips.",
     )
     max_frame_pixels: PositiveInt = Field(
-        2**26,  # 8192 x 8192: enough for 8K films, also of 360 degrees
+        2**26,  # 8192 x 8192: enough for 8K videos, also of 360 degrees
         description="Frames with more pixels than this are refused before decoding.",
     )
     on_bad_clip: Literal["stop", "skip"] = Field(

@@ -342,7 +342,7 @@ def main(arguments=None):
         flag, meaning = f"--{set_name}_clips", f"number of {set_name} clips (default: %(default)s)"
         parser.add_argument(flag, type=int, default=count, help=meaning)
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the random numbers (default: %(default)s)"
+        "--seed", type=int, default=0, help="seed of the random numbers (default: %(default)s)"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing demo data set")
     options = parser.parse_args(arguments)

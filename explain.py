@@ -3,7 +3,7 @@
 The time probe classifies the validation clips with their frames in order, reversed, shuffled, and
 replaced by a single frame. A network that has learnt movement names the opposite when time runs
 backwards, and cannot classify a single frame. Grad-CAM shows where and when it looks, beside the
-same map of random weights; films show its first kernels and the activations of each stage. The
+same map of random weights; GIFs show its first kernels and the activations of each stage. The
 pictures are files and a TensorBoard log.
 """
 
@@ -168,7 +168,9 @@ def write_for_tensorboard(paths: list[Path], folder: Path, epoch: int) -> None:
 def main(arguments=None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", "-c", required=True, metavar="FILE")
+    parser.add_argument(
+        "--checkpoint", "-c", required=True, metavar="FILE", help="the network to explain"
+    )
     parser.add_argument(
         "--data",
         nargs=2,
@@ -180,7 +182,7 @@ def main(arguments=None) -> int:
         type=int,
         default=8,
         metavar="N",
-        help="write films of N clips, the first of each class (default: %(default)s)",
+        help="write GIFs of N clips, the first of each class (default: %(default)s)",
     )
     parser.add_argument(
         "--stage",
@@ -192,9 +194,9 @@ def main(arguments=None) -> int:
         "-o",
         type=Path,
         metavar="FOLDER",
-        help="default: `explained` next to the checkpoint",
+        help="folder to write; default: `explained` beside the checkpoint",
     )
-    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if available")
+    parser.add_argument("--gpus", "-g", help="0 or cpu; default: a GPU if there is one")
     options = parser.parse_args(arguments)
     return exit_status(lambda: explain(options))
 

@@ -1,6 +1,6 @@
 """Export a trained network: `python export.py --checkpoint FILE --output gestures/`.
 
-The folder, or zip, needs nothing of this project: the network as ONNX, a program for films and
+The folder, or zip, needs nothing of this project: the network as ONNX, a program for videos and
 cameras, a page that runs it in a browser, and a model card.
 """
 

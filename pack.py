@@ -112,7 +112,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         default=MAX_FRAME_PIXELS,
         metavar="N",
-        help="frames with more pixels are not shrunk, such videos are packed without frames "
+        help="frames with more pixels are not shrunk; such videos are packed empty "
         "(default: %(default)s)",
     )
     action = parser.add_mutually_exclusive_group()

@@ -7,8 +7,8 @@
 # which ones fail. Legend: `N` clips, `C` channels or colours, `T` frames, `H` rows, `W` columns.
 
 # %%
-# In Colab, enter the address of the repository that this notebook is from: it is cloned, and what
-# it needs is installed.
+# In Colab, enter the address of the repository that this notebook is from, as in
+# https://github.com/NAME/PROJECT: this cell clones it, and installs what it needs.
 import os
 import subprocess
 import sys
@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # the networks here are too small for more
 # ## 1. A clip is an array
 #
 # A clip is a stack of pictures, `[T, H, W, C]`. The project draws its own gestures, in opposing
-# pairs. Here is such a pair, drawn from the same random seed, side by side in a film.
+# pairs. Here is such a pair, drawn from the same random seed, side by side in a GIF.
 
 # %%
 right = demo_data.draw_clip("Moving Right", np.random.default_rng(343))
@@ -73,7 +73,7 @@ def small_and_grey(clip):
 
 
 def convolve(inputs, kernel):
-    """One response per position of the kernel: in a picture, or in a film."""
+    """One response per position of the kernel: in a picture, or in a clip."""
     responses = torch.zeros([size - 2 for size in inputs.shape])
     for start in np.ndindex(*responses.shape):
         patch = inputs[tuple(slice(first, first + 3) for first in start)]
@@ -112,8 +112,8 @@ assert torch.equal(edges_of(right), edges_of(left).flip(0))
 # %%
 motion_kernel = torch.stack([-edge_kernel, 0 * edge_kernel, edge_kernel])  # [T, H, W]
 line = torch.eye(3)[:, None].expand(3, 3, 3)  # vertical, moving right
-films = {"right": line, "left": line.flip(0), "nowhere": line[[1, 1, 1]], "dark, right": 1 - line}
-to_lines = {name: convolve(film, motion_kernel).item() for name, film in films.items()}
+lines = {"right": line, "left": line.flip(0), "nowhere": line[[1, 1, 1]], "dark, right": 1 - line}
+to_lines = {name: convolve(clip, motion_kernel).item() for name, clip in lines.items()}
 print("response to a line that moves:", to_lines)
 assert to_lines == {"right": 6, "left": -6, "nowhere": 0, "dark, right": -6}
 
@@ -157,7 +157,7 @@ def step(optimizer, loss):
 
 
 torch.manual_seed(0)
-noise = torch.randn(1, 1, 16, 16, 16)  # a film with all kinds of edges and movements
+noise = torch.randn(1, 1, 16, 16, 16)  # a clip with all kinds of edges and movements
 wanted = F.conv3d(noise, motion_kernel[None, None])
 learnt = torch.randn(1, 1, 3, 3, 3, requires_grad=True)
 optimizer = torch.optim.SGD([learnt], lr=0.05, momentum=0.9)
@@ -171,7 +171,7 @@ assert torch.allclose(learnt[0, 0], motion_kernel, atol=0.01)
 # ## 5. A network that is trained
 #
 # We can ask for the right class. `ConvColumn` (in `model.py`) stacks 3D convolutions of many
-# kernels, and max pooling, which keeps the largest of each 2 x 2 x 2 values, until one vector is
+# kernels, and max pooling, which keeps the largest of each 2 × 2 × 2 values, until one vector is
 # left. The same steps learn all kernels together; the loss compares the network's scores with the
 # class.
 
@@ -183,8 +183,8 @@ def draw(count, seed):
     for number in range(count):
         gesture = ["Moving Right", "Moving Left"][number % 2]
         clip = demo_data.draw_clip(gesture, np.random.default_rng([seed, number]))
-        film = torch.tensor(clip[np.linspace(0, len(clip) - 1, 8).astype(int)]).movedim(3, 0)
-        inputs.append(F.interpolate(film / 255 - 0.5, (32, 32), mode="area"))
+        frames = torch.tensor(clip[np.linspace(0, len(clip) - 1, 8).astype(int)]).movedim(3, 0)
+        inputs.append(F.interpolate(frames / 255 - 0.5, (32, 32), mode="area"))
     return torch.stack(inputs), torch.arange(count) % 2
 
 
@@ -215,7 +215,7 @@ def accuracy(inputs):
 
 
 inputs, classes = draw(160, seed=3)
-shuffled = torch.stack([film[:, torch.randperm(8)] for film in inputs])
+shuffled = torch.stack([clip[:, torch.randperm(8)] for clip in inputs])
 top1 = {
     "in order": accuracy(inputs),
     "reversed": accuracy(inputs.flip(2)),

@@ -290,7 +290,7 @@ def _gif_durations(data) -> Iterator[float]:
                     struct.unpack_from("<2H", data, place + 5), canvas, strict=True
                 )
             ):
-                raise FrameError("damaged: a picture is larger than the film")
+                raise FrameError("damaged: a picture is larger than the whole")
             place = after_blocks(after_table(place + 10, data[place + 9]) + 1)
             yield duration
             duration = 0

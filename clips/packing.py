@@ -263,7 +263,9 @@ def _without_films(clips) -> Iterator[tuple[str, Frames]]:
     for path, frames in clips:
         for name, data in frames:
             if name.lower().endswith(ANIMATED_SUFFIXES) and num_pictures(data) > 1:
-                raise UserError(f"{path}/{name}: is a film; unpack the archive and pack its folder")
+                raise UserError(
+                    f"{path}/{name}: is animated; unpack the archive and pack its folder"
+                )
         yield path, frames
 
 

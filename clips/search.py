@@ -67,7 +67,7 @@ def _packed_clips(pack: Pack, folder: tuple[str, ...]) -> list[Clip]:
 
 def no_films(paths) -> str:
     """Return a description of ignored files: how many there are, and the first ones."""
-    kind = "file that is not a film" if len(paths) == 1 else "files that are not films"
+    kind = "file that is not a video" if len(paths) == 1 else "files that are not videos"
     return f"{len(paths):,} {kind}: {summarize(paths, 3)}"
 
 

@@ -272,7 +272,9 @@ def _check_complete(path, container, stream, packets) -> None:
         or (name in SEQUENTIAL and packets and _rest(path, packets[-1]) > MAX_REST)
         or (name in STARTS and packets and _is_followed(path, packets[-1], STARTS[name]))
     ):
-        raise ValueError("another film follows that cannot be read; join films by ffmpeg's concat")
+        raise ValueError(
+            "another video follows that cannot be read; join them with ffmpeg's concat"
+        )
 
 
 def _rest(path, packet) -> float:

@@ -89,22 +89,22 @@ def _score(history: list[dict], annotations: Annotations | None) -> dict | None:
 CARD = """\
 # {title}
 
-A network that classifies films of movements: {classes}. It works without the program that \
+A network that classifies videos of movements: {classes}. It works without the program that \
 trained it.
 
 ## Use
 
 - In a browser: run `python -m http.server` in this folder, and open <http://localhost:8000>. \
-`index.html` classifies what a camera shows, and films. {runtime} Pictures never leave the \
+`index.html` classifies what a camera shows, and videos. {runtime} Pictures never leave the \
 browser. Any static host will do; a camera needs localhost or https.
-- In a terminal: `pip install numpy onnxruntime av`, then `python classify.py film.mp4`, or \
+- In a terminal: `pip install numpy onnxruntime av`, then `python classify.py video.mp4`, or \
 `python classify.py --camera 0`, or an address such as `rtsp://…` in place of the number.
 - In Python:
 
   ```python
   from classify import Classifier
 
-  print(Classifier("network.onnx")("film.mp4"))  # {{{example}: 0.93, …}}
+  print(Classifier("network.onnx")("video.mp4"))  # {{{example}: 0.93, …}}
   ```
 
 `network.onnx` maps `frames`, uint8 RGB [{frames}, height, width, 3] of any size, {sampling}, to \
@@ -144,9 +144,9 @@ def write_card(about: dict, agreement: Agreement, runtime: str) -> str:
         frames=about["frames"],
         sampling=_sampling_text(about),
         num_classes=len(classes),
-        windows="A film is classified by the window in its middle."
+        windows="A video is classified by the window in its middle."
         if num_windows == 1
-        else f"The probabilities of {num_windows} windows per film are averaged.",
+        else f"The probabilities of {num_windows} windows per video are averaged.",
         training=_training_text(about["training_clips"]),
         score=_score_text(about["validation"]),
         nothing=_nothing_text(classes),
@@ -169,7 +169,7 @@ def _wrapped(line: str) -> str:
 
 def _sampling_text(about: dict) -> str:
     if about["sampling"] == "segments":
-        return "one from each of as many equal parts of a film"
+        return "one from each of as many equal parts of a video"
     step, rate = about["step"], f"{about['frame_rate']:g} frames per second"
     return rate if step == 1 else f"every {'2nd' if step == 2 else f'{step}th'} of {rate}"
 

@@ -1,4 +1,4 @@
-"""Print the classes of films (classify.py FILM...) or of a camera (classify.py --camera 0)."""
+"""Print the classes of videos (classify.py VIDEO...) or of a camera (classify.py --camera 0)."""
 
 import json
 import sys
@@ -16,8 +16,8 @@ class Classifier:
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.about = json.loads(self.session.get_modelmeta().custom_metadata_map["about"])
 
-    def __call__(self, film) -> dict[str, float]:  # a path, or RGB frames, uint8 [N, H, W, 3]
-        windows = film[self.positions(len(film))] if hasattr(film, "shape") else self.read(film)
+    def __call__(self, video) -> dict[str, float]:  # a path, or RGB frames, uint8 [N, H, W, 3]
+        windows = video[self.positions(len(video))] if hasattr(video, "shape") else self.read(video)
         scores = [self.session.run(None, {"frames": np.stack(window)})[0] for window in windows]
         pairs = zip(self.about["classes"], np.mean(scores, 0).tolist(), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
@@ -31,16 +31,16 @@ class Classifier:
         starts = np.linspace(0, last, windows).round() if windows > 1 else np.array([last // 2])
         return np.minimum(starts.astype(int)[:, None] + np.arange(size) * step, num_frames - 1)
 
-    def read(self, path):  # the frames of each window of a film
-        with av.open(str(path)) as film:
-            times = np.unique([frame.pts for frame in film.decode(video=0)])
-            rate = self.about["frame_rate"] * float(film.streams.video[0].time_base)  # per tick
+    def read(self, path):  # the frames of each window of a video
+        with av.open(str(path)) as video:
+            times = np.unique([frame.pts for frame in video.decode(video=0)])
+            rate = self.about["frame_rate"] * float(video.streams.video[0].time_base)  # per tick
         num_frames = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1) * rate
         ticks = times[0] + (self.positions(max(2, round(num_frames))) + 0.5) / rate
         rows = times[np.searchsorted(times, ticks + 1e-6, "right") - 1]
-        with av.open(str(path)) as film:
-            wide, shown = float(film.streams.video[0].sample_aspect_ratio or 1), {}
-            for frame in (each for each in film.decode(video=0) if each.pts in rows):
+        with av.open(str(path)) as video:
+            wide, shown = float(video.streams.video[0].sample_aspect_ratio or 1), {}
+            for frame in (each for each in video.decode(video=0) if each.pts in rows):
                 square = frame.reformat(round(wide * frame.width), frame.height, "rgb24")
                 shown[frame.pts] = np.rot90(square.to_ndarray(), frame.rotation // 90)
         return [[shown[when] for when in row] for row in rows.tolist()]
@@ -48,11 +48,11 @@ class Classifier:
 
 def watch(model, camera):  # a number or an address
     def collect():  # its frames, with their times
-        for frame in film.decode(video=0):
+        for frame in video.decode(video=0):
             shown.append((time.monotonic(), frame))
 
     kind = {"linux": "v4l2"}.get(sys.platform, "avfoundation") if camera.isdecimal() else None
-    film = av.open("/dev/video" * (kind == "v4l2") + camera, format=kind)
+    video = av.open("/dev/video" * (kind == "v4l2") + camera, format=kind)
     live, shown, smooth, last = model.about["live"], [], {}, -np.inf
     (reader := threading.Thread(target=collect, daemon=True)).start()
     while reader.is_alive() and not time.sleep(0.01):
@@ -69,12 +69,12 @@ def watch(model, camera):  # a number or an address
 
 
 if __name__ == "__main__":
-    films = sys.argv[1:] if sys.argv[1:] not in ([], ["--camera"]) else sys.exit(__doc__)
+    videos = sys.argv[1:] if sys.argv[1:] not in ([], ["--camera"]) else sys.exit(__doc__)
     classifier = Classifier(Path(__file__).with_name("network.onnx"))
     try:
-        if films[0] == "--camera":
-            sys.exit(watch(classifier, films[1]))
-        for film in films:
-            print(film, *(f"{name} {score:.1%}" for name, score in classifier(film).items()))
+        if videos[0] == "--camera":
+            sys.exit(watch(classifier, videos[1]))
+        for video in videos:
+            print(video, *(f"{name} {score:.1%}" for name, score in classifier(video).items()))
     except av.error.FFmpegError as error:
         sys.exit(error)

@@ -112,7 +112,7 @@ def fit_stack(all_logits: torch.Tensor, annotations, class_names, members) -> St
     if few:
         raise UserError(
             f"--stack: each class needs {MIN_CLIPS} validation clips or more, for "
-            f"cross-validation; fewer have {summarize(few)}; add clips to val_data_csv"
+            f"cross-validation; too few of {summarize(few)}; add clips to val_data_csv"
         )
     layers, folds = [], np.zeros(len(labels), int)
     for number, (train, test) in enumerate(cross_validation_folds(labels, groups, NUM_FOLDS)):

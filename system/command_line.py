@@ -40,13 +40,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "them by cross-validation",
     )
     parser.add_argument(
-        "--gpus", "-g", help="0; 0,1 for several GPUs; cpu; default: a GPU if there is one"
+        "--gpus",
+        "-g",
+        help="a GPU, such as 0; 0,1 for several; cpu; default: a GPU if there is one",
     )
     parser.add_argument("--use_gpu", **flag | {"default": True}, help="False: the same as -g cpu")
     parser.add_argument(
         "--resume",
         "-r",
-        **flag | {"type": boolean_or_auto},
+        **flag | {"type": boolean_or_auto, "metavar": "True|False|auto"},
         help="continue from the checkpoint; auto: the same if there is one, otherwise start",
     )
     parser.add_argument("--eval_only", "-e", **flag, help="evaluate on the validation set")

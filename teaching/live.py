@@ -89,7 +89,7 @@ class LiveSession:
         pictures: its frames, JPEG, 12 per second. Raises UserError if they are not accepted.
         """
         if not pictures:
-            raise UserError("the film has no frames")
+            raise UserError("the video has no frames")
         predictor, decoded = self._load(), [decode_jpeg(picture) for picture in pictures]
         rate = predictor.config.frame_rate
         count = max(2, round(len(decoded) * rate / FILM_RATE))

@@ -46,7 +46,7 @@ def frames_of_film(name: str, content: bytes, config: Config) -> list[bytes]:
     """
     suffix = Path(name).suffix.lower()
     if suffix not in FILM_SUFFIXES:
-        raise UserError(f"{name}: not a film by its name")
+        raise UserError(f"{name}: not a video, judging by its name")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"film{suffix}"
         path.write_bytes(content)

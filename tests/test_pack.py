@@ -333,7 +333,7 @@ def animated_webp() -> bytes:
         ([("1.jpg", b"1")], "1.jpg: is in no folder"),
         ([("../a/1.jpg", b"1")], "points outside the archive"),
         ([("a/1.mp4", b"1")], "a/1.mp4: is a video; unpack the archive"),
-        ([("a/1.webp", animated_webp())], "a/1.webp: is a film; unpack the archive"),
+        ([("a/1.webp", animated_webp())], "a/1.webp: is animated; unpack the archive"),
         ([("a/1.gif", b"1")], "a/1.gif: is a video; unpack the archive"),
         ([("a/readme.txt", b"1")], "no frames"),
         ([("a/1.jpg", b"1"), ("a/b/1.jpg", b"2")], "a: has both frames and other clips"),

@@ -361,7 +361,7 @@ def test_what_is_no_film_is_counted_and_named(checkpoint, tmp_path, capsys):
     assert predict.main(["-c", checkpoint, "-g", "cpu", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "CLIP.MTS" in captured.out and "a.webp" in captured.out
-    assert "note: ignored: 3 files that are not films: " in captured.err
+    assert "note: ignored: 3 files that are not videos: " in captured.err
     assert all(name in captured.err for name in ("a.txt", "thumb.jpg", "index.ts"))
 
 

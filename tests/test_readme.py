@@ -129,7 +129,7 @@ def test_python_commands_run(workplace, capsys):
         overwrite = [] if is_resumed else ["--overwrite"]
         small = SMALL if is_of_conv3d(arguments) else SMALL_ECO
         assert train.main(arguments + overwrite + small) == 0, arguments
-    write_video(Path("film.mp4"), draw_frames("Left", 9, default_rng(0)))
+    write_video(Path("video.mp4"), draw_frames("Left", 9, default_rng(0)))
     for shown in commands("predict.py"):
         assert predict.main([*shown, "-g", "cpu"]) == 0
         assert Path(shown[-1]).exists()

@@ -92,7 +92,7 @@ async function addClips(clips, others = []) {
     }
   } finally { isBusy = false; await showClips(); }
   if (others.length) problems.push(`Ignored: ${plural(others.length, "file")} that ` +
-    `${isAre(others.length)} not a film: ${summary(others)}.`);
+    `${isAre(others.length)} not a video: ${summary(others)}.`);
   if (!count && !problems.length) problems.push("There is no video and no folder of pictures in it.");
   const sentence = text => /[.…]$/.test(text) ? text : `${text}.`;
   notify([`${plural(count, "clip")} ${isAre(count)} added.`, ...problems.map(sentence)].join(" "),

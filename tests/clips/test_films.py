@@ -210,7 +210,7 @@ def test_animations_that_cannot_be_used_say_why(tmp_path, frames):
     place = data.index(b"\x2c\0\0\0\0\x20\0\x18\0")
     data[place + 5 : place + 9] = b"\xff\xff\xff\xff"
     (tmp_path / "bomb.gif").write_bytes(data)
-    with pytest.raises(FrameError, match=r"bomb.gif: damaged: a picture is larger than the film"):
+    with pytest.raises(FrameError, match=r"bomb.gif: damaged: a picture is larger than the whole"):
         AnimatedPicture(tmp_path / "bomb.gif", 10, 10**6)
     (tmp_path / "text.gif").write_text("no picture")
     assert is_video(tmp_path / "text.gif")
@@ -266,8 +266,8 @@ def test_thumbnails_beside_films_are_passed_over(tmp_path, frames, films, pictur
     clips, problems = find_clips(tmp_path, others)
     assert [Path(clip).name for clip in clips] == films and not problems
     assert sorted(path.name for path in others) == sorted([*pictures, "Thumbs.db", "notes.txt"])
-    assert no_films(others).startswith(f"{len(others)} files that are not films: ")
-    assert no_films(others[:1]).startswith("1 file that is not a film: ")
+    assert no_films(others).startswith(f"{len(others)} files that are not videos: ")
+    assert no_films(others[:1]).startswith("1 file that is not a video: ")
 
 
 def test_frames_beside_a_film_are_still_refused(tmp_path):

@@ -266,7 +266,7 @@ def test_a_second_film_in_the_file_is_not_lost_in_silence(tmp_path, suffix, code
     VideoFile(path, 12, 10**6)
     write_video(short, FRAMES[:4], codec=codec, pix_fmt="yuv420p")
     path.write_bytes(path.read_bytes() + short.read_bytes())
-    with pytest.raises(FrameError, match="another film follows"):
+    with pytest.raises(FrameError, match="another video follows"):
         VideoFile(path, 12, 10**6)
 
 

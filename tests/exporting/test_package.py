@@ -130,7 +130,7 @@ def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
         shown = run("gestures/classify.py", *command)
         assert shown.returncode == 1 and shown.stderr.count("\n") == 1, shown.stderr
         assert command[-1] in shown.stderr and "Traceback" not in shown.stderr
-    shutil.move(film, tmp_path / "gestures" / "film.mp4")
+    shutil.move(film, tmp_path / "gestures" / "video.mp4")
     blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "classify" in block)
     here = "import os, sys; os.chdir('gestures'); sys.path.insert(0, '')\n"

@@ -446,14 +446,14 @@ def test_animated_pictures_are_films_and_what_is_no_film_is_counted(tmp_path, ca
     assert do_train(root, tmp_path) == 0
     printed = capfd.readouterr().out
     assert f"{root}: 12 clips of 2 classes: {CLASSES[0]} 6, {CLASSES[1]} 6\n" in printed
-    assert "ignored: 4 files that are not films: " in printed and "frame_rate 20.0" in printed
+    assert "ignored: 4 files that are not videos: " in printed and "frame_rate 20.0" in printed
     assert do_train(root, tmp_path, "--check_data") == 0
     assert "12 clips examined" not in capfd.readouterr().err
     packed = str(tmp_path / "packed.zip")
     assert pack.main([packed, str(root), "--frame_rate", "20"]) == 0
     printed = capfd.readouterr().out
     assert "12 clips, 108 frames" in printed
-    assert "left out: 4 files that are not films: " in printed
+    assert "left out: 4 files that are not videos: " in printed
 
 
 def test_class_folders_with_accents_composed_and_apart_are_one_class(tmp_path):

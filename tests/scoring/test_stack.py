@@ -207,7 +207,7 @@ def test_the_folder_of_runs_may_be_moved(trained, tmp_path):
         ),
         (
             ["--stack", "{files[0]}", "{files[1]}", "--set=val_data_csv={few}"],
-            "--stack: each class needs 3 validation clips or more, for cross-validation; fewer",
+            "--stack: each class needs 3 validation clips or more, for cross-validation; too few of",
         ),
     ],
 )
@@ -268,5 +268,5 @@ def test_a_stack_is_not_averaged_with_others(trained, capsys):
 
 
 def test_too_few_clips_are_named():
-    with pytest.raises(UserError, match="fewer have Still; add clips"):
+    with pytest.raises(UserError, match="too few of Still; add clips"):
         fit_stack(torch.zeros(2, 8, 3), clips([0, 0, 0, 1, 1, 1, 2, 2]), CLASSES, MEMBERS)

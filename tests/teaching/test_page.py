@@ -122,7 +122,7 @@ def test_videos_and_folders_can_be_dropped_in(page, server, tmp_path):
     assert message(page).startswith("4 clips are added. long.webm: lasts longer than 10 s")
     assert "broken.webm: cannot be decoded" in message(page)  # by the server either
     page.complaints.clear()  # Chromium reports each refused request
-    assert message(page).endswith("Ignored: 1 file that is not a film: notes.txt.")
+    assert message(page).endswith("Ignored: 1 file that is not a video: notes.txt.")
     assert [name for name, _ in server.data_set.clips.values()] == ["anna", "wave", "wave", "typed"]
     assert [number_of(frame) for frame in frames_of(server, "2")] == [*range(12)][::-1]
     assert [number_of(frame) for frame in frames_of(server, "3")] == [*range(12)]

@@ -301,7 +301,7 @@ def test_old_films_and_whole_folders_are_chosen_and_a_film_is_tried(
     assert message(page) == "2 clips are added." and sorted(clips_of(server)) == ["clap", "wave"]
     (tmp_path / "notes.txt").write_text("no clip")
     page.drop([tmp_path / "notes.txt"], "#drop")
-    page.until(f"/0 clips are added. Ignored: 1 file that is not a film: notes/.test({MESSAGE})")
+    page.until(f"/0 clips are added. Ignored: 1 file that is not a video: notes/.test({MESSAGE})")
     page.js("document.body.dataset.ready = ''; show()")  # no camera is needed
     choose("#film", film)
     page.until("$('reverse').textContent")

@@ -53,7 +53,7 @@ REFUSED = {
     "no list": (("POST", "/remove", b"[1]", {}), 400, "no list of clips"),
     "not removed": (("POST", "/restore", b'["1"]', {}), 400, "no removed clip 1"),
     "no class": (("POST", "/rename", b"", {"name": "a", "new": "b"}), 400, "no gesture “a”"),
-    "no film": (("POST", "/film", b"x", {"name": "a.exe"}), 400, "a.exe: not a film"),
+    "no film": (("POST", "/film", b"x", {"name": "a.exe"}), 400, "a.exe: not a video"),
     "broken film": (("POST", "/film", b"x", {"name": "a.avi"}), 400, "a.avi: cannot be"),
     "nothing to use": (("POST", "/use", b"", {}), 400, "no stopped training"),
     "no results": (("GET", "/results", None, {}), 400, "no results yet"),
