@@ -135,11 +135,28 @@ def draw_curves(reference, own) -> str:
     _name_lines(left, (0.5 * end, 96), (0.17 * end, 75), "left")
     last = own["epoch"][-1]
     right.set_xticks(own["epoch"][:: max(1, len(own["epoch"]) // 8)])
-    _name_lines(right, (last, 88), (0.45 * last, 88), "right")
+    _name_lines(right, (last, 88), (0.395 * last, 95), "right")
     right.text(
         last, 20, "movements drawn by a\nprogram: far easier", color=LIGHT["muted"], ha="right"
     )
     return to_svg(figure, "Top-1 accuracy of training and validation over the epochs of two runs")
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_reference(reference) -> str:
+    """Draw loss, top-1 and top-5 of the published run; `reference` as in `draw_curves`."""
+    figure = new_figure(290)
+    panels = figure.subplots(1, 3)
+    titles = {"loss": "Loss", "top1": "Top-1, %", "top5": "Top-5, %"}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        for column, colour in ((name, "orange"), (f"val_{name}", "blue")):
+            axes.plot(reference["epoch"], reference[column], color=LIGHT[colour], linewidth=1.5)
+        axes.grid(axis="y")
+        axes.set(xlabel="epoch", ylim=(0, 3.5 if name == "loss" else 104))
+        axes.set_title(title)
+        axes.tick_params(length=0)
+    _name_lines(panels[0], (reference["epoch"][-1], 0.27), (reference["epoch"][-1], 0.78), "right")
+    return to_svg(figure, "Loss, top-1 and top-5 of the published run on Jester, over 390 epochs")
 
 
 def _name_lines(axes, training_place, validation_place, side) -> None:

@@ -174,7 +174,7 @@ def draw_conv2d() -> str:
     result = slide_2d(frame, EDGE_KERNEL)
     picture = Svg(
         432,
-        "A 3 x 3 kernel slides over one frame; each place gives one number, and all "
+        "A 3 × 3 kernel slides over one frame; each place gives one number, and all "
         "numbers together are a picture again",
     )
     steps = Steps(picture, result.size)

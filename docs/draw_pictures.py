@@ -112,6 +112,7 @@ PICTURES = {
     "receptive-field.svg": lambda sources: draw_receptive_field(sources.tutorial_config),
     "shapes.svg": lambda sources: draw_shapes(sources.tutorial_config),
     "kernels.svg": lambda sources: draw_learnt_kernels(sources.predictor.network),
+    "reference.svg": lambda sources: charts.draw_reference(sources.reference_history),
     "curves.svg": lambda sources: charts.draw_curves(
         sources.reference_history, sources.own_history
     ),

@@ -26,7 +26,7 @@ def draw_shapes(config: Config) -> str:
     inputs, classes = stages[0].shape, stages[-1].shape[0]
     picture = Svg(
         464,
-        f"A clip of {inputs[1]} frames of {inputs[2]} x {inputs[3]} pixels shrinks "
+        f"A clip of {inputs[1]} frames of {inputs[2]} × {inputs[3]} pixels shrinks "
         "stage by stage in space and time, while channels grow, until one vector "
         f"is left, from which {classes} classes are told",
     )

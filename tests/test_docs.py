@@ -236,6 +236,8 @@ def test_curves():
 
 def test_the_reference_run_is_whole():
     reference = charts.read_rows(DOCS / "reference-curve.csv")
+    words = check(charts.draw_reference(reference))
+    assert all(title in words for title in ("Loss", "Top-1, %", "Top-5, %", "validation"))
     assert len(reference["epoch"]) == 390
     best = reference["val_top1"].argmax()
     assert (reference["epoch"][best], round(reference["val_top1"][best], 2)) == (225, 85.08)

@@ -75,7 +75,7 @@ def shell_lines() -> list[str]:
     return list(dict.fromkeys(map(shlex.join, words)))
 
 
-NO_COMMANDS = ("one frame",)
+NO_COMMANDS = ("one frame", "git clone")
 # Those that `test_python_commands_run` runs.
 SCRIPTS = ("demo_data.py", "train.py", "predict.py", "export.py", "report.py", "explain.py")
 

@@ -207,7 +207,7 @@ def test_the_folder_of_runs_may_be_moved(trained, tmp_path):
         ),
         (
             ["--stack", "{files[0]}", "{files[1]}", "--set=val_data_csv={few}"],
-            "--stack: each class needs 3 validation clips or more, for cross-validation; too few of",
+            "--stack: each class needs 3 validation clips or more, for cross-validation; too few",
         ),
     ],
 )
