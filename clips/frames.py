@@ -221,9 +221,9 @@ def decode_frame(data: bytes, max_pixels: int) -> np.ndarray:
 def _decode_jpeg(data, max_pixels):
     try:
         return _decode_strictly(data, max_pixels)
+    except FrameError:
+        raise
     except ValueError as error:
-        if isinstance(error, FrameError):
-            raise
         problem = error
     try:
         plain = _with_plain_header(data)

@@ -12,8 +12,7 @@ from own_clips.survey import ClipStats
 CLIP_SIZE = 12  # frames, at most
 WINDOW_SHARE = 0.6  # maximum part of the median clip in a window, so that its start can vary
 # A window is not longer than this percentile of the clips, since the rest is padded; but where
-# clips differ much, it is as long as this share of the median clip. (On words of 2 to 63 frames, 11
-# in the middle, windows of 12 scored 62.1 %, of 8 59.4, of 6 50.9: docs/results.md.)
+# clips differ much, it is as long as this share of the median clip: docs/results.md.
 SHORT_PERCENTILE, SHORT_SHARE = 10, 0.8
 MAX_GAP = 0.15  # seconds between two frames of a window: a step or a gesture takes longer
 FEW_MOVING_PIXELS = 1 / 3  # of the picture; between the sets used to choose this recipe
@@ -48,10 +47,8 @@ def choose_settings(
 ) -> list[Choice]:
     """Return the settings for these clips, without those that are given.
 
-    is_quick: prefer what takes less time: smaller frames, and one view in evaluation.
-
-    num_clips: those for training. given: the user's keys -> values, which the others
-    are chosen to suit.
+    num_clips: those for training. given: the user's keys -> values, which the others are chosen
+    to suit. is_quick: prefer what takes less time: smaller frames, and one view in evaluation.
     """
     given = dict(given)
     networks = given.get("members") or [given.get("model", "conv3d")]

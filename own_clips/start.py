@@ -23,7 +23,7 @@ from own_clips.splitting import (
     joined,
     likely_rule,
 )
-from own_clips.survey import survey
+from own_clips.survey import ClipStats, survey
 from system.config_file import load_config, parse_override
 from system.errors import UserError, summarize
 from system.files import FolderLock, write_text
@@ -60,23 +60,11 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
         check_unoccupied(config.run_folder)
 
     root = open_folder(options.data)
-    others = []
-    clips, empty = labelled_clips(root, others)
-    stats = survey(root, clips["id"].tolist(), config, clips["label"].tolist())
-    _check_classes(root, clips, empty, stats.bad)
-    clips = clips[~clips["id"].isin(list(stats.bad))].reset_index(drop=True)
-    _print_found(root, clips, empty, stats.bad)
-    if others:
-        print(f"  ignored: {no_films(others)}")
-    rule, is_grouped = options.group, clips["part"] != "test"
-    clips["group"] = ""
-    if rule:
-        clips.loc[is_grouped, "group"] = groups_of_clips(clips["id"][is_grouped].tolist(), rule)
-    _split(root, clips, rule, config.seed)
-
+    clips, stats = _readable_clips(root, config)
+    _split(root, clips, options.group, config.seed)
     values = config.model_dump(mode="json", exclude_unset=True)
     lists = _write_lists(root, clips, make_run_folder(config))
-    lists["group"] = group_pattern(rule) if rule else None
+    lists["group"] = group_pattern(options.group) if options.group else None
     given = {key: value for key, value in values.items() if key in given}
     labels = clips["label"][clips["part"] == "train"].tolist()
     chosen = {}
@@ -95,6 +83,22 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path}: --config {path} repeats this run", flush=True)
     return str(path)
+
+
+def _readable_clips(root, config) -> tuple[pd.DataFrame, ClipStats]:
+    """Return the clips that can be read, and statistics about them; print what is in the folder.
+
+    Raises UserError for a folder that cannot be trained on.
+    """
+    others = []
+    clips, empty = labelled_clips(root, others)
+    stats = survey(root, clips["id"].tolist(), config, clips["label"].tolist())
+    _check_classes(root, clips, empty, stats.bad)
+    clips = clips[~clips["id"].isin(list(stats.bad))].reset_index(drop=True)
+    _print_found(root, clips, empty, stats.bad)
+    if others:
+        print(f"  ignored: {no_films(others)}")
+    return clips, stats
 
 
 def _cross_validated(lists: dict, stats, config, given: dict, device_type: str) -> dict:
@@ -180,10 +184,14 @@ def class_names(clips: pd.DataFrame) -> list[str]:
 
 
 def _split(root, clips: pd.DataFrame, rule: str | None, seed: int) -> None:
-    """Fill in `part` if the folder is not split, and print how it was split.
+    """Fill in `group`, and `part` if the folder is not split; print how it was split.
 
     Raises UserError if a class has no clips for training.
     """
+    is_grouped = clips["part"] != "test"
+    clips["group"] = ""
+    if rule:
+        clips.loc[is_grouped, "group"] = groups_of_clips(clips["id"][is_grouped].tolist(), rule)
     ids, labels = clips["id"].tolist(), clips["label"].tolist()
     same = root.duplicates(ids)
     is_open = ~clips["part"].isin(["validation"]).any()
