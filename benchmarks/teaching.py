@@ -1,7 +1,7 @@
 """Which network teach.py should train: clips by other hands that each gets right, and its seconds.
 
     python benchmarks/teaching.py --seeds 0 1 2 --save teaching
-    python benchmarks/teaching.py --films FOLDER --pairs run,walk wave1,wave2 --seeds 0 --save teaching_films
+    python benchmarks/teaching.py --films FOLDER --pairs run,walk --save teaching_films
 
 Each network learns two gestures from a few clips of each, as teach.py trains it, and classifies
 clips that it has not seen. The gestures are drawn, a movement and its reverse; or, with `--films`,
@@ -67,7 +67,9 @@ def drawn_clips(pair, seed, options) -> tuple[list, list]:
 
     first = FIRST_UNSEEN + UNSEEN_EACH * seed
     known = [clip(g, [k, seed, n]) for n in range(CLIPS_EACH) for k, g in enumerate(pair)]
-    unseen = [clip(g, [k, n]) for n in range(first, first + UNSEEN_EACH) for k, g in enumerate(pair)]
+    unseen = [
+        clip(g, [k, n]) for n in range(first, first + UNSEEN_EACH) for k, g in enumerate(pair)
+    ]
     return known, unseen
 
 
@@ -139,7 +141,9 @@ def report(contents: dict) -> str:
     lines = []
     for network in dict.fromkeys(row["network"] for row in contents["rows"]):
         own = [row for row in contents["rows"] if row["network"] == network]
-        cells = [", ".join(str(row["right"]) for row in own if row["pair"] == pair) for pair in pairs]
+        cells = [
+            ", ".join(str(row["right"]) for row in own if row["pair"] == pair) for pair in pairs
+        ]
         right, clips = (sum(row[key] for row in own) for key in ("right", "clips"))
         low, high = wilson(100 * right / clips, clips)
         together = f"{right} of {clips} ({low:.0f} to {high:.0f} %)"
