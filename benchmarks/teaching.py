@@ -4,11 +4,12 @@
     python benchmarks/teaching.py --films FOLDER --pairs run,walk --save teaching_films
 
 Each network learns two gestures from a few clips of each, as teach.py trains it, and classifies
-clips that it has not seen. The gestures are drawn, a movement and its reverse; or, with `--films`,
+clips that it has not seen. What `--save` has from an earlier call is kept. The gestures are drawn, a movement and its reverse; or, with `--films`,
 those of a folder per class, whose first people (PERSON_*.avi) are for training.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -161,21 +162,31 @@ def report(contents: dict) -> str:
     )
 
 
+def saved_rows(name: str | None) -> list[dict]:
+    """Return the rows of an earlier call, which are not measured again."""
+    path = machine.RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if name and path.exists() else []
+
+
 def measure(options, command) -> None:
-    rows, clips_of = [], filmed_clips if options.films else drawn_clips
+    rows, clips_of = saved_rows(options.save), filmed_clips if options.films else drawn_clips
     contents = machine.describe(torch.device("cpu")) | {"command": command, "rows": rows}
-    for pair in options.pairs:
-        for seed in options.seeds:
-            known, unseen = clips_of(pair, seed, options)
-            with tempfile.TemporaryDirectory() as folder:
-                training = write_clips(Path(folder) / "mine", known)
-                for network in options.networks:
-                    right, seconds = trained_and_tested(training, NETWORKS[network], unseen, seed)
-                    row = {"network": network, "pair": ", ".join(pair), "seed": seed}
-                    rows.append(row | {"right": right, "clips": len(unseen), "seconds": seconds})
-                    print(json.dumps(rows[-1]), flush=True)
-                    if options.save:  # after each, since the next takes a while
-                        machine.save(options.save, contents, report(contents))
+    done = [(row["network"], row["pair"], row["seed"]) for row in rows]
+    for pair, seed in itertools.product(options.pairs, options.seeds):
+        names = ", ".join(pair)
+        todo = [name for name in options.networks if (name, names, seed) not in done]
+        if not todo:
+            continue
+        known, unseen = clips_of(pair, seed, options)
+        with tempfile.TemporaryDirectory() as folder:
+            training = write_clips(Path(folder) / "mine", known)
+            for network in todo:
+                right, seconds = trained_and_tested(training, NETWORKS[network], unseen, seed)
+                row = {"network": network, "pair": names, "seed": seed, "right": right}
+                rows.append(row | {"clips": len(unseen), "seconds": round(seconds, 1)})
+                print(json.dumps(rows[-1]), flush=True)
+                if options.save:  # after each, since the next takes a while
+                    machine.save(options.save, contents, report(contents))
     print("\n" + report(contents))
 
 

@@ -86,5 +86,6 @@ function show() { // what can be pressed now
   $("try").textContent = session ? "Stop" : "Start";
   setOff("backwards", !session?.scores || Boolean(session.isReversing));
   setOff("keep", !session?.scores || !$("keep-as").value);
-  $("learnt").hidden = !training.has_network;
+  for (const id of ["learnt", "keeping"]) $(id).hidden = !training.has_network;
+  for (const one of document.querySelectorAll(".untrained")) one.hidden = training.has_network !== false;
 }

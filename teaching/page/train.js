@@ -66,6 +66,7 @@ function showTraining() {
   $("perfect").hidden = !isRunning || rows.length < PERFECT ||
     rows.slice(-PERFECT).some(row => row.val_top1 !== 100);
   $("chart").hidden = !rows.length;
+  $("messages").hidden = !training.log;
   if (last) showChart(last);
   if (log.textContent !== training.log) { log.textContent = training.log; log.scrollTop = 1e6; }
   $("report").href = `report?key=${KEY}`;

@@ -183,7 +183,7 @@ def open_without_runtime(browser, made, tmp_path):
     def open_page(address, answer):
         urls = []
         browser.send("Page.navigate", url=address)
-        while not browser.js(f"location.href === '{address}' && ({READY})"):
+        while not browser.js(f"document.body && location.href === '{address}' && ({READY})"):
             while browser.paused:
                 paused = browser.paused.pop()
                 urls.append(paused["request"]["url"])

@@ -141,7 +141,9 @@ def test_the_first_request_for_scores_has_three_seconds(network, page, server, m
         return answers[-1]
 
     monkeypatch.setattr(server.session, "look", listen)
-    page.until("latest.length && latest.at(-1)[0] - latest[0][0] > LIVE - PERIOD")  # kept in the browser
+    page.until(
+        "latest.length && latest.at(-1)[0] - latest[0][0] > LIVE - PERIOD"
+    )  # kept in the browser
     page.js("$('try').click()")
     page.until("$('verdict').textContent === 'up'")
     assert answers[0]["scores"] and not page.js("latest.length")
