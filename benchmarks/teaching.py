@@ -4,8 +4,9 @@
     python benchmarks/teaching.py --films FOLDER --pairs run,walk --save teaching_films
 
 Each network learns two gestures from a few clips of each, as teach.py trains it, and classifies
-clips that it has not seen. What `--save` has from an earlier call is kept. The gestures are drawn, a movement and its reverse; or, with `--films`,
-those of a folder per class, whose first people (PERSON_*.avi) are for training.
+clips that it has not seen. The gestures are drawn, a movement and its reverse; or, with `--films`,
+those of a folder per class, whose first people (PERSON_*.avi) are for training. What `--save` has
+from an earlier call is kept.
 """
 
 import argparse
