@@ -159,7 +159,7 @@ def report(contents: dict) -> str:
     return (
         f"`{contents['command']}`\n\n{contents['machine']}, {contents['versions']}, "
         f"{contents['date']}\n\nUnseen clips that are right, one number per seed, which also "
-        f"draws other clips.\n\n{table}\n"
+        f"draws other clips; an empty cell was not measured.\n\n{table}\n"
     )
 
 
@@ -186,9 +186,14 @@ def measure(options, command) -> None:
                 row = {"network": network, "pair": names, "seed": seed, "right": right}
                 rows.append(row | {"clips": len(unseen), "seconds": round(seconds, 1)})
                 print(json.dumps(rows[-1]), flush=True)
-                if options.save:  # after each, since the next takes a while
-                    machine.save(options.save, contents, report(contents))
+                save(options, contents)  # after each, since the next takes a while
+    save(options, contents)
     print("\n" + report(contents))
+
+
+def save(options, contents: dict) -> None:
+    if options.save:
+        machine.save(options.save, contents, report(contents))
 
 
 def parse_arguments(arguments):

@@ -42,9 +42,9 @@ def number_of(frame) -> int:
 
 
 def in_order(frames) -> bool:
-    """Whether the numbers never go down; on a slow machine a picture may be there twice."""
+    """Whether the numbers never go down; on a slow machine a picture may be there often."""
     steps = np.diff([number_of(frame) for frame in frames]) % NUMBERS
-    assert (steps > 0).mean() > 0.5, steps
+    assert (steps > 0).any(), steps
     return bool((steps < NUMBERS // 2).all())
 
 

@@ -181,16 +181,16 @@ def open_without_runtime(browser, made, tmp_path):
     (folder / "index.html").write_text(build_page(runtime_of(None)), encoding="utf-8")
 
     def open_page(address, answer):
-        urls = []
+        urls, is_open = [], f"document.body && location.href === '{address}'"
         browser.send("Page.navigate", url=address)
-        while not browser.js(f"document.body && location.href === '{address}' && ({READY})"):
+        while not browser.js(f"!!({is_open} && ({READY}))"):
             while browser.paused:
                 paused = browser.paused.pop()
                 urls.append(paused["request"]["url"])
                 answer(browser, paused)
         return urls
 
-    browser.complaints.clear()
+    browser.complaints.clear(), browser.paused.clear()
     browser.send("Fetch.enable", patterns=[{"urlPattern": "https://*"}])
     with served(folder) as (address, paths):
         yield lambda answer: (open_page(address, answer), paths)
