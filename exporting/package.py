@@ -104,10 +104,7 @@ def _write_others(folder: Path, about, agreement, runtime_files: dict, runtime) 
     from exporting.about import write_card
 
     shutil.copyfile(TEMPLATES / SCRIPT, folder / SCRIPT)
-    page = (TEMPLATES / PAGE).read_text(encoding="utf-8")
-    page = page.replace("RUNTIME_JSON", json.dumps(runtime_files).replace("<", "\\u003c"))
-    page = page.replace("RUNTIME_ORIGIN", "" if runtime else CDN_ORIGIN)
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    (folder / PAGE).write_text(build_page(runtime_files), encoding="utf-8")
     card = write_card(about, agreement, sentence_on(runtime_files))
     (folder / CARD).write_text(card, encoding="utf-8")
     if runtime:
@@ -169,6 +166,13 @@ def runtime_of(folder: Path | None) -> dict:
             f"--runtime {folder}: not the npm package onnxruntime-web ({error}); run `npm pack "
             "onnxruntime-web`, unpack it, and give its folder `package`"
         ) from None
+
+
+def build_page(runtime: dict) -> str:
+    """Return the page; runtime: of `runtime_of`."""
+    page = (TEMPLATES / PAGE).read_text(encoding="utf-8")
+    page = page.replace("RUNTIME_JSON", json.dumps(runtime).replace("<", "\\u003c"))
+    return page.replace("RUNTIME_ORIGIN", CDN_ORIGIN if runtime["at"] == CDN else "")
 
 
 def integrity(data: bytes) -> str:

@@ -219,9 +219,24 @@ class DataSet:
         return Path(PlainFolder(str(self.folder / "clips")).clip_path(clip_id))
 
     def strip(self, clip_id: str, config: Config) -> bytes:
-        """Return a clip's thumbnail. Raises UserError if the clip cannot be read."""
-        self._check_ids([clip_id], self.clips, "clip")
-        return thumbnail(self.path(clip_id), config)
+        """Return the thumbnail of a clip, or of one that was removed, since a page may ask late.
+
+        Raises UserError if the clip cannot be read.
+        """
+        while True:
+            path = self._current_path(clip_id)
+            try:
+                return thumbnail(path, config)
+            except (UserError, OSError):
+                if path == self._current_path(clip_id):  # it was not moved meanwhile
+                    raise
+
+    def _current_path(self, clip_id) -> Path:
+        with self.lock:
+            if clip_id in self.removed:
+                return self.removed[clip_id][1]
+            self._check_ids([clip_id], self.clips, "clip")
+            return self.path(clip_id)
 
     # --- classes -------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 PREDICTIONS_FILE = "predictions.csv"  # of the validation clips, after the last epoch
-# Not the recipe on a frozen backbone: of a gesture and its reverse, 8 clips each, that one tells
+# Not a network on a frozen backbone: of a gesture and its reverse, 8 clips each, that one tells
 # fewer apart (docs/teaching.md).
 RECIPE = PROJECT / "configs" / "few_clips.json"
 # What shortens the wait for the first verdict: no baseline that is trained as long as the network,

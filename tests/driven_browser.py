@@ -69,6 +69,7 @@ class Browser:
         )
         os.close(commands), os.close(answers)
         self.numbers, self.rest, self.session, self.complaints = itertools.count(1), b"", None, []
+        self.paused = []  # requests that wait for an answer, after Fetch.enable
         targets = self.send("Target.getTargets")["targetInfos"]
         target = next(one["targetId"] for one in targets if one["type"] == "page")
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
@@ -96,6 +97,8 @@ class Browser:
             answer = self._message()
             if answer.get("method") in COMPLAINTS:
                 self.complaints.append(answer["params"])
+            if answer.get("method") == "Fetch.requestPaused":
+                self.paused.append(answer["params"])
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]

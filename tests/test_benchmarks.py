@@ -31,8 +31,10 @@ from benchmarks import (
     packs,
     random_kernels,
     smoothing,
+    teaching,
 )
 from networks import convolution_check
+from system.config_file import load_config
 
 CPU = torch.device("cpu")
 
@@ -449,3 +451,45 @@ def test_smoothing_is_measured(tmp_path, capsys, monkeypatch):
     table = capsys.readouterr().out.partition("4 gestures: ")[2]
     assert table.count("\n| ") == 1 + len(smoothing.SECONDS)
     assert (tmp_path / "mine" / "trainings" / "mine" / "report.html").exists()
+
+
+# --- teaching ----------------------------------------------------------------------------------
+
+
+def test_networks_for_the_page_are_measured_once_and_saved(results, monkeypatch, capsys):
+    monkeypatch.setattr(teaching, "drawn_clips", lambda pair, seed, options: ([], [None] * 40))
+    monkeypatch.setattr(teaching, "write_clips", lambda folder, clips: None)
+    measured = []
+
+    def trained_and_tested(training, changes, unseen, seed):
+        measured.append((changes, seed))
+        return 40 - seed, 2.0
+
+    monkeypatch.setattr(teaching, "trained_and_tested", trained_and_tested)
+    flags = [
+        "--pairs",
+        "a,b",
+        "--seeds",
+        "0",
+        "--networks",
+        "conv3d",
+        "kernel_ridge",
+        "--save",
+        "x",
+    ]
+    assert teaching.main(flags) == 0
+    assert teaching.main([*flags, "--seeds", "0", "1"]) == 0
+    assert [seed for _, seed in measured] == [0, 0, 1, 1]
+    text = (results / "x.md").read_text()
+    assert "| conv3d | 40, 39 | 79 of 80 (93 to 100 %) | 2.0 |" in text
+    assert text in capsys.readouterr().out
+
+
+def test_what_the_page_would_train_is_a_config_of_the_network(tmp_path, monkeypatch):
+    clips = [(name, [np.full((24, 32, 3), 9 * k, np.uint8)] * 9) for k in range(5) for name in "ab"]
+    training = teaching.write_clips(tmp_path / "mine", clips)
+    for changes in teaching.NETWORKS.values():
+        teaching.write_config(training, changes, seed=3)
+        config = load_config(training.config_path)
+        assert config.model_dump().items() >= changes.items() and config.seed == 3
+        assert config.num_epochs == (1 if changes.get("model") == "kernel_ridge" else 30)

@@ -63,7 +63,9 @@ class Contents(BaseModel):
     classes: list[str] | None = None
     train_clips: str | None = None  # digest of the training set
     train_pack: str | None = None  # identity of the pack that it is in; empty: it is in none
-    config: dict[str, bool | int | float | str | list[int | float] | dict[str, str] | None] = {}
+    config: dict[
+        str, bool | int | float | str | list[int | float] | list[str] | dict[str, str] | None
+    ] = {}
     state_dict_ema: dict[str, torch.Tensor] | None = None
     ema_updates: Count = 0
     optimizer: dict = {}

@@ -1,12 +1,14 @@
 // --- base: limits, state, messages, requests ---
 const RATE = 12, HEIGHT = 120, MAX_FRAMES = 120, MAX_BYTES = 4 * 2 ** 20;
 const MAX_FILM_BYTES = 64 * 2 ** 20, PERIOD = 1000 / RATE, QUALITY = 0.92;
+const LIVE = 3000; // ms that the network sees
 // Of a recording: frames; of “nothing”, frames in all and per clip; longest gap and silence in ms;
 // how late its end may be.
 const RECORDING = {frames: 36, nothing: 120, piece: 24, gap: 400, silence: 3000, late: 1.15};
 const $ = id => document.getElementById(id), KEY = new URLSearchParams(location.search).get("key");
 const video = $("video"), canvas = document.createElement("canvas");
 let countdown = 2, taker = null, next = null, isBusy = false, spaceIsDown = false, session = null;
+let latest = []; // pictures of the camera that nothing has taken
 let recording = null; // what can cancel the countdown or the clip, an AbortController
 let training = {state: "none", history: []};
 
@@ -84,5 +86,6 @@ function show() { // what can be pressed now
   $("try").textContent = session ? "Stop" : "Start";
   setOff("backwards", !session?.scores || Boolean(session.isReversing));
   setOff("keep", !session?.scores || !$("keep-as").value);
-  $("learnt").hidden = !training.has_network;
+  for (const id of ["learnt", "keeping"]) $(id).hidden = !training.has_network;
+  for (const one of document.querySelectorAll(".untrained")) one.hidden = training.has_network !== false;
 }

@@ -8,13 +8,18 @@ function jpeg(source, width, height) {
 }
 function onFrame(now, about) {
   video.requestVideoFrameCallback(onFrame);
-  const time = about.captureTime ?? now;
-  if (!taker || (next !== null && time < next - 8)) return;
+  const time = about.captureTime ?? now, isUseful = training.state === "running" || training.has_network;
+  const receiver = taker ?? (isUseful && !document.hidden ? keepLatest : null);
+  if (!receiver || (next !== null && time < next - 8)) return;
   // After a gap there are fewer pictures; more would make the movement faster.
   next = next === null ? time + PERIOD : Math.max(next + PERIOD, time + PERIOD / 2);
-  taker(time, jpeg(video, video.videoWidth, video.videoHeight));
+  receiver(time, jpeg(video, video.videoWidth, video.videoHeight));
 }
-const take = receiver => { taker = receiver; next = null; };
+const take = receiver => { taker = receiver; next = null; latest = []; };
+// While nothing else takes them, the latest 3 seconds are kept in the browser: “Start” then has a
+// verdict at once, for example when a training ends.
+const lastSeconds = frames => frames.filter(([time]) => frames.at(-1)[0] - time < LIVE + PERIOD);
+const keepLatest = (...frame) => { latest = lastSeconds([...latest, frame]); };
 const WHY = {NotAllowedError: "it was refused; allow it in the address bar", NotFoundError:
   "none was found; connect one", NotReadableError: "another program uses it; close that"};
 async function openCamera() {

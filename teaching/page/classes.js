@@ -130,8 +130,11 @@ function keepChildren(parent, wanted) { // what stays keeps the focus
   wanted.forEach((child, i) => {
     if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] ?? null); });
 }
+let numLists = 0, shownList = 0; // of clips: asked for, and shown last
 async function showClips() {
-  const clips = await ask("clips");
+  const own = ++numLists, clips = await ask("clips");
+  if (own < shownList) return; // a later one has overtaken it
+  shownList = own;
   groups.clear();
   for (const {id, name, is_off} of clips) {
     if (!groups.has(name)) groups.set(name, {ids: [], isOff: is_off});

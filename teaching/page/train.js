@@ -1,7 +1,7 @@
 
 // --- 2. train ---
 const PERFECT = 10; // epochs without a mistake, after which the page offers to stop
-const SECONDS = {running: 1, other: 3}; // between requests
+const SECONDS = {running: 0.5, other: 3}; // between requests
 let isToBeUsed = false, tenth = 0, problem = null; // of the last request for the progress
 const train = resume => doing(async () => {
   await ask("train", {resume}, "");
@@ -66,6 +66,7 @@ function showTraining() {
   $("perfect").hidden = !isRunning || rows.length < PERFECT ||
     rows.slice(-PERFECT).some(row => row.val_top1 !== 100);
   $("chart").hidden = !rows.length;
+  $("messages").hidden = !training.log;
   if (last) showChart(last);
   if (log.textContent !== training.log) { log.textContent = training.log; log.scrollTop = 1e6; }
   $("report").href = `report?key=${KEY}`;

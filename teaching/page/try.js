@@ -47,6 +47,7 @@ $("try").onclick = doing(async () => {
   show(); startTaking(own);
 }, "try-message");
 function startTaking(own) {
+  own.waiting = latest;
   take(async (time, promise) => {
     if (document.hidden) return;
     own.seen = performance.now();
@@ -61,9 +62,9 @@ function startTaking(own) {
   });
 }
 async function look(own) {
-  const frames = await Promise.all(own.waiting.splice(0).slice(-RECORDING.frames)
+  const frames = await Promise.all(lastSeconds(own.waiting.splice(0))
     .map(async ([time, promise]) => [time, await promise]));
-  own.kept = [...own.kept, ...frames].filter(([time]) => frames.at(-1)[0] - time < 3000);
+  own.kept = [...own.kept, ...frames].filter(([time]) => frames.at(-1)[0] - time < LIVE);
   const times = frames.map(([time]) => time.toFixed(1)).join(",");
   const {scores} = await ask("look", {turn: own.turn, times}, packed(frames));
   if (session !== own || own.isReversing || own.isSilent || !scores) return;

@@ -1,5 +1,6 @@
 """The exported page in real Chromium: its scores are those of classify.py."""
 
+import base64
 import functools
 import http.server
 import json
@@ -7,16 +8,17 @@ import re
 import shutil
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import needs_chromium
 from conftest import CLASSES, draw_frames
 from driven_browser import Browser, write_camera
-from exported import exported, load_classify, needs_runtime
+from exported import RUNTIME, exported, load_classify, needs_runtime
 
 from benchmarks import exported as speed
-from exporting.package import RUNTIME_FILES
+from exporting.package import CDN, RUNTIME_FILES, build_page, runtime_of
 
 pytestmark = [needs_chromium, needs_runtime, pytest.mark.slow]
 
@@ -149,6 +151,85 @@ def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
         assert "is not the expected file" in text
         assert not browser.js("document.body.dataset.ready")
         browser.open("about:blank")
+
+
+# --- a page without a runtime beside it: the CDN is played by this test ---------------------------
+
+
+def fulfil(browser, paused, change) -> None:
+    """Answer a request to the CDN with the file of the npm package, changed by `change`."""
+    name = paused["request"]["url"].rpartition("/")[2]
+    content = change((Path(RUNTIME) / "dist" / name).read_bytes())
+    browser.send(
+        "Fetch.fulfillRequest",
+        requestId=paused["requestId"],
+        responseCode=200,
+        responseHeaders=[{"name": "Access-Control-Allow-Origin", "value": "*"}],
+        body=base64.b64encode(content).decode(),
+    )
+
+
+def fail(browser, paused) -> None:
+    browser.send("Fetch.failRequest", requestId=paused["requestId"], errorReason="NameNotResolved")
+
+
+@pytest.fixture
+def open_without_runtime(browser, made, tmp_path):
+    """Return a function that opens the page, answers its requests to other hosts, lists them."""
+    folder = tmp_path / "gestures"
+    shutil.copytree(made.folder, folder, ignore=shutil.ignore_patterns("runtime"))
+    (folder / "index.html").write_text(build_page(runtime_of(None)), encoding="utf-8")
+
+    def open_page(address, answer):
+        urls, is_open = [], f"document.body && location.href === '{address}'"
+        browser.send("Page.navigate", url=address)
+        while not browser.js(f"!!({is_open} && ({READY}))"):
+            while browser.paused:
+                paused = browser.paused.pop()
+                urls.append(paused["request"]["url"])
+                answer(browser, paused)
+        return urls
+
+    browser.complaints.clear(), browser.paused.clear()
+    browser.send("Fetch.enable", patterns=[{"urlPattern": "https://*"}])
+    with served(folder) as (address, paths):
+        yield lambda answer: (open_page(address, answer), paths)
+        browser.open("about:blank")
+    browser.send("Fetch.disable")
+
+
+def test_without_a_runtime_its_files_come_from_the_cdn(browser, open_without_runtime, classifier):
+    urls, paths = open_without_runtime(
+        lambda browser, paused: fulfil(browser, paused, lambda content: content)
+    )
+    assert sorted(urls) == sorted(CDN + name for name in RUNTIME_FILES)  # and nothing else
+    assert sorted(paths) == ["/", "/network.onnx"]
+    text = browser.js("document.querySelector('#about').textContent")
+    assert "from cdn.jsdelivr.net, checked by its hash" in text
+    found = browser.js(
+        "classify([0, 1].map(() => ({pixels: new Uint8Array(48), width: 4, height: 4})))"
+    )
+    expected = classifier(np.zeros((2, 4, 4, 3), np.uint8))
+    assert dict(zip(CLASSES, found, strict=True)) == pytest.approx(expected, abs=1e-3)
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("changed", RUNTIME_FILES)
+def test_what_the_cdn_changed_is_not_run(browser, open_without_runtime, changed):
+    def answer(browser, paused):
+        is_changed = paused["request"]["url"].endswith(changed)
+        fulfil(browser, paused, lambda content: content + b"\n" * is_changed)
+
+    open_without_runtime(answer)
+    text = browser.js("document.querySelector('#message').textContent")
+    assert text.startswith(f"{CDN}{changed}: cannot be fetched, or is not the expected file")
+    assert not browser.js("document.body.dataset.ready || worker")
+
+
+def test_a_cdn_that_cannot_be_reached_is_named(browser, open_without_runtime):
+    open_without_runtime(fail)
+    text = browser.js("document.querySelector('#message').textContent")
+    assert text.startswith(CDN) and "cannot be fetched" in text
 
 
 def test_its_speed_is_measured(made, tmp_path, capsys):

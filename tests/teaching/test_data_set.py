@@ -339,6 +339,17 @@ def test_a_thumbnail_shows_the_clip_in_order(open_folder):
     assert (np.diff(means) > 10).all() and means[0] < 5 and means[-1] > 225
 
 
+def test_a_removed_clip_keeps_its_thumbnail_until_it_is_deleted(open_folder):
+    data = open_folder()
+    clip_id = data.add("a", PAIR)
+    strip = data.strip(clip_id, make_config())
+    data.remove([clip_id])
+    assert data.strip(clip_id, make_config()) == strip  # a page may ask late
+    data.empty_trash()
+    with pytest.raises(UserError, match="there is no clip 1"):
+        data.strip(clip_id, make_config())
+
+
 def test_train_py_trains_on_it(open_folder, tmp_path, write_config):
     data, rng = open_folder(), np.random.default_rng(0)
     for number in range(12):

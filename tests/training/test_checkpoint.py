@@ -188,6 +188,13 @@ def test_only_plain_data_is_accepted(tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", ["conv3d", "average"])
+def test_the_config_of_a_network_is_accepted(tmp_path, name):
+    path, config = tmp_path / "one.pth.tar", make_config(**network_keys(name)).model_dump()
+    save_checkpoint({"state_dict": {}, "config": config}, path)
+    assert load_checkpoint(path)["config"] == config
+
+
 def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path):
     path = tmp_path / "checkpoint.pth.tar"
     save_checkpoint({"state_dict": {}, "epoch": 1}, path)
