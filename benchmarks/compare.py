@@ -8,7 +8,8 @@ Every run is an ordinary run of train.py in `--output`. An interrupted run is re
 one is only read, so the same command with one more variant trains only that variant. Scores are
 those of the last epoch. `--folds 5` trains on five splits of all clips instead of the config's one,
 `--folds group` leaves one group out in each. `--clips_per_class 5 20` trains each variant on 5 and
-on 20 training clips per class, which each seed draws anew. `--opposites` adds how often the direction of a movement is right.
+on 20 training clips per class, which each seed draws anew. `--opposites` adds how often the
+direction of a movement is right.
 """
 
 import argparse

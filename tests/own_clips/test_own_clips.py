@@ -27,6 +27,8 @@ from own_clips.class_folders import labelled_clips
 from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import ClipStats, survey
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # --- what is found -----------------------------------------------------------------------------
 
 

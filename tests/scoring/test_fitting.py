@@ -9,6 +9,8 @@ from runs import make_settings, read_csv, run_folder, write_config
 import train
 from scoring import fitting
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 KEYS = {
     "model": "average",
     "members": ["eco", "kernel_ridge", "linear"],
