@@ -658,6 +658,11 @@ class Config(BaseModel):
         return self.members if self.model == "average" else [self.model]
 
     @property
+    def is_fitted(self) -> bool:
+        """Return whether all weights are fitted in closed form, so that training moves none."""
+        return {*self.networks} <= {*FITTED_MODELS}
+
+    @property
     def small_crop(self) -> tuple[int, int]:
         """Return height and width of the frames for the members without a 2D network."""
         height, width = self.crop

@@ -121,8 +121,9 @@ def build_average(config: Config, num_classes) -> nn.Module:
         if name not in FRAME_MODELS:
             keys["crop_size"] = list(config.small_crop)
         members[name] = NETWORKS[name].build(config.model_copy(update=keys), num_classes)
-        # It is too sure on clips that it was fitted on. (An optimizer needs some parameter.)
-        if name in FITTED_MODELS and not {*config.members} <= {*FITTED_MODELS}:
+        # It is too sure on clips that it was fitted on. (An optimizer needs some parameter; alone,
+        # it has a learning rate of 0.)
+        if name in FITTED_MODELS and not config.is_fitted:
             members[name].log_scale.requires_grad_(False)
     return Average(members, config.crop, config.small_crop, config.subtract_background)
 

@@ -8,7 +8,8 @@ Every run is an ordinary run of train.py in `--output`. An interrupted run is re
 one is only read, so the same command with one more variant trains only that variant. Scores are
 those of the last epoch. `--folds 5` trains on five splits of all clips instead of the config's one,
 `--folds group` leaves one group out in each. `--clips_per_class 5 20` trains each variant on 5 and
-on 20 training clips per class. `--opposites` adds how often the direction of a movement is right.
+on 20 training clips per class, which each seed draws anew. `--opposites` adds how often the
+direction of a movement is right.
 """
 
 import argparse
@@ -66,28 +67,29 @@ def run(options, arguments) -> None:
     command = shlex.join(["python", "benchmarks/compare.py", *arguments])
     config = load_config(PROJECT / options.config)
     folds, words = folds_of(options)
-    rows, clip_sets, beside = [], [], {}
-    for name, *changes in variants_of(options):
-        own_seeds = [int(change[5:]) for change in changes if change.startswith("seed=")]
-        runs, all_tested = [], []
-        for seed in own_seeds or options.seeds:
-            trained = [train(options, name, changes, seed, fold) for fold in folds]
-            own_baselines = baselines_of(trained)
-            if not options.clips_per_class:
-                beside = beside or own_baselines
+    sets, rows, clip_sets, beside = smaller_sets(options), [], [], {}
+    for name, number, changes in variants_of(options):
+        runs, all_tested, baselines = [], [], []
+        for seed in seeds_of(options, changes):
+            keys = [*sets.get((number, seed), []), *changes]
+            trained = [train(options, name, keys, seed, fold) for fold in folds]
+            baselines.append(baselines_of(trained))
             all_tested.append(together([each.saved for each in trained]))
-            runs.append(scores_of_seed(seed, trained, all_tested[-1]))
+            runs.append(scores_of_seed(seed, trained, all_tested[-1]) | {"keys": keys})
         tested = replace(
             all_tested[0], right=np.concatenate([each.right for each in all_tested])
         )  # [S, N]
         rows.append(summary(options, name, changes, runs) | packed(tested, clip_sets))
-        if options.clips_per_class:
-            rows[-1]["baselines"] = own_baselines
+        if number:
+            rows[-1]["baselines"] = mean_of(baselines)
+        else:
+            beside = beside or baselines[0]
         contents = about | {
             "command": command,
             "note": options.note,
             "rows": rows,
             "folds": words,
+            "training_sets": "drawn anew for each seed" if sets else "",
             "baselines": beside,
             "clip_sets": clip_sets,
             "config": config.model_dump(mode="json", exclude_defaults=True),
@@ -110,20 +112,45 @@ def baselines_of(trained: list["Trained"]) -> dict[str, float]:
     }
 
 
-def variants_of(options) -> list[list[str]]:
-    """Return the variants; with `--clips_per_class`, each on every number of clips."""
+def mean_of(dicts: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each value that all have."""
+    names = [name for name in dicts[0] if all(name in each for each in dicts)]
+    return {name: statistics.mean(each[name] for each in dicts) for name in names}
+
+
+def variants_of(options) -> list[tuple[str, int | None, list[str]]]:
+    """Return the name, the number of training clips per class (None: all) and the keys of each.
+
+    With `--clips_per_class`, each variant is trained on every number of clips.
+    """
     if not options.clips_per_class:
-        return options.variant
+        return [(name, None, changes) for name, *changes in options.variant]
+    return [
+        (f"{name}, {number} clips per class", number, changes)
+        for number in options.clips_per_class
+        for name, *changes in options.variant
+    ]
+
+
+def seeds_of(options, changes) -> list[int]:
+    own = [int(change[5:]) for change in changes if change.startswith("seed=")]
+    return own or options.seeds
+
+
+def smaller_sets(options) -> dict[tuple[int, int], list[str]]:
+    """Write the sets of `--clips_per_class`; return the keys of each, by number and seed.
+
+    Each seed has its own, so that the scores of several seeds show how much the choice of clips
+    matters; all variants of a seed are trained on the same clips.
+    """
+    if not options.clips_per_class:
+        return {}
     if options.folds:
         raise UserError("--clips_per_class, --folds: give one of the two")
     config = load_config(PROJECT / options.config, options.overrides)
     given = {override.split("=")[0] for override in options.overrides}
-    sets = make_smaller_sets(config, options.clips_per_class, Path(options.output), given)
-    return [
-        [f"{name}, {number} clips per class", *keys, *changes]
-        for number, keys in sets.items()
-        for name, *changes in options.variant
-    ]
+    seeds = sorted({seed for _, *changes in options.variant for seed in seeds_of(options, changes)})
+    return make_smaller_sets(config, options.clips_per_class, seeds, Path(options.output), given)
 
 
 def folds_of(options) -> tuple[list[Fold | None], str]:
@@ -183,7 +210,7 @@ def parse_arguments(arguments):
         nargs="+",
         type=int,
         metavar="N",
-        help="train on only this many training clips per class",
+        help="train on only this many training clips per class, other ones for each seed",
     )
     parser.add_argument(
         "--opposites",

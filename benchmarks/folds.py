@@ -1,6 +1,7 @@
 """Folds of a data set, for cross-validation, and smaller sets to train on."""
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,12 +129,13 @@ def _print_missing(fold_of, labels, fold_names, class_names) -> None:
 
 
 def make_smaller_sets(
-    config: Config, numbers: list[int], folder: Path, given: set[str]
-) -> dict[int, list[str]]:
-    """Write a CSV with each number of training clips per class; return the keys that train on it.
+    config: Config, numbers: list[int], seeds: list[int], folder: Path, given: set[str]
+) -> dict[tuple[int, int], list[str]]:
+    """Write a CSV with each number of training clips per class, drawn anew for each seed.
 
-    The smaller sets are parts of the larger ones. Batch size and epochs are those of `train.py
-    --data`, unless their keys are `given`. Raises UserError if a class has fewer clips.
+    The smaller sets of a seed are parts of its larger ones. Returns the keys that train on a set,
+    by number and seed; batch size and epochs are those of `train.py --data`, unless their keys are
+    `given`. Raises UserError if a class has fewer clips.
     """
     names = read_labels(PROJECT / config.labels_csv)
     clips = read_annotations(
@@ -147,14 +149,14 @@ def make_smaller_sets(
         )
     if clips.groups is not None:
         rows["group"] = clips.groups
-    rows = rows.sample(frac=1, random_state=0)
     (PROJECT / folder).mkdir(parents=True, exist_ok=True)
     sets = {}
-    for number in numbers:
-        chosen = rows.groupby("label").head(number).sort_index()
-        path = folder / f"train_{number}.csv"
+    for number, seed in itertools.product(numbers, seeds):
+        shuffled = rows.sample(frac=1, random_state=seed)
+        chosen = shuffled.groupby("label").head(number).sort_index()
+        path = folder / f"train_{number}-{seed}.csv"
         write_text(PROJECT / path, chosen.to_csv(index=False))
         length = training_length(len(chosen), "cpu")
         keys = [f"{key}={value}" for key, value, _ in length if key not in given]
-        sets[number] = [f"train_data_csv={path}", *keys]
+        sets[number, seed] = [f"train_data_csv={path}", *keys]
     return sets

@@ -102,6 +102,8 @@ def report(contents: dict) -> str:
     ]
     if contents["folds"]:
         parts.append(f"Cross-validation: {contents['folds']}.")
+    if contents.get("training_sets"):  # earlier versions drew one set for all seeds
+        parts.append(f"Training clips: {contents['training_sets']}, the same for all variants.")
     values = ", ".join(f"{name} {value:.1f} %" for name, value in contents["baselines"].items())
     parts += [
         f"Baselines, validation top-1: {values}." if values else "",

@@ -26,8 +26,8 @@ NUM_FOLDS = 5
 class LinearModel(nn.Module):
     """Ridge regression of the classes on 8 frames of 16 x 16 grey values.
 
-    It is a weighted sum of pixels. `fit` sets its weights; gradient descent trains only the scale
-    of its logits, and not even that in `average`.
+    It is a weighted sum of pixels. `fit` sets its weights and the scale of its logits; gradient
+    descent moves neither.
     """
 
     def __init__(self, config: Config, num_classes):
@@ -45,11 +45,12 @@ class LinearModel(nn.Module):
         return self.classifier(self.inputs(clips)) * self.log_scale.exp()
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> None:
+    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray, groups=None) -> None:
         """Set the weights, and the scale of the logits by cross-validation.
 
-        inputs: float32 [N, D]; labels: int [N]; clips: int [N], the index of each input's clip. The
-        penalty is chosen by leave-one-out validation.
+        inputs: float32 [N, D]; labels: int [N]; clips: int [N], the index of each input's clip;
+        groups: [N], which are held out as a whole; None: each clip is one. The penalty is chosen
+        by leave-one-out validation.
         """
         from sklearn.linear_model import RidgeCV  # here, since it takes a second to import
 
@@ -58,7 +59,8 @@ class LinearModel(nn.Module):
         self.classifier.weight.copy_(torch.from_numpy(ridge.coef_))
         self.classifier.bias.copy_(torch.from_numpy(ridge.intercept_))
         refit = RidgeCV(alphas=[ridge.alpha_])
-        self.log_scale.fill_(best_log_scale(held_out(refit, inputs, targets, clips), labels))
+        scores = held_out(refit, inputs, targets, held_out_together(clips, groups))
+        self.log_scale.fill_(best_log_scale(scores, labels))
 
 
 class KernelRidge(FrameNetwork):
@@ -67,8 +69,7 @@ class KernelRidge(FrameNetwork):
     Maps are pooled to 3 x 3 places, and interpolated to 8 frames; they are standardized, and
     projected on their principal components. A clip's logits are a weighted sum of its similarities,
     by a Gaussian kernel, to windows of the training clips. So each place and each part of a clip
-    counts for itself. `fit` sets all but the backbone, and gradient descent trains only the scale
-    of the logits, and not even that in `average`.
+    counts for itself. `fit` sets all but the backbone, and gradient descent moves nothing.
     """
 
     def __init__(self, config: Config, num_classes):
@@ -102,11 +103,11 @@ class KernelRidge(FrameNetwork):
             return self.classifier((distances / -2).exp()) * self.log_scale.exp()
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> None:
+    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray, groups=None) -> None:
         """Set the projection and the weights, and the scale of the logits by cross-validation.
 
         inputs: float32 [N, D], N up to MAX_WINDOWS; labels: int [N]; clips: int [N], the index of
-        each input's clip.
+        each input's clip; groups: [N], which are held out as a whole; None: each clip is one.
         """
         assert len(inputs) <= MAX_WINDOWS
         from sklearn.kernel_ridge import KernelRidge as Regression
@@ -131,7 +132,8 @@ class KernelRidge(FrameNetwork):
         regression.fit(vectors, targets - targets.mean(0))
         self.classifier.weight[:, : len(vectors)] = torch.from_numpy(regression.dual_coef_.T)
         self.classifier.bias.copy_(torch.from_numpy(targets.mean(0)))
-        scores = held_out(regression, vectors, targets - targets.mean(0), clips)
+        together = held_out_together(clips, groups)
+        scores = held_out(regression, vectors, targets - targets.mean(0), together)
         self.log_scale.fill_(best_log_scale(scores + targets.mean(0), labels))
 
 
@@ -154,14 +156,30 @@ def one_hot(labels, num_classes) -> np.ndarray:
     return 2 * np.eye(num_classes)[labels] - 1
 
 
-def held_out(regression, inputs, targets, clips) -> np.ndarray:
-    """Return the scores of each input by a model that was not fitted on its clip, [N, classes].
+def fitted_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network that `fit` sets, by their names in its `state_dict`."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in network.named_modules()
+        if isinstance(module, LinearModel | KernelRidge)
+        for name, value in module.state_dict(keep_vars=True).items()
+        if not name.startswith("backbone.")
+    }
 
-    regression: of scikit-learn.
+
+def held_out_together(clips, groups) -> np.ndarray:
+    """Return the groups, or the clips if there are fewer than two groups. clips, groups: [N]."""
+    return clips if groups is None or len(np.unique(groups)) < 2 else groups
+
+
+def held_out(regression, inputs, targets, groups) -> np.ndarray:
+    """Return the scores of each input by a model that was not fitted on its group, [N, classes].
+
+    regression: of scikit-learn; groups: [N].
     """
-    clip_ids, clip_of = np.unique(clips, return_inverse=True)
-    num_folds = min(NUM_FOLDS, len(clip_ids))
-    fold_of = (np.random.default_rng(0).permutation(len(clip_ids)) % num_folds)[clip_of]
+    names, group_of = np.unique(groups, return_inverse=True)
+    num_folds = min(NUM_FOLDS, len(names))
+    fold_of = (np.random.default_rng(0).permutation(len(names)) % num_folds)[group_of]
     scores = np.zeros(targets.shape)
     for fold in range(num_folds if num_folds > 1 else 0):
         is_train = fold_of != fold

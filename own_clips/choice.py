@@ -88,7 +88,14 @@ class Trials:
         """Cross-validate a network with these keys of its own, after so many steps."""
         short = short_config(config).model_copy(update=keys)
         scores = held_out_scores(
-            member, self.maps, self.labels, self.folds, short, self.num_classes, num_steps
+            member,
+            self.maps,
+            self.labels,
+            self.groups,
+            self.folds,
+            short,
+            self.num_classes,
+            num_steps,
         )
         centered = " without the mean map" if keys.get("center_features") else ""
         name = f"{member}{centered}, on {SAMPLINGS[config.sampling]}"

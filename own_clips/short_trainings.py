@@ -80,12 +80,12 @@ class Head(nn.Module):
 
 
 def held_out_scores(
-    member, maps: FrameMaps, labels, folds, config: Config, num_classes, num_steps: int
+    member, maps: FrameMaps, labels, groups, folds, config: Config, num_classes, num_steps: int
 ):
     """Return log probabilities of each clip by a network that was not trained on it.
 
-    member: a network of COMPARED; labels: int [N]; folds: (training, test) positions; num_steps:
-    of a training, at most. Returns float64 [N, classes].
+    member: a network of COMPARED; labels: int [N]; groups: str [N] or None; folds: (training, test)
+    positions; num_steps: of a training, at most. Returns float64 [N, classes].
     """
     found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
     head = Head(member, config, num_classes)
@@ -93,7 +93,7 @@ def held_out_scores(
         torch.manual_seed(number)
         head.reset()
         if hasattr(head.network, "fit"):
-            fit_head(head, maps, labels, train, config)
+            fit_head(head, maps, labels, groups, train, config)
         else:
             rng = np.random.default_rng(number)
             train_head(head, maps, labels, train, config, num_steps, rng)
@@ -102,7 +102,7 @@ def held_out_scores(
 
 
 @torch.inference_mode()
-def fit_head(head: Head, maps: FrameMaps, labels, train, config: Config) -> None:
+def fit_head(head: Head, maps: FrameMaps, labels, groups, train, config: Config) -> None:
     """Fit a member in closed form, on at most MAX_WINDOWS windows."""
     inputs = torch.cat(
         [
@@ -112,7 +112,9 @@ def fit_head(head: Head, maps: FrameMaps, labels, train, config: Config) -> None
     ).numpy()
     clips = np.repeat(train, config.nclips)
     chosen = np.linspace(0, len(clips) - 1, min(len(clips), MAX_WINDOWS)).astype(int)
-    head.network.fit(inputs[chosen], labels[clips[chosen]], clips[chosen])
+    clips = clips[chosen]
+    groups = None if groups is None else groups[clips]
+    head.network.fit(inputs[chosen], labels[clips], clips, groups)
 
 
 def train_head(

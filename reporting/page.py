@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page about a run."""
 
+import functools
 import json
 import os
 import re
@@ -40,10 +41,19 @@ def write_report(folder: str | Path) -> Path:
     Raises UserError if it is not a run folder or one of its files is damaged; OSError if the page
     cannot be written.
     """
+    run = read_run_folder(Path(folder))
+    page = template().render(contents(run))
+    path = run.folder / REPORT_FILE
+    write_text(path, escape_surrogates(page))  # of paths in a command line
+    return path
+
+
+@functools.cache
+def template():
+    """Return the page's template, which is compiled once per process."""
     # Not at the top: the import would slow down the start of a run.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    run = read_run_folder(Path(folder))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -52,10 +62,7 @@ def write_report(folder: str | Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = unbroken
-    page = environment.get_template(TEMPLATE).render(contents(run))
-    path = run.folder / REPORT_FILE
-    write_text(path, escape_surrogates(page))  # of paths in a command line
-    return path
+    return environment.get_template(TEMPLATE)
 
 
 def write_evaluation(folder: Path, annotations, logits, class_names, origin) -> None:

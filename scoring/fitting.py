@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from torch import nn
+from tqdm import tqdm
 
 from clips.batches import ClipKey, batches_of
 from data_loader import VideoFolder, batch_loader
 from model import normalize_clips
 from networks.average import Average
-from networks.ridge import MAX_WINDOWS, KernelRidge, LinearModel
+from networks.ridge import MAX_WINDOWS, KernelRidge, LinearModel, fitted_tensors
 from system import processes
 from training.run import Run
 
@@ -21,38 +21,26 @@ def fit_ridge_models(run: Run, train_loader) -> None:
 
     Every process must call this; the main one reads the training clips.
     """
-    models = _ridge_models(run.model)
+    models = [each for each in run.model.modules() if isinstance(each, LinearModel | KernelRidge)]
     if not models:
         return
+    groups = train_loader.dataset.annotations.groups
 
     def fit():
         run.model.eval()
         for model in models:
             read = _small_frames if isinstance(model, LinearModel) else _maps
             inputs, labels, clips = read(run, model, train_loader.dataset)
-            model.fit(inputs, labels, clips)
+            model.fit(inputs, labels, clips, None if groups is None else groups[clips])
             print(
                 f"{type(model).__name__}: fitted on {len(labels):,} windows of the training clips",
                 flush=True,
             )
-        return [_fitted_values(model) for model in models]
+        return {name: value.detach().cpu() for name, value in fitted_tensors(run.model).items()}
 
     values = processes.broadcast_from_main(fit)
     for network in (run.model, *([run.average.module] if run.average else [])):
-        for model, fitted in zip(_ridge_models(network), values, strict=True):
-            model.load_state_dict(fitted, strict=False)
-
-
-def _ridge_models(network: nn.Module) -> list[LinearModel | KernelRidge]:
-    return [module for module in network.modules() if isinstance(module, LinearModel | KernelRidge)]
-
-
-def _fitted_values(model) -> dict[str, torch.Tensor]:
-    return {
-        name: value.cpu()
-        for name, value in model.state_dict().items()
-        if not name.startswith("backbone.")
-    }
+        network.load_state_dict(values, strict=False)
 
 
 def _small_frames(run: Run, model: LinearModel, dataset):
@@ -68,7 +56,7 @@ def _small_frames(run: Run, model: LinearModel, dataset):
             clips = run.model.without_background(run.model.small_clips(clips))
         return model.inputs(clips)
 
-    return _inputs(loader, inputs_of)
+    return _inputs(model, loader, inputs_of)
 
 
 def _maps(run: Run, model: KernelRidge, dataset):
@@ -87,7 +75,7 @@ def _maps(run: Run, model: KernelRidge, dataset):
             _, features = run.model.split_features(features)
         return model.inputs(features)
 
-    return _inputs(loader, inputs_of)
+    return _inputs(model, loader, inputs_of)
 
 
 def _batches(run: Run, chosen, num_versions: int) -> list[list[ClipKey]]:
@@ -101,10 +89,11 @@ def _batches(run: Run, chosen, num_versions: int) -> list[list[ClipKey]]:
 
 
 @torch.no_grad()
-def _inputs(loader, inputs_of):
+def _inputs(model, loader, inputs_of):
     """Return the inputs float32 [N, D] of all windows, their labels int [N], and clips int [N]."""
     inputs, labels, clips = [], [], []
-    for batch in batches_of(loader):
+    title = f"fitting {type(model).__name__}"
+    for batch in tqdm(batches_of(loader), title, len(loader), leave=False, disable=None):
         num_windows = batch.clips.shape[1]
         inputs.append(inputs_of(batch.clips.flatten(0, 1)).cpu().numpy())
         labels.append(np.repeat(batch.labels.numpy(), num_windows))

@@ -11,9 +11,11 @@ import simplejpeg
 import torch
 
 from config import Config
+from reporting import confusion_matrix, curves, line_chart
 from system import device
 
 torch.set_num_threads(1)  # the networks here are too small for more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 
 CLASSES = ["Left", "Right", "Still"]
 TINY_NETWORK = {
@@ -50,6 +52,21 @@ def process_as_it_was():
     cudnn.benchmark, cudnn.deterministic = flags
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def blank_pictures():
+    """Runs draw blank charts and matrices: drawing them takes as long as such a small training.
+
+    For modules that do not look at them; those of `reporting/` do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line_chart, "_draw", lambda *_: "<svg ></svg>")
+        for module in (confusion_matrix, curves):
+            patch.setattr(
+                module, "draw_confusion_matrix", lambda *_: np.full((8, 8, 3), 255, np.uint8)
+            )
+        yield
 
 
 def network_keys(name) -> dict:

@@ -33,6 +33,7 @@ import train
 from clips import reading
 from config import Config
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 LABELS = ("Left", "Right", "Still")
 SETS = {"train": range(1, 7), "validation": range(7, 11), "test": range(11, 13)}
 NUM_FRAMES, FRAME_HEIGHT, FRAME_WIDTH = 6, 24, 32

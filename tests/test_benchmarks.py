@@ -444,6 +444,7 @@ def test_smoothing_takes_away_flashes():
     assert smoothing.count([None, 0, 0, None, 0], 1, {0}) == (False, 2)
 
 
+@pytest.mark.slow
 def test_smoothing_is_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(smoothing, "CLIPS_EACH", 6)
     arguments = ["--epochs", "1", "--gestures", "2", "--seeds", "0", "3"]

@@ -172,7 +172,12 @@ def test_maps_of_random_weights_are_compared(trained):
         ),
         ({"model": "mobilenet3d"}, "features.1", (3, 1, 1, 1)),
         ({"model": "csn", "width": 0.5}, "layers.1", (3, 1, 1, 1)),
-        ({"model": "swin3d_t", "crop_size": 64}, "features.4", (3, 1, 1, 1)),
+        pytest.param(
+            {"model": "swin3d_t", "crop_size": 64},
+            "features.4",
+            (3, 1, 1, 1),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_kind_of_network_can_be_looked_into(keys, stage, last):

@@ -16,7 +16,8 @@ from config import MODELS
 
 # In fp16, since without a GPU PyTorch does not say how one would order the results in bf16.
 PRECISION = {"precision": "fp16"}
-LARGE = ("swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s")
+# They take seconds each, and have no kind of layer that the others lack.
+LARGE = ("swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s", "mc3_18", "r2plus1d_18")
 NETWORKS = {
     name: PRECISION | network_keys(name) | {"clip_size": 16, "crop_size": side}
     for name in MODELS

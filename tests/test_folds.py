@@ -1,5 +1,6 @@
 """Cross-validation with benchmarks/compare.py: the folds, what is trained, and the tables."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -339,6 +340,7 @@ def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls,
         str(tmp_path / "runs"),
         "--seeds",
         "0",
+        "1",
         "--save",
         "test",
         "--clips_per_class",
@@ -352,17 +354,32 @@ def test_smaller_training_sets_are_parts_of_larger_ones(config, tmp_path, calls,
         "batch_size=4",
     ]
     assert compare.main(command) == 0
-    rows = [read_csv(tmp_path / "runs" / f"train_{number}.csv") for number in (1, 3)]
-    small, large = ({row["video_id"]: row["label"] for row in own} for own in rows)
-    assert set(Counter(small.values()).values()) == {1} and small.items() < large.items()
-    assert set(Counter(large.values()).values()) == {3}
+    sets = {}
+    for number, seed in itertools.product((1, 3), (0, 1)):
+        rows = read_csv(tmp_path / "runs" / f"train_{number}-{seed}.csv")
+        sets[number, seed] = {row["video_id"]: row["label"] for row in rows}
+        assert set(Counter(sets[number, seed].values()).values()) == {number}
+    for seed in (0, 1):
+        assert sets[1, seed].items() < sets[3, seed].items()
+    assert sets[1, 0] != sets[1, 1] and sets[3, 0] != sets[3, 1]
     saved = json.loads((tmp_path / "results" / "test.json").read_text())
+    assert "Training clips: drawn anew for each seed, " in tables.report(saved)
+    for row, number in zip(saved["rows"], (1, 3), strict=True):
+        for seed, each in enumerate(row["runs"]):
+            used = json.loads((Path(each["folders"][0]) / "config.json").read_text())
+            assert used["train_data_csv"] == str(tmp_path / "runs" / f"train_{number}-{seed}.csv")
+    linear = "a linear model"
+    scores = [
+        float(read_csv(Path(each["folders"][0]) / "history.csv")[0]["val_linear_top1"])
+        for each in saved["rows"][1]["runs"]
+    ]
+    assert saved["rows"][1]["baselines"][linear] == pytest.approx(sum(scores) / 2)
     assert [row["variant"] for row in saved["rows"]] == [
         "plain, 1 clips per class",
         "plain, 3 clips per class",
     ]
     output = capsys.readouterr().out
-    assert "| a linear model, % |" in output and "Baselines" not in output
+    assert f"| {linear}, % |" in output and "Baselines" not in output
     folder = tmp_path / "runs" / "plain, 3 clips per class-0"
     assert json.loads((folder / "config.json").read_text())["num_epochs"] == 1
     assert compare.main([*command, "--folds", "2"]) == 2

@@ -22,6 +22,8 @@ from scoring import camera
 from scoring.predictor import Predictor, load_predictor, load_predictors
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 # Frames, of a network whose windows have 7: shorter, typical, just above two windows, long.
 LENGTHS = (1, 3, 7, 10, 15, 17, 40, 200)

@@ -19,10 +19,13 @@ ALL = get_args(Config.model_fields["precision"].annotation)
 
 
 def is_slow(precision) -> bool:
-    """Return whether the CPU emulates it, or has no fast 3D convolutions in it."""
+    """Return whether the CPU emulates it, has no fast 3D convolutions in it, or has it twice.
+
+    `auto` is bf16 where the CPU has it, and fp32 elsewhere.
+    """
     abilities = torch.cpu.get_capabilities()
     has_bf16 = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
-    return precision == "fp16" or (precision == "bf16" and not has_bf16)
+    return precision == "fp16" or precision == ("auto" if has_bf16 else "bf16")
 
 
 ON_THE_CPU = [

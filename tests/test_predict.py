@@ -38,6 +38,8 @@ from scoring.predictor import Predictor, Scores, averaged, load_predictor
 from system.errors import UserError
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 
 

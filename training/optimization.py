@@ -129,6 +129,8 @@ def learning_rate(config: Config, epochs_done: float, validation_losses) -> floa
     validation_losses: one per finished epoch; the plateau schedule is recomputed from them, so
     that it needs no state.
     """
+    if config.is_fitted:  # on these very clips, where its logits would become too sure
+        return 0.0
     if epochs_done < config.warmup_epochs:
         return config.lr * epochs_done / config.warmup_epochs
     if config.schedule == "cosine":

@@ -21,6 +21,7 @@ from torch import nn
 from config import IMAGENET_COLOURS, IMAGENET_WEIGHTS, MODEL_OPTIONS, Config
 from networks.backbones import OWN_NETWORKS, build_backbone
 from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD
+from networks.ridge import fitted_tensors
 from system import processes
 from system.errors import UserError, summarize, summarize_validation
 from training.checkpoint import (
@@ -85,20 +86,21 @@ def copy_weights(
         if head not in reinitialized:
             check_classes({}, class_names, source, config.labels_csv)
     taken = load_weights(model, contents, source, except_for=reinitialized)
+    fitted = fitted_tensors(model).keys() - taken.keys()
     missing = [
         name
         for name in model.state_dict()
-        if name not in taken and not name.endswith("num_batches_tracked")
+        if name not in {*taken, *fitted} and not name.endswith("num_batches_tracked")
     ]
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name, _ in model.named_parameters()} - trained
-    # A ridge regression's weights, which `fit_ridge_models` sets, are not trained.
-    if random := [name for name in missing if name in frozen and not name.startswith(head)]:
+    if random := [name for name in missing if name in frozen]:
         raise UserError(
             f"freeze: {source} has no weights for {summarize(random, 3)}, which would stay random; "
             "freeze fewer stages"
         )
     notes += [f"{len(missing)} start from random values: {summarize(missing)}"] if missing else []
+    notes += [f"{len(fitted)} are fitted in closed form"] if fitted else []
     return "; ".join([f"weights from {source}: {len(taken)} tensors loaded", *notes])
 
 

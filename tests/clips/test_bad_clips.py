@@ -11,6 +11,8 @@ import train
 from clips.batches import TrainBatches
 from system import processes, stopping
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Clips 1 to 22 are training clips, 23 to 29 validation clips, eight and seven to a batch.
 EMPTY = "file is empty (0 bytes); extract the frame again"
 

@@ -27,6 +27,8 @@ import train
 from clips.packing import Packing, pack
 from clips.packs import Pack, PackedFrames
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 FOLDERS = ("train_data_folder", "val_data_folder", "test_data_folder")
 
 

@@ -26,6 +26,8 @@ from doctor.data_doctor import check_data
 from doctor.data_report import KINDS
 from system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CLIPS = {
     "train": {"1": "Left", "2": "Right", "3": "Left", "4": "Right"},
     "validation": {"5": "Left", "6": "Right"},

@@ -17,6 +17,8 @@ from exporting import classify
 from exporting.classify import Classifier
 from exporting.package import SCRIPT, TEMPLATES
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Display matrices (a, b, c, d) of films that a phone turns.
 TURNS = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)]
 

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +33,8 @@ from system import chunk_file
 from system.chunk_file import ChunkFile, JournaledFile
 from training.mixing import mix_batch
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 ECO = {
     "model": "eco",
     "backbone": "efficientnet_lite0",
@@ -58,6 +61,14 @@ def settings(tmp_path_factory):
 def whole(settings, tmp_path_factory):
     """The folder of a run with kept features that was never stopped."""
     return train_in(settings, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def plain(settings, tmp_path_factory):
+    """The folder of a run whose features are computed in each step, and what it printed."""
+    with redirect_stdout(StringIO()) as printed:
+        folder = train_in(settings, tmp_path_factory.mktemp("plain"), feature_versions=0)
+    return folder, printed.getvalue()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,13 +115,11 @@ def cut_computing(arguments, chunks) -> None:
         raise AssertionError(f"the run ended before it could be interrupted, with {status}")
 
 
-def test_with_a_version_per_epoch_losses_are_those_of_features_computed_in_each_step(
-    settings, whole, tmp_path, capsys
-):
+def test_with_a_version_per_epoch_losses_are_those_of_features_computed_in_each_step(whole, plain):
     """They differ by the rounding of features to fp16, 11 bits, and what becomes of it."""
-    plain = train_in(settings, tmp_path, feature_versions=0)
-    assert "features of" not in capsys.readouterr().out
-    for kept, computed in zip(history(whole), history(plain), strict=True):
+    folder, printed = plain
+    assert "training is over" in printed and "features of" not in printed
+    for kept, computed in zip(history(whole), history(folder), strict=True):
         for name in ("loss", "val_loss"):
             assert float(kept[name]) == pytest.approx(float(computed[name]), rel=5e-3)
     assert not (whole / "features").exists()
@@ -179,15 +188,16 @@ def test_features_of_other_keys_are_computed_again(settings, tmp_path, capsys):
     assert "features of train clips: 176 frames in" in said
 
 
-def test_without_room_features_are_computed_in_each_step(settings, tmp_path, capsys, monkeypatch):
-    plain = train_in(settings, tmp_path / "plain", feature_versions=0)
+def test_without_room_features_are_computed_in_each_step(
+    settings, plain, tmp_path, capsys, monkeypatch
+):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda place: usage)
     folder = train_in(settings, tmp_path / "full")
     said = capsys.readouterr().out
     assert "has room for 0 MiB" in said
     assert "lower feature_versions, crop_size or clip_size" in said
-    assert history(folder) == history(plain)
+    assert history(folder) == history(plain[0])
     assert not (folder / "features").exists()
 
 

@@ -25,6 +25,8 @@ from networks.convolutions import UnfoldedGradient, replace_slow_gradients
 from system.device import to_device
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 TRUE_CONV3D = F.conv3d
 SMALL = {"clip_size": 4, "crop_size": 20, "block_widths": [4, 8], "head_widths": [16, 8]}

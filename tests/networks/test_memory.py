@@ -22,6 +22,8 @@ from networks.recompute import recompute_activations
 from networks.stages import describe, to_meta
 from system.memory import format_bytes, peak_bytes, reset_peak
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 NETWORKS = [
     "conv3d",

@@ -37,7 +37,15 @@ def use_own_statistics(model, clips):
     model.eval()
 
 
-@pytest.mark.parametrize("name", [name for name in SHORT if name != "average"])
+def slow_if(name, slow):
+    """A parameter; slow: names of networks like others that are tested, which take longer."""
+    return pytest.param(name, marks=[pytest.mark.slow] * (name in slow))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [slow_if(name, ("mc3_18", "r2plus1d_18", "swin3d_t")) for name in SHORT if name != "average"],
+)
 def test_clips_become_logits_and_every_weight_learns(name):
     torch.manual_seed(0)
     config = small_config(name)
@@ -54,7 +62,9 @@ def test_clips_become_logits_and_every_weight_learns(name):
         torch.testing.assert_close(fold_batchnorm(model)(clips), model(clips), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [slow_if(name, ("swin3d_s", "swin3d_b", "mvit_v1_b")) for name in MODELS]
+)
 def test_the_stage_table_serves_every_network(name):
     size = {"clip_size": 16, "crop_size": 224 if name.startswith("mvit") else 112}
     with torch.device("meta"):

@@ -138,6 +138,20 @@ def test_distances_are_computed_in_fp32():
             torch.testing.assert_close(model.classify_features(maps), exact)
 
 
+@pytest.mark.parametrize("build", [kernel_model, lambda n: LinearModel(make_config(), n)])
+def test_the_scale_is_found_on_groups_that_the_fit_has_not_seen(build):
+    """Clips of one person may look alike: then the logits would be too sure of other people."""
+    rng, model = np.random.default_rng(0), build(2)
+    size = len(model.projection) if hasattr(model, "projection") else 2048
+    inputs = np.repeat(rng.normal(0, 1, (40, size)).astype(np.float32), 2, axis=0)
+    labels, clips, groups = np.repeat(rng.integers(0, 2, 40), 2), np.arange(80), np.arange(80) // 2
+    scales = []
+    for own in (groups.astype(str), None, np.full(80, "anna")):
+        model.fit(inputs, labels, clips, own)
+        scales.append(model.log_scale.item())
+    assert scales[1] == scales[2] > scales[0] + 0.5
+
+
 def test_the_scale_is_found_on_clips_that_the_fit_has_not_seen():
     """Two versions of a clip of noise must not be on both sides: the logits would be sure."""
     rng = np.random.default_rng(0)

@@ -21,6 +21,8 @@ from own_clips.choice import Variant, averages, choose_by_cross_validation, form
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from system.config_file import load_config
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 PROJECT = Path(__file__).parent.parent.parent
 
 
@@ -50,8 +52,27 @@ def validated(clips, members, *samplings):
     return choose_by_cross_validation(clips, configs(*samplings), members, 0)
 
 
-def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(clips, very_short):
-    found = validated(clips, ["conv3d", "linear"], "window", "segments")
+@pytest.fixture(scope="module")
+def conv3d_or_linear(clips):
+    """What is chosen of two networks on both samplings, and their trainings in order."""
+    done, run = [], choice.Trials.run
+
+    def recorded(self, member, config, keys, num_steps):
+        variant = run(self, member, config, keys, num_steps)
+        done.append((num_steps, member, config.sampling, variant))
+        return variant
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "STEPS", 2)
+        patch.setattr(choice, "LONG_STEPS", 3)
+        patch.setattr(choice.Trials, "run", recorded)
+        return validated(clips, ["conv3d", "linear"], "window", "segments"), done
+
+
+def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(
+    clips, very_short, conv3d_or_linear
+):
+    found, _ = conv3d_or_linear
     names = [variant.name for variant in found.variants]
     assert len(names) == len(set(names)) == 6  # two networks and their mean, on both samplings
     for variant in found.variants:
@@ -82,17 +103,8 @@ def test_networks_on_maps_are_tried_with_and_without_the_mean_map(clips, very_sh
     ] + 3 * [True]
 
 
-def test_the_best_of_each_trained_network_is_trained_for_longer(clips, very_short, monkeypatch):
-    done = []
-    run = choice.Trials.run
-
-    def recorded(self, member, config, keys, num_steps):
-        variant = run(self, member, config, keys, num_steps)
-        done.append((num_steps, member, config.sampling, variant))
-        return variant
-
-    monkeypatch.setattr(choice.Trials, "run", recorded)
-    found = validated(clips, ["conv3d", "linear"], "window", "segments")
+def test_the_best_of_each_trained_network_is_trained_for_longer(conv3d_or_linear):
+    found, done = conv3d_or_linear
     assert [each[:3] for each in done[:4]] == [
         (2, "conv3d", "window"),
         (2, "linear", "window"),

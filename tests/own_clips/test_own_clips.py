@@ -27,6 +27,8 @@ from own_clips.class_folders import labelled_clips
 from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import ClipStats, survey
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # --- what is found -----------------------------------------------------------------------------
 
 
@@ -528,7 +530,9 @@ def test_many_unreadable_clips_are_counted_and_their_class_is_named(tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume", "auto"]])
+@pytest.mark.parametrize(
+    "flags", [pytest.param([], marks=pytest.mark.slow), ["--overwrite"], ["--resume", "auto"]]
+)
 def test_a_folder_of_the_same_name_does_not_take_over_a_run(tmp_path, capfd, flags):
     root = write_class_folders(tmp_path / "clips")
     assert do_train(root, tmp_path) == 0

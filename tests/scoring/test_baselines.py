@@ -11,6 +11,8 @@ import train
 from clips.annotations import read_annotations
 from scoring.baselines import baselines
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def bright_and_dark(root, counts, labels=("dark", "bright")):
     """Clips whose class is their brightness, and their Annotations."""

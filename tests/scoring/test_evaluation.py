@@ -17,6 +17,8 @@ from scoring.evaluation import (
 from scoring.intervals import balanced_interval
 from training.checkpoint import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def test_it_is_the_logarithm_of_the_mean():
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
 """Ridge regressions are fitted before the first epoch, on kept features or on the clips."""
 
+import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,10 @@ import torch
 from runs import make_settings, read_csv, run_folder, write_config
 
 import train
+from networks.ridge import LinearModel
 from scoring import fitting
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 KEYS = {
     "model": "average",
@@ -29,7 +34,8 @@ def trained(tmp_path, monkeypatch):
 
     def run(name, **keys):
         own = make_settings(tmp_path / name, **KEYS | keys | {"model_name": name})
-        own = {key: own[key] for key in own if key not in ("block_widths", "head_widths")}
+        left_out = ("block_widths", "head_widths")
+        own = {key: own[key] for key in own if key not in left_out and own[key] is not None}
         assert train.main(["-c", write_config(tmp_path / f"{name}.json", own), "-g", "cpu"]) == 0
         folder = Path(run_folder(own))
         state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]
@@ -53,9 +59,35 @@ def test_kept_features_and_clips_give_the_same_fit(trained, capsys):
     assert len(read_csv(folder / "history.csv")) == 2
 
 
-def test_one_that_is_alone_is_trained_and_scored(trained):
-    _, folder = trained("alone", model="kernel_ridge", members=[], num_epochs=1)
-    assert read_csv(folder / "history.csv")[0]["val_top1"]
+def test_one_that_is_alone_is_scored_and_not_changed_by_epochs(trained, capsys):
+    _, folder = trained("alone", model="kernel_ridge", members=[])
+    output = capsys.readouterr().out
+    assert "tensors loaded; 6 are fitted in closed form" in output and "random values" not in output
+    first, second = read_csv(folder / "history.csv")
+    assert float(first["learning_rate"]) == float(second["learning_rate"]) == 0
+    assert first["val_top1"] and first["val_loss"] == second["val_loss"]
+
+
+class Terminal(StringIO):
+    def isatty(self):
+        return True
+
+
+def test_fitting_has_a_bar_and_holds_out_groups(trained, monkeypatch):
+    found, fit = [], LinearModel.fit
+
+    def recorded(self, inputs, labels, clips, groups):
+        found.append((clips, groups))
+        fit(self, inputs, labels, clips, groups)
+
+    monkeypatch.setattr(LinearModel, "fit", recorded)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    keys = ("backbone", "backbone_layer", "pretrained", "freeze")
+    own = dict.fromkeys(keys) | {"members": [], "num_epochs": 1, "group": "(.)$"}
+    trained("linear", model="linear", **own)
+    assert "fitting LinearModel" in sys.stderr.getvalue()
+    ((clips, groups),) = found
+    assert len(set(clips.tolist())) == len(clips) > 10 >= len(set(groups.tolist())) > 1
 
 
 def test_two_that_are_fitted_are_trained_together(trained):
@@ -69,3 +101,10 @@ def test_the_average_of_the_weights_has_the_fitted_values(trained):
     name = "members.kernel_ridge.classifier.weight"
     assert state["state_dict"][name].abs().max() > 0.1
     torch.testing.assert_close(state["state_dict_ema"][name], state["state_dict"][name])
+    backbone = next(name for name in state["state_dict"] if name.startswith("backbone."))
+    own, averaged = ("members.eco.classifier.weight", "members.kernel_ridge.projection")
+    is_once = {
+        name: state["state_dict"][name].data_ptr() == state["state_dict_ema"][name].data_ptr()
+        for name in (name, averaged, backbone, own)
+    }
+    assert is_once == {name: True, averaged: True, backbone: True, own: False}

@@ -12,6 +12,8 @@ from model import build_model
 from system import device
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 
 

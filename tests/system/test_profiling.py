@@ -148,7 +148,9 @@ def test_the_progress_line_says_how_much_was_waiting(tmp_path, capsys):
     assert all("% waiting for data" in line for line in lines)
 
 
-@pytest.mark.parametrize("num_epochs, expected", [(1, 0), (2, 3), (4, 8)])
+@pytest.mark.parametrize(
+    "num_epochs, expected", [(1, 0), (2, 3), pytest.param(4, 8, marks=pytest.mark.slow)]
+)
 def test_profile_writes_a_trace_and_a_table_and_trains_on(tmp_path, capsys, num_epochs, expected):
     """Three steps of warm-up, then up to eight of one epoch; here it has three or eleven."""
     batch_size = 2 if expected == 8 else 8

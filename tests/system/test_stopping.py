@@ -167,7 +167,9 @@ def slow_clips(settings, set_name, folder) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tmp_path):
     """Several starts at once, which also makes them slow: the signal comes early in them."""
     shutil.copytree(whole_slow_run, tmp_path / "tiny")
@@ -269,7 +271,14 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+# Others like these are found in the same way.
+SHORT_DAMAGE = ("missing", "empty", "half", "zeros", "flipped bit in a weight")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in SHORT_DAMAGE)) for name in DAMAGE],
+)
 def test_the_checkpoint_before_serves_if_the_last_is_damaged(
     name, settings, whole_run, copy_of_stopped, tmp_path, capsys
 ):
@@ -391,7 +400,7 @@ def fill(folder, bytes_left):
 @pytest.mark.parametrize(
     "pages_left",
     [
-        pytest.param(pages, marks=[] if pages in (0, 1, 6, 20) else pytest.mark.slow)
+        pytest.param(pages, marks=[] if pages in (0, 6, 20) else pytest.mark.slow)
         for pages in (0, 1, 2, 3, 5, 6, 8, 11, 14, 17, 20)
     ],
 )

@@ -14,6 +14,8 @@ from system.device import to_device
 from training.batchnorm import refresh_statistics
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CPU = torch.device("cpu")
 
 

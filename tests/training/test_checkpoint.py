@@ -261,7 +261,11 @@ def test_what_is_not_plain_data_is_named_and_the_command_converts_it(
     assert f"{path}: has more than plain data: {name}" in message and "\n" not in message
     assert "if you trust its author" in message and "earlier" not in message
     words = shlex.split(message[message.index("python -c") :])
-    subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
+    if zip_format and isinstance(value, argparse.Namespace):  # as a user runs it, once: it is slow
+        subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
+    else:
+        assert words[:2] == ["python", "-c"]
+        exec(words[2], {})
     assert load_checkpoint("foreign_weights.pth.tar")["state_dict"]["weight"].tolist() == [1, 1]
 
 

@@ -12,6 +12,8 @@ from system.errors import UserError
 from training import optimization
 from training.loss_watch import StopOnBadLoss
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Whether the loss is bad, and the gradient.
 GOOD, BAD = torch.tensor([False, False]), torch.tensor([False, True])
 

@@ -21,6 +21,8 @@ from system.errors import UserError
 from training.checkpoint import load_checkpoint
 from training.pretrained import lite0_file, load_pretrained, with_normalization
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 SMALL = {"clip_size": 4, "crop_size": 40}
 NAMES = ["Left", "Right", "Still"]
 RESNET = "ResNet18_Weights.IMAGENET1K_V1"
@@ -113,7 +115,16 @@ def test_networks_on_frames_take_those_of_2d_networks(model, networks, write, ca
     assert "239 tensors loaded; 5 start from random values: temporal.conv1.weight, " in output
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "mobilenet_v3_small",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobilenet_v2", "efficientnet_b0")
+        ),
+    ],
+)
 def test_two_streams_of_every_kind_of_backbone(backbone, networks, write):
     weights = networks(backbone).state_dict()
     network = loaded(write(weights), "two_stream", backbone=backbone)
@@ -238,7 +249,10 @@ def test_the_same_name_for_every_backbone_of_torchvision(networks, hub):
         check_equal(network.spatial if model == "two_stream" else network.backbone, weights)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "mobilenet_v2", pytest.param("efficientnet_b0", marks=pytest.mark.slow)],
+)
 def test_a_backbone_up_to_a_layer_takes_its_part_of_the_weights(backbone, networks, write):
     weights = networks(backbone).state_dict()
     first = "layer2" if backbone == "resnet18" else "features.4"
@@ -251,7 +265,10 @@ def test_a_backbone_up_to_a_layer_takes_its_part_of_the_weights(backbone, networ
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", ["eco", *FRAME_MODELS])
+@pytest.mark.parametrize(
+    "model",
+    ["eco", "cnn_lstm", *(pytest.param(m, marks=pytest.mark.slow) for m in ("trn", "two_stream"))],
+)
 def test_lite0_comes_from_its_package(model, capsys):
     network = loaded("imagenet", model, backbone="efficientnet_lite0")
     assert re.search(r"weights from .*efficientnet-lite0-.*\.pth: ", capsys.readouterr().out)
@@ -411,39 +428,45 @@ def test_a_file_goes_before_a_name(networks, write, tmp_path, monkeypatch):
 # --- refusals ----------------------------------------------------------------------------------
 
 
+# A file and a network; the last ones show what others show, and large networks take longer.
+OTHER_NETWORKS = [
+    (
+        "resnet18",
+        "cnn_lstm",
+        {"backbone": "mobilenet_v2"},
+        "another network: conv1.weight is unknown, .* use the config and the labels that",
+    ),
+    ("resnet18", "eco", {"backbone": "resnet34"}, "backbone.layer1.2.conv1.weight is missing"),
+    (
+        "r3d_18",
+        "mc3_18",
+        {},
+        r"layer2.0.conv1.0.weight is \[128, 64, 3, 3, 3\], the network "
+        r"has \[128, 64, 1, 3, 3\]",
+    ),
+    ("resnet18", "conv3d", {}, "conv1.weight is unknown"),
+    (
+        "mobilenet_v2",
+        "mobilenet3d",
+        {"width": 0.5},
+        r"features.0.0.weight is \[32, 3, 3, 3\], .* or other weights$",
+    ),
+]
+MORE_OTHER_NETWORKS = [
+    ("resnet34", "trn", {}, "layer1.2.conv1.weight is unknown"),
+    ("resnet34", "eco", {}, "layer1.2.conv1.weight is unknown"),
+    ("mobilenet_v2", "eco", {}, "features.0.0.weight is unknown"),
+    ("resnet50", "cnn_lstm", {}, "layer1.0.conv3.weight is unknown"),
+    ("mobilenet_v2", "r3d_18", {}, "features.0.0.weight is unknown"),
+    ("resnet34", "r3d_18", {}, "layer1.2.conv1.weight is unknown"),
+    ("resnet18", "r2plus1d_18", {}, "conv1.weight is unknown"),
+    ("resnet50", "csn", {}, "conv1.weight is unknown, "),
+]
+
+
 @pytest.mark.parametrize(
     "name, model, keys, message",
-    [
-        (
-            "resnet18",
-            "cnn_lstm",
-            {"backbone": "mobilenet_v2"},
-            "another network: conv1.weight is unknown, .* use the config and the labels that",
-        ),
-        ("resnet34", "trn", {}, "layer1.2.conv1.weight is unknown"),
-        ("resnet34", "eco", {}, "layer1.2.conv1.weight is unknown"),
-        ("mobilenet_v2", "eco", {}, "features.0.0.weight is unknown"),
-        ("resnet18", "eco", {"backbone": "resnet34"}, "backbone.layer1.2.conv1.weight is missing"),
-        ("resnet50", "cnn_lstm", {}, "layer1.0.conv3.weight is unknown"),
-        ("mobilenet_v2", "r3d_18", {}, "features.0.0.weight is unknown"),
-        ("resnet34", "r3d_18", {}, "layer1.2.conv1.weight is unknown"),
-        (
-            "r3d_18",
-            "mc3_18",
-            {},
-            r"layer2.0.conv1.0.weight is \[128, 64, 3, 3, 3\], the network "
-            r"has \[128, 64, 1, 3, 3\]",
-        ),
-        ("resnet18", "conv3d", {}, "conv1.weight is unknown"),
-        ("resnet18", "r2plus1d_18", {}, "conv1.weight is unknown"),
-        (
-            "mobilenet_v2",
-            "mobilenet3d",
-            {"width": 0.5},
-            r"features.0.0.weight is \[32, 3, 3, 3\], .* or other weights$",
-        ),
-        ("resnet50", "csn", {}, "conv1.weight is unknown, "),
-    ],
+    OTHER_NETWORKS + [pytest.param(*row, marks=pytest.mark.slow) for row in MORE_OTHER_NETWORKS],
 )
 def test_weights_of_another_network(name, model, keys, message, networks, write):
     with pytest.raises(UserError, match=message):

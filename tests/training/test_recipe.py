@@ -26,21 +26,28 @@ from training.mixing import mix_batch
 from training.optimization import training_is_over
 
 CONFIGS = Path(train.__file__).parent / "configs"
-SWITCHES = {
-    "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
-    "sgd": {"optimizer": "sgd", "lr": 0.01},
-    "label smoothing": {"label_smoothing": 0.1},
-    "ema": {"ema_decay": 0.9},
-    "mixup": {"mixup_alpha": 0.4},
+SWITCHES = {  # those that do not meet are switched on together, since each run takes seconds
+    "adamw, smoothing and ema": {
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "label_smoothing": 0.1,
+        "ema_decay": 0.9,
+    },
+    "sgd and crops": {"optimizer": "sgd", "lr": 0.01, "nclips": 2, "ncrops": 3},
     "cutmix and mixup": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0},
-    "affine": {"affine_scale": 0.2, "affine_shear": 8.0},
-    "flip": {"horizontal_flip": 0.5, "flip_labels": {"Left": "Right"}},
-    "colour and erasing": {"colour_jitter": 0.3, "random_erasing": 0.5},
-    "steps": {"step_jitter": 0.4},
-    "masked": {"time_masking": 0.4},
-    "crops": {"nclips": 2, "ncrops": 3},
+    "augmentations": {
+        "affine_scale": 0.2,
+        "affine_shear": 8.0,
+        "horizontal_flip": 0.5,
+        "flip_labels": {"Left": "Right"},
+        "colour_jitter": 0.3,
+        "random_erasing": 0.5,
+        "step_jitter": 0.4,
+        "time_masking": 0.4,
+    },
     "early stopping": {"early_stopping_epochs": 1, "num_epochs": 4},
 }
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 
 def check_that_it_resumes(tmp_path, settings):

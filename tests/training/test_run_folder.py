@@ -15,6 +15,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from system.files import FolderLock
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 with FolderLock() as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)

@@ -12,6 +12,8 @@ from training import status
 from training.run_folder import STATUS_FILE
 from training.status import read_status
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @pytest.fixture
 def written(monkeypatch):
