@@ -11,12 +11,13 @@ from runs import PROJECT, make_settings, run_folder, write_config
 import explain
 import train
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 HOLDER = """
 import sys, time
 from pathlib import Path
 from system.files import FolderLock
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
 with FolderLock() as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)
