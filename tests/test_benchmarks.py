@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import string
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from benchmarks import (
     activations,
     benchmark,
     compare,
+    drawn_mouths,
     epoch,
     frozen,
     limit,
@@ -432,6 +435,21 @@ def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
 
 
 # --- smoothing ---------------------------------------------------------------------------------
+
+
+def test_drawn_mouths_are_the_same_letters_by_other_people(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn_mouths, "SETS", {"train": (2, 2), "val": (1, 1)})
+    num_clips = 26 * (2 * 2 + 1)
+    assert drawn_mouths.draw_set(tmp_path / "one") == num_clips
+    drawn_mouths.draw_set(tmp_path / "two")
+    one, two = (sorted((tmp_path / name).glob("*/*/*/*.jpg")) for name in ("one", "two"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    clips = {path.parent for path in one}
+    assert len(clips) == num_clips
+    assert {clip.parent.name for clip in clips if "val" in clip.parts} == {*string.ascii_uppercase}
+    lengths = [len([*clip.iterdir()]) for clip in clips]
+    assert 18 <= min(lengths) < max(lengths) <= 28
+    assert cv2.imread(str(one[0])).shape == (64, 64, 3)
 
 
 def test_smoothing_takes_away_flashes():
