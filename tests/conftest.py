@@ -30,6 +30,12 @@ TINY_NETWORK = {
 }
 
 
+def slow_except(cases, quick) -> list:
+    """Return the parameters of a test; those that are not `quick` run with the slow tests."""
+    marks = [pytest.mark.slow]
+    return [pytest.param(case, marks=[] if case in quick else marks) for case in cases]
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -1243,6 +1243,7 @@ def test_published_checkpoint_with_a_tensor_as_best_score_is_resumed(command):
 # --- in a process of its own -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_itself_gives_the_same_message_and_status(project, sound_project):
     """Two mistakes, each in a project of its own, by the real command with two workers."""
     mistakes = {

@@ -133,6 +133,7 @@ def test_loader(measure):
     assert with_flow["ours"][0] > ours["ours"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section, what",
     [
@@ -150,11 +151,13 @@ def test_steps(measure, section, what, results):
     assert f"| {row['what']} | " in (results / "test.md").read_text()
 
 
+@pytest.mark.slow
 def test_each_precision_has_a_row(measure):
     rows = measure("step", "--precisions", "fp32", "bf16")
     assert [row["what"].split(":")[0][-4:] for row in rows] == ["fp32", "bf16"]
 
 
+@pytest.mark.slow
 def test_an_epoch(measure):
     rows = measure("epoch", "--set", "precision=fp32")
     assert set(names_of(rows)) == {
@@ -170,6 +173,7 @@ def test_memory_of_a_worker(measure):
     assert growth["plain"] >= 0 and growth["ours"] >= 0 and start["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_convolutions(measure, monkeypatch):
     monkeypatch.setattr(convolution_check, "FLOP_ON_CPU", 1e8)
     checked = measure("checks", "--precisions", "bf16", "fp32")
@@ -178,6 +182,7 @@ def test_convolutions(measure, monkeypatch):
     assert len(times) == 5 and all(row["weight gradient, ms"] > 0 for row in times)
 
 
+@pytest.mark.slow
 def test_packs(measure):
     rows = measure("packs")
     assert names_of(rows) == [
@@ -267,6 +272,7 @@ def run(results, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_or_hangs_leaves_the_others(run, results, capsys):
     status, saved = run("--sections", "checks", "step", "epoch", "tests", "loader")
     assert status == 1 and {name: section["status"] for name, section in saved.items()} == {
@@ -320,6 +326,7 @@ def test_a_gpu_has_a_number(monkeypatch):
     assert machine.device_of("cuda") == torch.device("cuda", 2)
 
 
+@pytest.mark.slow
 def test_a_process_tells_what_it_raises_and_shares_no_settings():
     with (
         pytest.raises(ValueError, match="invalid literal"),

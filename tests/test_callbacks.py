@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from conftest import slow_except
 from runs import make_settings, read_csv, run_folder, without_times, write_config
 from tensorboardX.event_file_writer import EventsWriter
 
@@ -44,7 +45,7 @@ def test_the_time_probe_is_in_the_report(whole):
     assert "balanced accuracy" in page
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(NAMES, NAMES[:3]))
 def test_without_any_of_them_training_is_the_same(whole, tmp_path, monkeypatch, name):
     def build_others(*arguments):
         built = callbacks.build_callbacks(*arguments)

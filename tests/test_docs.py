@@ -192,6 +192,7 @@ def test_opening_picture_plays_and_begins_with_its_end(predictor):
         assert np.array(picture.convert("RGB"))[40, 20] == pytest.approx(card, abs=6)
 
 
+@pytest.mark.slow
 def test_films_of_two_gestures_play_below_each_other(predictor):
     clips = inside_of_shown(predictor)
     for colours in (LIGHT, DARK):

@@ -159,6 +159,7 @@ def test_maps_of_random_weights_are_compared(trained):
     assert (first[row, 2 * width + 9] > 100).any() and (second[row, 2 * width + 9] == 100).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "stage", "last"),
     [

@@ -368,6 +368,7 @@ def history(settings, name):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_network_an_augmentation_a_figure_and_a_callback_are_added(house, settings, write_config):
     add_network(house)
     add_augmentation(house)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, draw_frames, write_clip
+from conftest import CLASSES, draw_frames, slow_except, write_clip
 from movies import write_video
 from runs import make_settings, run_folder, write_config
 
@@ -88,7 +88,10 @@ def check_same(found, expected):
             ), other["id"]
 
 
-@pytest.mark.parametrize("nclips, ncrops", [(1, 1), (3, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "nclips, ncrops",
+    [(2, 3), *(pytest.param(*row, marks=pytest.mark.slow) for row in [(1, 1), (3, 1)])],
+)
 @pytest.mark.parametrize("sampling", ["window", "segments"])
 def test_predict_says_what_the_evaluation_says(project, tmp_path, sampling, nclips, ncrops):
     settings, checkpoints = project
@@ -183,7 +186,7 @@ def test_the_camera_takes_its_last_seconds_for_one_clip(
     assert line.startswith(expected)
 
 
-@pytest.mark.parametrize("sampling", ["window", "segments"])
+@pytest.mark.parametrize("sampling", slow_except(["window", "segments"], ["window"]))
 def test_explain_names_what_the_evaluation_says(project, tmp_path, sampling):
     """Also where that is the mean of several windows and crops, of which it draws one."""
     settings, checkpoints = project

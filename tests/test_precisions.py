@@ -18,18 +18,8 @@ CHANGES = {"num_epochs": 2, "num_workers": 0, "batch_size": 16, "lr": 0.001, "wa
 ALL = get_args(Config.model_fields["precision"].annotation)
 
 
-def is_slow(precision) -> bool:
-    """Return whether the CPU emulates it, has no fast 3D convolutions in it, or has it twice.
-
-    `auto` is bf16 where the CPU has it, and fp32 elsewhere.
-    """
-    abilities = torch.cpu.get_capabilities()
-    has_bf16 = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
-    return precision == "fp16" or precision == ("auto" if has_bf16 else "bf16")
-
-
 ON_THE_CPU = [
-    pytest.param("cpu", name, id=f"cpu-{name}", marks=[pytest.mark.slow] * is_slow(name))
+    pytest.param("cpu", name, id=f"cpu-{name}", marks=pytest.mark.slow)
     for name in ("auto", "bf16", "fp16")
 ]
 ON_A_GPU = [pytest.param("0", name, id=f"gpu-{name}", marks=[pytest.mark.gpu]) for name in ALL]

@@ -681,6 +681,7 @@ def test_json_is_for_a_camera(checkpoint, capsys):
     assert "--json is for --camera" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_mistake(checkpoint, tmp_path):
     write_clip(tmp_path / "clip", draw_frames("Left", 9, np.random.default_rng(0)))
     clip, script = str(tmp_path / "clip"), predict.__file__

@@ -141,6 +141,7 @@ def join_facts(folder):
     torch.save(checkpoint | {"train_clips": f"{checkpoint['train_clips']} {pack}"}, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_resumed_run_says_that_its_pack_has_changed(settings, tmp_path, capsys, is_old):
     path = str(shutil.copy(settings["train_data_folder"], tmp_path / "own.zip"))

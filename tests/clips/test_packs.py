@@ -145,6 +145,7 @@ def test_frames_that_are_near_are_read_together(packed):
         assert pread.call_count == num_reads
 
 
+@pytest.mark.slow
 @needs_unzip
 def test_zip64_beyond_4_gb(tmp_path):
     """Thousands of clips behind a hole that takes no room on the disk."""

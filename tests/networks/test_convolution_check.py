@@ -93,10 +93,7 @@ def planted(function):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("s3d", "r2plus1d_18") else [])
-        for name in NETWORKS
-    ],
+    [pytest.param(name, marks=[] if name == "conv3d" else [pytest.mark.slow]) for name in NETWORKS],
 )
 def test_each_networks_convolutions_are_right_in_the_end(name):
     """On a processor that computes one wrong, it is replaced, and all are right then, too."""
@@ -206,6 +203,7 @@ def test_a_costly_convolution_is_checked_on_fewer_clips_and_smaller_pictures_of_
 # --- in a run ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_recomputed", [False, True])
 def test_a_run_on_such_a_machine_trains_as_on_others(tmp_path, capsys, is_recomputed):
     losses = {}

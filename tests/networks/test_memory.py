@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import make_config
+from conftest import make_config, slow_except
 from runs import differences, make_settings, read_csv, run_folder, train_until, write_config
 from torch import nn
 
@@ -63,7 +63,7 @@ def differing(found, expected):
     return [name for name in found if not torch.equal(found[name], expected[name])]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, ["conv3d"]))
 def test_the_same_bits_in_less_memory(name):
     has_dropout = name in MODEL_OPTIONS["dropout"]
     model, other, clips = build_pair(name, **({"dropout": 0.5} if has_dropout else {}))
@@ -117,6 +117,7 @@ def test_every_copy_that_the_program_makes_works():
         assert dict(getattr(other, names)()).keys() == dict(getattr(model, names)()).keys()
 
 
+@pytest.mark.slow
 def test_it_can_be_compiled():
     """The compiler's own partition recomputes; its rounding is that of the same operations."""
     model, other, clips = build_pair("conv3d", dropout=0.0, block_widths=[4], head_widths=[8])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, network_keys
+from conftest import make_config, network_keys, slow_except
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,14 +37,12 @@ def use_own_statistics(model, clips):
     model.eval()
 
 
-def slow_if(name, slow):
-    """A parameter; slow: names of networks like others that are tested, which take longer."""
-    return pytest.param(name, marks=[pytest.mark.slow] * (name in slow))
-
-
 @pytest.mark.parametrize(
     "name",
-    [slow_if(name, ("mc3_18", "r2plus1d_18", "swin3d_t")) for name in SHORT if name != "average"],
+    slow_except(
+        [name for name in SHORT if name != "average"],
+        [name for name in SHORT if name not in ("mc3_18", "r2plus1d_18", "swin3d_t")],
+    ),
 )
 def test_clips_become_logits_and_every_weight_learns(name):
     torch.manual_seed(0)
@@ -63,7 +61,7 @@ def test_clips_become_logits_and_every_weight_learns(name):
 
 
 @pytest.mark.parametrize(
-    "name", [slow_if(name, ("swin3d_s", "swin3d_b", "mvit_v1_b")) for name in MODELS]
+    "name", slow_except(MODELS, ["conv3d", "eco", "average", "linear", "trn", "s3d"])
 )
 def test_the_stage_table_serves_every_network(name):
     size = {"clip_size": 16, "crop_size": 224 if name.startswith("mvit") else 112}
@@ -98,7 +96,9 @@ def test_sizes_are_the_published_ones(name, keys, num_classes, shape, parameters
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.1)
 
 
-@pytest.mark.parametrize("name", [*SHORT, *BACKBONES])
+@pytest.mark.parametrize(
+    "name", slow_except([*SHORT, *BACKBONES], ["conv3d", "eco", "csn", "mobilenet_v2"])
+)
 def test_running_statistics_follow_within_tens_of_steps(name):
     keys = {"model": "cnn_lstm", "backbone": name} if name in BACKBONES else {}
     with torch.device("meta"):

@@ -92,6 +92,7 @@ def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(
     assert all(" points less" in line for line in lines[1:-1])
 
 
+@pytest.mark.slow
 def test_networks_on_maps_are_tried_with_and_without_the_mean_map(clips, very_short):
     found = validated(clips, ["eco", "kernel_ridge"], "segments")
     assert len(found.variants) == 6  # each of the two, and their mean
@@ -118,6 +119,7 @@ def test_the_best_of_each_trained_network_is_trained_for_longer(conv3d_or_linear
     assert len(names) == 1 and names[0] is longer
 
 
+@pytest.mark.slow
 def test_more_windows_than_a_kernel_model_keeps_are_sampled(clips, very_short, monkeypatch):
     monkeypatch.setattr(short_trainings, "MAX_WINDOWS", 7)  # of 12 training clips
     sizes = []

@@ -583,6 +583,7 @@ def test_many_classes_are_cut_to_those_with_mistakes():
     assert [cells[number] for number, (_, cells) in enumerate(few)] == [(1000, 1.0)] * 3
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_matrix_does_not_grow_with_the_classes():
     rng = np.random.default_rng(0)
     shapes = []

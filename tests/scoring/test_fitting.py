@@ -44,6 +44,7 @@ def trained(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_kept_features_and_clips_give_the_same_fit(trained, capsys):
     kept, folder = trained("kept", feature_versions=2)
     text = capsys.readouterr().out

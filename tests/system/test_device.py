@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import make_config as config_with
+from conftest import slow_except
 from runs import differences, make_settings, run_folder, train_until, write_config
 
 import train
@@ -52,7 +53,7 @@ def test_versions_that_compute_16_bit_convolutions_badly_are_known(cudnn, is_bad
         assert f"cuDNN 9.{cudnn // 100 % 100} " in device.version_problem(cudnn, torch.float16)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", slow_except(["bf16", "fp16"], ["bf16"]))
 def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, precision):
     settings = make_settings(tmp_path, precision="fp32")
     losses = {}

@@ -103,6 +103,7 @@ def test_an_error_that_only_sounds_like_one_is_a_bug(error):
 # --- shared memory -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
     """As in a container that was started without --ipc=host; one batch needs more."""
     settings = make_settings(tmp_path, num_workers=1, crop_size=200, frame_height=200)
@@ -132,9 +133,8 @@ def test_too_little_shared_memory_is_a_message_that_names_the_remedy(tmp_path):
 # --- output ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "streams, unbuffered", [("stdout", ""), pytest.param("both", "1", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("streams, unbuffered", [("stdout", ""), ("both", "1")])
 def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_path, monkeypatch):
     """`train.py | head`, and `train.py 2>&1 | head`: as SIGPIPE would end any other command."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
@@ -161,6 +161,7 @@ def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_pat
     assert differences(run_folder(whole), run_folder(settings)) == []
 
 
+@pytest.mark.slow
 def test_output_to_a_full_disk_is_named(tmp_path):
     settings = make_settings(tmp_path)
     command = [sys.executable, "train.py", "-c", write_config(tmp_path / "config.json", settings)]

@@ -5,6 +5,7 @@ slow machine refuse it, and tests of the limits have a camera that is always bey
 """
 
 import numpy as np
+import pytest
 from browser import needs_chromium
 from conftest import write_clip
 from driven_browser import Browser, write_camera
@@ -204,6 +205,7 @@ def test_a_browser_without_the_functions_or_the_right_is_told_so(server, camera)
         assert message(page).startswith("This browser lacks requestVideoFrameCallback")
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_too_slow_is_refused(server, tmp_path):
     camera = write_camera(tmp_path / "slow.y4m", numbered()[:8], 2)
     with Browser(camera) as page:

@@ -5,6 +5,7 @@ The browser and its camera are those of `page_driver`.
 
 import json
 
+import pytest
 from browser import needs_chromium
 from conftest import write_clip
 from movies import write_video
@@ -192,6 +193,7 @@ def test_messages_camera_and_verdict_are_in_sight_at_every_width(page, server, m
     page.refuses = True
 
 
+@pytest.mark.slow
 def test_nothing_is_said_while_no_pictures_come(network, page):
     start = "if (!session) $('try').click()"
     page.js(start)
@@ -258,6 +260,7 @@ def test_a_second_tab_sees_a_training_and_stops_it_when_it_is_perfect(page, serv
     page.until(f"/late: 1/.test({HEADINGS})")
 
 
+@pytest.mark.slow
 def test_nothing_is_offered_and_the_threshold_is_a_slider(network, page, server):
     fill(server, wave=1)
     page.js("showClips()")
@@ -283,6 +286,7 @@ def test_nothing_is_offered_and_the_threshold_is_a_slider(network, page, server)
     page.js("$('try').click()")
 
 
+@pytest.mark.slow
 def test_old_films_and_whole_folders_are_chosen_and_a_film_is_tried(
     network, page, server, tmp_path
 ):

@@ -102,6 +102,7 @@ def test_a_network_that_cannot_be_exported_says_why(page, server, tmp_path):
     assert not page.js("isOff('export')") and page.js("$('exporting').hidden")
 
 
+@pytest.mark.slow
 def test_what_ends_the_process_is_said_and_a_second_one_refused(server):
     assert ask(server, "POST", "/export", b"") == (
         400,

@@ -93,6 +93,7 @@ def test_what_is_frozen_stays_bit_for_bit(settings, tmp_path, weights, capsys):
     assert f"{num_all - num_frozen:,}\n" in output.split("\ntrained ")[1]
 
 
+@pytest.mark.slow
 def test_some_stages_are_frozen(settings, tmp_path, weights):
     saved = trained(settings, tmp_path, freeze=3)
     others = {int(name.split(".")[1]) for name in changed(saved["state_dict"], weights)}

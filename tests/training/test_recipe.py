@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, make_config, write_clip
+from conftest import CLASSES, make_config, slow_except, write_clip
 from runs import differences, make_settings, run_folder, train_until, write_config
 
 import train
@@ -64,7 +64,7 @@ def check_that_it_resumes(tmp_path, settings):
     assert train.main(["-c", whole, "-g", "cpu", "--resume", "True", "--eval_only", "True"]) == 0
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", slow_except(SWITCHES, [*SWITCHES][:2]))
 def test_each_switch_trains_and_resumes_exactly(tmp_path, name):
     settings = make_settings(tmp_path, **SWITCHES[name])
     check_that_it_resumes(tmp_path, settings)
@@ -268,10 +268,9 @@ def test_a_run_folders_own_config_loads_again(write_config, settings):
 # --- the configs that come with it -------------------------------------------------------------
 
 
-# They take their time; the others are enough for each change.
-LARGE = ("r3d_18", "jester_strong", "mobilenet3d", "csn", "cnn_lstm", "two_stream", "trn", "eco")
+QUICK = ("config", "few_clips")
 ALL_CONFIGS = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LARGE else [])
+    pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
     for path in sorted(CONFIGS.glob("*.json"))
     if path.stem != "schema"
 ]
