@@ -119,6 +119,7 @@ def test_two_layers_with_a_relu_tell_direction_whatever_the_contrast():
     assert "+162" in words and "+243, −243, −243, +243" in words
 
 
+@pytest.mark.slow
 def test_receptive_field_of_the_tutorials_network():
     seen = times.frames_seen(load_config(PROJECT / "configs/config.json"))
     assert [(positions, len(frames)) for positions, frames in seen] == [

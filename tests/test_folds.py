@@ -169,6 +169,7 @@ def calls(monkeypatch, tmp_path):
     return calls
 
 
+@pytest.mark.slow
 def test_one_group_is_left_out_in_each_fold(config, tmp_path, calls, capsys):
     command = [
         "-c",

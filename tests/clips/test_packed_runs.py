@@ -283,6 +283,7 @@ def test_an_ensemble(on_folder, settings, checkpoint, tmp_path, capsys):
     assert scores[0] == scores[1] and len(scores[0]) >= 3
 
 
+@pytest.mark.slow
 def test_predict(on_folder, packed, checkpoint, tmp_path):
     rows = []
     for path in (on_folder["train_data_folder"], packed.path, f"{packed.path}/25"):

@@ -121,7 +121,7 @@ def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     assert "No module named 'torch'" in run("-c", "import torch").stderr
-    assert "classify.py FILM..." in run("gestures/classify.py").stderr
+    assert "classify.py VIDEO..." in run("gestures/classify.py").stderr
     shown = run("gestures/classify.py", film)
     assert shown.returncode == 0, shown.stderr
     assert re.match(rf"{film} (Left|Right|Still) [\d.]+%", shown.stdout)

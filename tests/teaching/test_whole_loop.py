@@ -18,7 +18,7 @@ import train
 from docs import teach_picture
 
 GESTURES = ("Moving Right", "Moving Left")
-CLIPS_EACH = 6
+CLIPS_EACH = 8
 
 
 def camera_of(folder, gesture) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, network_keys
+from conftest import make_config, network_keys, slow_except
 from published import PublishedNetwork
 from torch import nn
 
@@ -116,7 +116,7 @@ def test_two_networks_in_one_checkpoint_are_not_mixed(published):
         load_weights(our_network(), {"state_dict": both}, "x.tar")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, ["conv3d", "eco", "average"]))
 def test_no_network_has_names_of_wrappers(name):
     with torch.device("meta"):
         model = build_model(make_config(**network_keys(name), clip_size=16, crop_size=224), 27)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torchvision
-from conftest import make_config, network_keys
+from conftest import make_config, network_keys, slow_except
 from runs import PROJECT, differences, make_settings, run_folder, train_until, write_config
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
@@ -137,7 +137,12 @@ def test_a_step_of_the_pretrained_part_is_smaller():
         torch.testing.assert_close(before[name] - value, torch.full_like(value, rate))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "linear"])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        [name for name in MODELS if name != "linear"], ["eco", "trn", "kernel_ridge", "r3d_18"]
+    ),
+)
 def test_every_network_has_a_pretrained_part(name):
     size = {"clip_size": 16, "crop_size": 224 if name.startswith("mvit") else 64}
     config = make_config(**network_keys(name), pretrained="x", freeze=True, **size)
