@@ -97,7 +97,11 @@ def draw_set(folder: Path) -> int:
     return num_clips
 
 
-if __name__ == "__main__":
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="where to write, such as data/mouths")
-    print(f"{draw_set(parser.parse_args().folder)} clips")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    print(f"{draw_set(parse_arguments().folder)} clips")
