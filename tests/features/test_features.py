@@ -220,7 +220,7 @@ def break_clip(settings, folder, set_name) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("set_name", ["train", pytest.param("validation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("set_name", ["train", "validation"])
 def test_bad_clips_stop_a_run_or_are_skipped(settings, tmp_path, capsys, set_name):
     keys = break_clip(settings, tmp_path, set_name) | {"max_bad_share": 0.5}
     path, _ = config_in(settings, tmp_path / "stop", **keys)
