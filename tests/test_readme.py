@@ -56,7 +56,8 @@ SMALL_ECO += ["--set=picture_baseline_clips=0", "--set=time_probe_clips=0"]
 
 
 def is_of_conv3d(arguments) -> bool:
-    return "my_clips" not in " ".join(arguments) or "model=conv3d" in arguments
+    is_of_folder = "--data" in arguments or "trainings/my_clips/config.json" in arguments
+    return not is_of_folder or "model=conv3d" in arguments
 
 
 def code_blocks(language):
@@ -108,9 +109,11 @@ def workplace(tmp_path, monkeypatch):
                 if not Path(config[key]).exists():
                     Path(config[key]).symlink_to(path)
         (root / "labels.csv").write_text("\n".join(names))
-    for label, number in itertools.product(CLASSES, range(4)):
+    for folder, label, number in itertools.product(
+        ("my_clips", "data/mouths"), CLASSES, range(4)
+    ):
         write_clip(
-            Path("my_clips", label, f"{'ab'[number % 2]}_{number}"),
+            Path(folder, label, f"{'ab'[number % 2]}_{number}"),
             draw_frames(label, 8, default_rng(number)),
         )
 
