@@ -444,6 +444,7 @@ def test_a_comparison_trains_what_is_new_and_writes_what_it_has(
 # --- smoothing ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_drawn_mouths_are_the_same_letters_by_other_people(tmp_path, monkeypatch):
     monkeypatch.setattr(drawn_mouths, "SETS", {"train": (2, 2), "val": (1, 1)})
     num_clips = 26 * (2 * 2 + 1)

@@ -109,9 +109,7 @@ def workplace(tmp_path, monkeypatch):
                 if not Path(config[key]).exists():
                     Path(config[key]).symlink_to(path)
         (root / "labels.csv").write_text("\n".join(names))
-    for folder, label, number in itertools.product(
-        ("my_clips", "data/mouths"), CLASSES, range(4)
-    ):
+    for folder, label, number in itertools.product(("my_clips", "data/mouths"), CLASSES, range(4)):
         write_clip(
             Path(folder, label, f"{'ab'[number % 2]}_{number}"),
             draw_frames(label, 8, default_rng(number)),

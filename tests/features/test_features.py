@@ -146,14 +146,8 @@ def test_one_version_is_used_in_each_epoch(settings, tmp_path):
     assert abs(losses[2][1] - losses[2][0]) > 1e-4
 
 
-@pytest.mark.parametrize(
-    "num_chunks, frames_left",
-    [
-        pytest.param(0, 176, marks=pytest.mark.slow),
-        (4, 56),
-        pytest.param(6, 0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_chunks, frames_left", [(0, 176), (4, 56), (6, 0)])
 def test_a_killed_computing_is_continued(
     settings, whole, tmp_path, capsys, num_chunks, frames_left
 ):
@@ -191,6 +185,7 @@ def test_features_of_other_keys_are_computed_again(settings, tmp_path, capsys):
     assert "features of train clips: 176 frames in" in said
 
 
+@pytest.mark.slow
 def test_without_room_features_are_computed_in_each_step(
     settings, plain, tmp_path, capsys, monkeypatch
 ):

@@ -85,6 +85,7 @@ def test_the_same_bits_in_bf16():
         assert differing(step(other, clips), expected) == []
 
 
+@pytest.mark.slow
 def test_the_same_bits_with_synchronised_batchnorm():
     """Which in one process computes as BatchNorm does, and insists on its count."""
     model, other, clips = build_pair("r3d_18")

@@ -79,6 +79,7 @@ def test_training_in_16_bits_comes_close_to_fp32_and_resumes_exactly(tmp_path, p
     assert differences(run_folder(resumed), whole) == []
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_too_high_leaves_steps_out_until_it_fits(tmp_path):
     """Infinite gradients move nothing, halve the scale, and can be resumed from."""
     settings = make_settings(tmp_path, precision="fp16", num_epochs=8)

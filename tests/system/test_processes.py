@@ -302,7 +302,7 @@ def three(project, one):
     return run_job(project, 3, commands)
 
 
-@pytest.fixture(params=["two", pytest.param("three", marks=pytest.mark.slow)])
+@pytest.fixture(params=["two", "three"])
 def several(request):
     """The number of processes, and what came of their commands."""
     return {"two": 2, "three": 3}[request.param], request.getfixturevalue(request.param)
@@ -324,17 +324,30 @@ def check_gradients(project, name, other_name):
     assert (means[0] - means[1]).norm() < 0.02 * means[0].norm()
 
 
-def test_training_gives_the_same_curve(project, several):
-    number, results = several
-    assert [result["status"] for result in results["same"]] == [0] * number
+def check_curve(project, results, name, number):
+    assert [result["status"] for result in results[name]] == [0] * number
     for key, tolerance in (("loss", 1e-5), ("top1", 0), ("val_loss", 1e-3)):
-        expected = figures(project, "same 1", key)
-        assert figures(project, f"same {number}", key) == [
+        expected = figures(project, f"{name} 1", key)
+        assert figures(project, f"{name} {number}", key) == [
             pytest.approx(row, abs=tolerance) for row in expected
         ]
-    check_gradients(project, "same 1", f"same {number}")
+    check_gradients(project, f"{name} 1", f"{name} {number}")
 
 
+def test_two_processes_train_as_one_does(project):
+    """Alone, with the quick tests: the others share two long jobs."""
+    assert train.main(project.flags("quick 1", **ANY_NUMBER)) == 0
+    flags = {"quick": project.flags("quick 2", **ANY_NUMBER, sync_batchnorm=True)}
+    check_curve(project, run_job(project, 2, as_commands(flags)), "quick", 2)
+
+
+@pytest.mark.slow
+def test_training_gives_the_same_curve(project, several):
+    number, results = several
+    check_curve(project, results, "same", number)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parts", "accumulated"])
 def test_each_process_has_its_part_of_a_batch(project, two, name):
     assert [result["status"] for result in two[name]] == [0, 0]
@@ -366,6 +379,7 @@ def count(network, kind) -> int:
     return sum(isinstance(module, kind) for module in network.modules())
 
 
+@pytest.mark.slow
 def test_one_exchange_for_each_step(two):
     """Besides the gradients; and the pass before the first step leaves no trace."""
     for result in two["watched"]:
@@ -378,6 +392,7 @@ def test_one_exchange_for_each_step(two):
         assert watched["views"] and not watched["broadcast_buffers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*EVALUATIONS, "test set"])
 def test_evaluation_writes_the_same_bytes(project, several, name):
     number, results = several
@@ -397,6 +412,7 @@ def test_evaluation_writes_the_same_bytes(project, several, name):
     )
 
 
+@pytest.mark.slow
 def test_validation_scores_are_those_of_one_process(project, two):
     """Even where each process has BatchNorm statistics of its own while it trains."""
     flags = project.flags("whole 2 by 1", "-e", "-r", checkpoint=project.path_of("whole 2"))
@@ -410,6 +426,7 @@ def test_validation_scores_are_those_of_one_process(project, two):
 # --- one voice ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes_and_prints(several):
     _, results = several
     for name in ("whole", "one batch", "test set"):
@@ -421,6 +438,7 @@ def test_only_the_main_process_writes_and_prints(several):
             assert set(result["written"]) <= {os.devnull, "/proc/self/clear_refs"}
 
 
+@pytest.mark.slow
 def test_the_threads_of_a_process_group_end_before_python_does(several):
     """One that still wants the GIL then would abort a process that has finished."""
     _, results = several
@@ -463,6 +481,7 @@ def test_each_of_twenty_processes_that_finish_exits_with_0(project, one, flags):
     assert json.loads(statuses) == [0] * 20, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_once(project, two, name):
     assert [result["status"] for result in two[name]] == [2, 2]
@@ -472,6 +491,7 @@ def test_a_mistake_is_told_once(project, two, name):
     assert not project.run_folder("mistake").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_names_the_clips_of_its_process(project, two):
     ids = [line.split(";")[0] for line in (project.folder / "train.csv").read_text().split()]
     own = [ids[index] for index in project.training_batches()[1][1::2]]

@@ -94,7 +94,7 @@ MOMENTS = {
     "building": Moment("validation: 7 clips", 0, signal.SIGTERM, 2, True),
     "workers start": Moment("GFLOP", 0, signal.SIGINT, 2, True),
 }
-SHORT = ["workers wait"]
+SHORT = ["training"]
 
 
 # Long enough for the signal to find the run at work, however late this process sends it.

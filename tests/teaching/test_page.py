@@ -150,6 +150,7 @@ def test_the_first_request_for_scores_has_three_seconds(network, page, server, m
     assert answers[0]["scores"] and not page.js("latest.length")
 
 
+@pytest.mark.slow
 def test_what_is_played_backwards_is_recognised_as_its_opposite(network, page):
     assert page.js("isOff('backwards')")
     page.js("$('try').click()")

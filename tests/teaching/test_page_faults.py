@@ -234,6 +234,7 @@ def progress(**changes) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_a_second_tab_sees_a_training_and_stops_it_when_it_is_perfect(page, server, monkeypatch):
     pressed, now = [], progress()
     monkeypatch.setattr(server.training, "progress", lambda: now)

@@ -209,6 +209,7 @@ def test_two_processes_keep_it_and_agree(settings, tmp_path, weights):
         assert found == set(range(3, 9))
 
 
+@pytest.mark.slow
 def test_resuming_with_other_stages_frozen_is_refused(settings, tmp_path, capsys):
     trained(settings, tmp_path, num_epochs=1, freeze=True)
     config = write_config(tmp_path / "config.json", settings | {"freeze": 2})

@@ -105,8 +105,7 @@ GRID = [
 # have a short case in test_processes.py.
 SHORT = [
     Case(0, True, "fp32", 1, 1, mid_epoch=True, other_workers=True),
-    Case(2, True, "bf16", 2, 1, mid_epoch=True, other_workers=False),
-    Case(0, False, "fp32", 2, 1, mid_epoch=False, other_workers=True),
+    Case(2, False, "bf16", 2, 1, mid_epoch=False, other_workers=False),
 ]
 
 

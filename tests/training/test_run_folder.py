@@ -61,6 +61,7 @@ def files_in(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_overwrite_leaves_nothing_of_the_run_that_is_gone(trained, tmp_path):
     folder, arguments = copy_of(trained, tmp_path)
     before = files_in(folder)
