@@ -1,7 +1,6 @@
 """A frozen backbone as a function from pixels to features, as fast as the machine allows."""
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -10,7 +9,7 @@ from model import normalize_clips, views_of
 from networks.efficientnet_lite import merge_padding
 from networks.inference import fold_batchnorm
 from networks.stages import num_channels, to_meta
-from system.device import computing_in
+from system.device import computing_in, one_core_each
 
 FRAMES_AT_ONCE = 16  # through the backbone, so that its activations stay in the cache
 
@@ -27,11 +26,9 @@ def backbone_function(model, device, config: Config):
     """Yield the function that computes features on the device, in `eval_precision`.
 
     It maps windows, uint8 [N, T, H, W, C], and a number V of views to the features of all views,
-    fp16 [N * V, T, ...] on the CPU. On a CPU each thread computes other frames: small convolutions
-    gain little from several threads.
+    fp16 [N * V, T, ...] on the CPU. On a CPU each core computes other frames.
     """
     network = merge_padding(fold_batchnorm(model))
-    num_threads = 1 if device.type == "cuda" else torch.get_num_threads()
 
     def compute_part(frames):
         with torch.inference_mode(), computing_in(device, config.eval_precision):
@@ -40,12 +37,9 @@ def backbone_function(model, device, config: Config):
     def compute(windows: torch.Tensor, num_views: int = 1) -> torch.Tensor:
         clips = views_of(normalize_clips(windows, device, config), num_views)  # [N, C, T, H, W]
         frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # clips of one frame
-        features = torch.cat(list(pool.map(compute_part, frames.split(FRAMES_AT_ONCE))))
+        features = torch.cat(list(each(compute_part, frames.split(FRAMES_AT_ONCE))))
         return features.unflatten(0, (len(clips), -1))
 
-    # The number is that of new threads, too.
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield compute
-        finally:
-            torch.set_num_threads(num_threads)
+    with nullcontext() if device.type == "cuda" else one_core_each() as pool:
+        each = pool.map if pool else map
+        yield compute

@@ -3,6 +3,7 @@
 Shapes: N pictures, C channels, H, W pixels, F features.
 """
 
+import functools
 from collections import OrderedDict
 
 import torch
@@ -56,17 +57,8 @@ def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]
     last: None for the last layer with a stride of 16. [N, 3, H, W] -> [N, C, H / stride, W /
     stride]. Modules keep their names. Raises ValueError for a layer that it does not have.
     """
-    parts, _ = _parts(name)
-    for end in ("avgpool", "flatten"):
-        parts.pop(end, None)
-    whole, shapes = nn.Sequential(parts), {}
-    meta_network = to_meta(whole)
-    for part, module in stages(meta_network):
-        module.register_forward_hook(
-            lambda _module, _inputs, output, part=part: shapes.update({part: output.shape})
-        )
-    meta_network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
-    names = [part for part, _ in stages(whole)]
+    whole, shapes = _maps_network(name), _map_shapes(name)
+    names = [*shapes]
     if last is None:
         fitting = [part for part in names if shapes[part][2] == SIDE // DEFAULT_STRIDE]
     else:  # layer3 is all its blocks
@@ -78,12 +70,33 @@ def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]
     return _only(whole, names[: names.index(last) + 1]), channels, SIDE // height
 
 
+@functools.cache
+def _map_shapes(name) -> dict[str, torch.Size]:
+    """Return the shape of each stage's maps of a picture of SIDE x SIDE pixels, in their order."""
+    network, shapes = to_meta(_maps_network(name)), {}
+    for part, module in stages(network):
+        module.register_forward_hook(
+            lambda _module, _inputs, output, part=part: shapes.update({part: output.shape})
+        )
+    network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+    return shapes
+
+
+def _maps_network(name) -> nn.Sequential:
+    parts, _ = _parts(name)
+    for end in ("avgpool", "flatten"):
+        parts.pop(end, None)
+    return nn.Sequential(parts)
+
+
 def _parts(name) -> tuple[OrderedDict[str, nn.Module], nn.Module]:
     """Return the modules of the 2D network `name` without the last one, and the last one."""
-    import torchvision  # not at the top: it takes a second, and other networks do not need it
+    if own := OWN_NETWORKS.get(name):
+        network = own()
+    else:
+        import torchvision  # not at the top: it takes a second that other networks do not need
 
-    own = OWN_NETWORKS.get(name)
-    network = own() if own else torchvision.models.get_model(name, weights=None)
+        network = torchvision.models.get_model(name, weights=None)
     parts = OrderedDict(network.named_children())
     _, head = parts.popitem()
     return parts, head

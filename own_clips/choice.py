@@ -7,6 +7,7 @@ in turn. The choice is the variant with the highest score.
 import itertools
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,22 +17,33 @@ from tqdm import tqdm
 
 from clips.annotations import Annotations
 from config import FITTED_MODELS, MAP_MODELS, Config
+from model import build_average
 from own_clips.frame_maps import frame_maps
 from own_clips.short_trainings import (
     LONG_STEPS,
     STEPS,
+    Head,
     feature_network,
     held_out_scores,
     short_config,
 )
 from scoring.folds import stratified_folds
 from scoring.intervals import Comparison, compare_on_same_clips
+from system.device import one_core_each
 
 MAX_CLIPS = 300  # from which the choice is made; of more, a sample
 NUM_FOLDS = 3
 NUM_SHOWN = 5
 CENTERED = ({"center_features": False}, {"center_features": True})
 SAMPLINGS = {"window": "windows", "segments": "whole clips"}
+
+
+class Trial(NamedTuple):
+    """A network to cross-validate."""
+
+    member: str
+    config: Config
+    keys: dict[str, Any]  # of the config, for this network
 
 
 class Variant(NamedTuple):
@@ -70,7 +82,7 @@ class CrossValidation(NamedTuple):
 
 
 class Trials:
-    """Short trainings on some clips, each done once."""
+    """Short trainings on some clips."""
 
     def __init__(self, annotations: Annotations, config: Config, seed: int):
         """Read the clips, and compute their features; config: for the size of frames."""
@@ -82,24 +94,47 @@ class Trials:
         self.labels = annotations.labels[self.maps.indices]
         groups = annotations.groups
         self.groups = None if groups is None else groups[self.maps.indices]
-        self.folds = folds_of(self.labels, self.groups, seed)
+        self.folds, self.averages = folds_of(self.labels, self.groups, seed), {}
 
-    def run(self, member: str, config: Config, keys: dict, num_steps: int) -> Variant:
-        """Cross-validate a network with these keys of its own, after so many steps."""
-        short = short_config(config).model_copy(update=keys)
-        scores = held_out_scores(
-            member,
-            self.maps,
-            self.labels,
-            self.groups,
-            self.folds,
-            short,
-            self.num_classes,
-            num_steps,
-        )
-        centered = " without the mean map" if keys.get("center_features") else ""
-        name = f"{member}{centered}, on {SAMPLINGS[config.sampling]}"
-        keys = {"model": member, "sampling": config.sampling, **keys}
+    def run(self, todo: list[Trial], num_steps: int, progress: tqdm) -> list[Variant]:
+        """Cross-validate each network after so many steps; each core trains another."""
+        with one_core_each() as pool:
+            started = [self._start(trial, num_steps, pool) for trial in todo]
+            variants = []
+            for trial, parts in zip(todo, started, strict=True):
+                variants.append(self._variant(trial, [part.result() for part in parts]))
+                progress.update(1)
+        return variants
+
+    def _start(self, trial: Trial, num_steps, pool) -> list[Future]:
+        config = short_config(trial.config).model_copy(update=trial.keys)
+        built = config.clip_size, config.subtract_background, config.center_features
+        if built not in self.averages:
+            self.averages[built] = build_average(config, self.num_classes)
+        whole = self.averages[built]
+        return [
+            pool.submit(
+                held_out_scores,
+                Head(whole, trial.member, seed),
+                self.maps,
+                self.labels,
+                self.groups,
+                fold,
+                config,
+                num_steps,
+                seed,
+            )
+            for seed, fold in enumerate(self.folds)
+        ]
+
+    def _variant(self, trial: Trial, parts: list[torch.Tensor]) -> Variant:
+        scores = torch.zeros(len(self.labels), self.num_classes, dtype=torch.float64)
+        for (_, test), part in zip(self.folds, parts, strict=True):
+            scores[test] = part
+        centered = " without the mean map" if trial.keys.get("center_features") else ""
+        sampling = trial.config.sampling
+        name = f"{trial.member}{centered}, on {SAMPLINGS[sampling]}"
+        keys = {"model": trial.member, "sampling": sampling, **trial.keys}
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
 
 
@@ -109,29 +144,32 @@ def choose_by_cross_validation(
     """Return the variants, best first.
 
     configs: one per sampling. members: the networks to try, alone and averaged; those that see maps
-    of a 2D network with and without the mean map of the clip. Of the networks that are trained by
-    gradient descent, the best variant is trained for longer, since some learn more slowly.
+    of a 2D network with and without the mean map of the clip. The best variant of those that are
+    trained by gradient descent is trained for longer, since some learn more slowly. `conv3d`, which
+    costs the most, is tried with the sampling that is best for the others.
     """
     trials = Trials(annotations, configs[0], seed)
     todo = [
-        (member, config, keys)
+        Trial(member, config, keys)
         for config in configs
         for member in members
+        if member != "conv3d"
         for keys in (CENTERED if member in MAP_MODELS else ({},))
     ]
     trained = [member for member in members if member not in FITTED_MODELS]
-    found = {}
-    with tqdm(total=len(todo) + len(trained), desc="choosing", leave=False, disable=None) as bar:
-
-        def run(number, num_steps):
-            found[number] = trials.run(*todo[number], num_steps)
-            bar.update(1)
-
-        for number in range(len(todo)):
-            run(number, STEPS)
-        for member in trained:
-            same = [number for number, (name, _, _) in enumerate(todo) if name == member]
-            run(min(same, key=lambda number: found[number].rank), LONG_STEPS)
+    count = len(todo) + len(trained)
+    with tqdm(total=count, desc="choosing", leave=False, disable=None) as progress:
+        short = trials.run(todo, STEPS, progress)
+        ranked = sorted(zip(short, todo, strict=True), key=lambda pair: pair[0].rank)
+        order = [trial for _, trial in ranked]
+        longer = [
+            Trial(member, order[0].config, {})
+            if member == "conv3d"
+            else next(trial for trial in order if trial.member == member)
+            for member in trained
+        ]
+        found = dict(zip(map(str, todo), short, strict=True))
+        found |= zip(map(str, longer), trials.run(longer, LONG_STEPS, progress), strict=True)
     variants = [*found.values(), *averages([*found.values()])]
     return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 

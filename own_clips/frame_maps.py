@@ -3,7 +3,6 @@
 Shapes: N clips, F frames of a clip, T frames of a window, D numbers per frame.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +16,12 @@ from clips.sampling import eval_positions, train_positions
 from config import Config
 from model import normalize_clips
 from networks.average import Average
-from system import processes
+from networks.efficientnet_lite import merge_padding
+from networks.inference import fold_batchnorm
+from system.device import one_core_each
 
 MAX_FRAMES = 48  # of a clip; of longer ones, evenly spaced ones
-FRAMES_AT_ONCE = 32  # through the 2D network
+FRAMES_AT_ONCE = 16  # through the 2D network, so that its activations stay in the cache
 
 
 class FrameMaps(NamedTuple):
@@ -53,23 +54,25 @@ def frame_maps(annotations: Annotations, chosen, network: Average, config: Confi
     Clips that cannot be read are left out.
     """
 
-    def read(index):
+    network = merge_padding(fold_batchnorm(network))
+    device = torch.device("cpu")
+
+    @torch.inference_mode()
+    def compute(index):
         try:
             source = annotations.clip(int(index)).open(config)
             num_frames = min(len(source), MAX_FRAMES)
             places = np.arange(num_frames) * len(source) // num_frames
             frames = np.empty((1, num_frames, *config.crop, 3), np.uint8)
             read_windows(source, places[None], eval_transforms(config)[:1], frames)
-            return index, len(source), frames
         except FrameError:
             return None
+        clip = normalize_clips(torch.from_numpy(frames), device, config)
+        parts = [network.frame_features(part)[0] for part in clip.split(FRAMES_AT_ONCE, 2)]
+        return index, len(source), torch.cat(parts).half()
 
-    found, device = [], torch.device("cpu")
-    with ThreadPoolExecutor(processes.available_cores()) as pool, torch.inference_mode():
-        clips = tqdm(pool.map(read, chosen), "features", len(chosen), leave=False, disable=None)
-        for index, length, frames in filter(None, clips):
-            clip = normalize_clips(torch.from_numpy(frames), device, config)
-            parts = [network.frame_features(part)[0] for part in clip.split(FRAMES_AT_ONCE, 2)]
-            found.append((index, length, torch.cat(parts).half()))
+    with one_core_each() as pool:
+        clips = tqdm(pool.map(compute, chosen), "features", len(chosen), leave=False, disable=None)
+        found = [clip for clip in clips if clip]
     indices, lengths, features = zip(*found, strict=True) if found else ((), (), ())
     return FrameMaps(np.array(indices, int), np.array(lengths, int), list(features))

@@ -3,6 +3,7 @@
 Shapes: N clips, K windows per clip, T frames, D numbers per frame.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -13,12 +14,12 @@ import torch
 from torch import nn
 
 from config import Config
-from model import NETWORKS, build_average, build_model
+from model import NETWORKS, build_model
 from networks.average import Average
 from networks.frame_networks import FrameNetwork
-from networks.inference import fold_batchnorm
 from networks.ridge import MAX_WINDOWS
 from own_clips.frame_maps import FrameMaps
+from system.device import to_device
 from training.optimization import training_loss
 from training.pretrained import copy_weights, find_weights, read_source, with_normalization
 
@@ -49,24 +50,40 @@ def feature_network(config: Config, num_classes: int) -> Average:
 
     Unlike `load_pretrained`, this is for one process, the main one.
     """
-    network, source = build_model(config, num_classes), find_weights(config)
+    source, network = find_weights(config), build_model(config, num_classes)
+    network = to_device(network, torch.device("cpu"))
     copy_weights(network, NETWORKS["average"].head, config, (), source, read_source(source))
-    return fold_batchnorm(network)
+    return network.eval()
+
+
+class SeededDropout(nn.Dropout):
+    """Dropout with random numbers of its own: other threads draw, too."""
+
+    def __init__(self, p: float, seed: int):
+        super().__init__(p)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, values):
+        if not self.training:
+            return values
+        keep = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        return values * keep / (1 - self.p)
 
 
 class Head(nn.Module):
-    """One member of an average, on the features of the whole average."""
+    """A copy of one member of an average, on the features of the whole average."""
 
-    def __init__(self, member: str, config: Config, num_classes: int):
+    def __init__(self, whole: Average, member: str, seed: int):
+        """Set random weights: those of the seed."""
         super().__init__()
-        whole = build_average(config, num_classes)
-        self.split, self.network = whole.split_features, whole.members[member]
-
-    def reset(self) -> None:
-        """Set random weights anew."""
-        for module in self.network.modules():
+        self.split, self.network = whole.split_features, copy.deepcopy(whole.members[member])
+        torch.manual_seed(seed)
+        for module in list(self.network.modules()):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+            for name, child in module.named_children():
+                if isinstance(child, nn.Dropout):
+                    setattr(module, name, SeededDropout(child.p, seed))
 
     def input(self, features):
         """Return what the member sees of the features: maps or small clips."""
@@ -80,25 +97,19 @@ class Head(nn.Module):
 
 
 def held_out_scores(
-    member, maps: FrameMaps, labels, groups, folds, config: Config, num_classes, num_steps: int
-):
-    """Return log probabilities of each clip by a network that was not trained on it.
+    head: Head, maps: FrameMaps, labels, groups, fold, config: Config, num_steps: int, seed: int
+) -> torch.Tensor:
+    """Train on one part of the clips; return log probabilities of the other, [N, classes].
 
-    member: a network of COMPARED; labels: int [N]; groups: str [N] or None; folds: (training, test)
-    positions; num_steps: of a training, at most. Returns float64 [N, classes].
+    labels: int [N]; groups: str [N] or None; fold: (training, test) positions; num_steps: of a
+    training, at most.
     """
-    found = torch.zeros(len(labels), num_classes, dtype=torch.float64)
-    head = Head(member, config, num_classes)
-    for number, (train, test) in enumerate(folds):
-        torch.manual_seed(number)
-        head.reset()
-        if hasattr(head.network, "fit"):
-            fit_head(head, maps, labels, groups, train, config)
-        else:
-            rng = np.random.default_rng(number)
-            train_head(head, maps, labels, train, config, num_steps, rng)
-        found[test] = log_probabilities(head, maps, test, config)
-    return found
+    train, test = fold
+    if hasattr(head.network, "fit"):
+        fit_head(head, maps, labels, groups, train, config)
+    else:
+        train_head(head, maps, labels, train, config, num_steps, np.random.default_rng(seed))
+    return log_probabilities(head, maps, test, config)
 
 
 @torch.inference_mode()

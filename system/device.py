@@ -5,9 +5,12 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from config import Config
 from system import processes
@@ -120,6 +123,23 @@ NUMBER_FORMATS = {
     "fp16": torch.float16,
 }
 FIRST_GPU_WITH_TF32 = (8, 0)  # CUDA's compute capability of the Ampere generation
+
+
+@contextmanager
+def one_core_each() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool with a thread per core that PyTorch uses; each computes on one core.
+
+    Small convolutions gain little from several cores. NumPy's threads are limited, too: they wait
+    for work in a loop that takes a core. What was not started is cancelled at the end.
+    """
+    number = torch.get_num_threads()
+    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with threadpool_limits(1, "blas"):
+            yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(number)  # the pool's threads changed that of new threads, too
 
 
 def check_precision(precision: str, device: torch.device) -> None:

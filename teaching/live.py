@@ -4,6 +4,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from clips.frames import FramesInMemory
 from scoring.camera import LIVE_SECONDS, SMOOTHING_SECONDS, SURE, shown_at
-from scoring.predictor import load_predictor
+from scoring.predictor import Predictor, load_predictor
 from system.errors import UserError
 from teaching.pictures import decode_jpeg
 
@@ -30,12 +31,21 @@ class LiveSession:
     def __init__(self, find_checkpoint: Callable[[], Path], device: torch.device):
         """find_checkpoint: returns the network to try, which need not exist."""
         self.find_checkpoint, self.device, self.lock = find_checkpoint, device, threading.Lock()
-        self.predictor, self.turn, self.loading = None, 0, threading.Lock()
+        self.predictor, self.turn = None, 0
+        self.newest, self.loading = (None, None), threading.Lock()  # a file's version, its network
 
     def prepare(self) -> None:
-        """Import what takes a second when the first network is loaded."""
-        with self.loading:
-            import_module("torch._dynamo")
+        """Import what takes a second when the first network is loaded, and load the newest one.
+
+        Returns at once if another thread does it.
+        """
+        if self.loading.acquire(blocking=False):
+            try:
+                import_module("torch._dynamo")
+                with suppress(UserError):  # there is none, or it is damaged, which `begin` reports
+                    self._load_newest()
+            finally:
+                self.loading.release()
 
     def begin(self) -> dict:
         """Load the newest network and forget the frames; return the classes and a turn's number.
@@ -49,12 +59,21 @@ class LiveSession:
             self._forget()
             return {"turn": self.turn, "classes": predictor.classes, "sure": SURE}
 
-    def _load(self):
-        checkpoint = self.find_checkpoint()
-        if not checkpoint.exists():
-            raise UserError("there is no network yet; train one first")
+    def _load(self) -> Predictor:
         with self.loading:
-            return load_predictor(checkpoint, self.device)
+            return self._load_newest()
+
+    def _load_newest(self) -> Predictor:
+        """Load the network to try, unless it is the one that was loaded last."""
+        checkpoint = self.find_checkpoint()
+        try:
+            status = checkpoint.stat()
+        except FileNotFoundError:
+            raise UserError("there is no network yet; train one first") from None
+        version = status.st_ino, status.st_mtime_ns, status.st_size  # folders are renamed
+        if version != self.newest[0]:
+            self.newest = version, load_predictor(checkpoint, self.device)
+        return self.newest[1]
 
     def _forget(self):
         self.frames = deque(maxlen=MAX_KEPT)  # (seconds, uint8 RGB [H, W, 3])

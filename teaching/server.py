@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,7 +141,10 @@ class Server(ThreadingHTTPServer):
         ]
 
     def progress(self, query, body):
-        return self.training.progress() | {
+        progress = self.training.progress()
+        if progress["state"] == "done":  # so that nobody waits for the network who tries it
+            threading.Thread(target=self.session.prepare, daemon=True).start()
+        return progress | {
             "num_changes": self.data_set.num_changes,
             "zip": self.takeaway.progress(),
         }

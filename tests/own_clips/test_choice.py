@@ -52,27 +52,34 @@ def validated(clips, members, *samplings):
     return choose_by_cross_validation(clips, configs(*samplings), members, 0)
 
 
+def record_trials(patch) -> list[tuple]:
+    """Return a list to which each short training adds its steps, its network and its variant."""
+    done, run = [], choice.Trials.run
+
+    def recorded(self, todo, num_steps, progress):
+        variants = run(self, todo, num_steps, progress)
+        done.extend((num_steps, *pair) for pair in zip(todo, variants, strict=True))
+        return variants
+
+    patch.setattr(choice.Trials, "run", recorded)
+    return done
+
+
 @pytest.fixture(scope="module")
 def conv3d_or_linear(clips):
     """What is chosen of two networks on both samplings, and their trainings in order."""
-    done, run = [], choice.Trials.run
-
-    def recorded(self, member, config, keys, num_steps):
-        variant = run(self, member, config, keys, num_steps)
-        done.append((num_steps, member, config.sampling, variant))
-        return variant
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "STEPS", 2)
         patch.setattr(choice, "LONG_STEPS", 3)
-        patch.setattr(choice.Trials, "run", recorded)
+        done = record_trials(patch)
         return validated(clips, ["conv3d", "linear"], "window", "segments"), done
 
 
 def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(conv3d_or_linear):
     found, _ = conv3d_or_linear
     names = [variant.name for variant in found.variants]
-    assert len(names) == len(set(names)) == 6  # two networks and their mean, on both samplings
+    # A linear model on both samplings, conv3d on the better one, and their mean.
+    assert len(names) == len(set(names)) == 4
     for variant in found.variants:
         assert variant.log_probabilities.shape == (18, 3)
         torch.testing.assert_close(
@@ -82,8 +89,10 @@ def test_every_clip_is_scored_by_networks_that_were_not_trained_on_it(conv3d_or_
         variant.rank for variant in found.variants
     )
     lines = format_variants(found)
-    assert lines[0].endswith(": the best") and lines[-1] == "and 1 more, not shown"
-    assert all(" points less" in line for line in lines[1:-1])
+    assert lines[0].endswith(": the best") and len(lines) == 4
+    assert all(" points less" in line for line in lines[1:])
+    many = format_variants(found._replace(variants=2 * found.variants))
+    assert (len(many), many[-1]) == (6, "and 3 more, not shown")
 
 
 @pytest.mark.slow
@@ -107,19 +116,29 @@ def test_networks_on_maps_are_tried_with_and_without_the_mean_map(clips, very_sh
     ] + 3 * [True]
 
 
-def test_the_best_of_each_trained_network_is_trained_for_longer(conv3d_or_linear):
+def test_conv3d_is_trained_once_and_for_longer_with_the_sampling_that_is_best_for_others(
+    conv3d_or_linear,
+):
     found, done = conv3d_or_linear
-    assert [each[:3] for each in done[:4]] == [
-        (2, "conv3d", "window"),
+    *others, (num_steps, trial, longer) = done
+    assert [(steps, each.member, each.config.sampling) for steps, each, _ in others] == [
         (2, "linear", "window"),
-        (2, "conv3d", "segments"),
         (2, "linear", "segments"),
     ]
-    best = min((done[0], done[2]), key=lambda each: each[3].rank)
-    ((num_steps, member, sampling, longer),) = done[4:]
-    assert (num_steps, member, sampling) == (3, "conv3d", best[2])
-    names = [variant for variant in found.variants if variant.name == longer.name]
-    assert len(names) == 1 and names[0] is longer
+    _, best, _ = min(others, key=lambda each: each[2].rank)
+    assert (num_steps, trial.member, trial.config) == (3, "conv3d", best.config)
+    assert any(variant is longer for variant in found.variants)
+
+
+@pytest.mark.slow
+def test_the_best_of_each_trained_network_is_trained_for_longer(clips, very_short, monkeypatch):
+    done = record_trials(monkeypatch)
+    found = validated(clips, ["eco"], "window", "segments")
+    *short, (num_steps, trial, longer) = done
+    _, best, shorter = min(short, key=lambda each: each[2].rank)
+    assert (num_steps, trial, len(short)) == (3, best, 4)
+    assert any(variant is longer for variant in found.variants)
+    assert not any(variant is shorter for variant in found.variants)
 
 
 @pytest.mark.slow

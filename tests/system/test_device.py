@@ -7,6 +7,7 @@ import torch
 from conftest import make_config as config_with
 from conftest import slow_except
 from runs import differences, make_settings, run_folder, train_until, write_config
+from threadpoolctl import threadpool_info
 
 import train
 from model import build_model
@@ -139,3 +140,16 @@ def test_networks_are_compiled_for_fixed_shapes(tmp_path, monkeypatch):
     config = write_config(tmp_path / "config.json", make_settings(tmp_path, compile=True))
     assert train.main(["-c", config, "-g", "cpu"]) == 0
     assert options == [{"dynamic": False}]
+
+
+def test_in_a_pool_each_thread_has_one_core_and_afterwards_all_are_as_before():
+    def threads_now(_=None):
+        return torch.get_num_threads(), {
+            each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"
+        }
+
+    torch.set_num_threads(3)
+    before = threads_now()
+    with device.one_core_each() as pool:
+        assert list(pool.map(threads_now, range(9))) == [(1, {1})] * 9
+    assert threads_now() == before

@@ -49,6 +49,22 @@ def show(session, times, values=None):
 TWELFTHS = np.arange(37) / 12
 
 
+def test_a_network_is_loaded_once_and_ahead_of_its_use(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        live, "load_predictor", lambda path, device: loaded.append(path) or Witness(12.0)
+    )
+    session = LiveSession(lambda: tmp_path / "best", None)
+    session.prepare()  # there is no network yet
+    for number in (1, 2):
+        (tmp_path / "new").write_text(number * "weights")
+        (tmp_path / "new").rename(tmp_path / "best")
+        session.prepare()
+        assert len(loaded) == number
+        session.begin(), session.begin()
+        assert len(loaded) == number
+
+
 def test_there_are_no_scores_before_three_seconds(make_session):
     session, witness = make_session()
     assert show(session, TWELFTHS[:35]) == {"scores": None}
