@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import FITTED_MODELS, FRAME_MODELS
+from networks.ridge import MAX_WINDOWS
 from own_clips.survey import ClipStats
 
 CLIP_SIZE = 12  # frames, at most
@@ -29,7 +30,8 @@ SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
 FRAMES_TO_COMPUTE = 36_000  # of SIDE_2D, for the features of a training set that is not larger
 MIN_VERSIONS, MAX_VERSIONS = 4, 8
-# With conv3d, which learns for longer and from random weights, a few versions may be overfitted.
+# With conv3d, which learns for longer and from random weights, a few versions may be overfitted; and
+# fitting takes less time than training.
 MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 
@@ -76,7 +78,7 @@ def choose_settings(
         crop = given.get("crop_size") or next(
             choice.value for choice in choices if choice.key == "crop_size"
         )
-        choices.append(_versions(num_frames, crop, is_short))
+        choices.append(_versions(num_clips, clip_size, crop, networks))
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -180,15 +182,17 @@ def _size_2d(stats: ClipStats, side: int, given: dict) -> list[Choice]:
     ]
 
 
-def _versions(num_frames: int, crop, is_short: bool) -> Choice:
-    """Choose how many versions of each clip are computed; num_frames: in one of all clips."""
+def _versions(num_clips: int, clip_size: int, crop, networks) -> Choice:
+    """Choose how many versions of each clip are computed."""
     height, width = np.broadcast_to(crop, 2)
-    to_compute = FRAMES_TO_COMPUTE * SIDE_2D**2 / (height * width)
-    most = MAX_VERSIONS
-    if not is_short:
+    to_compute, most = FRAMES_TO_COMPUTE * SIDE_2D**2 / (height * width), MAX_VERSIONS
+    is_fitted = {*networks} <= {*FITTED_MODELS}
+    if is_fitted or "conv3d" in networks:
         to_compute, most = to_compute * MORE_FRAMES, most * MORE_VERSIONS
-    versions = int(np.clip(to_compute / num_frames, 2, most))
-    reason = f"features of {versions * num_frames:,} frames are computed once"
+    if is_fitted:
+        most = min(most, MAX_WINDOWS // num_clips)  # on which it is fitted
+    versions = max(2, min(most, int(to_compute / (num_clips * clip_size))))
+    reason = f"features of {versions * num_clips * clip_size:,} frames are computed once"
     return Choice("feature_versions", versions, reason)
 
 
