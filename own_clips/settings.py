@@ -30,8 +30,8 @@ SIDE_2D, LARGER_SIDE_2D, STRIDE = 96, 128, 16
 CLIPS_TO_SEE_2D, MAX_EPOCHS_2D = 11_000, 30
 FRAMES_TO_COMPUTE = 36_000  # of SIDE_2D, for the features of a training set that is not larger
 MIN_VERSIONS, MAX_VERSIONS = 4, 8
-# With conv3d, which learns for longer and from random weights, a few versions may be overfitted; and
-# fitting takes less time than training.
+# With conv3d, which learns for longer and from random weights, a few versions may be overfitted;
+# and fitting takes less time than training.
 MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many
 UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
 

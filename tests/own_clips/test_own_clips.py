@@ -180,6 +180,9 @@ def test_frames_for_a_2d_network_are_larger_if_clips_are_few():
     assert chosen(40, model="eco", crop_size=64)["feature_versions"] == 8
     both = {"model": "average", "members": ["eco", "conv3d"]}
     assert chosen(40, **both)["feature_versions"] == 16
+    # 3,000 windows, on which it is fitted
+    assert chosen(40, model="kernel_ridge")["feature_versions"] == 16
+    assert chosen(400, model="kernel_ridge")["feature_versions"] == 7
 
 
 def test_what_is_fitted_in_closed_form_has_one_epoch():
