@@ -109,7 +109,7 @@ def write_config(training: Training, changes: dict, seed: int) -> None:
         clips = training.data_set.enabled()
         labels, sets = zip(*clips.values(), strict=True)
         recipe = recipe_of(changes)
-        paths = training._paths(training.data_set.folder, training.run_folder)
+        paths = training.paths(training.data_set.folder, training.run_folder)
         values = recipe | QUICK | CPU_PRECISION | changes | paths
         folder = open_folder(training.data_set.folder / "clips")
         stats = survey(folder, list(clips), load_config(RECIPE), labels)

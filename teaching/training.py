@@ -101,7 +101,7 @@ class Training:
             values = json.loads(self.config_path.read_text(encoding="utf-8"))
             if is_resumed and (self.snapshot / CONFIG_FILE).exists():
                 values = load_config(self.snapshot / CONFIG_FILE).model_dump(exclude_unset=True)
-            values |= self._paths(self.snapshot, self.current_run)
+            values |= self.paths(self.snapshot, self.current_run)
             _write_json(self.snapshot / CONFIG_FILE, values)
             self.is_stopping = False
             log.truncate(0)
@@ -165,7 +165,7 @@ class Training:
         values = recipe.model_dump(exclude_unset=True) | quick if anew else {}
         if self.config_path.exists():
             values |= load_config(self.config_path).model_dump(exclude_unset=True)
-        values |= self._paths(self.data_set.folder, self.run_folder)
+        values |= self.paths(self.data_set.folder, self.run_folder)
         if anew:
             folder = open_folder(self.data_set.folder / "clips")
             stats = survey(folder, list(clips), recipe, labels)
@@ -176,7 +176,7 @@ class Training:
             values["num_epochs"] = min(values["num_epochs"], MAX_EPOCHS)
         _write_json(self.config_path, values)
 
-    def _paths(self, data_set: Path, run_folder: Path) -> dict:
+    def paths(self, data_set: Path, run_folder: Path) -> dict:
         """Return the keys of a config that name a data set's files and a run folder."""
         values = {
             "model_name": run_folder.name,
