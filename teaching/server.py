@@ -142,7 +142,7 @@ class Server(ThreadingHTTPServer):
 
     def progress(self, query, body):
         progress = self.training.progress()
-        if progress["state"] == "done":  # so that nobody waits for the network who tries it
+        if progress["state"] != "running" and progress["has_network"]:  # somebody may soon try it
             threading.Thread(target=self.session.prepare, daemon=True).start()
         return progress | {
             "num_changes": self.data_set.num_changes,

@@ -145,9 +145,13 @@ def test_the_first_request_for_scores_has_three_seconds(network, page, server, m
     page.until(
         "latest.length && latest.at(-1)[0] - latest[0][0] > LIVE - PERIOD"
     )  # kept in the browser
+    with server.session.loading:  # since the page has asked for the progress
+        _, loaded = server.session.newest
+    assert loaded
     page.js("$('try').click()")
     page.until("$('verdict').textContent === 'up'")
     assert answers[0]["scores"] and not page.js("latest.length")
+    assert server.session.predictor is loaded
 
 
 @pytest.mark.slow
