@@ -1,6 +1,7 @@
 """The recipes of `train.py --data`, and which of their parts suit a folder's clips."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ def cross_validated_keys(
         settings = choose_settings(stats, len(train), device_type, keys)
         keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
         configs.append(config.model_copy(update=keys))
+    started = time.monotonic()
     validated = choose_by_cross_validation(train, configs, COMPARED, config.seed)
+    seconds = time.monotonic() - started
     variants = [variant for variant in validated.variants if fits(variant.keys, given)]
     validated = validated._replace(variants=variants)
-    print_choice(validated)
+    print_choice(validated, seconds)
     return validated.best.keys
 
 
@@ -79,10 +82,13 @@ def fits(keys: dict, given: dict) -> bool:
     )
 
 
-def print_choice(validated: CrossValidation) -> None:
+def print_choice(validated: CrossValidation, seconds: float) -> None:
     """Print the variants, and what the best of them says about the clips."""
     num_clips, best = len(validated.best.labels), validated.best
-    print(f"  cross-validation within {num_clips:,} training clips, on small frames:")
+    print(
+        f"  cross-validation within {num_clips:,} training clips, on small frames, in "
+        f"{seconds:.0f} s:"
+    )
     for line in format_variants(validated):
         print(f"    {line}")
     networks = best.keys.get("members", [best.keys["model"]])
