@@ -91,13 +91,13 @@ def _results(name):
 
 def _words_per_class():
     """Return what `draw_clips_per_class` takes, of the words said by mouths."""
-    pretrained, random = (
-        _results(f"{name}_lips8_curve")["rows"] + _results(f"{name}_lips8")["rows"][:1]
-        for name in ("pretrained", "few_clips")
+    chosen, random = (
+        _results(f"{name}_lips8_curve")["rows"] + _results(f"{name}_lips8{ending}")["rows"][:1]
+        for name, ending in (("pretrained", "_chosen"), ("few_clips", ""))
     )
     whole = _results("few_clips_lips8")["baselines"]
     linear = [row.get("baselines", whole)["a linear model"] for row in random]
-    curves = {"frozen 2D network": pretrained, "from random weights": random}
+    curves = {"as --data chooses": chosen, "from random weights": random}
     return curves, linear, NUM_WORDS
 
 
