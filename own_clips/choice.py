@@ -159,18 +159,19 @@ def choose_by_cross_validation(
     trained = [member for member in members if member not in FITTED_MODELS]
     count = len(todo) + len(trained)
     with tqdm(total=count, desc="choosing", leave=False, disable=None) as progress:
-        short = trials.run(todo, STEPS, progress)
-        ranked = sorted(zip(short, todo, strict=True), key=lambda pair: pair[0].rank)
-        order = [trial for _, trial in ranked]
+        found = trials.run(todo, STEPS, progress)
+        places = sorted(range(len(todo)), key=lambda place: found[place].rank)
+        ranked = [todo[place] for place in places]
         longer = [
-            Trial(member, order[0].config, {})
+            Trial(member, ranked[0].config, {})
             if member == "conv3d"
-            else next(trial for trial in order if trial.member == member)
+            else next(trial for trial in ranked if trial.member == member)
             for member in trained
         ]
-        found = dict(zip(map(str, todo), short, strict=True))
-        found |= zip(map(str, longer), trials.run(longer, LONG_STEPS, progress), strict=True)
-    variants = [*found.values(), *averages([*found.values()])]
+        for trial, variant in zip(longer, trials.run(longer, LONG_STEPS, progress), strict=True):
+            place = todo.index(trial) if trial in todo else len(found)
+            found[place : place + 1] = [variant]
+    variants = found + averages(found)
     return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 
 
