@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from config import BACKBONES
 from model import build_model
-from networks.backbones import build_backbone, build_cut_backbone
+from networks.backbones import _map_shapes, build_backbone, build_cut_backbone
 from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD, efficientnet_lite0
 from networks.inference import fold_batchnorm
 from networks.stages import stages
@@ -95,6 +95,16 @@ def test_a_backbone_is_cut_after_a_layer(name):
         assert [part for part, _ in stages(early)] == names[:-1]
         with pytest.raises(ValueError, match=f"{name} has no layer blocks.99, but .*{names[-1]}"):
             build_cut_backbone(name, "blocks.99")
+
+
+def test_random_weights_do_not_depend_on_what_was_built_before():
+    _map_shapes.cache_clear()
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network, _, _ = build_cut_backbone("efficientnet_lite0", None)
+        drawn.append((next(network.parameters()).sum().item(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
 
 
 def test_the_published_depth_and_channels():
