@@ -128,8 +128,8 @@ def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slo
     command.send(moment.signal_number, moment.to_group)
     status, output, errors = command.finish()
     assert status == 128 + moment.signal_number and not errors, output + errors
-    # The clips of a batch would take longer; this holds beside other work, too.
-    assert cpu_seconds_of_children() - before < 30
+    # A loop that waits, or another epoch, would take longer; this holds beside other work, too.
+    assert cpu_seconds_of_children() - before < 60
     assert not command.has_left_processes()
     assert "training is over" not in output
     if "step" in moment.text:
