@@ -97,7 +97,7 @@ def _words_per_class():
     )
     whole = _results("few_clips_lips8")["baselines"]
     linear = [row.get("baselines", whole)["a linear model"] for row in random]
-    curves = {"as --data chooses": chosen, "from random weights": random}
+    curves = {"kernel_ridge + linear": chosen, "from random weights": random}
     return curves, linear, NUM_WORDS
 
 
