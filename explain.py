@@ -8,7 +8,6 @@ pictures are files and a TensorBoard log.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from explaining.layers import first_kernels, share_of_change, stage_names, stage
 from explaining.pictures import save_gif
 from scoring.predictor import Predictor, load_predictor
 from system.device import choose_device, prepare
-from system.errors import UserError, exit_status
+from system.errors import UserError, end_program, exit_status
 
 KERNEL_RATE, MIN_FRAME_RATE = 2, 4  # pictures per second, of kernels and of clips
 
@@ -202,4 +201,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -5,13 +5,12 @@ cameras, a page that runs it in a browser, and a model card.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from exporting.package import export
-from system.errors import exit_status
+from system.errors import end_program, exit_status
 
 
 def main(arguments=None) -> int:
@@ -51,4 +50,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -17,7 +17,7 @@ from clips.packing import MAX_FRAME_PIXELS, Packing, pack
 from clips.packs import Pack, PackedFrames
 from clips.search import no_films
 from system import stopping
-from system.errors import UserError, exit_status, summarize
+from system.errors import UserError, end_program, exit_status, summarize
 
 
 def make_pack(options: argparse.Namespace) -> None:
@@ -150,4 +150,4 @@ def main(arguments=None) -> int:
 
 if __name__ == "__main__":
     stopping.install()
-    sys.exit(main())
+    end_program(main())

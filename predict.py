@@ -20,7 +20,7 @@ from explaining.score_overlay import save_with_scores
 from scoring.camera import predict_live
 from scoring.predictor import Predictor, Scores, averaged, load_predictors
 from system.device import choose_device, prepare
-from system.errors import UserError, exit_status
+from system.errors import UserError, end_program, exit_status
 
 MAX_UNSEEN = 3.0  # seconds: a whole gesture could be missed
 
@@ -267,4 +267,4 @@ def predict_paths(predictors: list[Predictor], options: argparse.Namespace, comb
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

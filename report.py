@@ -1,12 +1,11 @@
 """Write report.html for a run: `python report.py trainings/quickstart`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from clips.frames import prepare_decoders
 from reporting.page import write_report
-from system.errors import exit_status
+from system.errors import end_program, exit_status
 
 
 def main(arguments=None) -> int:
@@ -19,4 +18,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

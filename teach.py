@@ -3,7 +3,7 @@
 import os
 
 from system import stopping
-from system.errors import exit_status
+from system.errors import end_program, exit_status
 
 if __name__ == "__main__":  # a signal during the imports below, which take seconds, ends it cleanly
     stopping.install()
@@ -11,8 +11,6 @@ if __name__ == "__main__":  # a signal during the imports below, which take seco
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import argparse
-import gc
-import sys
 import threading
 import webbrowser
 from pathlib import Path
@@ -94,6 +92,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    gc.freeze()  # Python would look for garbage in PyTorch's modules for a second
-    sys.exit(status)
+    end_program(main())

@@ -1,7 +1,7 @@
 """Train, evaluate and predict: `python train.py --config configs/config.json -g 0`."""
 
 from system import stopping
-from system.errors import UserError, exit_status
+from system.errors import UserError, end_program, exit_status
 
 if __name__ == "__main__":  # a signal during the imports below, which take seconds, ends it cleanly
     stopping.install()
@@ -441,4 +441,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main())

@@ -1,10 +1,12 @@
 """UserError, messages for errors that the user can correct, and exit statuses."""
 
 import errno
+import gc
 import io
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from system import stopping
 
@@ -147,3 +149,9 @@ def exit_status(command: Callable, is_reporter: Callable[[], bool] = lambda: Tru
             if is_reporter():
                 print(f"error: {message}", file=sys.stderr)
         return 2
+
+
+def end_program(status: int) -> NoReturn:
+    """Exit with a status, without looking for garbage in PyTorch's modules, which takes seconds."""
+    gc.freeze()
+    sys.exit(status)

@@ -193,6 +193,16 @@ def test_exit_statuses():
         exit_status(lambda: fail(RuntimeError("a bug")))
 
 
+def test_a_program_ends_without_a_search_for_garbage():
+    code = (
+        "import atexit, gc\nfrom system.errors import end_program\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000, gc.get_count()[2]))\n"
+        "end_program(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True)
+    assert (ended.returncode, ended.stdout.split()[0]) == (3, b"True")
+
+
 def test_a_mistake_is_told_by_one_process_only(capsys):
     def fail():
         raise UserError("a mistake")
