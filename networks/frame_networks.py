@@ -3,6 +3,8 @@
 Shapes: N clips, C channels, T frames, H, W pixels, F features.
 """
 
+import copy
+
 import torch
 from torch import nn
 
@@ -34,6 +36,13 @@ class FeatureClassifier(nn.Module):
     def __init__(self, model: FrameNetwork):
         super().__init__()
         self.model = model
+
+    def __deepcopy__(self, memo):
+        """Copy all but the backbone: each epoch evaluates a copy, which does not use it."""
+        memo[id(self.model.backbone)] = nn.Sequential().train(self.training)
+        copied = FeatureClassifier(copy.deepcopy(self.model, memo))
+        copied.training = self.training
+        return copied
 
     def forward(self, features):
         return self.model.classify_features(features)

@@ -1,5 +1,6 @@
 """2D networks for frames: EfficientNet-Lite0 is the published one, and each is cut at a stride."""
 
+import copy
 import re
 
 import numpy as np
@@ -15,6 +16,7 @@ from config import BACKBONES
 from model import build_model
 from networks.backbones import _map_shapes, build_backbone, build_cut_backbone
 from networks.efficientnet_lite import LITE0_MEAN, LITE0_STD, efficientnet_lite0
+from networks.frame_networks import FeatureClassifier
 from networks.inference import fold_batchnorm
 from networks.stages import stages
 from system.errors import UserError
@@ -172,3 +174,19 @@ def test_stages_of_a_backbone_are_listed_one_by_one():
 
     names = [name for name, _ in stages(model)]
     assert names[:9] == [f"backbone.features.{number}" for number in range(9)]
+
+
+@torch.no_grad()
+def test_a_copy_of_what_sees_features_leaves_the_backbone_out():
+    """Each epoch makes copies."""
+    model = build_model(eco_config(), 3).eval()
+    whole = FeatureClassifier(model).eval()
+    copied = copy.deepcopy(whole)
+    assert list(copied.state_dict()) == [
+        name for name in whole.state_dict() if "backbone" not in name
+    ]
+    assert len(list(copied.parameters())) < len(list(whole.parameters()))
+    features = model.frame_features(torch.randn(2, 3, 4, 40, 40))
+    assert torch.equal(copied(features), whole(features))
+    assert not any(module.training for module in copied.modules())
+    assert len(model.backbone)
