@@ -417,7 +417,8 @@ class Config(BaseModel):
     balanced_sampling: bool = Field(
         False,
         description="Draw training clips with replacement, so that all classes are equally "
-        "frequent, however many clips they have; an epoch has as many clips as without it.",
+        "frequent, however many clips they have; an epoch has as many clips as without it. The "
+        "ridge regressions of kernel_ridge and linear weight clips instead.",
     )
     accumulate_steps: Size = Field(
         1,

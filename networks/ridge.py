@@ -45,21 +45,23 @@ class LinearModel(nn.Module):
         return self.classifier(self.inputs(clips)) * self.log_scale.exp()
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray, groups=None) -> None:
+    def fit(self, inputs, labels, clips, groups=None, is_balanced: bool = False) -> None:
         """Set the weights, and the scale of the logits by cross-validation.
 
         inputs: float32 [N, D]; labels: int [N]; clips: int [N], the index of each input's clip;
-        groups: [N], which are held out as a whole; None: each clip is one. The penalty is chosen
-        by leave-one-out validation.
+        groups: [N], which are held out as a whole; None: each clip is one. is_balanced: all classes
+        count equally, however many inputs they have. The penalty is chosen by leave-one-out
+        validation.
         """
         from sklearn.linear_model import RidgeCV  # here, since it takes a second to import
 
         inputs, targets = inputs.astype(np.float64), one_hot(labels, self.classifier.out_features)
-        ridge = RidgeCV(alphas=PENALTIES).fit(inputs, targets)
+        weights = balanced_weights(labels) if is_balanced else None
+        ridge = RidgeCV(alphas=PENALTIES).fit(inputs, targets, weights)
         self.classifier.weight.copy_(torch.from_numpy(ridge.coef_))
         self.classifier.bias.copy_(torch.from_numpy(ridge.intercept_))
         refit = RidgeCV(alphas=[ridge.alpha_])
-        scores = held_out(refit, inputs, targets, held_out_together(clips, groups))
+        scores = held_out(refit, inputs, targets, held_out_together(clips, groups), weights)
         self.log_scale.fill_(best_log_scale(scores, labels))
 
 
@@ -103,11 +105,12 @@ class KernelRidge(FrameNetwork):
             return self.classifier((distances / -2).exp()) * self.log_scale.exp()
 
     @torch.no_grad()
-    def fit(self, inputs: np.ndarray, labels: np.ndarray, clips: np.ndarray, groups=None) -> None:
+    def fit(self, inputs, labels, clips, groups=None, is_balanced: bool = False) -> None:
         """Set the projection and the weights, and the scale of the logits by cross-validation.
 
         inputs: float32 [N, D], N up to MAX_WINDOWS; labels: int [N]; clips: int [N], the index of
         each input's clip; groups: [N], which are held out as a whole; None: each clip is one.
+        is_balanced: all classes count equally, however many inputs they have.
         """
         assert len(inputs) <= MAX_WINDOWS
         from sklearn.kernel_ridge import KernelRidge as Regression
@@ -129,12 +132,14 @@ class KernelRidge(FrameNetwork):
         targets = one_hot(labels, self.classifier.out_features)
         versions = len(clips) / len(set(clips.tolist()))
         regression = Regression(alpha=KERNEL_PENALTY * versions, kernel="rbf", gamma=0.5)
-        regression.fit(vectors, targets - targets.mean(0))
+        weights = balanced_weights(labels) if is_balanced else None
+        offset = np.average(targets, axis=0, weights=weights)
+        regression.fit(vectors, targets - offset, weights)
         self.classifier.weight[:, : len(vectors)] = torch.from_numpy(regression.dual_coef_.T)
-        self.classifier.bias.copy_(torch.from_numpy(targets.mean(0)))
+        self.classifier.bias.copy_(torch.from_numpy(offset))
         together = held_out_together(clips, groups)
-        scores = held_out(regression, vectors, targets - targets.mean(0), together)
-        self.log_scale.fill_(best_log_scale(scores + targets.mean(0), labels))
+        scores = held_out(regression, vectors, targets - offset, together, weights)
+        self.log_scale.fill_(best_log_scale(scores + offset, labels))
 
 
 def in_fp32(device):
@@ -156,6 +161,12 @@ def one_hot(labels, num_classes) -> np.ndarray:
     return 2 * np.eye(num_classes)[labels] - 1
 
 
+def balanced_weights(labels) -> np.ndarray:
+    """Return a weight for each label, so that all classes count equally, float64 [N]; mean: 1."""
+    weights = 1 / np.bincount(labels)[labels]
+    return weights / weights.mean()
+
+
 def fitted_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a network that `fit` sets, by their names in its `state_dict`."""
     return {
@@ -172,10 +183,10 @@ def held_out_together(clips, groups) -> np.ndarray:
     return clips if groups is None or len(np.unique(groups)) < 2 else groups
 
 
-def held_out(regression, inputs, targets, groups) -> np.ndarray:
+def held_out(regression, inputs, targets, groups, weights=None) -> np.ndarray:
     """Return the scores of each input by a model that was not fitted on its group, [N, classes].
 
-    regression: of scikit-learn; groups: [N].
+    regression: of scikit-learn; groups: [N]; weights: of the inputs, [N], or None.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     num_folds = min(NUM_FOLDS, len(names))
@@ -183,7 +194,8 @@ def held_out(regression, inputs, targets, groups) -> np.ndarray:
     scores = np.zeros(targets.shape)
     for fold in range(num_folds if num_folds > 1 else 0):
         is_train = fold_of != fold
-        regression.fit(inputs[is_train], targets[is_train])
+        own = None if weights is None else weights[is_train]
+        regression.fit(inputs[is_train], targets[is_train], own)
         scores[~is_train] = regression.predict(inputs[~is_train])
     return scores
 

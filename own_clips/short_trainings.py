@@ -17,7 +17,7 @@ from config import Config
 from model import NETWORKS, build_model
 from networks.average import Average
 from networks.frame_networks import FrameNetwork
-from networks.ridge import MAX_WINDOWS
+from networks.ridge import MAX_WINDOWS, balanced_weights
 from own_clips.frame_maps import FrameMaps
 from system.device import to_device
 from training.optimization import training_loss
@@ -125,7 +125,7 @@ def fit_head(head: Head, maps: FrameMaps, labels, groups, train, config: Config)
     chosen = np.linspace(0, len(clips) - 1, min(len(clips), MAX_WINDOWS)).astype(int)
     clips = clips[chosen]
     groups = None if groups is None else groups[clips]
-    head.network.fit(inputs[chosen], labels[clips], clips, groups)
+    head.network.fit(inputs[chosen], labels[clips], clips, groups, config.balanced_sampling)
 
 
 def train_head(
@@ -135,7 +135,9 @@ def train_head(
     num_steps = min(num_steps, math.ceil(STEPS_PER_CLIP * len(train)))
     optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=num_steps + 1)
-    order = itertools.chain.from_iterable(rng.permutation(train) for _ in itertools.count())
+    order = itertools.chain.from_iterable(
+        epoch_of(train, labels, config, rng) for _ in itertools.count()
+    )
     size = min(BATCH_SIZE, len(train))
     head.train()
     for _ in range(num_steps):
@@ -147,6 +149,14 @@ def train_head(
         nn.utils.clip_grad_norm_(head.parameters(), LARGEST_NORM)
         optimizer.step()
         schedule.step()
+
+
+def epoch_of(train, labels, config: Config, rng) -> np.ndarray:
+    """Return the training clips in a random order; with `balanced_sampling`, drawn anew."""
+    if not config.balanced_sampling:
+        return rng.permutation(train)
+    weights = balanced_weights(labels[train])
+    return rng.choice(train, len(train), p=weights / weights.sum())
 
 
 @torch.inference_mode()

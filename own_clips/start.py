@@ -67,8 +67,10 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     lists["group"] = group_pattern(options.group) if options.group else None
     given = {key: value for key, value in values.items() if key in given}
     labels = clips["label"][clips["part"] == "train"].tolist()
+    balance = [each for each in class_balance(labels) if each.key not in given]
     chosen = {}
     if not (options.quick or options.check_data):
+        config = config.model_copy(update={each.key: each.value for each in balance})
         chosen = _cross_validated(lists, stats, config, given, device_type)
     if chosen:
         values = recipe_of(chosen) | {"model_name": config.model_name} | chosen | given
@@ -76,8 +78,7 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     networks = {key: values[key] for key in ("model", "members") if key in values}
     given_keys = networks | given | chosen
     choices = choose_settings(stats, len(labels), device_type, given_keys, bool(options.quick))
-    choices += [each for each in class_balance(labels) if each.key not in given]
-    for choice in choices:
+    for choice in choices + balance:
         values[choice.key] = choice.value
         print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

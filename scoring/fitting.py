@@ -31,7 +31,8 @@ def fit_ridge_models(run: Run, train_loader) -> None:
         for model in models:
             read = _small_frames if isinstance(model, LinearModel) else _maps
             inputs, labels, clips = read(run, model, train_loader.dataset)
-            model.fit(inputs, labels, clips, None if groups is None else groups[clips])
+            own_groups = None if groups is None else groups[clips]
+            model.fit(inputs, labels, clips, own_groups, run.config.balanced_sampling)
             print(
                 f"{type(model).__name__}: fitted on {len(labels):,} windows of the training clips",
                 flush=True,

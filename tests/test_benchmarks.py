@@ -170,7 +170,8 @@ def test_an_epoch(measure):
 
 def test_memory_of_a_worker(measure):
     growth, start = measure("memory")
-    assert growth["plain"] >= 0 and growth["ours"] >= 0 and start["ratio"] > 0
+    # A worker may also give a few pages back.
+    assert min(growth["plain"], growth["ours"]) > -1 and start["ratio"] > 0
 
 
 @pytest.mark.slow

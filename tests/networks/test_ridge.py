@@ -90,6 +90,35 @@ def test_a_kernel_model_gives_the_solution_of_kernel_ridge_regression():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["linear", "kernel_ridge"])
+def test_uneven_classes_count_equally_if_balanced(name):
+    """Of two overlapping classes, 90 and 10 inputs, the rare one is found as often."""
+    rng = np.random.default_rng(0)
+    model = LinearModel(make_config(model="linear"), 2) if name == "linear" else kernel_model(2)
+    num_inputs = 2048 if name == "linear" else len(model.projection)
+    model.inputs = lambda inputs: inputs
+
+    def draw(*counts):
+        labels = np.repeat([0, 1], counts)
+        inputs = np.zeros((len(labels), num_inputs), np.float32)
+        inputs[:, :2] = rng.normal(labels[:, None], 1.0, (len(labels), 2))
+        return inputs, labels
+
+    inputs, labels = draw(90, 10)
+    unseen, expected = draw(200, 200)
+    recalls = []
+    for is_balanced in (False, True):
+        model.fit(inputs, labels, np.arange(100), None, is_balanced)
+        unseen_inputs = torch.from_numpy(unseen)
+        forward = model.forward if name == "linear" else model.classify_features
+        found = forward(unseen_inputs).argmax(1).numpy()
+        recalls.append([(found == label)[expected == label].mean() for label in (0, 1)])
+    (_, rare), (frequent_balanced, rare_balanced) = recalls
+    assert rare < 0.3
+    assert min(frequent_balanced, rare_balanced) > 0.55
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("num_clips", [1, 2, 7])
 def test_few_clips_leave_the_rest_of_the_windows_without_weight(num_clips):
     model = kernel_model()

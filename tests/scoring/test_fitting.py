@@ -26,6 +26,13 @@ KEYS = {
     "num_epochs": 2,
 }
 
+LINEAR = {
+    **dict.fromkeys(("backbone", "backbone_layer", "pretrained", "freeze")),
+    "model": "linear",
+    "members": [],
+    "num_epochs": 1,
+}
+
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
@@ -69,6 +76,16 @@ def test_one_that_is_alone_is_scored_and_not_changed_by_epochs(trained, capsys):
     assert first["val_top1"] and first["val_loss"] == second["val_loss"]
 
 
+@pytest.mark.parametrize("balanced_sampling", [False, True])
+def test_uneven_classes_count_equally_if_they_are_sampled_so(
+    trained, monkeypatch, balanced_sampling
+):
+    fits = []
+    monkeypatch.setattr(LinearModel, "fit", lambda *arguments: fits.append(arguments))
+    trained("uneven", **LINEAR, balanced_sampling=balanced_sampling)
+    assert [is_balanced for *_, is_balanced in fits] == [balanced_sampling]
+
+
 class Terminal(StringIO):
     def isatty(self):
         return True
@@ -77,15 +94,13 @@ class Terminal(StringIO):
 def test_fitting_has_a_bar_and_holds_out_groups(trained, monkeypatch):
     found, fit = [], LinearModel.fit
 
-    def recorded(self, inputs, labels, clips, groups):
+    def recorded(self, inputs, labels, clips, groups, is_balanced):
         found.append((clips, groups))
         fit(self, inputs, labels, clips, groups)
 
     monkeypatch.setattr(LinearModel, "fit", recorded)
     monkeypatch.setattr("sys.stderr", Terminal())
-    keys = ("backbone", "backbone_layer", "pretrained", "freeze")
-    own = dict.fromkeys(keys) | {"members": [], "num_epochs": 1, "group": "(.)$"}
-    trained("linear", model="linear", **own)
+    trained("linear", **LINEAR, group="(.)$")
     assert "fitting LinearModel" in sys.stderr.getvalue()
     ((clips, groups),) = found
     assert len(set(clips.tolist())) == len(clips) > 10 >= len(set(groups.tolist())) > 1
