@@ -47,11 +47,18 @@ CLIPS_EACH, UNSEEN_EACH, CLIP_FRAMES = 8, 20, 36  # the page records 36 frames
 TRAINING_PEOPLE = 5  # of videos; the page needs five clips of a class
 FIRST_UNSEEN = 1000  # seed
 SMOOTH = {"affine_interpolation": "bilinear", "affine_padding": "border"}
+ECO = {"model": "eco"}
+CONV3D_ECO = {"model": "average", "members": ["conv3d", "eco"]}
+ECO_RIDGE = {"model": "average", "members": ["eco", "kernel_ridge"]}
 RIDGE = {"model": "kernel_ridge"}
 BOTH = {"model": "average", "members": ["conv3d", "kernel_ridge"]}
 NETWORKS = {
     "conv3d": {},
     "conv3d, smooth augmentation": SMOOTH,
+    "eco": ECO,
+    "eco, without the clip's mean map": ECO | {"center_features": True},
+    "eco + kernel_ridge, without the clip's mean map": ECO_RIDGE | {"center_features": True},
+    "conv3d + eco, without the clip's mean map": CONV3D_ECO | {"center_features": True},
     "kernel_ridge": RIDGE,
     "kernel_ridge, without the clip's mean map": RIDGE | {"center_features": True},
     "conv3d + kernel_ridge": BOTH,
