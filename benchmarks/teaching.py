@@ -29,10 +29,7 @@ import train
 from benchmarks import machine
 from benchmarks.smoothing import frames_of
 from clips.frames import FramesInMemory, prepare_decoders
-from clips.packs import open_folder
-from own_clips.recipes import recipe_of
-from own_clips.settings import choose_settings
-from own_clips.survey import survey
+from own_clips.recipes import FEW_CLIPS
 from scoring.intervals import wilson
 from scoring.predictor import load_predictor
 from system.config_file import load_config
@@ -40,29 +37,25 @@ from system.device import prepare
 from system.errors import UserError, exit_status
 from teaching.data_set import DataSet
 from teaching.pictures import decode_jpeg, frames_of_film
-from teaching.training import CPU_PRECISION, MAX_EPOCHS, QUICK, RECIPE, Training
+from teaching.training import Training
 from training.run_folder import LAST_CHECKPOINT
 
 CLIPS_EACH, UNSEEN_EACH, CLIP_FRAMES = 8, 20, 36  # the page records 36 frames
 TRAINING_PEOPLE = 5  # of videos; the page needs five clips of a class
 FIRST_UNSEEN = 1000  # seed
-SMOOTH = {"affine_interpolation": "bilinear", "affine_padding": "border"}
-ECO = {"model": "eco"}
-CONV3D_ECO = {"model": "average", "members": ["conv3d", "eco"]}
-ECO_RIDGE = {"model": "average", "members": ["eco", "kernel_ridge"]}
-RIDGE = {"model": "kernel_ridge"}
-BOTH = {"model": "average", "members": ["conv3d", "kernel_ridge"]}
+CENTERED = {"center_features": True}  # without the clip's mean map
+
+
+def average(*members) -> dict:
+    return {"model": "average", "members": list(members)} | CENTERED
+
+
 NETWORKS = {
-    "conv3d": {},
-    "conv3d, smooth augmentation": SMOOTH,
-    "eco": ECO,
-    "eco, without the clip's mean map": ECO | {"center_features": True},
-    "eco + kernel_ridge, without the clip's mean map": ECO_RIDGE | {"center_features": True},
-    "conv3d + eco, without the clip's mean map": CONV3D_ECO | {"center_features": True},
-    "kernel_ridge": RIDGE,
-    "kernel_ridge, without the clip's mean map": RIDGE | {"center_features": True},
-    "conv3d + kernel_ridge": BOTH,
-    "conv3d + kernel_ridge, without the clip's mean map": BOTH | {"center_features": True},
+    "conv3d": {"model": "conv3d"},
+    "eco, without the clip's mean map": {"model": "eco"} | CENTERED,
+    "kernel_ridge, without the clip's mean map": {"model": "kernel_ridge"} | CENTERED,
+    "conv3d + eco, without the clip's mean map": average("conv3d", "eco"),
+    "conv3d + kernel_ridge, without the clip's mean map": average("conv3d", "kernel_ridge"),
 }
 
 
@@ -84,7 +77,7 @@ def drawn_clips(pair, seed, options) -> tuple[list, list]:
 
 def filmed_clips(pair, seed, options) -> tuple[list, list]:
     """Return what `drawn_clips` does, of videos; the seed chooses the people for training."""
-    recipe, known, unseen = load_config(RECIPE), [], []
+    recipe, known, unseen = load_config(FEW_CLIPS), [], []
     for name in pair:
         videos = sorted((options.videos / name).iterdir())
         if len(videos) <= TRAINING_PEOPLE:
@@ -107,25 +100,10 @@ def write_clips(folder: Path, clips) -> Training:
 
 
 def write_config(training: Training, changes: dict, seed: int) -> None:
-    """Write the page's config, or that of `train.py --data` for another network."""
-    path, is_fitted = training.config_path, changes.get("model") == "kernel_ridge"
-    path.unlink(missing_ok=True)
+    """Write the config that the page would write with these keys."""
+    paths = training.paths(training.data_set.folder, training.run_folder)
+    training.config_path.write_text(json.dumps(changes | paths | {"seed": seed, "num_workers": 0}))
     training.write_config(anew=True)
-    values = json.loads(path.read_text())
-    if "model" in changes:
-        clips = training.data_set.enabled()
-        labels, sets = zip(*clips.values(), strict=True)
-        recipe = recipe_of(changes)
-        paths = training.paths(training.data_set.folder, training.run_folder)
-        values = recipe | QUICK | CPU_PRECISION | changes | paths
-        folder = open_folder(training.data_set.folder / "clips")
-        stats = survey(folder, list(clips), load_config(RECIPE), labels)
-        count = sets.count("train")
-        for choice in choose_settings(stats, count, "cpu", changes, is_quick=True):
-            values[choice.key] = choice.value
-        values["num_epochs"] = 1 if is_fitted else min(values["num_epochs"], MAX_EPOCHS)
-    values |= changes | {"seed": seed, "num_workers": 0}
-    path.write_text(json.dumps(values))
 
 
 def trained_and_tested(training, changes, unseen, seed) -> tuple[int, float]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from clips.films import FILM_SUFFIXES
+from own_clips.recipes import FEW_CLIPS
 from system.config_file import load_config
 from system.errors import UserError, message_for_user
 from teaching.data_set import DISABLED, DataSet, DiskFullError
 from teaching.live import LiveSession
 from teaching.pictures import MAX_FRAMES, encode_clip, frames_of_film
 from teaching.takeaway import Takeaway
-from teaching.training import RECIPE, Training
+from teaching.training import Training
 from training.run_folder import REPORT_FILE
 
 PAGE = Path(__file__).parent / "page"
@@ -85,7 +86,7 @@ class Server(ThreadingHTTPServer):
         draw_samples: yields (class, frames uint8 RGB [T, H, W, 3]) of drawn sample clips.
         """
         self.data_set, self.training, self.session = data_set, training, session
-        self.draw_samples, self.recipe = draw_samples, load_config(RECIPE)
+        self.draw_samples, self.recipe = draw_samples, load_config(FEW_CLIPS)
         self.key = saved_key(data_set.folder / KEY_FILE)
         self.takeaway = Takeaway(training)
         try:

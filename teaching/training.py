@@ -13,6 +13,7 @@ from pathlib import Path
 from clips.annotations import read_rows
 from clips.frames import natural_key
 from clips.packs import open_folder
+from own_clips.recipes import FEW_CLIPS, recipe_of
 from own_clips.settings import choose_settings, class_balance
 from own_clips.survey import survey
 from system.config_file import load_config
@@ -25,13 +26,15 @@ from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 PREDICTIONS_FILE = "predictions.csv"  # of the validation clips, after the last epoch
-# Not a network on a frozen backbone: of a gesture and its reverse, 8 clips each, that one tells
-# fewer apart (docs/teaching.md).
-RECIPE = PROJECT / "configs" / "few_clips.json"
+# What decides whether there is a verdict is how sure the network is: this one is, soonest, of a
+# movement and of its reverse (docs/teaching.md).
+NETWORK = {"model": "conv3d"}
+NETWORK_KEYS = ("model", "members", "center_features")
 # What shortens the wait for the first verdict: no baseline that is trained as long as the network,
 # and on a CPU fp32, whose convolutions need no check, and which is as fast in one this small.
 QUICK = {"picture_baseline_clips": 0, "time_probe_clips": 0}
 CPU_PRECISION = {"precision": "fp32"}
+COMPUTING = "computing features"  # the state of a run before its first epoch
 MAX_EPOCHS = 30
 MIN_CLASSES, MIN_CLIPS = 2, 5  # per class
 SHOWN_BYTES = 4000  # of the log
@@ -158,23 +161,30 @@ class Training:
 
         Unless `anew`, only the paths change: the folder may have been copied or renamed.
         """
+        values = {}
+        if self.config_path.exists():
+            values = load_config(self.config_path).model_dump(exclude_unset=True)
+        if anew:
+            values = self._recipe(values) | values | self._choices(values)
+        values |= self.paths(self.data_set.folder, self.run_folder)
+        _write_json(self.config_path, values)
+
+    def _recipe(self, given: dict) -> dict:
+        """Return the keys of the recipe for the page's network, or for the one that is given."""
+        quick = QUICK | (CPU_PRECISION if self.device_type == "cpu" else {})
+        network = _network(given)
+        return recipe_of(network) | network | quick
+
+    def _choices(self, given: dict) -> dict:
+        """Return the keys that depend on the clips."""
         clips = self.data_set.enabled()
         labels, sets = zip(*clips.values(), strict=True)
-        recipe = load_config(RECIPE)
-        quick = QUICK | (CPU_PRECISION if self.device_type == "cpu" else {})
-        values = recipe.model_dump(exclude_unset=True) | quick if anew else {}
-        if self.config_path.exists():
-            values |= load_config(self.config_path).model_dump(exclude_unset=True)
-        values |= self.paths(self.data_set.folder, self.run_folder)
-        if anew:
-            folder = open_folder(self.data_set.folder / "clips")
-            stats = survey(folder, list(clips), recipe, labels)
-            own = [label for label, part in zip(labels, sets, strict=True) if part == "train"]
-            choices = choose_settings(stats, len(own), self.device_type)
-            for choice in choices + class_balance(own):
-                values[choice.key] = choice.value
-            values["num_epochs"] = min(values["num_epochs"], MAX_EPOCHS)
-        _write_json(self.config_path, values)
+        folder = open_folder(self.data_set.folder / "clips")
+        stats = survey(folder, list(clips), load_config(FEW_CLIPS), labels)
+        own = [label for label, part in zip(labels, sets, strict=True) if part == "train"]
+        choices = choose_settings(stats, len(own), self.device_type, _network(given), True)
+        chosen = {choice.key: choice.value for choice in choices + class_balance(own)}
+        return chosen | {"num_epochs": min(chosen["num_epochs"], MAX_EPOCHS)}
 
     def paths(self, data_set: Path, run_folder: Path) -> dict:
         """Return the keys of a config that name a data set's files and a run folder."""
@@ -237,6 +247,7 @@ class Training:
             "error": error,
             "can_resume": can_resume,
             "can_use": can_resume and checkpoint.parent != run,
+            "features": _computed_features(status) if is_running else None,
             "num_epochs": self._num_epochs(),
             "num_validation": self._num_validation(),
             "history": _history(run),
@@ -274,6 +285,19 @@ class Training:
         return len(read_rows(path, with_labels=True)) if path.exists() else None
 
 
+def _network(given: dict) -> dict:
+    """Return the keys of the network: the page's, or what is given."""
+    own = {key: given[key] for key in NETWORK_KEYS if key in given}
+    return own if "model" in own else NETWORK
+
+
+def _computed_features(status: Status | None) -> float | None:
+    """Return which part of the features before the first epoch is computed; None: not these."""
+    if status and status.state == COMPUTING:
+        return status.step / max(1, status.num_steps or 0)
+    return None
+
+
 def _history(run_folder) -> list[dict]:
     """Return the rows of history.csv, with None for NaN and inf, which JSON lacks."""
     path = run_folder / HISTORY_FILE
@@ -300,7 +324,7 @@ def _state(is_running: bool, status: Status | None, messages: str, was_stopped: 
     """
     if is_running:
         return "running", ""
-    if not status:  # it ended before it made its run folder, or was never started
+    if not status or status.state == COMPUTING:  # it ended early, or was never started
         if was_stopped:
             return "stopped", ""
         return ("failed", messages.strip() or ENDED) if messages else ("none", "")

@@ -501,7 +501,7 @@ def test_networks_for_the_page_are_measured_once_and_saved(results, monkeypatch,
         "0",
         "--networks",
         "conv3d",
-        "kernel_ridge",
+        "kernel_ridge, without the clip's mean map",
         "--save",
         "x",
     ]

@@ -24,10 +24,12 @@ class Status(BaseModel):
     `process_id` is alive, or how old `time` is.
     """
 
-    state: Literal["starting", "training", "validating", "stopped", "failed", "done"]
+    state: Literal[
+        "starting", "computing features", "training", "validating", "stopped", "failed", "done"
+    ]
     epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the current epoch
-    num_steps: int | None = None  # per epoch; None: not known yet
+    step: int = 0  # finished steps of the current epoch; while features are computed, frames
+    num_steps: int | None = None  # of these, in all; None: not known yet
     num_epochs: int | None = None  # in all; None: no limit
     scores: dict[str, float | None] = {}  # the last row of history.csv; None: NaN or inf
     message: str = ""  # why it ended, for people

@@ -48,6 +48,10 @@ function rightOf(score) { // how many validation clips are right: 3 of 3 is not 
   const count = training.num_validation;
   return count ? `${Math.round(score * count / 100)} of ${count}` : `${score.toFixed(0)} %`;
 }
+function starting() { // before the first epoch
+  return training.features == null ? "Starting …" :
+    `Looking at the clips: ${Math.floor(100 * training.features)} % …`;
+}
 function showTraining() {
   const rows = training.history, last = rows.at(-1), log = $("log"), all = training.num_epochs;
   const isRunning = training.state === "running";
@@ -56,7 +60,7 @@ function showTraining() {
     `: ${rightOf(last.val_top1)} validation clips are right`;
   $("epoch").textContent = last ? `Epoch ${rows.length}${all > 0 ? ` of ${all}` : ""}${score}` +
     (left > 1 ? `, about ${left > 90 ? (left / 60).toFixed(0) + " min" : left.toFixed(0) + " s"} ` +
-    "left" : "") : isRunning ? "Starting …" : "";
+    "left" : "") : isRunning ? starting() : "";
   $("epochs").hidden = !isRunning;
   $("epochs").value = all > 0 ? rows.length / all : 0;
   if (isRunning && Math.floor(10 * $("epochs").value) > tenth) { // not each epoch: it takes breath

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -28,10 +30,11 @@ from runs import (
 
 import callbacks
 import train
-from features import computing, feature_files, feature_set
-from system import chunk_file
+from features import computing, feature_files, feature_set, progress
+from system import chunk_file, stopping
 from system.chunk_file import ChunkFile, JournaledFile
 from training.mixing import mix_batch
+from training.status import read_status
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -131,6 +134,35 @@ def test_evaluation_without_kept_features_gives_the_scores_of_training(settings,
     expected = np.load(whole / "logits.npz")["logits"]
     assert train.main(["-c", path, "-g", "cpu", "--eval_only", "True", "--resume", "True"]) == 0
     np.testing.assert_allclose(np.load(folder / "logits.npz")["logits"], expected, atol=5e-3)
+
+
+class EightClips(SimpleNamespace):
+    def __len__(self):
+        return 8
+
+
+def test_the_status_says_how_many_features_are_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_STATUSES", 0)
+    config = SimpleNamespace(run_folder=tmp_path)
+    features = EightClips(frames_per_clip=3, name="train", num_versions=1, config=config)
+    chunks = SimpleNamespace(todo=[0, 1], clips=lambda number: (0, range(4)))
+    found = []
+
+    def look():
+        status = read_status(tmp_path)
+        found.append((status.state, status.step, status.num_steps))
+
+    with suppress(stopping.Stopped), progress.Progress(features, chunks) as shown:
+        look()
+        shown.update({"labels": [0] * 4})
+        look()
+        raise stopping.Stopped(signal.SIGTERM)
+    look()
+    assert found == [
+        ("computing features", 0, 24),
+        ("computing features", 12, 24),
+        ("stopped", 12, 24),
+    ]
 
 
 @pytest.mark.slow

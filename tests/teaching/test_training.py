@@ -31,14 +31,20 @@ if __name__ == "__main__":
     folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
     folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
     mode = Path(__file__).with_name("mode").read_text()
-    def write_status(state, message=""):
+    def write_status(state, message="", **steps):
         status = {"state": state, "message": message, "process_id": os.getpid(), "time": "now"}
+        status |= steps
         folder.joinpath("status.json").write_text(json.dumps(status))
     def stop(*_):
         folder.joinpath("checkpoint.pth.tar").touch()
         write_status("stopped", "SIGTERM")
         sys.exit(143)
     signal.signal(signal.SIGTERM, stop)
+    if mode == "features":
+        write_status("computing features", step=6, num_steps=24)
+        print("epoch 1")
+        while True:
+            time.sleep(0.02)
     if mode == "fail early":
         sys.exit("error: labels_csv: it is wrong\\n  in two lines")
     write_status("training")
@@ -125,28 +131,37 @@ def test_a_training_runs_to_its_end(training, project, is_prepared):
     assert config.train_data_folder == str(training.data_set.folder / "clips")
 
 
-def test_the_config_is_the_recipe_for_few_clips_on_these_clips(training, project):
+BOTH = {"model": "average", "members": ["conv3d", "eco"], "center_features": True}
+
+
+@pytest.mark.parametrize(
+    "given, networks, crop", [({}, ["conv3d"], (40, 52)), (BOTH, ["conv3d", "eco"], (80, 112))]
+)
+def test_the_config_is_the_recipe_for_few_clips_on_these_clips(
+    training, project, given, networks, crop
+):
     project("end")
-    training.config_path.write_text(
-        json.dumps(
-            {
-                "model_name": "another place",
-                "train_data_folder": "x",
-                "train_data_csv": "x",
-                "val_data_folder": "x",
-                "val_data_csv": "x",
-                "labels_csv": "x",
-                "lr": 0.5,
-            }
-        )
-    )
-    training.start(is_resumed=False)
-    until(training, lambda found: found["state"] == "done")
-    config = load_config(training.config_path, sets=["train", "validation"])
-    assert config.run_folder == training.data_set.folder / "trainings" / "mine"
-    assert config.lr == 0.5 and config.optimizer == "adamw" and config.crop == (40, 52)
-    assert config.sampling == "window" and config.clip_size == 12 and config.batch_size == 8
-    assert config.time_probe_clips == config.picture_baseline_clips == 0  # so that it is quick
+    keys = {
+        "model_name": "another place",
+        "train_data_folder": "x",
+        "train_data_csv": "x",
+        "val_data_folder": "x",
+        "val_data_csv": "x",
+        "labels_csv": "x",
+        "lr": 0.5,
+    }
+    training.config_path.write_text(json.dumps(keys))
+    for _ in range(2):  # the second time, its own keys are there
+        found = json.loads(training.config_path.read_text())
+        training.config_path.write_text(json.dumps(found | given))
+        training.start(is_resumed=False)
+        until(training, lambda found: found["state"] == "done")
+        config = load_config(training.config_path, sets=["train", "validation"])
+        assert config.run_folder == training.data_set.folder / "trainings" / "mine"
+        assert config.networks == networks and config.crop == crop
+        assert config.lr == 0.5 and config.optimizer == "adamw" and config.precision == "fp32"
+        assert config.sampling == "window" and config.clip_size == 12 and config.batch_size == 8
+        assert config.time_probe_clips == config.picture_baseline_clips == 0  # so that it is quick
 
 
 def test_a_renamed_folder_has_its_training(training, project, tmp_path):
@@ -167,7 +182,7 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
     training.close()
     path = training.snapshot / "config.json"
     values = json.loads(path.read_text())
-    del values["time_masking"]  # as an earlier version wrote it
+    del values["colour_jitter"]  # as an earlier version wrote it
     path.write_text(json.dumps(values))
     shutil.copytree(training.data_set.folder, tmp_path / "copy")
     before = (training.current_run / "arguments.json").read_text()
@@ -181,7 +196,17 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
     assert "--resume" in (copy.run_folder / "arguments.json").read_text()
     config = load_config(copy.snapshot / "config.json", sets=["train", "validation"])
     assert config.train_data_folder == str(tmp_path / "copy" / "snapshot" / "clips")
-    assert config.time_masking == 0  # its recipe stays what it was
+    assert config.colour_jitter == 0  # its recipe stays what it was
+
+
+def test_how_many_features_are_computed_is_told(training, project):
+    project("features")
+    training.start(is_resumed=False)
+    assert until(training, has_begun)["features"] == 0.25
+    os.kill(read_status(training.current_run).process_id, signal.SIGKILL)
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["state"] == "failed" and found["features"] is None
+    assert found["error"] == "epoch 1"  # the end of its messages
 
 
 def test_a_training_that_was_killed_is_said_to_be(training, project):
