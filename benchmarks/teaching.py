@@ -30,6 +30,7 @@ from benchmarks import machine
 from benchmarks.smoothing import frames_of
 from clips.frames import FramesInMemory, prepare_decoders
 from own_clips.recipes import FEW_CLIPS
+from scoring.camera import SURE
 from scoring.intervals import wilson
 from scoring.predictor import load_predictor
 from system.config_file import load_config
@@ -44,18 +45,12 @@ CLIPS_EACH, UNSEEN_EACH, CLIP_FRAMES = 8, 20, 36  # the page records 36 frames
 TRAINING_PEOPLE = 5  # of videos; the page needs five clips of a class
 FIRST_UNSEEN = 1000  # seed
 CENTERED = {"center_features": True}  # without the clip's mean map
-
-
-def average(*members) -> dict:
-    return {"model": "average", "members": list(members)} | CENTERED
-
-
+BOTH = {"model": "average", "members": ["conv3d", "eco"]}
 NETWORKS = {
     "conv3d": {"model": "conv3d"},
     "eco, without the clip's mean map": {"model": "eco"} | CENTERED,
     "kernel_ridge, without the clip's mean map": {"model": "kernel_ridge"} | CENTERED,
-    "conv3d + eco, without the clip's mean map": average("conv3d", "eco"),
-    "conv3d + kernel_ridge, without the clip's mean map": average("conv3d", "kernel_ridge"),
+    "conv3d + eco, without the clip's mean map": BOTH | CENTERED,
 }
 
 
@@ -106,8 +101,8 @@ def write_config(training: Training, changes: dict, seed: int) -> None:
     training.write_config(anew=True)
 
 
-def trained_and_tested(training, changes, unseen, seed) -> tuple[int, float]:
-    """Train; return how many unseen clips are right, and the seconds of CPU time it took."""
+def trained_and_tested(training, changes, unseen, seed) -> dict:
+    """Train; return how many unseen clips are right, also of the verdicts, and the CPU's seconds."""
     write_config(training, changes, seed)
     start = time.process_time()
     arguments = ["-c", str(training.config_path), "-g", "cpu", "--overwrite", "True"]
@@ -115,11 +110,18 @@ def trained_and_tested(training, changes, unseen, seed) -> tuple[int, float]:
         raise UserError(f"{training.config_path}: its training failed")
     seconds = time.process_time() - start
     predictor = load_predictor(training.run_folder / LAST_CHECKPOINT, torch.device("cpu"))
-    right = 0
+    found = []
     for name, frames in unseen:
         scores = predictor.scores(FramesInMemory(list(frames))).whole
-        right += predictor.classes[int(scores.argmax())] == name
-    return right, seconds
+        is_right = predictor.classes[int(scores.argmax())] == name
+        found.append((is_right, bool(scores.max() >= SURE)))
+    return {
+        "clips": len(found),
+        "right": sum(is_right for is_right, _ in found),
+        "right_verdicts": found.count((True, True)),
+        "wrong_verdicts": found.count((False, True)),
+        "seconds": round(seconds, 1),
+    }
 
 
 def report(contents: dict) -> str:
@@ -134,13 +136,13 @@ def report(contents: dict) -> str:
         right, clips = (sum(row[key] for row in own) for key in ("right", "clips"))
         low, high = wilson(100 * right / clips, clips)
         together = f"{right} of {clips} ({low:.0f} to {high:.0f} %)"
+        verdicts = [str(sum(row[f"{kind}_verdicts"] for row in own)) for kind in ("right", "wrong")]
         seconds = f"{np.median([row['seconds'] for row in own]):.1f}"
-        lines.append([network, *cells, together, seconds])
+        lines.append([network, *cells, together, *verdicts, seconds])
     each = contents["rows"][0]["clips"]
     heads = [f"{pair}, of {each}" for pair in pairs]
-    table = machine.markdown_table(
-        ["network", *heads, "in all (95 % interval)", "seconds of a core, median"], lines
-    )
+    heads += ["in all (95 % interval)", f"right from {SURE:.0%}", "wrong from there"]
+    table = machine.markdown_table(["network", *heads, "seconds of a core, median"], lines)
     return (
         f"`{contents['command']}`\n\n{contents['machine']}, {contents['versions']}, "
         f"{contents['date']}\n\nUnseen clips that are right, one number per seed, which also "
@@ -167,9 +169,8 @@ def measure(options, command) -> None:
         with tempfile.TemporaryDirectory() as folder:
             training = write_clips(Path(folder) / "mine", known)
             for network in todo:
-                right, seconds = trained_and_tested(training, NETWORKS[network], unseen, seed)
-                row = {"network": network, "pair": names, "seed": seed, "right": right}
-                rows.append(row | {"clips": len(unseen), "seconds": round(seconds, 1)})
+                row = {"network": network, "pair": names, "seed": seed}
+                rows.append(row | trained_and_tested(training, NETWORKS[network], unseen, seed))
                 print(json.dumps(rows[-1]), flush=True)
                 save(options, contents)  # after each, since the next takes a while
     save(options, contents)

@@ -491,7 +491,13 @@ def test_networks_for_the_page_are_measured_once_and_saved(results, monkeypatch,
 
     def trained_and_tested(training, changes, unseen, seed):
         measured.append((changes, seed))
-        return 40 - seed, 2.0
+        return {
+            "clips": 40,
+            "right": 40 - seed,
+            "right_verdicts": 30,
+            "wrong_verdicts": seed,
+            "seconds": 2.0,
+        }
 
     monkeypatch.setattr(teaching, "trained_and_tested", trained_and_tested)
     flags = [
@@ -509,7 +515,7 @@ def test_networks_for_the_page_are_measured_once_and_saved(results, monkeypatch,
     assert teaching.main([*flags, "--seeds", "0", "1"]) == 0
     assert [seed for _, seed in measured] == [0, 0, 1, 1]
     text = (results / "x.md").read_text()
-    assert "| conv3d | 40, 39 | 79 of 80 (93 to 100 %) | 2.0 |" in text
+    assert "| conv3d | 40, 39 | 79 of 80 (93 to 100 %) | 60 | 1 | 2.0 |" in text
     assert text in capsys.readouterr().out
 
 
