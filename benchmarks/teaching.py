@@ -102,7 +102,7 @@ def write_config(training: Training, changes: dict, seed: int) -> None:
 
 
 def trained_and_tested(training, changes, unseen, seed) -> dict:
-    """Train; return how many unseen clips are right, also of the verdicts, and the CPU's seconds."""
+    """Train; return how many unseen clips and how many verdicts are right, and the seconds."""
     write_config(training, changes, seed)
     start = time.process_time()
     arguments = ["-c", str(training.config_path), "-g", "cpu", "--overwrite", "True"]
