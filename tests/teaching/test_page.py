@@ -182,6 +182,14 @@ def test_a_page_that_begins_later_takes_over(network, page, server):
     page.refuses = True
 
 
+@pytest.mark.parametrize(
+    "features, text", [("null", "Starting …"), ("0.427", "Looking at the clips: 42 % …")]
+)
+def test_the_time_before_the_first_epoch_is_explained(page, features, text):
+    page.js(f"training = {{...training, state: 'running', features: {features}}}; 0")
+    assert page.js("showTraining(); $('epoch').textContent") == text
+
+
 def test_the_server_has_gone(page):
     page.js(SHORT)
     page.send("Network.enable")
