@@ -28,6 +28,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.folds import PROJECT
+from benchmarks.tables import as_digits, of_digits
 from clips.annotations import groups_of
 from clips.packs import open_folder
 from own_clips.class_folders import labelled_clips
@@ -98,9 +99,9 @@ def trained(options, name: str, seed: int, clips: pd.DataFrame) -> dict:
     return {
         "seed": seed,
         "name": name,
-        "ids": list(saved.ids),
-        "groups": None if saved.groups is None else saved.groups.tolist(),
-        "right": right_clips(saved.logits, saved.labels).tolist(),
+        "ids": "\n".join(saved.ids),
+        "groups": None if saved.groups is None else "\n".join(saved.groups),
+        "right": as_digits(right_clips(saved.logits, saved.labels)),
         "chosen": f"{networks}{centred}, {config.get('sampling', 'window')}",
         "seconds": float((run / SECONDS_FILE).read_text()),
     }
@@ -141,7 +142,13 @@ def _seeds(runs) -> list[int]:
 def _joined(runs) -> pd.DataFrame:
     """Return id, group and result of the clips of one seed's runs, in order of their ids."""
     parts = [
-        pd.DataFrame({"id": run["ids"], "right": run["right"], "group": run["groups"]})
+        pd.DataFrame(
+            {
+                "id": run["ids"].split("\n"),
+                "right": of_digits(run["right"]),
+                "group": run["groups"] and run["groups"].split("\n"),
+            }
+        )
         for run in runs
     ]
     return pd.concat(parts).sort_values("id")
@@ -163,7 +170,8 @@ def measure(options, command: str) -> None:
     for words, name, seed, clips in training_sets(options):
         run = {"row": words} | trained(options, name, seed, clips)
         contents["runs"].append(run)
-        print(f"{name}: {100 * np.nanmean(run['right']):.1f} %, {run['chosen']}", flush=True)
+        score = 100 * np.nanmean(of_digits(run["right"]))
+        print(f"{name}: {score:.1f} %, {run['chosen']}", flush=True)
         if options.save:  # after each, since the next takes minutes
             machine.save(options.save, contents, report(contents))
     print("\n" + report(contents))

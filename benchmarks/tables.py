@@ -43,21 +43,28 @@ def packed(tested: Tested, clip_sets: list[dict]) -> dict:
     clips = {"ids": "\n".join(tested.ids), "groups": groups}
     if clips not in clip_sets:
         clip_sets.append(clips)
-    right = [
-        "".join("-" if np.isnan(one) else f"{one:.0f}" for one in seed) for seed in tested.right
-    ]
+    right = [as_digits(seed) for seed in tested.right]
     return {"clip_set": clip_sets.index(clips), "right": right}
+
+
+def as_digits(right) -> str:
+    """Return a character for each clip: 1, 0, or - for NaN."""
+    return "".join("-" if np.isnan(one) else f"{one:.0f}" for one in right)
+
+
+def of_digits(text: str) -> list[float]:
+    """Return what `as_digits` was given."""
+    return [{"0": 0.0, "1": 1.0, "-": np.nan}[one] for one in text]
 
 
 def unpacked(row: dict, clip_sets: list[dict]) -> Tested:
     """Return the clips' results of a row that `packed` made."""
     clips = clip_sets[row["clip_set"]]
-    values = {"0": 0.0, "1": 1.0, "-": np.nan}
     groups = None if clips["groups"] is None else np.array(clips["groups"].split("\n"))
     return Tested(
         np.array(clips["ids"].split("\n")),
         groups,
-        np.array([[values[one] for one in seed] for seed in row["right"]]),
+        np.array([of_digits(seed) for seed in row["right"]]),
     )
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks import machine
 from benchmarks.folds import PROJECT
+from benchmarks.tables import as_digits, of_digits
 from clips.annotations import read_annotations, read_labels
 from clips.frames import prepare_decoders
 from model import build_average
@@ -105,7 +106,7 @@ def measure(options, command: str) -> None:
                 recalls = [own[labels[1] == name].mean() for name in range(len(names))]
                 right.setdefault(way, []).append(own)
                 rows.append(
-                    {"network": kind, "way": way, "seed": seed, "right": own.tolist()}
+                    {"network": kind, "way": way, "seed": seed, "right": as_digits(own)}
                     | {"balanced": 100 * float(np.mean(recalls))}
                     | {"uneven": 100 * float(np.average(recalls, weights=frequent))}
                 )
@@ -123,7 +124,7 @@ def report(contents: dict) -> str:
         own = [row for row in rows if row["network"] == kind]
         right = {row["way"]: [] for row in own}
         for row in own:
-            right[row["way"]].append(row["right"])
+            right[row["way"]].append(of_digits(row["right"]))
         for way, results in right.items():
             results, difference = np.array(results), ""
             if way != PLAIN:

@@ -65,7 +65,8 @@ def test_a_recipe_is_chosen_for_each_training_set_once(results, tmp_path, capfd)
     text = (results / "x.md").read_text()
     assert "| each group left out once | 1 |" in text and "conv3d, window (2)" in text
     runs = json.loads((results / "x.json").read_text())["runs"]
-    assert [(len(run["right"]), set(run["groups"])) for run in runs] == [(6, {"anna"}), (6, {"bo"})]
+    found = [(len(run["right"]), set(run["groups"].split("\n"))) for run in runs]
+    assert found == [(6, {"anna"}), (6, {"bo"})]
     assert "95 % interval" in capfd.readouterr().out
 
 
