@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.folds import PROJECT
-from benchmarks.tables import as_digits, of_digits
+from benchmarks.tables import as_digits, of_digits, span, table
 from clips.annotations import groups_of
 from clips.packs import open_folder
 from own_clips.class_folders import labelled_clips
@@ -117,7 +117,7 @@ def _train(options, folder: Path, seed: int) -> None:
         raise UserError(f"{shlex.join(command)}\n{finished.stdout}{finished.stderr}")
 
 
-def summary(words: str, runs: list[dict]) -> list[str]:
+def summary(words: str, runs: list[dict]) -> dict:
     """Return a row of the table; runs: of all its training sets."""
     by_seed = [[run for run in runs if run["seed"] == seed] for seed in _seeds(runs)]
     joined = [_joined(own) for own in by_seed]
@@ -125,14 +125,14 @@ def summary(words: str, runs: list[dict]) -> list[str]:
     groups = None if joined[0]["group"].isna().any() else joined[0]["group"].to_numpy()
     interval = accuracy_interval(right, groups)
     chosen = Counter(run["chosen"] for run in runs).most_common()
-    return [
-        words,
-        str(len(by_seed)),
-        f"{100 * np.nanmean(right):.1f}",
-        f"{interval.low:.1f} to {interval.high:.1f}",
-        "; ".join(f"{name} ({count})" for name, count in chosen),
-        f"{np.median([run['seconds'] for run in runs]):.0f}",
-    ]
+    return {
+        "training clips": words,
+        "seeds": len(by_seed),
+        "top1": 100 * float(np.nanmean(right)),
+        "top1_interval": [interval.low, interval.high],
+        "chosen": "; ".join(f"{name} ({count})" for name, count in chosen),
+        "seconds": float(np.median([run["seconds"] for run in runs])),
+    }
 
 
 def _seeds(runs) -> list[int]:
@@ -155,14 +155,16 @@ def _joined(runs) -> pd.DataFrame:
 
 
 def report(contents: dict) -> str:
-    rows = [
-        summary(words, [run for run in contents["runs"] if run["row"] == words])
-        for words in dict.fromkeys(run["row"] for run in contents["runs"])
-    ]
-    columns = ["training clips", "seeds", "validation top-1, %", "95 % interval"]
-    columns += ["chosen (times)", "seconds of a training, median"]
+    columns = {
+        "training clips": lambda row: row["training clips"],
+        "seeds": lambda row: str(row["seeds"]),
+        "validation top-1, %": lambda row: f"{row['top1']:.1f}",
+        "95 % interval": lambda row: span(row["top1_interval"], ".1f"),
+        "chosen (times)": lambda row: row["chosen"],
+        "seconds of a training, median": lambda row: f"{row['seconds']:.0f}",
+    }
     head = f"`{contents['command']}`\n\n{contents['machine']}, {contents['versions']}"
-    return f"{head}, {contents['date']}\n\n{machine.markdown_table(columns, rows)}\n"
+    return f"{head}, {contents['date']}\n\n{table(columns, contents['rows'])}\n"
 
 
 def measure(options, command: str) -> None:
@@ -172,6 +174,10 @@ def measure(options, command: str) -> None:
         contents["runs"].append(run)
         score = 100 * np.nanmean(of_digits(run["right"]))
         print(f"{name}: {score:.1f} %, {run['chosen']}", flush=True)
+        contents["rows"] = [
+            summary(words, [each for each in contents["runs"] if each["row"] == words])
+            for words in dict.fromkeys(each["row"] for each in contents["runs"])
+        ]
         if options.save:  # after each, since the next takes minutes
             machine.save(options.save, contents, report(contents))
     print("\n" + report(contents))
