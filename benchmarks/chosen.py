@@ -39,7 +39,7 @@ from system.errors import UserError, exit_status
 from system.files import write_text
 from training.run_folder import CONFIG_FILE
 
-SECONDS_FILE = "seconds"  # beside a finished run
+FINISHED_FILE = "chosen.json"  # beside a finished run: what it was of, and its seconds
 
 
 def training_sets(options) -> list[tuple[str, str, int, pd.DataFrame]]:
@@ -83,7 +83,12 @@ def _some(clips: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
 def trained(options, name: str, seed: int, clips: pd.DataFrame) -> dict:
     """Train as a user would, unless that has been done; return the result of each clip."""
     run, folder = (options.output / part / name for part in ("runs", "folders"))
-    if not (run / SECONDS_FILE).exists():
+    about = {
+        "folder": str(options.folder.resolve()),
+        "clips": [f"{row.part}/{row.id}" for row in clips.itertuples()],
+        "keys": [f"group={options.group}", *options.overrides],
+    }
+    if not (run / FINISHED_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
         for row in clips.itertuples():
             place = folder / row.part / row.label / row.path
@@ -91,10 +96,13 @@ def trained(options, name: str, seed: int, clips: pd.DataFrame) -> dict:
             os.symlink((options.folder / row.id).resolve(), place)
         start = time.monotonic()
         _train(options, folder, seed)
-        seconds = time.monotonic() - start
-        write_text(run / SECONDS_FILE, f"{seconds:.0f}")
+        seconds = round(time.monotonic() - start)
+        write_text(run / FINISHED_FILE, json.dumps(about | {"seconds": seconds}))
+    finished = json.loads((run / FINISHED_FILE).read_text())
+    if not finished.items() >= about.items():
+        raise UserError(f"{run}: is of other clips or keys; choose another --output")
     saved, config = read_logits(run / LOGITS_FILE), json.loads((run / CONFIG_FILE).read_text())
-    centred = " without the mean map" if config.get("center_features") else ""
+    centered = " without the mean map" if config.get("center_features") else ""
     networks = " + ".join(config.get("members") or [config["model"]])
     return {
         "seed": seed,
@@ -102,8 +110,8 @@ def trained(options, name: str, seed: int, clips: pd.DataFrame) -> dict:
         "ids": "\n".join(saved.ids),
         "groups": None if saved.groups is None else "\n".join(saved.groups),
         "right": as_digits(right_clips(saved.logits, saved.labels)),
-        "chosen": f"{networks}{centred}, {config.get('sampling', 'window')}",
-        "seconds": float((run / SECONDS_FILE).read_text()),
+        "chosen": f"{networks}{centered}, {config.get('sampling', 'window')}",
+        "seconds": finished["seconds"],
     }
 
 

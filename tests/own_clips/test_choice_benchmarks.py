@@ -68,6 +68,8 @@ def test_a_recipe_is_chosen_for_each_training_set_once(results, tmp_path, capfd)
     found = [(len(run["right"]), set(run["groups"].split("\n"))) for run in runs]
     assert found == [(6, {"anna"}), (6, {"bo"})]
     assert "95 % interval" in capfd.readouterr().out
+    assert chosen.main([*arguments, "dropout=0.1"]) == 2
+    assert "anna-0: is of other clips or keys; choose another --output" in capfd.readouterr().err
 
 
 def test_classes_get_from_most_to_least_clips():
