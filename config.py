@@ -70,6 +70,7 @@ MODEL_OPTIONS = {
     "dropout": ("conv3d", "eco", "cnn_lstm", "trn", "two_stream", "mobilenet3d", "csn", "s3d"),
     "members": ("average",),
     "small_frame_height": ("average",),
+    "combine": ("average",),
 }
 # Keys that define which pixels of a clip are evaluated.
 WINDOW_KEYS = (
@@ -355,8 +356,8 @@ class Config(BaseModel):
         "one on the stacked maps; cnn_lstm: a 2D ConvNet on each frame, then an LSTM; trn: "
         "Temporal Relation Network; two_stream: a frame and optical flow; mobilenet3d, csn: light "
         "3D networks of depthwise convolutions; kernel_ridge: kernel ridge regression on the maps "
-        "of a 2D ConvNet; linear: ridge regression on small grey frames; average: the mean of "
-        "several networks, its `members`; the others: torchvision's video models.",
+        "of a 2D ConvNet; linear: ridge regression on small grey frames; average: "
+        "several networks together, its `members`; the others: torchvision's video models.",
     )
     block_widths: Annotated[list[Size], Field(min_length=1)] = Field(
         [32, 64, 124, 256],
@@ -391,6 +392,11 @@ class Config(BaseModel):
         40,
         description="average: height (pixels) to which frames are shrunk for members without a "
         "2D network.",
+    )
+    combine: Literal["mean", "product"] = Field(
+        "mean",
+        description="average: the answer is the mean of the members' probabilities, or their "
+        "product divided by its sum over the classes, which is surer where they agree.",
     )
     lstm_units: Size = Field(256, description="cnn_lstm: size of the LSTM's hidden state.")
     trn_scales: Literal["multi", "single"] = Field(

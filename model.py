@@ -114,7 +114,7 @@ def build_conv3d(config: Config, num_classes) -> nn.Module:
 
 
 def build_average(config: Config, num_classes) -> nn.Module:
-    """Build the networks `members`, and their mean."""
+    """Build the networks `members`, which answer together."""
     members = {}
     for name in config.members:
         keys = {"model": name}
@@ -125,7 +125,8 @@ def build_average(config: Config, num_classes) -> nn.Module:
         # it has a learning rate of 0.)
         if name in FITTED_MODELS and not config.is_fitted:
             members[name].log_scale.requires_grad_(False)
-    return Average(members, config.crop, config.small_crop, config.subtract_background)
+    size = config.crop, config.small_crop
+    return Average(members, *size, config.subtract_background, config.combine)
 
 
 NETWORKS = {

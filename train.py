@@ -22,7 +22,7 @@ from data_loader import batch_loader, build_loader, read_data
 from doctor.data_doctor import check_data
 from features.computing import compute_features
 from model import normalize_clips
-from networks.average import mean_probability
+from networks.average import combine_members
 from networks.recompute import recompute_activations
 from networks.stages import describe, format_description
 from reporting.page import add_report, write_evaluation
@@ -187,7 +187,7 @@ def forward_and_backward(run: Run, clips, labels, counts: list[int]) -> torch.Te
         weight = processes.world_size() / sum(counts)
         weight = torch.where(loss_sum.detach().isfinite(), weight, torch.nan)
         run.scaler.scale(loss_sum * weight).backward()
-    run.state.metrics.update(loss_sum, mean_probability(logits), labels)
+    run.state.metrics.update(loss_sum, combine_members(logits, config.combine), labels)
     return loss_sum.detach()
 
 

@@ -50,7 +50,8 @@ NETWORKS = {
     "conv3d": {"model": "conv3d"},
     "eco, without the clip's mean map": {"model": "eco"} | CENTERED,
     "kernel_ridge, without the clip's mean map": {"model": "kernel_ridge"} | CENTERED,
-    "conv3d + eco, without the clip's mean map": BOTH | CENTERED,
+    "conv3d + eco, their mean": BOTH | CENTERED,
+    "conv3d + eco, their product": BOTH | CENTERED | {"combine": "product"},
 }
 
 

@@ -1,7 +1,8 @@
-"""Several networks on the same clips; the mean of their probabilities is the answer.
+"""Several networks on the same clips; their probabilities are averaged or multiplied.
 
-They make different mistakes, so the mean is often better than the best of them. (Two-stream
-networks average in the same way: Simonyan and Zisserman, NeurIPS 2014)
+They make different mistakes, so together they are often better than the best of them. (Two-stream
+networks average in the same way: Simonyan and Zisserman, NeurIPS 2014. A product is surer where its
+members agree: Hinton, Products of Experts, ICANN 1999)
 Shapes: N clips, C channels, T frames, H, W pixels, S members, F features.
 """
 
@@ -16,17 +17,19 @@ from networks.stages import to_meta
 
 
 class Average(FrameNetwork):
-    """The mean of several networks; those that have a 2D network for each frame share it.
+    """Several networks; those that have a 2D network for each frame share it.
 
     They see the clips, of frames `crop` (H, W); the others see them shrunk to `small_crop`,
     without the clip's mean frame if `subtract_background` is set. In training mode the output is
     the logits of each member, [N, S, num_classes], so that each learns as it does alone; in
-    evaluation mode, the logarithm of their mean probability.
+    evaluation mode, the logarithms of their probabilities combined as `combine` says.
     """
 
-    def __init__(self, members: dict[str, nn.Module], crop, small_crop, subtract_background):
+    def __init__(
+        self, members: dict[str, nn.Module], crop, small_crop, subtract_background, combine="mean"
+    ):
         super().__init__()
-        self.subtract_background = subtract_background
+        self.subtract_background, self.combine = subtract_background, combine
         self.small_crop, self.map_shape, self.backbone = tuple(small_crop), (), nn.Sequential()
         for member in members.values():
             if isinstance(member, FrameNetwork):
@@ -73,14 +76,18 @@ class Average(FrameNetwork):
             ],
             dim=1,
         )
-        return logits if self.training else mean_probability(logits)
+        return logits if self.training else combine_members(logits, self.combine)
 
 
-def mean_probability(logits) -> torch.Tensor:
-    """Return the logarithm of the members' mean probability: [N, S, classes] -> [N, classes].
+def combine_members(logits, combine: str) -> torch.Tensor:
+    """Return logarithms of the members' probabilities together: [N, S, classes] -> [N, classes].
 
-    Logits of a single network, [N, classes], are returned unchanged.
+    combine: their "mean", or their "product" divided by its sum over the classes. Logits of a
+    single network, [N, classes], are returned unchanged.
     """
     if logits.dim() == 2:
         return logits
-    return logits.float().log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
+    each = logits.float().log_softmax(2)
+    if combine == "product":
+        return each.sum(1).log_softmax(1)
+    return each.logsumexp(1) - math.log(logits.shape[1])

@@ -78,7 +78,7 @@ def choose_settings(
         crop = given.get("crop_size") or next(
             choice.value for choice in choices if choice.key == "crop_size"
         )
-        choices.append(_versions(num_clips, clip_size, crop, networks))
+        choices.append(_versions(num_clips, clip_size, crop, networks, is_quick))
     return [choice for choice in choices if choice.key not in given]
 
 
@@ -182,12 +182,12 @@ def _size_2d(stats: ClipStats, side: int, given: dict) -> list[Choice]:
     ]
 
 
-def _versions(num_clips: int, clip_size: int, crop, networks) -> Choice:
+def _versions(num_clips: int, clip_size: int, crop, networks, is_quick: bool) -> Choice:
     """Choose how many versions of each clip are computed."""
     height, width = np.broadcast_to(crop, 2)
     to_compute, most = FRAMES_TO_COMPUTE * SIDE_2D**2 / (height * width), MAX_VERSIONS
     is_fitted = {*networks} <= {*FITTED_MODELS}
-    if is_fitted or "conv3d" in networks:
+    if is_fitted or ("conv3d" in networks and not is_quick):
         to_compute, most = to_compute * MORE_FRAMES, most * MORE_VERSIONS
     if is_fitted:
         most = min(most, MAX_WINDOWS // num_clips)  # on which it is fitted

@@ -26,10 +26,15 @@ from training.status import Status, read_status
 
 PROJECT = Path(__file__).parent.parent
 PREDICTIONS_FILE = "predictions.csv"  # of the validation clips, after the last epoch
-# What decides whether there is a verdict is how sure the network is: this one is, soonest, of a
-# movement and of its reverse (docs/teaching.md).
-NETWORK = {"model": "conv3d"}
-NETWORK_KEYS = ("model", "members", "center_features")
+# One learns movements from random weights, the other knows what people look like; together they are
+# right and sure most often (docs/teaching.md).
+NETWORK = {
+    "model": "average",
+    "members": ["conv3d", "eco"],
+    "combine": "product",
+    "center_features": True,
+}
+NETWORK_KEYS = tuple(NETWORK)
 # What shortens the wait for the first verdict: no baseline that is trained as long as the network,
 # and on a CPU fp32, whose convolutions need no check, and which is as fast in one this small.
 QUICK = {"picture_baseline_clips": 0, "time_probe_clips": 0}

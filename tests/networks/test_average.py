@@ -1,4 +1,4 @@
-"""The mean of several networks."""
+"""Several networks together."""
 
 import pytest
 import torch
@@ -42,6 +42,23 @@ def test_the_answer_is_the_mean_probability_of_the_members():
     ]
     expected = torch.stack([logits.softmax(1) for logits in own]).mean(0)
     torch.testing.assert_close(network(clips).exp(), expected)
+
+
+@torch.no_grad()
+def test_the_answer_may_be_the_product_of_the_probabilities():
+    mean, product = average().eval(), average(combine="product").eval()
+    product.load_state_dict(mean.state_dict())
+    clips = torch.randn(2, 3, 4, 32, 48)
+    small, maps = product.split_features(product.frame_features(clips))
+    members = product.members.values()
+    own = [
+        (each.classify_features(maps) if hasattr(each, "classify_features") else each(small))
+        for each in members
+    ]
+    expected = torch.stack([logits.softmax(1) for logits in own]).prod(0)
+    expected /= expected.sum(1, keepdim=True)
+    torch.testing.assert_close(product(clips).exp(), expected)
+    assert not torch.allclose(mean(clips), product(clips))
 
 
 def test_each_member_learns_as_it_does_alone():

@@ -131,11 +131,9 @@ def test_a_training_runs_to_its_end(training, project, is_prepared):
     assert config.train_data_folder == str(training.data_set.folder / "clips")
 
 
-BOTH = {"model": "average", "members": ["conv3d", "eco"], "center_features": True}
-
-
 @pytest.mark.parametrize(
-    "given, networks, crop", [({}, ["conv3d"], (40, 52)), (BOTH, ["conv3d", "eco"], (80, 112))]
+    "given, networks, crop",
+    [({}, ["conv3d", "eco"], (80, 112)), ({"model": "conv3d"}, ["conv3d"], (40, 52))],
 )
 def test_the_config_is_the_recipe_for_few_clips_on_these_clips(
     training, project, given, networks, crop
@@ -159,6 +157,7 @@ def test_the_config_is_the_recipe_for_few_clips_on_these_clips(
         config = load_config(training.config_path, sets=["train", "validation"])
         assert config.run_folder == training.data_set.folder / "trainings" / "mine"
         assert config.networks == networks and config.crop == crop
+        assert config.combine == ("mean" if given else "product")
         assert config.lr == 0.5 and config.optimizer == "adamw" and config.precision == "fp32"
         assert config.sampling == "window" and config.clip_size == 12 and config.batch_size == 8
         assert config.time_probe_clips == config.picture_baseline_clips == 0  # so that it is quick
