@@ -384,7 +384,7 @@ class Config(BaseModel):
     )
     members: list[Literal[MEMBERS]] = Field(
         [],
-        description="average: the networks whose probabilities are averaged, such as "
+        description="average: the networks that answer together, such as "
         '["eco", "conv3d", "linear"]; at most one of eco, cnn_lstm and trn, but eco and '
         "kernel_ridge can be averaged, since they share the 2D ConvNet.",
     )

@@ -5,11 +5,12 @@ import json
 import math
 import textwrap
 from collections import Counter
+from pathlib import Path
 
 import onnxruntime
 
 from clips.annotations import Annotations, read_annotations
-from config import Config
+from config import FRAME_MODELS, IMAGENET_WEIGHTS, Config
 from exporting.checking import Agreement
 from scoring.camera import SMOOTHING_SECONDS, SURE, live_frames
 from scoring.predictor import Predictor
@@ -56,6 +57,9 @@ def describe(predictor: Predictor, checkpoint: dict, train, validation) -> dict:
         "validation": _score(checkpoint.get("history", []), validation),
         "network": {
             "model": config.model,
+            "members": config.members,
+            "backbone": config.backbone if {*config.networks} & {*FRAME_MODELS} else None,
+            "pretrained": config.pretrained and Path(config.pretrained).name,
             "parameters": sum(each.numel() for each in predictor.network.parameters()),
             "epoch": predictor.epoch,
         },
@@ -129,7 +133,8 @@ mistakes with them, and count these on clips of your own.
 
 {agreement}
 
-{model}, {parameters:,} parameters, after epoch {epoch}; exported {exported} with PyTorch {torch}.
+{network}, {parameters:,} parameters, after epoch {epoch}; exported {exported} with PyTorch \
+{torch}.{pretrained}
 """
 
 
@@ -153,7 +158,10 @@ def write_card(about: dict, agreement: Agreement, runtime: str) -> str:
         agreement=agreement.sentence(),
         exported=about["exported"],
         torch=about["versions"]["torch"],
-        **about["network"],
+        network=_network_text(about["network"]),
+        pretrained=_pretrained_text(about["network"]),
+        parameters=about["network"]["parameters"],
+        epoch=about["network"]["epoch"],
     )
     return "\n".join(map(_wrapped, text.splitlines())) + "\n"
 
@@ -182,6 +190,21 @@ def _training_text(clips: dict | None) -> str:
         )
     rows = [f"| {_cell(name)} | {count:,} |" for name, count in clips.items()]
     return "\n".join(["| class | clips |", "|---|---|", *rows])
+
+
+def _network_text(network: dict) -> str:
+    members = network["members"]
+    return network["model"] + (f" of {' and '.join(members)}" if members else "")
+
+
+def _pretrained_text(network: dict) -> str:
+    """Return a sentence on the weights that the training started from, or nothing."""
+    if network["pretrained"] is None:
+        return ""
+    weights = f"weights `{network['pretrained']}`"
+    if network["pretrained"] == IMAGENET_WEIGHTS:
+        weights = f"ImageNet weights of {network['backbone']} (Apache License 2.0)"
+    return f" The training started from the {weights}."
 
 
 def _cell(name: str) -> str:

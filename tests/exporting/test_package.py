@@ -20,7 +20,7 @@ from movies import write_video
 
 from clips.folders import open_clip
 from exporting import checking, graph
-from exporting.about import _nothing_text
+from exporting.about import _network_text, _nothing_text, _pretrained_text
 from exporting.package import (
     CDN,
     CDN_HASHES,
@@ -102,6 +102,12 @@ def test_the_card_says_what_was_not_in_the_training_clips(made):
     assert re.search(r"[\d.]+ % of 10 clips .* \(95 % interval [\d.]+ to [\d.]+ %\)", card)
     assert all(f"`{name}`" in card or name in card for name in FILES - {"README.md"})
     assert "is only what was recorded as such" in _nothing_text(["a", "Nothing"])
+    assert "The training started from" not in card  # it started from random weights
+    network = {"model": "average", "members": ["conv3d", "eco"], "backbone": "efficientnet_lite0"}
+    assert _network_text(network) == "average of conv3d and eco"
+    text = _pretrained_text(network | {"pretrained": "imagenet"})
+    assert "ImageNet weights of efficientnet_lite0 (Apache License 2.0)" in text
+    assert "weights `file.pth`" in _pretrained_text(network | {"pretrained": "file.pth"})
 
 
 def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
