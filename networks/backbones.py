@@ -11,7 +11,7 @@ from torch import nn
 
 from config import Config
 from networks.efficientnet_lite import efficientnet_lite0
-from networks.stages import stages
+from networks.stages import stages, to_meta
 from system.errors import UserError
 
 OWN_NETWORKS = {"efficientnet_lite0": efficientnet_lite0}
@@ -74,7 +74,7 @@ def build_cut_backbone(name, last: str | None) -> tuple[nn.Sequential, int, int]
 def _map_shapes(name) -> dict[str, torch.Size]:
     """Return the shape of each stage's maps of a picture of SIDE x SIDE pixels, in their order."""
     with torch.device("meta"):  # random weights there take no numbers from those of other networks
-        network, shapes = _maps_network(name).eval(), {}
+        network, shapes = to_meta(_maps_network(name)), {}
     for part, module in stages(network):
         module.register_forward_hook(
             lambda _module, _inputs, output, part=part: shapes.update({part: output.shape})

@@ -14,8 +14,15 @@ ALL_STAGES = ("features", "blocks")
 
 
 def to_meta(model) -> nn.Module:
-    """Return a copy in evaluation mode on the meta device, which computes only shapes."""
-    return copy.deepcopy(model).to("meta").eval()
+    """Return a copy in evaluation mode on the meta device, which computes only shapes.
+
+    It skips BatchNorm, which changes no shape, but takes half of the time there.
+    """
+    meta_model = copy.deepcopy(model).to("meta").eval()
+    for module in meta_model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.forward = lambda values: values
+    return meta_model
 
 
 def num_channels(model) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from teaching.pictures import decode_jpeg
 
 MAX_GAP = 1.0  # seconds without a frame, after which a new movement begins
 MAX_KEPT = 600  # frames
+CHECK_SECONDS = 3.0  # between looks for a newer network, since loading takes half a second
 FILM_RATE = 12.0  # frames per second of the clips that the page sends
 
 
@@ -31,7 +33,7 @@ class LiveSession:
     def __init__(self, find_checkpoint: Callable[[], Path], device: torch.device):
         """find_checkpoint: returns the network to try, which need not exist."""
         self.find_checkpoint, self.device, self.lock = find_checkpoint, device, threading.Lock()
-        self.predictor, self.turn = None, 0
+        self.predictor, self.turn, self.checked_at = None, 0, -math.inf
         self.newest, self.loading = (None, None), threading.Lock()  # a file's version, its network
 
     def prepare(self) -> None:
@@ -50,8 +52,8 @@ class LiveSession:
     def begin(self) -> dict:
         """Load the newest network and forget the frames; return the classes and a turn's number.
 
-        Each request sends the number; a page that begins later takes over. Raises UserError if
-        there is no network yet.
+        Each request sends the number; a page that begins later takes over. While a training goes
+        on, its newer networks follow by themselves. Raises UserError if there is no network yet.
         """
         predictor = self._load()
         with self.lock:
@@ -75,6 +77,17 @@ class LiveSession:
             self.newest = version, load_predictor(checkpoint, self.device)
         return self.newest[1]
 
+    def _follow_training(self):
+        """Use a newer network if one is loaded; look for the next one in the background."""
+        newest, now = self.newest[1], monotonic()
+        if newest is not self.predictor:
+            if newest.classes != self.predictor.classes:
+                self.smooth = None
+            self.predictor = newest
+        if now - self.checked_at >= CHECK_SECONDS and not self.loading.locked():
+            self.checked_at = now
+            threading.Thread(target=self.prepare, daemon=True).start()
+
     def _forget(self):
         self.frames = deque(maxlen=MAX_KEPT)  # (seconds, uint8 RGB [H, W, 3])
         self.smooth, self.scored_at = None, 0.0
@@ -82,8 +95,8 @@ class LiveSession:
     def look(self, turn: float, times: list[float], pictures: list[bytes]) -> dict:
         """Add frames, JPEG, with their times in seconds; return scores for the last 3 seconds.
 
-        `scores`, smoothed, is None until there are 3 seconds. Raises UserError for frames that are
-        not accepted.
+        `scores`, smoothed, is None until there are 3 seconds; `classes` are the network's, which
+        a new training may change. Raises UserError for frames that are not accepted.
         """
         if not times or len(times) != len(pictures):
             raise UserError(f"{len(pictures)} frames with {len(times)} times; send one per frame")
@@ -92,15 +105,16 @@ class LiveSession:
             self._check_turn(turn)
             for time, frame in zip(times, decoded, strict=True):
                 self._append(time, frame)
-            window = self._window()
+            self._follow_training()
+            window, classes = self._window(), self.predictor.classes
             if window is None:
-                return {"scores": None}
+                return {"classes": classes, "scores": None}
             scores = self.predictor.scores(window).whole
             keep = math.exp(-(times[-1] - self.scored_at) / SMOOTHING_SECONDS)
             before = scores if self.smooth is None else self.smooth
             self.smooth = keep * before + (1 - keep) * scores
             self.scored_at = times[-1]
-            return {"scores": self.smooth.tolist()}
+            return {"classes": classes, "scores": self.smooth.tolist()}
 
     def score_film(self, pictures: list[bytes]) -> dict:
         """Return the classes, and the scores of a clip forwards and backwards.

@@ -66,10 +66,10 @@ async function look(own) {
     .map(async ([time, promise]) => [time, await promise]));
   own.kept = [...own.kept, ...frames].filter(([time]) => frames.at(-1)[0] - time < LIVE);
   const times = frames.map(([time]) => time.toFixed(1)).join(",");
-  const {scores} = await ask("look", {turn: own.turn, times}, packed(frames));
+  const {classes, scores} = await ask("look", {turn: own.turn, times}, packed(frames));
   if (session !== own || own.isReversing || own.isSilent || !scores) return;
-  own.scores = scores;
-  showScores(own.classes, scores);
+  Object.assign(own, {classes, scores}); // of the newest network: a training may be going on
+  showScores(classes, scores);
   say(own);
   show();
 }
@@ -113,12 +113,12 @@ $("backwards").onclick = doing(async () => {
   show();
   try {
     while (own.isAsking) await pause(10); // what is kept here is what the server has
-    const kept = own.kept, {forwards, backwards} = await ask("backwards", {turn: own.turn}, "");
+    const kept = own.kept, {classes, forwards, backwards} = await ask("backwards", {turn: own.turn}, "");
     $("verdict").textContent = "◀ backwards";
-    showScores(own.classes, backwards);
+    showScores(classes, backwards);
     await play(kept, true);
-    $("reverse").textContent = `The last three seconds: ${top1(own.classes, forwards)}. The same ` +
-      `pictures backwards: ${top1(own.classes, backwards)}.`;
+    $("reverse").textContent = `The last three seconds: ${top1(classes, forwards)}. The same ` +
+      `pictures backwards: ${top1(classes, backwards)}.`;
   } finally {
     own.isReversing = false;
     own.seen = performance.now();

@@ -1,6 +1,8 @@
 """What the network sees of the camera: by the page's own times, forwards and backwards."""
 
+import itertools
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,11 +67,34 @@ def test_a_network_is_loaded_once_and_ahead_of_its_use(tmp_path, monkeypatch):
         assert len(loaded) == number
 
 
+def test_the_network_of_a_training_that_goes_on_follows(tmp_path, monkeypatch):
+    networks = [Witness(12.0) for _ in range(3)]
+    networks[2].classes = ("other", "classes")
+    monkeypatch.setattr(
+        live, "load_predictor", lambda path, device: networks[int(path.read_text())]
+    )
+    monkeypatch.setattr(live, "CHECK_SECONDS", 0)
+    (tmp_path / "best").write_text("0")
+    session = LiveSession(lambda: tmp_path / "best", None)
+    session.begin()
+    show(session, TWELFTHS)
+    assert networks[0].seen
+    times = itertools.count(37)
+    for number in (1, 2):
+        (tmp_path / "new").write_text(str(number))
+        (tmp_path / "new").rename(tmp_path / "best")  # as each epoch does
+        deadline = time.monotonic() + 60
+        while not networks[number].seen and time.monotonic() < deadline:
+            answer = show(session, [next(times) / 12])
+        assert networks[number].seen and answer["classes"] == networks[number].classes
+    assert answer["scores"] == [1, 0]  # nothing is left of scores of other classes
+
+
 def test_there_are_no_scores_before_three_seconds(make_session):
     session, witness = make_session()
-    assert show(session, TWELFTHS[:35]) == {"scores": None}
+    assert show(session, TWELFTHS[:35]) == {"classes": Witness.classes, "scores": None}
     assert not witness.seen
-    assert show(session, TWELFTHS[35:36]) == {"scores": [1, 0]}
+    assert show(session, TWELFTHS[35:36])["scores"] == [1, 0]
     assert witness.seen == [[4 * number for number in range(36)]]
     show(session, TWELFTHS[36:])
     assert witness.seen[1] == [4 * number for number in range(1, 37)]
@@ -95,13 +120,13 @@ def test_after_a_pause_the_movement_begins_anew(make_session):
 def test_scores_are_smoothed_by_time(make_session):
     session, witness = make_session()
     witness.share = 0.9
-    assert show(session, TWELFTHS[:36]) == {"scores": [pytest.approx(0.9), pytest.approx(0.1)]}
+    assert show(session, TWELFTHS[:36])["scores"] == [pytest.approx(0.9), pytest.approx(0.1)]
     witness.share, before = 0.3, 0.9
-    for time in (3.0, 3.25, 4.0):
+    for now in (3.0, 3.25, 4.0):
         last = session.frames[-1][0]
-        keep = math.exp(-(time - last) / SMOOTHING_SECONDS)
+        keep = math.exp(-(now - last) / SMOOTHING_SECONDS)
         before = keep * before + (1 - keep) * 0.3
-        scores = show(session, [time])["scores"]
+        scores = show(session, [now])["scores"]
         assert scores == [pytest.approx(before), pytest.approx(1 - before)]
 
 
@@ -134,7 +159,7 @@ def test_a_page_that_begins_later_takes_over(make_session):
     for request in (lambda: session.look(1, [9], jpegs([0])), lambda: session.backwards(1)):
         with pytest.raises(UserError, match="another page has taken over"):
             request()
-    assert show(session, [0.0]) == {"scores": None}
+    assert show(session, [0.0]) == {"classes": Witness.classes, "scores": None}
 
 
 def test_a_request_before_a_network_is_loaded_is_refused(tmp_path):
