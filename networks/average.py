@@ -87,7 +87,7 @@ def combine_members(logits, combine: str) -> torch.Tensor:
     """
     if logits.dim() == 2:
         return logits
-    each = logits.float().log_softmax(2)
+    each = logits.log_softmax(2, torch.promote_types(logits.dtype, torch.float32))
     if combine == "product":
         return each.sum(1).log_softmax(1)
     return each.logsumexp(1) - math.log(logits.shape[1])
