@@ -121,7 +121,14 @@ def build_graph(predictor: Predictor, checkpoint) -> onnx.ModelProto:
     one = _to_onnx(Crops(config), frame, "frame", "crop", ({0: size[0], 1: size[1]},))
     crops = torch.zeros(config.clip_size, config.ncrops, *config.crop, 3, dtype=torch.uint8)
     network = FromCrops(predictor).eval().requires_grad_(False)
-    rest = _to_onnx(network, crops, "crops", "probabilities", None)
+    try:
+        rest = _to_onnx(network, crops, "crops", "probabilities", None)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"{checkpoint}: PyTorch {torch.__version__} cannot export {config.model}: {reason}; "
+            "export another network, or try another version of PyTorch"
+        ) from error
     return _joined(one, rest, config.clip_size)
 
 

@@ -50,7 +50,9 @@ class Average(FrameNetwork):
 
     def small_clips(self, clips):
         """Return the clips as the members without a 2D network see them, [N, C, T, h, w]."""
-        return F.interpolate(clips, (clips.shape[2], *self.small_crop), mode="area")
+        pictures = clips.transpose(1, 2).flatten(0, 1)  # ONNX has no mean over areas in 3D
+        small = F.interpolate(pictures, self.small_crop, mode="area")
+        return small.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
 
     def without_background(self, small):
         """Subtract each clip's mean frame, with `subtract_background`."""
