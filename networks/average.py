@@ -26,7 +26,7 @@ class Average(FrameNetwork):
     """
 
     def __init__(
-        self, members: dict[str, nn.Module], crop, small_crop, subtract_background, combine="mean"
+        self, members: dict[str, nn.Module], crop, small_crop, subtract_background, combine
     ):
         super().__init__()
         self.subtract_background, self.combine = subtract_background, combine

@@ -171,12 +171,12 @@ def choose_by_cross_validation(
         for trial, variant in zip(longer, trials.run(longer, LONG_STEPS, progress), strict=True):
             place = todo.index(trial) if trial in todo else len(found)
             found[place : place + 1] = [variant]
-    variants = found + averages(found, configs[0].combine)
+    variants = found + averages(found)
     return CrossValidation(sorted(variants, key=lambda variant: variant.rank), trials.groups)
 
 
-def averages(variants: list[Variant], combine: str) -> list[Variant]:
-    """Return the averages of the variants that can be: of the same clips and maps."""
+def averages(variants: list[Variant]) -> list[Variant]:
+    """Return the means of the variants that can be averaged: of the same clips and maps."""
     found = {}
     samplings = {variant.keys["sampling"]: None for variant in variants}
     for sampling, keys in itertools.product(samplings, CENTERED):
@@ -184,15 +184,15 @@ def averages(variants: list[Variant], combine: str) -> list[Variant]:
         same = [each for each in same if each.keys["sampling"] == sampling]
         for size in range(2, len(same) + 1):
             for members in itertools.combinations(same, size):
-                average = average_of(members, sampling, combine)
+                average = average_of(members, sampling)
                 found.setdefault(str(average.keys), average)
     return list(found.values())
 
 
-def average_of(members: Sequence[Variant], sampling: str, combine: str) -> Variant:
-    """Return the average of some variants of one sampling; combine: the config's key."""
+def average_of(members: Sequence[Variant], sampling: str) -> Variant:
+    """Return the mean of some variants of one sampling."""
     each = torch.stack([member.log_probabilities for member in members], 1)
-    together = combine_members(each, combine)
+    together = combine_members(each, "mean")
     keys = {key: value for each in members for key, value in each.keys.items()}
     keys |= {"model": "average", "members": [each.keys["model"] for each in members]}
     ending = f", on {SAMPLINGS[sampling]}"

@@ -72,7 +72,7 @@ def cross_validated_keys(
 
 def fits(keys: dict, given: dict) -> bool:
     """Return whether the user's keys apply to the networks of a variant, whose keys are `keys`."""
-    networks = [keys["model"], *keys.get("members", [])]
+    networks = keys.get("members", [keys["model"]])
     has_backbone = any(name in FRAME_MODELS for name in networks)
     return all(
         has_backbone

@@ -182,7 +182,7 @@ def test_means_are_of_the_same_clips_and_maps():
     ]
     conv3d = variant("conv3d", [False, False, True, True], 0.55)
     whole = variant("linear", [False, False, True, True], sampling="segments")
-    both = averages([*eco, conv3d, whole], "mean")
+    both = averages([*eco, conv3d, whole])
     assert [each.keys for each in both] == [
         {
             "model": "average",
@@ -196,10 +196,6 @@ def test_means_are_of_the_same_clips_and_maps():
         both[0].log_probabilities.exp(),
         (eco[1].log_probabilities.exp() + conv3d.log_probabilities.exp()) / 2,
     )
-    product, _ = averages([*eco, conv3d, whole], "product")
-    expected = eco[1].log_probabilities.exp() * conv3d.log_probabilities.exp()
-    expected /= expected.sum(1, keepdim=True)
-    torch.testing.assert_close(product.log_probabilities.exp(), expected)
 
 
 def test_the_table_has_the_best_and_each_network():
@@ -287,8 +283,6 @@ def test_quick_takes_the_usual_network(tmp_path, capfd):
         ({"feature_versions": 2}, ["eco", "eco + conv3d"]),
         ({"block_widths": [8]}, ["conv3d", "eco + conv3d"]),
         ({"freeze": True, "dropout": 0.1}, ["eco", "eco + conv3d"]),
-        ({"combine": "product"}, ["eco + conv3d"]),
-        ({"small_frame_height": 32}, ["eco + conv3d"]),
     ],
 )
 def test_what_the_user_sets_applies_to_the_choice(given, fitting):
