@@ -203,6 +203,8 @@ def test_two_pods_train_together(job, tmp_path):
             "PET_NNODES": "2",
             "PET_NODE_RANK": str(rank),
             "PET_NPROC_PER_NODE": "1",
+            "PET_LOG_DIR": str(tmp_path / f"pod{rank}"),  # apart from what torchrun itself logs,
+            "PET_REDIRECTS": "3",  # which warns where the other pod's one has ended before it
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
@@ -220,7 +222,11 @@ def test_two_pods_train_together(job, tmp_path):
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0].startswith("2 x CPU") and "training is over" in outputs[0]
+    logs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    outputs = [
+        "".join(path.read_text() for path in sorted((tmp_path / pod).rglob("std*.log")))
+        for pod in ("pod0", "pod1")
+    ]
+    assert outputs[0].startswith("2 x CPU") and "training is over" in outputs[0], outputs[0]
     assert outputs[1] == ""
