@@ -211,11 +211,14 @@ def some_clips(annotations: Annotations, seed: int) -> np.ndarray:
 def folds_of(labels, groups, seed: int) -> list[tuple]:
     """Return (training, test) positions of three folds, or of fewer if clips or groups are few.
 
-    The clips of a single group are split like those without groups.
+    The clips of a single group are split like those without groups: into the first third of each
+    class, the second and the last. Clips whose names follow one another are often of the same
+    person or recording, which a random split would have on both sides.
     """
     num_groups = 0 if groups is None else len(set(groups.tolist()))
     most = [NUM_FOLDS, int(np.bincount(labels).max()), num_groups if num_groups > 1 else NUM_FOLDS]
-    folds = stratified_folds(labels, groups if num_groups > 1 else None, max(2, min(most)), seed)
+    known, seed = (groups, seed) if num_groups > 1 else (None, None)
+    folds = stratified_folds(labels, known, max(2, min(most)), seed)
     return [(train, test) for train, test in folds if len(train) > 1]  # BatchNorm needs two clips
 
 

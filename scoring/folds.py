@@ -8,18 +8,18 @@ import pandas as pd
 MANY_GROUPS = 5_000  # with more, the grouped split would take minutes, a millisecond per group
 
 
-def stratified_folds(labels, groups, num_folds: int, seed: int) -> list[tuple]:
+def stratified_folds(labels, groups, num_folds: int, seed: int | None) -> list[tuple]:
     """Return (training, test) positions of each fold with test clips; none if there are too few.
 
     labels: of N clips, `num_folds` or more of one class. groups: of each clip, never on both
-    sides; or None.
+    sides; or None. seed: of the random parts; None, without groups: parts of consecutive clips.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     labels = np.asarray(labels)
     with warnings.catch_warnings():  # about classes that are not in every fold
         warnings.simplefilter("ignore", UserWarning)
-        plain = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+        plain = StratifiedKFold(num_folds, shuffle=seed is not None, random_state=seed)
         if groups is None:
             return list(plain.split(labels, labels))
         group_of, names = pd.factorize(np.asarray(groups))  # in the order of appearance

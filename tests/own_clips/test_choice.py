@@ -162,6 +162,10 @@ def test_folds_keep_groups_together(clips):
     for single in (None, np.full(18, "anna")):
         folds = choice.folds_of(clips.labels, single, 0)
         assert [len(train_part) for train_part, _ in folds] == [12, 12, 12]
+        tests = [test.tolist() for _, test in folds]  # in order within each class
+        for label in set(clips.labels.tolist()):
+            (own,) = np.where(clips.labels == label)
+            assert [place for test in tests for place in test if place in own] == own.tolist()
     (two, _) = choice.folds_of(np.array([0, 0, 0, 1, 1, 1]), np.array(list("aabbbb")), 0)
     assert all(map(len, two))
 
