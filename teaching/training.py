@@ -104,6 +104,8 @@ class Training:
             if not (is_resumed and self.snapshot.exists()):
                 self.data_set.snapshot(self.snapshot)
             if not is_resumed:
+                if self.checkpoint.parent == self.new_run and self.checkpoint.exists():
+                    self._replace()  # the only network there is: it is kept, though unfinished
                 shutil.rmtree(self.new_run, ignore_errors=True)
                 self.new_run.mkdir(parents=True)
             values = json.loads(self.config_path.read_text(encoding="utf-8"))

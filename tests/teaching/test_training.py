@@ -306,6 +306,26 @@ def test_a_network_is_kept_until_the_next_one_is_done(training, project, make_tr
     assert make_training().progress()["state"] == "done" and good.exists()
 
 
+def test_a_first_training_that_was_stopped_keeps_its_network(training, project, make_training):
+    assert train_to(training, project, "wait")["has_network"]
+    training.checkpoint.write_text("good")
+    project("wait")
+    training.start(is_resumed=False)
+    assert training.progress()["has_network"] and training.checkpoint.read_text() == "good"
+    until(training, has_begun)
+    assert training.progress()["history"]  # of the new training
+    training.stop()
+    found = until(training, lambda found: found["state"] != "running")
+    assert found["can_resume"] and found["can_use"]  # the new one
+    assert make_training().checkpoint.read_text() == "good"
+    found = train_to(training, project, "fail early")
+    assert found["has_network"] and not found["can_resume"] and not found["can_use"]
+    assert training.checkpoint.read_text() == "good"
+    train_to(training, project, "wait")
+    assert train_to(training, project, "end", is_resumed=True)["state"] == "done"
+    assert training.checkpoint.read_text() == "" and not training.new_run.exists()
+
+
 def test_clips_that_are_removed_meanwhile_are_there_for_the_training(training, project):
     project("wait")
     training.start(is_resumed=False)
