@@ -12,7 +12,7 @@ import shutil
 import threading
 import unicodedata
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from clips.annotations import read_annotations, read_rows
@@ -21,7 +21,7 @@ from clips.frames import natural_key
 from config import Config
 from own_clips.splitting import choose_validation
 from system.errors import UserError, is_disk_full, summarize
-from system.files import try_lock, write_text
+from system.files import atomic_write, try_lock
 from teaching.pictures import MAX_FRAMES, decode_jpeg, thumbnail
 
 MAX_CLIPS = 2000
@@ -35,6 +35,10 @@ REMOVED = ".removed"  # folder for clips whose removal can be undone
 
 class DiskFullError(UserError):
     """A clip that could not be saved because the disk is full."""
+
+
+class GoneError(UserError):
+    """A removed clip whose files were deleted, so that it cannot come back."""
 
 
 class DataSet:
@@ -55,7 +59,8 @@ class DataSet:
         self.removed, self.num_changes = {}, 0  # id -> (row, where its files are)
         for name in (UNFINISHED, REMOVED):
             shutil.rmtree(folder / "clips" / name, ignore_errors=True)
-        # id -> (class, set), in the order of recording, where the files tell
+        # id -> (class, set), in the order of recording, where the files tell. An interrupted change
+        # may have left a clip in two lists: the last counts, so a class is never half on.
         self.clips = {clip_id: row for name in self.csvs for clip_id, row in self._rows(name)}
         self.clips = _in_order(self.clips)
         self.last_number = max(
@@ -159,10 +164,11 @@ class DataSet:
         is_due = sets.count("validation") < (len(sets) + 1) // SHARE_FOR_VALIDATION
         return "validation" if is_due else "train"
 
-    def remove(self, ids: list[str]) -> None:
-        """Remove clips, which `restore` brings back until `empty_trash`.
+    def remove(self, ids: list[str]) -> bool:
+        """Remove clips, which `restore` brings back until `empty_trash`, if they have files.
 
-        On a full disk they are deleted. Raises UserError if there is none with an id.
+        Returns whether the disk is full: then these, and those removed before, are deleted. Raises
+        UserError if there is none with an id.
         """
         with self.lock:
             self._check_folder()
@@ -179,25 +185,46 @@ class DataSet:
                 for clip_id in ids:
                     _delete(self.path(clip_id))
                 self._write(rest)
-                return
+                return True
             for clip_id, row in rows.items():
                 self.num_changes += 1  # a number of its own
                 place = self.folder / "clips" / REMOVED / str(self.num_changes)
                 with suppress(FileNotFoundError):  # someone has deleted its files
                     self.path(clip_id).rename(place)
                     self.removed[clip_id] = row, place
+        return False
 
     def restore(self, ids: list[str]) -> None:
-        """Bring removed clips back. Raises UserError if one was deleted for good."""
+        """Bring removed clips back, each as its class is now. Raises GoneError if one is deleted.
+
+        After any other error they are still removed.
+        """
         with self.lock:
             self._check_folder()
-            self._check_ids(ids, self.removed, "removed clip")
+            if gone := [clip_id for clip_id in ids if clip_id not in self.removed]:
+                raise GoneError(f"there is no removed clip {summarize(gone)}; it was deleted")
+            clips, moved = dict(self.clips), []
             for clip_id in ids:
-                self.removed[clip_id][1].rename(self.path(clip_id))
-            rows = {clip_id: self.removed[clip_id][0] for clip_id in ids}
-            self._write(_in_order(self.clips | rows))
+                clips[clip_id] = self._row_now(self.removed[clip_id][0], clips)
+            try:
+                for clip_id in ids:
+                    self.removed[clip_id][1].rename(self.path(clip_id))
+                    moved.append(clip_id)
+                self._write(_in_order(clips))
+            except BaseException:
+                for clip_id in moved:
+                    self.path(clip_id).rename(self.removed[clip_id][1])
+                raise
             for clip_id in ids:
                 del self.removed[clip_id]
+
+    def _row_now(self, row, clips) -> tuple[str, str]:
+        """Return the row of a removed clip among `clips`, where its class may have changed."""
+        name, own_set = _spelling(row[0], clips), row[1]
+        sets = {each for label, each in clips.values() if label == name}
+        if sets and (DISABLED in sets) != (own_set == DISABLED):
+            own_set = DISABLED if DISABLED in sets else self._due_set(name, clips)
+        return name, own_set
 
     def _check_ids(self, ids, known, kind):
         if unknown := [clip_id for clip_id in ids if clip_id not in known]:
@@ -254,12 +281,10 @@ class DataSet:
 
     def spelling(self, name: str) -> str:
         """Return the existing class that has this name, perhaps in other case, or the name."""
-        names = {label for label, _ in self.clips.values()}
-        same = sorted(each for each in names if each.casefold() == name.casefold())
-        return name if name in names or not same else same[0]
+        return _spelling(name, self.clips)
 
     def rename(self, name: str, new: str) -> None:
-        """Rename a class. Raises UserError if another class has the new name."""
+        """Rename a class, and its removed clips. Raises UserError if another has the new name."""
         new = checked_name(new)
         with self.lock:
             self._check_folder()
@@ -273,6 +298,9 @@ class DataSet:
                     for key, (label, own_set) in self.clips.items()
                 }
             )
+            for key, ((label, own_set), place) in self.removed.items():
+                if label == name:
+                    self.removed[key] = (new, own_set), place
 
     def enable(self, name: str, is_on: bool) -> None:
         """Switch a class on or off; one that is off keeps its clips, and is not trained on."""
@@ -347,22 +375,48 @@ class DataSet:
 
 
 def _write_lists(folder: Path, clips: dict) -> None:
-    """Write the CSVs and labels.csv of clips, {id: (class, set)}, to a folder."""
-    for set_name in (*SETS, DISABLED):
-        path, text = folder / f"{set_name}.csv", io.StringIO()
-        rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
-        if set_name == DISABLED and not rows:
-            path.unlink(missing_ok=True)
-            continue
-        csv.writer(text, lineterminator="\n").writerows([("video_id", "label"), *rows])
-        write_text(path, text.getvalue())
+    """Write the CSVs and labels.csv of clips, {id: (class, set)}, to a folder.
+
+    All are written before the first is replaced: on a full disk, all stay what they were.
+    """
     names = {label for label, own_set in clips.values() if own_set != DISABLED}
     lines = "".join(f"{name}\n" for name in sorted(names, key=natural_key))
-    write_text(folder / "labels.csv", lines)
+    contents = {folder / "labels.csv": lines.encode()}
+    for set_name in (*SETS, DISABLED):
+        text = io.StringIO()
+        rows = [(key, label) for key, (label, own_set) in clips.items() if own_set == set_name]
+        csv.writer(text, lineterminator="\n").writerows([("video_id", "label"), *rows])
+        if rows or set_name != DISABLED:
+            contents[folder / f"{set_name}.csv"] = text.getvalue().encode()
+    with ExitStack() as files:  # it ends with the file that was opened first
+        # A list that grows is replaced before one that shrinks: if an interruption comes between,
+        # a clip that changes lists is in both, not in none.
+        for path in sorted(contents, key=lambda path: len(contents[path]) - _size(path)):
+            file = files.enter_context(atomic_write(path))
+            file.write(contents[path])
+            file.flush()
+    if folder / f"{DISABLED}.csv" not in contents:
+        (folder / f"{DISABLED}.csv").unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _in_order(clips: dict) -> dict:
     return dict(sorted(clips.items(), key=lambda item: natural_key(item[0])))
+
+
+def _spelling(name: str, clips: dict) -> str:
+    """Return the class of `clips` that has this name, perhaps in other case, or the name."""
+    names = {label for label, _ in clips.values()}
+    same = sorted(each for each in names if _tidy(each).casefold() == _tidy(name).casefold())
+    return name if name in names or not same else same[0]
+
+
+def _tidy(name: str) -> str:
+    """Return a name with one plain space for each gap, which may be a tab or a wide space."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", name.strip()))
 
 
 def _delete(path: Path) -> None:
@@ -382,7 +436,7 @@ def _link_or_copy(source, target) -> None:
 
 def checked_name(name: str) -> str:
     """Return a class name as it is saved. Raises UserError if it cannot be."""
-    name = re.sub(" +", " ", unicodedata.normalize("NFC", name.strip()))
+    name = _tidy(name)
     # Joiners, which are not printable, make one emoji of several, and are part of Persian words.
     shown = name.replace("\u200c", "").replace("\u200d", "")
     if not shown or len(name) > MAX_NAME or not shown.isprintable():

@@ -16,7 +16,7 @@ from clips.films import FILM_SUFFIXES
 from own_clips.recipes import FEW_CLIPS
 from system.config_file import load_config
 from system.errors import UserError, message_for_user
-from teaching.data_set import DISABLED, DataSet, DiskFullError
+from teaching.data_set import DISABLED, DataSet, DiskFullError, GoneError
 from teaching.live import LiveSession
 from teaching.pictures import MAX_FRAMES, encode_clip, frames_of_film
 from teaching.takeaway import Takeaway
@@ -176,14 +176,17 @@ class Server(ThreadingHTTPServer):
 
     def remove(self, query, body):
         ids = listed(body)
-        self.data_set.remove(ids)
-        can_undo = all(clip_id in self.data_set.removed for clip_id in ids)
-        if not can_undo:  # deleted, since the disk is full
+        is_full = self.data_set.remove(ids)
+        if is_full:
             self.training.make_room()
-        return {"can_undo": can_undo}
+        kept = [clip_id for clip_id in ids if clip_id in self.data_set.removed]
+        return {"kept": kept, "is_full": is_full}  # kept: what can be undone
 
     def restore(self, query, body):
-        return self.data_set.restore(listed(body))
+        try:
+            return self.data_set.restore(listed(body))
+        except GoneError as error:  # the page need not try again
+            raise RequestError(410, str(error)) from None
 
     def rename(self, query, body):
         return self.data_set.rename(query["name"], query["new"])

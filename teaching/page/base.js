@@ -14,6 +14,7 @@ let training = {state: "none", history: []};
 
 class Cancelled extends Error {}
 class NoAnswer extends Error {}
+class Gone extends Error {} // for good
 
 // A message is shown beside its cause, if that place is in sight, else beside the camera.
 function notify(text, isBad = false, place = "message") {
@@ -52,6 +53,7 @@ async function answerTo(path, fields, body, most = MAX_BYTES) {
   const answer = await fetch(`${path}?${new URLSearchParams(fields)}`,
     {method: body === undefined ? "GET" : "POST", headers: {"X-Key": KEY}, body}).catch(() => {
       throw new NoAnswer("teach.py does not answer; start it again, and open the address it prints."); });
+  if (answer.status === 410) throw new Gone((await answer.json()).error);
   if (!answer.ok) throw new Error((await answer.json()).error);
   return answer;
 }

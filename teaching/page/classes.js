@@ -45,15 +45,18 @@ function clipElement(id) {
   return element("div", {className: "clip"}, stripElement(id), remove);
 }
 async function removeClips(ids, what) {
-  const {can_undo} = await ask("remove", {}, JSON.stringify(ids));
-  if (can_undo) removals.push({ids, what});
-  else removals.length = 0; // the disk was full
+  const {kept, is_full} = await ask("remove", {}, JSON.stringify(ids));
+  if (is_full) removals.length = 0; // they were deleted
+  if (kept.length) removals.push({ids: kept, what});
   await showClips();
   notify(`${what} ${what.startsWith("Clip ") ? "is" : "are"} removed.`);
 }
 const undo = doing(async () => {
-  const {ids, what} = removals.pop();
-  try { await ask("restore", {}, JSON.stringify(ids)); } finally { await showClips(); }
+  const removal = removals.pop(), {ids, what} = removal;
+  try { await ask("restore", {}, JSON.stringify(ids)); } catch (error) {
+    if (!(error instanceof Gone)) removals.push(removal); // it can be tried again
+    throw error;
+  } finally { await showClips(); }
   notify(`${what} ${what.startsWith("Clip ") ? "is" : "are"} back.`);
   if (!removals.length) $("record").focus(); // the button is hidden
 });

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -122,14 +123,14 @@ def test_on_a_full_disk_no_half_a_clip_is_left_and_clips_can_be_removed(
         with pytest.raises(DiskFullError, match="full, so this clip of “a” was not saved; remove"):
             data.add("a", jpegs([1, 2]))
     assert not list((clips / UNFINISHED).iterdir())
-    data.remove([ids[0]])
-    write = data_set_module.write_text
+    assert not data.remove([ids[0]])
+    write = data_set_module.atomic_write
     monkeypatch.setattr(
         data_set_module,
-        "write_text",
+        "atomic_write",
         lambda *given: full_disk() if (clips / ids[1]).exists() else write(*given),
     )
-    data.remove([ids[1]])  # where the lists have room only once its files are gone
+    assert data.remove([ids[1]])  # where the lists have room only once its files are gone
     assert list(data.clips) == [ids[2]] == list(open_folder().clips)
     assert not data.removed and not (clips / ids[1]).exists()
     monkeypatch.undo()
@@ -151,9 +152,115 @@ def test_removed_clips_come_back_where_they_were(open_folder, tmp_path):
         data.restore(["1"])
 
 
+def test_a_clip_comes_back_as_its_class_is_now(open_folder):
+    data = open_folder()
+    ids = [data.add("wave", PAIR) for _ in range(6)]
+    data.remove(ids[:1])
+    data.enable("wave", False)
+    data.restore(ids[:1])
+    assert not data.counts() and len(data.clips) == 6
+    data.remove(ids[1:2])
+    data.remove(ids[2:3])
+    data.enable("wave", True)
+    data.restore(ids[1:2])
+    assert not data.disabled() and data.counts() == {"wave": 5}
+    data.rename("wave", "hello")
+    data.restore(ids[2:3])
+    assert data.counts() == {"hello": 6} and not data.disabled()
+    assert Counter(own_set for _, own_set in data.clips.values()) == {"train": 5, "validation": 1}
+    data.enable("hello", False)
+    for some in (ids[:3], ids[3:]):  # all of them: then they are what they were
+        data.remove(some)
+    data.restore(ids[:3])
+    data.restore(ids[3:])
+    assert data.disabled() == {"hello"} and not data.counts()
+    data.enable("hello", True)
+    data.remove(ids)
+    data.add("HELLO", PAIR)
+    data.restore(ids)
+    assert data.counts() == {"HELLO": 7}
+
+
+@pytest.mark.parametrize("function", ["atomic_write", "rename"])
+def test_clips_that_cannot_come_back_yet_can_later(open_folder, tmp_path, monkeypatch, function):
+    data = open_folder()
+    ids = [data.add("a", PAIR) for _ in range(4)]
+    data.remove(ids[:3])
+    before, rename = csvs(tmp_path / "mine"), Path.rename
+    with monkeypatch.context() as patch:
+        if function == "rename":
+            patch.setattr(
+                "pathlib.Path.rename",
+                lambda *paths: full_disk() if paths[1].name == "2" else rename(*paths),
+            )
+        else:
+            patch.setattr(data_set_module, "atomic_write", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            data.restore(ids[:3])
+    assert list(data.clips) == ids[3:] and csvs(tmp_path / "mine") == before
+    assert not data.path("1").exists()
+    data.restore(ids[:3])
+    assert list(data.clips) == ids and all(data.path(clip_id).exists() for clip_id in ids)
+
+
+class FullDisk:
+    """A file that is open, on a disk that is full."""
+
+    def write(self, _):
+        full_disk()
+
+
+def test_on_a_full_disk_all_lists_stay_what_they_were(open_folder, tmp_path, monkeypatch):
+    data = open_folder()
+    for name in "aabb" * 5:
+        data.add(name, PAIR)
+    before, write = csvs(tmp_path / "mine"), data_set_module.atomic_write
+    for number in range(4):  # the list for which there is no room
+        left = iter(range(number, -1, -1))
+        with monkeypatch.context() as patch:
+
+            @contextmanager
+            def write_some(path, left=left):
+                with write(path) as file:
+                    yield file if next(left) else FullDisk()
+
+            patch.setattr(data_set_module, "atomic_write", write_some)
+            with pytest.raises(OSError, match="No space"):
+                data.enable("a", False)
+        assert csvs(tmp_path / "mine") == before and data.counts() == {"a": 10, "b": 10}
+        assert not list((tmp_path / "mine").glob("*.partial"))
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_an_interrupted_switch_loses_no_clip(open_folder, tmp_path, monkeypatch, is_on):
+    data = open_folder()
+    for name in "abc" * 6:
+        data.add(name, PAIR)
+    data.enable("c", False)
+    data.enable("a", not is_on)
+    clips, replace = dict(data.clips), os.replace
+    for number in range(5):  # lists that are replaced before the interruption
+        left = iter(range(number, -1, -1))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "replace", lambda *paths, left=left: replace(*paths) if next(left) else die()
+            )
+            with suppress(KeyboardInterrupt):
+                data.enable("a", is_on)
+        data = open_folder()
+        assert list(data.clips) == list(clips)
+        assert data.counts()["a"] in (0, 6) and data.counts()["b"] == 6
+        data.enable("a", not is_on)
+    assert dict(data.clips) == clips
+
+
+def die(*_):
+    raise KeyboardInterrupt
+
+
 def test_classes_are_renamed_switched_off_and_one_whatever_the_case(open_folder, tmp_path):
     data = open_folder()
-    for name in ("Wave", " wave ", "WAVE", "Left  Hand", "left hand", "other"):
+    for name in ("Wave", "\u3000wave ", "WAVE", "Left\u3000\tHand", "left\u00a0hand", "other"):
         data.add(name, jpegs([1, 2]))
     assert data.counts() == {"Wave": 3, "Left Hand": 2, "other": 1}
     with pytest.raises(UserError, match="already a gesture “Wave”"):
@@ -237,7 +344,7 @@ def test_any_clip_can_be_removed_and_its_number_is_not_used_again(open_folder, t
         data.remove(["1"])
 
 
-@pytest.mark.parametrize("function", ["write_text", "rename"])
+@pytest.mark.parametrize("function", ["atomic_write", "rename"])
 def test_an_interruption_leaves_what_was_there(open_folder, tmp_path, monkeypatch, function):
     def die(*_):
         raise OSError("the disk is full")
@@ -250,7 +357,7 @@ def test_an_interruption_leaves_what_was_there(open_folder, tmp_path, monkeypatc
         if function == "rename":
             patch.setattr("pathlib.Path.rename", die)
         else:
-            patch.setattr(data_set_module, "write_text", die)
+            patch.setattr(data_set_module, "atomic_write", die)
         with pytest.raises(OSError, match="full"):
             data.add("c", jpegs([1, 2]))
     assert data.clips == before
@@ -276,7 +383,7 @@ REFUSED = {
     "no name": (" ", PAIR, "a gesture's name"),
     "joiners": ("\u200d\u200c", PAIR, "a gesture's name"),
     "a long name": ("x" * 61, PAIR, "a gesture's name"),
-    "a line end": ("a\nb", PAIR, "a gesture's name"),
+    "a zero-width space": ("a\u200bb", PAIR, "a gesture's name"),
     "control": ("a\x1b[0m", PAIR, "a gesture's name"),
     "one frame": ("a", PAIR[:1], "2 to 120 frames, not 1"),
     "too many": ("a", PAIR * 61, f"2 to {MAX_FRAMES} frames, not 122"),

@@ -4,6 +4,7 @@ import errno
 import http.client
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ REFUSED = {
     ),
     "no clip": (("POST", "/remove", b'["../../x"]', {}), 400, "no clip ../../x"),
     "no list": (("POST", "/remove", b"[1]", {}), 400, "no list of clips"),
-    "not removed": (("POST", "/restore", b'["1"]', {}), 400, "no removed clip 1"),
+    "not removed": (("POST", "/restore", b'["1"]', {}), 410, "no removed clip 1"),
     "no class": (("POST", "/rename", b"", {"name": "a", "new": "b"}), 400, "no gesture “a”"),
     "no film": (("POST", "/film", b"x", {"name": "a.exe"}), 400, "a.exe: not a video"),
     "broken film": (("POST", "/film", b"x", {"name": "a.avi"}), 400, "a.avi: cannot be"),
@@ -156,7 +157,7 @@ def test_on_a_full_disk_removed_clips_make_room_for_a_new_one(tmp_path, monkeypa
         data_set, write = server.data_set, server.data_set._write_frames
         ids = [ask(server, "POST", "/add", CLIP, name="a")[1]["id"] for _ in range(2)]
         body = json.dumps(ids[:1]).encode()
-        assert ask(server, "POST", "/remove", body) == (200, {"can_undo": True})
+        assert ask(server, "POST", "/remove", body) == (200, {"kept": ids[:1], "is_full": False})
 
         def full(*given):
             if data_set.removed:
@@ -166,6 +167,18 @@ def test_on_a_full_disk_removed_clips_make_room_for_a_new_one(tmp_path, monkeypa
         monkeypatch.setattr(data_set, "_write_frames", full)
         assert ask(server, "POST", "/add", CLIP, name="a") == (200, {"id": "3"})
         assert list(data_set.clips) == ["2", "3"]
+
+
+def test_a_class_with_a_clip_whose_files_are_gone_can_be_removed_and_come_back(tmp_path):
+    with served(tmp_path / "mine") as server:
+        ids = [ask(server, "POST", "/add", CLIP, name=name)[1]["id"] for name in "aab"]
+        before = ask(server, "POST", "/remove", json.dumps(ids[2:]).encode())
+        shutil.rmtree(server.data_set.path(ids[0]))
+        answer = ask(server, "POST", "/remove", json.dumps(ids[:2]).encode())
+        assert answer == (200, {"kept": ids[1:2], "is_full": False})
+        for kept in (answer[1]["kept"], before[1]["kept"]):  # the other undo is there, too
+            assert ask(server, "POST", "/restore", json.dumps(kept).encode())[0] == 200
+        assert list(server.data_set.clips) == ids[1:]
 
 
 def test_many_connections_at_once_wait_for_their_turn(server):
