@@ -31,11 +31,11 @@ def read_set(config: Config, set_name: str, class_names) -> Annotations | None:
 def describe(predictor: Predictor, checkpoint: dict, train, validation) -> dict:
     """Return what a caller of the exported network needs, and what it was trained on.
 
-    train, validation: annotations, or None. Training clips are not counted if they have changed
-    since the training.
+    train, validation: annotations, or None. Clips are not counted if the training clips have
+    changed since the training: then the validation clips may have, too.
     """
-    if train is not None and training_set(checkpoint)[0] not in (None, train.digest()):
-        train = None
+    if train is None or training_set(checkpoint)[0] not in (None, train.digest()):
+        train = validation = None
     config, frames = predictor.config, live_frames(predictor)
     return {
         "classes": predictor.classes,
@@ -102,7 +102,8 @@ trained it.
 `index.html` classifies what a camera shows, and videos. {runtime} Pictures never leave the \
 browser. Any static host will do; a camera needs localhost or https.
 - In a terminal: `pip install numpy onnxruntime av`, then `python classify.py video.mp4`, or \
-`python classify.py --camera 0`, or an address such as `rtsp://…` in place of the number.
+`python classify.py --camera 0` (Linux and macOS), or an address such as `rtsp://…` in place of \
+the number.
 - In Python:
 
   ```python

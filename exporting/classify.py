@@ -54,8 +54,9 @@ def watch(model, camera):  # a number or an address
     kind = {"linux": "v4l2"}.get(sys.platform, "avfoundation") if camera.isdecimal() else None
     video = av.open("/dev/video" * (kind == "v4l2") + camera, format=kind)
     live, shown, smooth, last = model.about["live"], [], {}, -np.inf
+    threading.excepthook = lambda _: None  # an unplugged camera ends the thread, and so the loop
     (reader := threading.Thread(target=collect, daemon=True)).start()
-    while reader.is_alive() and not time.sleep(0.01):
+    while (reader.is_alive() or sys.exit(f"{camera}: has ended")) and not time.sleep(0.01):
         times = np.array([when for when, _ in list(shown)] or [last])
         wanted = times[-1] - np.arange(live["frames"])[::-1] / model.about["frame_rate"]
         if times[-1] > last and times[0] <= wanted[0]:
@@ -69,12 +70,11 @@ def watch(model, camera):  # a number or an address
 
 
 if __name__ == "__main__":
-    videos = sys.argv[1:] if sys.argv[1:] not in ([], ["--camera"]) else sys.exit(__doc__)
+    is_live, given = "--camera" in sys.argv[1:2], sys.argv[1:]
     classifier = Classifier(Path(__file__).with_name("network.onnx"))
-    try:
-        if videos[0] == "--camera":
-            sys.exit(watch(classifier, videos[1]))
-        for video in videos:
-            print(video, *(f"{name} {score:.1%}" for name, score in classifier(video).items()))
-    except av.error.FFmpegError as error:
-        sys.exit(error)
+    for place in given[is_live:] or sys.exit(__doc__):
+        try:
+            scores = watch(classifier, place) if is_live else classifier(place)
+        except (av.error.FFmpegError, ValueError, TypeError, LookupError, KeyboardInterrupt) as why:
+            sys.exit(f"{place}: {str(why) or 'stopped'}")
+        print(place, *(f"{name} {score:.1%}" for name, score in scores.items()))

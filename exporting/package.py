@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import torch
 from clips.annotations import Annotations
 from scoring.loading import load_network
 from scoring.predictor import Predictor
-from system.errors import UserError
+from system.errors import UserError, is_disk_full
 from system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def export(
     epoch = loaded.checkpoint.get("epoch", 0)
     predictor = Predictor(loaded.config, loaded.classes, loaded.network, CPU, epoch)
     about, validation = _describe(predictor, loaded.checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        folder = Path(folder)
+    with _new_folder(output) as folder:
         _write_network(folder / NETWORK, predictor, about, checkpoint)
         agreement = compare(
             folder / NETWORK,
@@ -78,6 +77,21 @@ def export(
         _move(folder, output)
     on_progress(1.0, "done")
     return agreement
+
+
+@contextmanager
+def _new_folder(output: Path):
+    """Make a folder beside `output`, and delete it in the end. Raises UserError on a full disk."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"--output {output}: the disk is full; make room, or choose a place on another disk"
+        ) from None
 
 
 def _describe(predictor: Predictor, checkpoint: dict) -> tuple[dict, Annotations | None]:

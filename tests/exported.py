@@ -1,7 +1,12 @@
 """A tiny network, trained for an epoch on frames and films, and its exported folder."""
 
+import base64
+import functools
+import http.server
 import importlib.util
 import os
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +27,8 @@ needs_runtime = pytest.mark.skipif(
     reason="ONNXRUNTIME_WEB does not name an unpacked npm package onnxruntime-web "
     "(`npm pack onnxruntime-web`)",
 )
+# Of the exported page: it can be used, or says why not.
+READY = "document.body.dataset.ready || document.querySelector('#message.bad')"
 WEBM = {"codec": "libvpx", "pix_fmt": "yuv420p", "deadline": "realtime", "cpu-used": "8"}
 
 
@@ -74,3 +81,51 @@ def load_classify(folder):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def served_page(folder):
+    """Serve a folder as `python -m http.server` does; yield the address and the paths."""
+    paths = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, *_):
+            paths.append(self.path)
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", paths
+        server.shutdown()
+
+
+# --- an exported page without a runtime beside it: the CDN is played by the test ------------------
+
+
+def open_answering(browser, address, answer) -> list[str]:
+    """Open a page, and answer its requests to other hosts; return their addresses."""
+    urls, is_open = [], f"document.body && location.href === '{address}'"
+    browser.send("Fetch.enable", patterns=[{"urlPattern": "https://*"}])
+    browser.send("Page.navigate", url=address)
+    while not browser.js(f"!!({is_open} && ({READY}))"):
+        while browser.paused:
+            paused = browser.paused.pop()
+            urls.append(paused["request"]["url"])
+            answer(browser, paused)
+    return urls
+
+
+def fulfil(browser, paused, change=lambda content: content) -> None:
+    """Answer a request to the CDN with the file of the npm package, changed by `change`."""
+    name = paused["request"]["url"].rpartition("/")[2]
+    content = change((Path(RUNTIME) / "dist" / name).read_bytes())
+    browser.send(
+        "Fetch.fulfillRequest",
+        requestId=paused["requestId"],
+        responseCode=200,
+        responseHeaders=[{"name": "Access-Control-Allow-Origin", "value": "*"}],
+        body=base64.b64encode(content).decode(),
+    )

@@ -120,7 +120,9 @@ def test_a_camera_is_watched_at_its_own_speed(monkeypatch, capsys):
     monkeypatch.setattr(classify.av, "open", open_camera)
     clock = SimpleNamespace(monotonic=lambda: next(times), sleep=sleep)
     monkeypatch.setattr(classify, "time", clock)
-    classify.watch(own, "rtsp://one")
+    monkeypatch.setattr(classify.threading, "excepthook", None)  # which it replaces
+    with pytest.raises(SystemExit, match="rtsp://one: has ended"):
+        classify.watch(own, "rtsp://one")
     assert opened == [("rtsp://one", None)]
     seen = [frames[:, 0, 0, 0].tolist() for frames in own.seen]
     assert seen[0] == [0, 20, 40, 60] and seen[-1] == [180, 200, 220, 240]

@@ -1,28 +1,29 @@
 """The exported page in real Chromium: its scores are those of classify.py."""
 
-import base64
-import functools
-import http.server
 import json
 import re
 import shutil
-import threading
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import needs_chromium
 from conftest import CLASSES, draw_frames
 from driven_browser import Browser, write_camera
-from exported import RUNTIME, exported, load_classify, needs_runtime
+from exported import (
+    READY,
+    exported,
+    fulfil,
+    load_classify,
+    needs_runtime,
+    open_answering,
+    served_page,
+)
 
 from benchmarks import exported as speed
 from exporting.package import CDN, RUNTIME_FILES, build_page, runtime_of
 
 pytestmark = [needs_chromium, needs_runtime, pytest.mark.slow]
 
-READY = "document.body.dataset.ready || document.querySelector('#message.bad')"
 FILES = ["/", "/network.onnx", *(f"/runtime/{name}" for name in RUNTIME_FILES)]
 
 
@@ -50,30 +51,11 @@ def browser(frames, tmp_path_factory):
         yield running
 
 
-@contextmanager
-def served(folder):
-    """Serve a folder as `python -m http.server` does; yield the address and the paths."""
-    paths = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_request(self, *_):
-            paths.append(self.path)
-
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Handler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", paths
-        server.shutdown()
-
-
 @pytest.fixture
 def page(browser, made):
     """The page, ready; it has asked for nothing else, and complained of nothing."""
     browser.complaints.clear()
-    with served(made.folder) as (address, paths):
+    with served_page(made.folder) as (address, paths):
         browser.open(address)
         browser.until(READY)
         yield browser
@@ -137,6 +119,36 @@ def test_the_camera_is_classified_live_and_backwards(page):
     assert text.startswith("The last seconds: “") and "The same pictures backwards: “" in text
     page.js("document.querySelector('#start').click()")
     assert page.js("video.srcObject") is None
+    assert page.js("document.querySelectorAll('#scores .score').length") == 0
+
+
+def test_a_camera_that_pauses_and_a_tab_in_the_background_have_no_verdict(page):
+    def verdict():
+        return page.js("$('verdict').textContent"), page.js("$('message').textContent")
+
+    page.js("$('threshold').value = 0; $('threshold').oninput()")
+    page.js("$('start').click(); $('start').click()")  # the second while the first is opening
+    page.until("session && $('scores').children.length")
+    page.js("video.pause()")
+    page.until("$('verdict').textContent === 'paused'")
+    assert verdict() == ("paused", "Paused: the camera sends no pictures.")
+    assert page.js("$('scores').children.length") == 0 and page.js("$('backwards').disabled")
+    page.js("video.play()")
+    page.until("$('scores').children.length")
+    assert page.js("$('message').textContent") == ""
+    page.js("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
+    page.js("document.onvisibilitychange()")
+    assert verdict() == ("paused", "Paused: this tab is in the background.")
+    page.js("pause(1000)")  # what was being computed has ended, and pictures still come
+    assert verdict()[0] == "paused" and page.js("$('scores').children.length") == 0
+    page.js("delete document.hidden; document.onvisibilitychange()")
+    page.until("$('scores').children.length")
+    page.until("!$('backwards').disabled")
+    page.js("$('backwards').click()")
+    page.until("$('verdict').textContent === '◀ backwards'")
+    page.js("$('start').click()")  # stops while it plays
+    page.until("$('replay').hidden")
+    assert verdict() == ("…", "") and not page.js("$('reverse').textContent")
 
 
 def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
@@ -144,7 +156,7 @@ def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
     shutil.copytree(made.folder, folder)
     with open(folder / "runtime" / RUNTIME_FILES[0], "a") as file:
         file.write("\nalert(1)")
-    with served(folder) as (address, _):
+    with served_page(folder) as (address, _):
         browser.open(address)
         browser.until(READY)
         text = browser.js("document.querySelector('#message').textContent")
@@ -154,19 +166,6 @@ def test_what_is_not_the_expected_runtime_is_not_run(browser, made, tmp_path):
 
 
 # --- a page without a runtime beside it: the CDN is played by this test ---------------------------
-
-
-def fulfil(browser, paused, change) -> None:
-    """Answer a request to the CDN with the file of the npm package, changed by `change`."""
-    name = paused["request"]["url"].rpartition("/")[2]
-    content = change((Path(RUNTIME) / "dist" / name).read_bytes())
-    browser.send(
-        "Fetch.fulfillRequest",
-        requestId=paused["requestId"],
-        responseCode=200,
-        responseHeaders=[{"name": "Access-Control-Allow-Origin", "value": "*"}],
-        body=base64.b64encode(content).decode(),
-    )
 
 
 def fail(browser, paused) -> None:
@@ -180,28 +179,15 @@ def open_without_runtime(browser, made, tmp_path):
     shutil.copytree(made.folder, folder, ignore=shutil.ignore_patterns("runtime"))
     (folder / "index.html").write_text(build_page(runtime_of(None)), encoding="utf-8")
 
-    def open_page(address, answer):
-        urls, is_open = [], f"document.body && location.href === '{address}'"
-        browser.send("Page.navigate", url=address)
-        while not browser.js(f"!!({is_open} && ({READY}))"):
-            while browser.paused:
-                paused = browser.paused.pop()
-                urls.append(paused["request"]["url"])
-                answer(browser, paused)
-        return urls
-
     browser.complaints.clear(), browser.paused.clear()
-    browser.send("Fetch.enable", patterns=[{"urlPattern": "https://*"}])
-    with served(folder) as (address, paths):
-        yield lambda answer: (open_page(address, answer), paths)
+    with served_page(folder) as (address, paths):
+        yield lambda answer: (open_answering(browser, address, answer), paths)
         browser.open("about:blank")
     browser.send("Fetch.disable")
 
 
 def test_without_a_runtime_its_files_come_from_the_cdn(browser, open_without_runtime, classifier):
-    urls, paths = open_without_runtime(
-        lambda browser, paused: fulfil(browser, paused, lambda content: content)
-    )
+    urls, paths = open_without_runtime(fulfil)
     assert sorted(urls) == sorted(CDN + name for name in RUNTIME_FILES)  # and nothing else
     assert sorted(paths) == ["/", "/network.onnx"]
     text = browser.js("document.querySelector('#about').textContent")

@@ -1,12 +1,15 @@
 """What export.py writes: whole, described, checked against the checkpoint, and usable alone."""
 
 import ast
+import errno
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
 import venv
+import wave
 import zipfile
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from exported import RUNTIME, exported, load_classify, needs_runtime
 from movies import write_video
 
 from clips.folders import open_clip
-from exporting import checking, graph
+from exporting import checking, graph, package
 from exporting.about import _network_text, _nothing_text, _pretrained_text
 from exporting.package import (
     CDN,
@@ -132,10 +135,17 @@ def test_the_folder_works_where_its_three_packages_are_alone(made, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert re.match(rf"{film} (Left|Right|Still) [\d.]+%", shown.stdout)
     (tmp_path / "b.mp4").write_text("no film")
-    for command in (["no.mp4"], ["--camera", "no.mp4"], ["b.mp4"], ["--camera"]):
-        shown = run("gestures/classify.py", *command)
-        assert shown.returncode == 1 and shown.stderr.count("\n") == 1, shown.stderr
-        assert command[-1] in shown.stderr and "Traceback" not in shown.stderr
+    with wave.open(str(tmp_path / "c.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 800, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    shutil.copyfile(film, tmp_path / "film.mp4")  # as a camera that is unplugged
+    for command in (["no.mp4"], ["b.mp4"], ["c.wav"], ["--camera"]):
+        for flags in ([], ["--camera"])[: 1 + (command[0] != "--camera")]:
+            shown = run("gestures/classify.py", *flags, *command)
+            assert shown.returncode == 1 and shown.stderr.count("\n") == 1, shown.stderr
+            assert command[-1] in shown.stderr and "Traceback" not in shown.stderr
+    shown = run("gestures/classify.py", "--camera", "film.mp4")
+    assert (shown.returncode, shown.stderr) == (1, "film.mp4: has ended\n")
     shutil.move(film, tmp_path / "gestures" / "video.mp4")
     blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "classify" in block)
@@ -232,7 +242,19 @@ def test_without_its_clips_noise_is_compared_and_the_card_says_so(
 
 def test_training_clips_that_have_changed_are_not_counted(quick_graph, checkpoint, tmp_path):
     export(checkpoint(train_clips="0" * 32), tmp_path / "gestures")
-    assert read_about(tmp_path / "gestures" / "network.onnx")["training_clips"] is None
+    about = read_about(tmp_path / "gestures" / "network.onnx")
+    assert about["training_clips"] is None
+    assert about["validation"]["clips"] is None  # of those that were scored, too
+
+
+def test_a_full_disk_names_the_output(made, quick_graph, tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(package, "_write_others", no_room)
+    with pytest.raises(UserError, match=f"--output {tmp_path}/a.zip: the disk is full; make room"):
+        export(made.checkpoint, tmp_path / "a.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_clip_is_counted(made, quick_graph, checkpoint, tmp_path):

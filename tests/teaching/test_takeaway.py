@@ -1,6 +1,6 @@
 """The zip of the page's network: made in real Chromium, downloaded, used, and refused."""
 
-import importlib.util
+import json
 import shutil
 import time
 import zipfile
@@ -8,7 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 from browser import needs_chromium
-from exported import train_one
+from driven_browser import Browser, write_camera
+from exported import RUNTIME, WEBM, fulfil, load_classify, open_answering, served_page, train_one
+from movies import write_video
 from page_driver import browser, camera, message, page, server
 from teach_page import ask
 
@@ -49,11 +51,28 @@ def download(page, folder):
     return found[0]
 
 
-def classifier_of(folder):
-    spec = importlib.util.spec_from_file_location("downloaded_classify", folder / "classify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Classifier(folder / "network.onnx")
+def check_page(folder, classifier) -> None:
+    """The downloaded page, in a browser that has never seen this server."""
+    rate, movements = classifier.about["frame_rate"], {}
+    for name in SAMPLE_GESTURES:
+        movements[name] = demo_data.draw_clip(name, np.random.default_rng(9))
+    films = [
+        write_video(folder / f"{name}.webm", frames, int(rate), **WEBM)
+        for name, frames in movements.items()
+    ]
+    camera = write_camera(folder / "camera.y4m", np.concatenate([*movements.values()]), int(rate))
+    with served_page(folder) as (address, _), Browser(camera) as other:
+        open_answering(other, address, fulfil)
+        other.js("$('drop').scrollIntoView()")
+        other.drop(films, "#drop")
+        other.until(f"document.querySelectorAll('[data-scores]').length === {len(films)}")
+        shown = "[...document.querySelectorAll('[data-scores]')].map(each => each.dataset.scores)"
+        for film, scores in zip(reversed(films), other.js(shown), strict=True):
+            found = dict(zip(classifier.about["classes"], json.loads(scores), strict=True))
+            assert found == pytest.approx(classifier(film), abs=0.1)  # colours differ a little
+        other.js("$('threshold').value = 0; $('threshold').oninput(); $('start').click()")
+        other.until("about.classes.includes($('verdict').textContent)")
+        assert other.complaints == []
 
 
 @needs_chromium
@@ -79,9 +98,12 @@ def test_a_trained_network_is_downloaded_and_used(page, server, tmp_path, monkey
         each.name for each in unpacked.iterdir()
     }
     clip = demo_data.draw_clip(SAMPLE_GESTURES[0], np.random.default_rng(9))
-    found, predictor = classifier_of(unpacked)(clip), server.session._load()
+    classifier = load_classify(unpacked).Classifier(unpacked / "network.onnx")
+    found, predictor = classifier(clip), server.session._load()
     expected = predictor.scores(FramesInMemory(list(clip))).whole
     assert [found[name] for name in predictor.classes] == pytest.approx(expected, abs=0.02)
+    if RUNTIME:
+        check_page(unpacked, classifier)
     # A network that replaces it has no zip yet.
     checkpoint = server.training.checkpoint
     checkpoint.write_bytes(checkpoint.read_bytes() + b"\0")
