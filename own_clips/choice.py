@@ -5,7 +5,7 @@ in turn. The choice is the variant with the highest score.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -138,15 +138,40 @@ class Trials:
         return Variant(name, keys, scores, torch.from_numpy(self.labels))
 
 
+def networks_of(keys: dict) -> list[str]:
+    """Return the network, or the members of the average, of a variant with these keys."""
+    return keys.get("members", [keys["model"]])
+
+
+def all_keys(members: list[str], samplings: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the keys of the variants of these networks, alone and averaged."""
+    alone = [{"model": name} for name in members]
+    together = [
+        {"model": "average", "members": [*names]}
+        for size in range(2, len(members) + 1)
+        for names in itertools.combinations(members, size)
+    ]
+    return [
+        keys | {"sampling": sampling} | centered
+        for keys, sampling in itertools.product(alone + together, samplings)
+        for centered in (CENTERED if {*networks_of(keys)} & {*MAP_MODELS} else ({},))
+    ]
+
+
 def choose_by_cross_validation(
-    annotations: Annotations, configs: list[Config], members: list[str], seed: int
+    annotations: Annotations,
+    configs: list[Config],
+    members: list[str],
+    seed: int,
+    centered: Sequence[dict] = CENTERED,
 ) -> CrossValidation:
     """Return the variants, best first.
 
-    configs: one per sampling. members: the networks to try, alone and averaged; those that see maps
-    of a 2D network with and without the mean map of the clip. The best variant of those that are
-    trained by gradient descent is trained for longer, since some learn more slowly. `conv3d`, which
-    costs the most, is tried with the sampling that is best for the others.
+    configs: one per sampling. members: the networks to try, alone and averaged. centered: the keys
+    with which those that see maps of a 2D network are tried, with and without the mean map of the
+    clip. The best variant of those that are trained by gradient descent is trained for longer,
+    since some learn more slowly. `conv3d`, which costs the most, is tried with the sampling that is
+    best for the others.
     """
     trials = Trials(annotations, configs[0], seed)
     todo = [
@@ -154,7 +179,7 @@ def choose_by_cross_validation(
         for config in configs
         for member in members
         if member != "conv3d"
-        for keys in (CENTERED if member in MAP_MODELS else ({},))
+        for keys in (centered if member in MAP_MODELS else ({},))
     ]
     trained = [member for member in members if member not in FITTED_MODELS]
     count = len(todo) + len(trained)

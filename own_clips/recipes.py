@@ -6,20 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from clips.annotations import Annotations
-from config import FRAME_MODELS, MODEL_OPTIONS, Config
-from own_clips.choice import CrossValidation, choose_by_cross_validation, format_variants
+from config import FRAME_MODELS, IMAGENET_WEIGHTS, MODEL_OPTIONS, Config
+from own_clips.choice import (
+    CENTERED,
+    NUM_FOLDS,
+    SAMPLINGS,
+    CrossValidation,
+    all_keys,
+    choose_by_cross_validation,
+    format_variants,
+    networks_of,
+)
 from own_clips.settings import choose_settings
 from own_clips.short_trainings import COMPARED
 from own_clips.survey import ClipStats
 from system.config_file import BACKBONE_KEYS
+from training.pretrained import is_weights_name
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
 PRETRAINED = CONFIGS / "pretrained.json"  # eco on a frozen backbone
 CONV3D_KEYS = ("block_widths", "head_widths")
-MIN_CLIPS = 6  # in the largest class, for a choice that is more than noise
+# For a choice that is more than noise: clips of the largest class, or of all classes together, with
+# one clip of the largest in each fold.
+MIN_CLIPS, MIN_CLIPS_IN_ALL = 6, 40
 
 
 def recipe_file(given: dict) -> Path:
@@ -31,7 +44,7 @@ def recipe_file(given: dict) -> Path:
 
 def recipe_of(chosen: dict) -> dict[str, Any]:
     """Return the keys of the recipe for the chosen network, or for the members of an average."""
-    networks = chosen.get("members", [chosen["model"]])
+    networks = networks_of(chosen)
     keys = _read(FEW_CLIPS)
     if any(name in FRAME_MODELS for name in networks):
         keys = {key: keys[key] for key in CONV3D_KEYS} | _read(PRETRAINED)
@@ -52,9 +65,20 @@ def cross_validated_keys(
 ) -> dict[str, Any]:
     """Return the keys that score highest in cross-validation within the training clips; print it.
 
-    given: the user's keys, which stay.
+    given: the user's keys, which stay. Returns none if they exclude each other: the run then ends
+    with a message about its config.
     """
-    samplings = [given["sampling"]] if "sampling" in given else ["window", "segments"]
+
+    def fitting(keys):
+        settings = choose_settings(stats, len(train), device_type, given | keys)
+        return fits(keys, given, {choice.key: choice.value for choice in settings})
+
+    possible = [keys for keys in all_keys(COMPARED, SAMPLINGS) if fitting(keys)]
+    if not possible:
+        return {}
+    samplings = [name for name in SAMPLINGS if any(keys["sampling"] == name for keys in possible)]
+    members = [name for name in COMPARED if any(name in networks_of(keys) for keys in possible)]
+    centered = [each for each in CENTERED if any(each.items() <= keys.items() for keys in possible)]
     configs = []
     for sampling in samplings:
         keys = given | {"sampling": sampling, "model": "average", "members": COMPARED}
@@ -62,24 +86,38 @@ def cross_validated_keys(
         keys = {choice.key: choice.value for choice in settings} | {"sampling": sampling}
         configs.append(config.model_copy(update=keys))
     started = time.monotonic()
-    validated = choose_by_cross_validation(train, configs, COMPARED, config.seed)
+    validated = choose_by_cross_validation(train, configs, members, config.seed, centered)
     seconds = time.monotonic() - started
-    variants = [variant for variant in validated.variants if fits(variant.keys, given)]
+    variants = [variant for variant in validated.variants if fitting(variant.keys)]
     validated = validated._replace(variants=variants)
     print_choice(validated, seconds)
     return validated.best.keys
 
 
-def fits(keys: dict, given: dict) -> bool:
-    """Return whether the user's keys apply to the networks of a variant, whose keys are `keys`."""
-    networks = keys.get("members", [keys["model"]])
+def fits(keys: dict, given: dict, settings: dict) -> bool:
+    """Return whether a run can have the user's keys and those of a variant, `keys`.
+
+    The user's must apply to its networks, and agree with what was scored. settings: what is chosen
+    to suit both.
+    """
+    networks = networks_of(keys)
     has_backbone = any(name in FRAME_MODELS for name in networks)
-    return all(
+    applies = all(
         has_backbone
         if key in BACKBONE_KEYS
         else any(name in MODEL_OPTIONS.get(key, networks) for name in networks)
         for key in given
     )
+    agrees = all(keys.get(key, value) == value for key, value in given.items())
+    return applies and agrees and _is_config(recipe_of(keys) | keys | given | settings)
+
+
+def _is_config(values: dict) -> bool:
+    try:
+        Config.model_validate({"model_name": "a run"} | values)
+    except ValidationError:
+        return False
+    return True
 
 
 def print_choice(validated: CrossValidation, seconds: float) -> None:
@@ -91,7 +129,7 @@ def print_choice(validated: CrossValidation, seconds: float) -> None:
     )
     for line in format_variants(validated):
         print(f"    {line}")
-    networks = best.keys.get("members", [best.keys["model"]])
+    networks = networks_of(best.keys)
     if networks == ["linear"]:
         print("    no network did better than a linear model, a weighted sum of pixels")
     elif "linear" in networks:
@@ -99,5 +137,12 @@ def print_choice(validated: CrossValidation, seconds: float) -> None:
 
 
 def can_cross_validate(labels: np.ndarray, given: dict) -> bool:
-    """Return whether there are enough clips for a choice, and no network is given."""
-    return "model" not in given and np.bincount(labels).max(initial=0) >= MIN_CLIPS
+    """Return whether there are enough clips for a choice, and no network is given.
+
+    Nor other weights than torchvision's: short trainings see the features of a pretrained backbone.
+    """
+    source = given.get("pretrained", IMAGENET_WEIGHTS)
+    has_backbone = source == IMAGENET_WEIGHTS or (source is not None and is_weights_name(source))
+    largest = np.bincount(labels).max(initial=0)
+    is_enough = len(labels) >= MIN_CLIPS_IN_ALL and largest >= NUM_FOLDS
+    return "model" not in given and has_backbone and (is_enough or largest >= MIN_CLIPS)

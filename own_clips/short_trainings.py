@@ -39,6 +39,8 @@ def short_config(config: Config) -> Config:
         "frame_height": HEIGHT,
         "crop_size": [HEIGHT, round(HEIGHT * width / height)],
         "small_frame_height": SMALL_HEIGHT,
+        "freeze": True,  # whatever the run will train: features are computed once
+        "pretrained_lr_scale": 1.0,
     }
     few_clips = json.loads(FEW_CLIPS.read_text())
     keys |= {key: few_clips[key] for key in ("block_widths", "head_widths")}

@@ -14,11 +14,13 @@ from own_folders import write_class_folders
 
 import train
 from clips.annotations import read_annotations
-from config import MAP_MODELS
+from config import FITTED_MODELS, MAP_MODELS
 from networks.ridge import KernelRidge
-from own_clips import choice, short_trainings
+from own_clips import choice, recipes, short_trainings
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
+from own_clips.short_trainings import COMPARED
+from own_clips.survey import ClipStats
 from system.config_file import load_config
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -244,6 +246,9 @@ def test_when_there_is_no_choice():
     assert can_cross_validate(np.repeat([0, 1], 6), {})
     assert not can_cross_validate(np.repeat([0, 1], 2), {})  # too few clips
     assert not can_cross_validate(np.repeat([0, 1], 6), {"model": "conv3d"})
+    assert can_cross_validate(np.repeat(range(8), 5), {})  # three folds of 40 clips
+    assert not can_cross_validate(np.repeat(range(13), 3), {})
+    assert not can_cross_validate(np.repeat(range(30), 2), {})
     assert recipe_file({}) == PRETRAINED
     assert recipe_file({"model": "conv3d"}).name == "few_clips.json"
 
@@ -293,7 +298,71 @@ def test_what_the_user_sets_applies_to_the_choice(given, fitting):
     both = {"model": "average", "members": ["eco", "conv3d"]}
     variants = {name: {"model": name} for name in ("eco", "conv3d", "linear")}
     variants["eco + conv3d"] = both
-    assert [name for name, keys in variants.items() if fits(keys, given)] == fitting
+    assert [name for name, keys in variants.items() if fits(keys, given, {})] == fitting
+
+
+@pytest.mark.parametrize("source", [None, "own.pth.tar"])
+def test_with_other_weights_than_of_a_backbone_there_is_no_choice(source):
+    labels = np.repeat([0, 1], 6)
+    assert not can_cross_validate(labels, {"pretrained": source})
+    assert can_cross_validate(labels, {"pretrained": "imagenet"})
+    assert can_cross_validate(labels, {"pretrained": "ResNet18_Weights.IMAGENET1K_V1"})
+
+
+def chosen_with(monkeypatch, **given) -> tuple:
+    """The keys that are chosen, and the samplings, members and center_features that are tried.
+
+    The best variants are those that are fitted in closed form.
+    """
+    tried = []
+
+    def choose(annotations, configs, members, seed, centered):
+        tried.extend(([each.sampling for each in configs], members, centered))
+        for config in configs:
+            short_trainings.short_config(config)  # is valid
+        found = choice.all_keys(members, [each.sampling for each in configs])
+        found.sort(key=lambda keys: not {*choice.networks_of(keys)} <= {*FITTED_MODELS})
+        labels = torch.zeros(2, dtype=torch.long)
+        variants = [Variant("", keys, torch.zeros(2, 2).double(), labels) for keys in found]
+        return choice.CrossValidation(variants, None)
+
+    monkeypatch.setattr(recipes, "choose_by_cross_validation", choose)
+    monkeypatch.setattr(recipes, "print_choice", lambda *_: None)
+    stats = ClipStats(
+        np.full(9, 60), np.full(9, 25.0), np.tile((144, 180), (9, 1)), np.full(9, 0.5), {}, None
+    )
+    config = load_config(PRETRAINED, [f"{key}={json.dumps(given[key])}" for key in given])
+    chosen = recipes.cross_validated_keys(range(100), stats, config, given, "cpu")
+    return chosen, *tried
+
+
+@pytest.mark.parametrize(
+    "given, samplings, left_out, centered",
+    [
+        ({}, ["window", "segments"], [], [False, True]),
+        ({"freeze": False, "feature_versions": 0}, ["window", "segments"], ["kernel_ridge"], None),
+        ({"freeze": 2, "feature_versions": 0}, ["window", "segments"], ["kernel_ridge"], None),
+        ({"step_jitter": 0.3}, ["window"], [], [False, True]),
+        ({"sampling": "segments", "step_jitter": 0}, ["segments"], [], [False, True]),
+        ({"center_features": True}, ["window", "segments"], [], [True]),
+        ({"center_features": False}, ["window", "segments"], [], [False]),
+    ],
+)
+def test_only_what_a_config_takes_is_tried(monkeypatch, given, samplings, left_out, centered):
+    chosen, *tried = chosen_with(monkeypatch, **given)
+    assert tried[:2] == [samplings, [each for each in COMPARED if each not in left_out]]
+    assert [each["center_features"] for each in tried[2]] == (centered or [False, True])
+    assert chosen.items() >= {key: given[key] for key in chosen.keys() & given.keys()}.items()
+
+
+def test_a_warm_up_of_several_epochs_excludes_what_is_fitted_in_one(monkeypatch):
+    chosen, *_ = chosen_with(monkeypatch, warmup_epochs=2)
+    assert not {*choice.networks_of(chosen)} <= {*FITTED_MODELS}
+
+
+def test_keys_that_exclude_each_other_end_the_choice(monkeypatch):
+    """100 clips have batches of 8; the config then says what is wrong."""
+    assert chosen_with(monkeypatch, accumulate_steps=8) == ({},)
 
 
 @pytest.mark.slow
