@@ -213,13 +213,17 @@ def _is_same(config: Config, key: str, values: dict) -> bool:
 def colours_of_weights(config: Config) -> dict[str, list[float]]:
     """Return the `mean` and `std` that the weights of `pretrained` were trained with.
 
-    These are ImageNet's for a plain file of weights, which does not say. Reads checkpoints.
+    A plain file of weights does not say: these are then those of the backbone's weights of
+    ImageNet. Reads checkpoints.
     """
+    of_lite0 = {"mean": LITE0_MEAN, "std": LITE0_STD}
     if config.pretrained == IMAGENET_WEIGHTS and config.backbone in OWN_NETWORKS:
-        return {"mean": LITE0_MEAN, "std": LITE0_STD}
+        return of_lite0
     source = find_weights(config)
     if not is_weights_name(source):
-        return _saved_colours(load_checkpoint(source, or_weights=True))
+        contents = load_checkpoint(source, or_weights=True)
+        is_of_lite0 = "state_dict" not in contents and config.backbone in OWN_NETWORKS
+        return of_lite0 if is_of_lite0 else _saved_colours(contents)
     transforms = named_weights(source).transforms()
     return {key: list(getattr(transforms, key)) for key in IMAGENET_COLOURS}
 

@@ -330,6 +330,10 @@ def test_normalization_follows_the_weights(keys, expected, capsys):
 def test_normalization_follows_a_file(write):
     weights = {"a": torch.zeros(1)}
     assert colours(pretrained=write(weights)) == IMAGENET
+    lite = {"model": "eco", "backbone": "efficientnet_lite0"}
+    assert colours(pretrained=write(weights), **lite) == LITE
+    assert colours(pretrained=lite0_file(), **lite) == LITE
+    assert colours(pretrained=write({"state_dict": weights}), **lite) == IMAGENET
     saved = {"state_dict": weights, "config": {"mean": OTHER[0], "std": OTHER[1]}}
     assert colours(pretrained=write(saved)) == OTHER
     saved["config"] = {"mean": [1, 2], "std": OTHER[1]}
