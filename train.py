@@ -21,6 +21,7 @@ from config import Config
 from data_loader import batch_loader, build_loader, read_data
 from doctor.data_doctor import check_data
 from features.computing import compute_features
+from features.feature_files import delete_features
 from model import normalize_clips
 from networks.average import combine_members
 from networks.recompute import recompute_activations
@@ -278,6 +279,8 @@ def run_training(config: Config, options, device) -> None:
     processes.broadcast_from_main(
         prepare_run_folder, config, is_resumed, options.overwrite, devices
     )
+    if not (config.feature_versions or is_resumed):  # of a run that was killed while computing
+        processes.broadcast_from_main(delete_features, config.run_folder)
     if config.feature_versions and not run.is_over:
         sets = compute_features(run, train_set, validation_set)
         if sets:

@@ -197,6 +197,16 @@ def test_a_killed_computing_is_continued(
 
 
 @pytest.mark.slow
+def test_a_new_run_without_features_deletes_those_of_a_killed_computing(settings, tmp_path):
+    path, folder = config_in(settings, tmp_path)
+    cut_computing(["-c", path, "-g", "cpu"], 2)
+    assert (folder / "features" / "train.f16").exists()
+    path, _ = config_in(settings, tmp_path, feature_versions=0)
+    train_until(["-c", path, "-g", "cpu"], epoch=0, step=1)
+    assert not (folder / "features").exists()
+
+
+@pytest.mark.slow
 def test_an_epoch_is_resumed_with_the_features_that_are_there(settings, whole, tmp_path, capsys):
     path, folder = config_in(settings, tmp_path)
     train_until(["-c", path, "-g", "cpu"], epoch=1, step=1)
