@@ -258,8 +258,8 @@ class DeleteFeatures(Callback):
 
 
 BASELINE_HINT = (
-    "train longer, start from the recipe in configs/few_clips.json, or look for wrong labels and "
-    "clips that do not show their class (--check_data, report.html)"
+    "train longer, or look for wrong labels and clips that do not show their class (--check_data, "
+    "report.html)"
 )
 
 
