@@ -33,7 +33,8 @@ MIN_VERSIONS, MAX_VERSIONS = 4, 8
 # With conv3d, which learns for longer and from random weights, a few versions may be overfitted;
 # and fitting takes less time than training.
 MORE_FRAMES, MORE_VERSIONS = 3, 2  # times as many
-UNEVEN = 3.0  # the largest class has this many times the training clips of the smallest, or more
+# The largest class has this many times the training clips of the smallest, or more.
+UNEVEN, RATHER_UNEVEN = 3.0, 2.0
 
 
 class Choice(NamedTuple):
@@ -244,12 +245,17 @@ def training_length(num_clips: int, device_type: str, is_short: bool = False) ->
 
 def class_balance(labels) -> list[Choice]:
     """Choose balanced sampling where classes are uneven; labels: of the training clips."""
+    if uneven := uneven_classes(labels, UNEVEN):
+        return [Choice("balanced_sampling", True, f"{uneven}; each is drawn equally often")]
+    return []
+
+
+def uneven_classes(labels, ratio: float = RATHER_UNEVEN) -> str:
+    """Return words about classes if the largest has `ratio` times the clips of the smallest."""
     counts = Counter(labels).most_common()
     (most, largest), (least, smallest) = counts[0], counts[-1]
-    if largest < UNEVEN * smallest:
-        return []
-    reason = (
-        f"classes are uneven, from {smallest:,} training clips of {least} to {largest:,} of "
-        f"{most}; each is drawn equally often"
+    if largest < ratio * smallest:
+        return ""
+    return (
+        f"classes are uneven, from {smallest:,} training clips of {least} to {largest:,} of {most}"
     )
-    return [Choice("balanced_sampling", True, reason)]

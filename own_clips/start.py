@@ -15,7 +15,7 @@ from clips.search import no_films
 from config import SET_PREFIXES
 from own_clips.class_folders import labelled_clips
 from own_clips.recipes import can_cross_validate, cross_validated_keys, recipe_file, recipe_of
-from own_clips.settings import choose_settings, class_balance
+from own_clips.settings import choose_settings, class_balance, uneven_classes
 from own_clips.splitting import (
     choose_validation,
     group_pattern,
@@ -81,6 +81,8 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     for choice in choices + balance:
         values[choice.key] = choice.value
         print(f"  {choice.key} {json.dumps(choice.value)}: {choice.reason}")
+    if "balanced_sampling" not in values and (uneven := uneven_classes(labels)):
+        print(f"  {uneven}; --set balanced_sampling=true draws each equally often")
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     print(f"written to {path}: --config {path} repeats this run", flush=True)
     return str(path)

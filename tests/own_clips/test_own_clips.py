@@ -591,3 +591,14 @@ def test_uneven_classes_are_drawn_equally_often(counts, is_uneven):
     found = class_balance(["wave"] * counts[0] + ["nod"] * counts[1])
     assert [(key, value) for key, value, _ in found] == [("balanced_sampling", True)] * is_uneven
     assert all("from 5 training clips of nod to 15 of wave" in reason for *_, reason in found)
+
+
+def test_rather_uneven_classes_are_said(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips", num_clips=4)
+    for number in range(4, 9):
+        shutil.copytree(root / CLASSES[0] / "anna_0", root / CLASSES[0] / f"anna_{number}")
+    shutil.rmtree(root / CLASSES[2])
+    assert do_train(root, tmp_path, "--check_data", "True") == 0
+    said = capfd.readouterr().out
+    assert "  classes are uneven, from 3 training clips of Right to " in said
+    assert "--set balanced_sampling=true draws each equally often" in said
