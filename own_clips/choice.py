@@ -31,7 +31,8 @@ from scoring.folds import stratified_folds
 from scoring.intervals import Comparison, compare_on_same_clips
 from system.device import one_core_each
 
-MAX_CLIPS = 300  # from which the choice is made; of more, a sample
+# Clips from which the choice is made; of more, a sample: MIN_SAMPLE, or more with many classes.
+MIN_SAMPLE, CLIPS_PER_CLASS, MAX_SAMPLE = 300, 20, 600
 NUM_FOLDS = 3
 NUM_SHOWN = 5
 CENTERED = ({"center_features": False}, {"center_features": True})
@@ -226,10 +227,11 @@ def average_of(members: Sequence[Variant], sampling: str) -> Variant:
 
 
 def some_clips(annotations: Annotations, seed: int) -> np.ndarray:
-    """Return the positions of at most MAX_CLIPS clips, of each class in proportion."""
+    """Return the positions of all clips, or of a sample of them, of each class in proportion."""
+    size = np.clip(CLIPS_PER_CLASS * len(annotations.class_names), MIN_SAMPLE, MAX_SAMPLE)
     order = np.random.default_rng(seed).permutation(len(annotations))
     by_class = order[np.argsort(annotations.labels[order], kind="stable")]
-    places = np.linspace(0, len(by_class) - 1, min(MAX_CLIPS, len(by_class))).astype(int)
+    places = np.linspace(0, len(by_class) - 1, min(size, len(by_class))).astype(int)
     return np.sort(by_class[places])
 
 

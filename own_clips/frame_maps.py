@@ -20,7 +20,9 @@ from networks.efficientnet_lite import merge_padding
 from networks.inference import fold_batchnorm
 from system.device import one_core_each
 
-MAX_FRAMES = 48  # of a clip; of longer ones, evenly spaced ones
+# Frames of a clip; of longer ones, evenly spaced ones: many clips have fewer each, so that time and
+# memory are bounded.
+MIN_FRAMES, MAX_FRAMES, FRAMES_IN_ALL = 48, 192, 48 * 300
 FRAMES_AT_ONCE = 16  # through the 2D network, so that its activations stay in the cache
 
 
@@ -54,6 +56,7 @@ def frame_maps(annotations: Annotations, chosen, network: Average, config: Confi
     Clips that cannot be read are left out.
     """
 
+    most = int(np.clip(FRAMES_IN_ALL // max(1, len(chosen)), MIN_FRAMES, MAX_FRAMES))
     network = merge_padding(fold_batchnorm(network))
     device = torch.device("cpu")
 
@@ -61,7 +64,7 @@ def frame_maps(annotations: Annotations, chosen, network: Average, config: Confi
     def compute(index):
         try:
             source = annotations.clip(int(index)).open(config)
-            num_frames = min(len(source), MAX_FRAMES)
+            num_frames = min(len(source), most)
             places = np.arange(num_frames) * len(source) // num_frames
             frames = np.empty((1, num_frames, *config.crop, 3), np.uint8)
             read_windows(source, places[None], eval_transforms(config)[:1], frames)

@@ -17,6 +17,7 @@ from clips.annotations import read_annotations
 from config import FITTED_MODELS, MAP_MODELS
 from networks.ridge import KernelRidge
 from own_clips import choice, recipes, short_trainings
+from own_clips import frame_maps as maps_of_frames
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from own_clips.short_trainings import COMPARED
@@ -218,11 +219,27 @@ def test_the_table_has_the_best_and_each_network():
     ]
 
 
-def test_only_a_sample_of_many_clips_is_used(clips, monkeypatch):
-    monkeypatch.setattr(choice, "MAX_CLIPS", 9)
+@pytest.mark.parametrize(
+    "least, per_class, most, size", [(9, 2, 15, 3), (3, 4, 15, 4), (3, 9, 15, 5)]
+)
+def test_only_a_sample_of_many_clips_is_used(clips, monkeypatch, least, per_class, most, size):
+    monkeypatch.setattr(choice, "MIN_SAMPLE", least)
+    monkeypatch.setattr(choice, "CLIPS_PER_CLASS", per_class)
+    monkeypatch.setattr(choice, "MAX_SAMPLE", most)
     chosen = choice.some_clips(clips, 0)
-    assert len(set(chosen.tolist())) == 9
-    assert np.bincount(clips.labels[chosen]).tolist() == [3, 3, 3]
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert np.bincount(clips.labels[chosen]).tolist() == [size] * 3
+
+
+@pytest.mark.parametrize("num_chosen, num_frames", [(1, 8), (3, 6), (6, 4), (18, 4)])
+def test_few_clips_have_more_frames_each(clips, monkeypatch, num_chosen, num_frames):
+    for key, value in {"MIN_FRAMES": 4, "MAX_FRAMES": 20, "FRAMES_IN_ALL": 18}.items():
+        monkeypatch.setattr(maps_of_frames, key, value)
+    short = short_trainings.short_config(configs("window")[0])
+    network = short_trainings.feature_network(short, 3)
+    maps = maps_of_frames.frame_maps(clips, range(num_chosen), network, short)
+    assert {len(features) for features in maps.features} == {num_frames}
+    assert set(maps.lengths) == {8}
 
 
 @pytest.mark.parametrize(
