@@ -83,6 +83,7 @@ function show() { // what can be pressed now
   $("resume").hidden = !training.can_resume;
   $("use").hidden = !training.can_use;
   $("report").hidden = !training.has_report;
+  $("unfinished").hidden = isRunning || !training.has_network || training.has_results;
   setOff("try", !hasCamera || isBusy || !training.has_network);
   setOff("export", !training.has_network || training.zip?.state === "running");
   $("try").textContent = session ? "Stop" : "Start";

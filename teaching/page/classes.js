@@ -6,10 +6,11 @@ const added = new Set(); // names of classes that have no clip yet
 const removals = []; // what can be undone: {ids, what}
 let numChanges = null; // of the data set, when it was last shown
 
-const folded = name => name.normalize("NFC").trim().replace(/ +/g, " ").toLowerCase();
+const tidy = name => name.normalize("NFC").trim().replace(/\s+/g, " "); // as the server does
+const folded = name => tidy(name).toLowerCase();
 // Names that differ only in case are one class: return its spelling.
 const spelling = name => [...groups.keys()].find(each => folded(each) === folded(name)) ??
-  name.normalize("NFC").trim().replace(/ +/g, " ");
+  tidy(name);
 function properName() { // tidies the field, too
   const name = spelling($("name").value);
   if (!name) throw new Error("Name the gesture first.");
@@ -76,6 +77,7 @@ function makeCard(name) {
     await showClips();
     notify(`“${name}” is ${isOff ? "on" : "off: the next training leaves it out"}.`);
   });
+  toggle.onmousedown = event => event.preventDefault(); // the space bar records, as before
   const row = element("div", {className: "row"}, heading,
     button("more", "record more of", () => { $("name").value = name; $("record").focus(); }),
     button("rename", "rename", () => rename(name)), toggle,
@@ -100,9 +102,11 @@ function rename(name) {
   field.focus();
   field.onblur = () => isOver || end();
   field.onkeydown = doing(async event => {
+    if (event.isComposing) return; // the key belongs to the input of a character
     if (event.key === "Escape") { await end(); heading.focus(); }
     if (event.key !== "Enter") return;
-    const changed = field.value.normalize("NFC").trim().replace(/ +/g, " ");
+    const changed = tidy(field.value);
+    if (!changed) throw new Error("Name the gesture first.");
     const other = spelling(changed);
     if (other !== name && groups.has(other))
       throw new Error(`There is already a gesture “${other}”; choose another name.`);

@@ -21,7 +21,8 @@ async function framesPlayed(file) {
     movie.onerror = () => fail(new CannotPlay()); });
   try {
     await event("loadeddata");
-    if (!(movie.duration * RATE <= MAX_FRAMES))
+    if (!Number.isFinite(movie.duration)) throw new CannotPlay(); // a recording that does not tell
+    if (movie.duration * RATE > MAX_FRAMES)
       throw new Error(`${file.name}: lasts longer than ${MAX_FRAMES / RATE} s; cut it first.`);
     if (!movie.videoWidth) throw new CannotPlay(); // only its sound
     const frames = [], count = Math.max(2, Math.round(movie.duration * RATE));

@@ -60,6 +60,7 @@ async function holdSpace() {
   try { do await record(); while (spaceIsDown); } finally { spaceIsDown = false; }
 }
 onkeydown = doing(async event => {
+  if (event.isComposing) return; // the key belongs to the input of a character
   if (event.key === "Escape") return cancel("Cancelled; nothing is saved.");
   if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && removals.length &&
       !event.target.closest("input")) { event.preventDefault(); return undo(); }

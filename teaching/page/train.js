@@ -23,6 +23,7 @@ const useNew = doing(async () => {
   await ask("use", {}, "");
   training = await ask("progress");
   showTraining();
+  await showResults();
   notify("The new network is in use: try it.", false, "train-message");
 }, "train-message");
 $("use").onclick = useNew;

@@ -3,6 +3,7 @@
 The browser and its camera are those of `page_driver`.
 """
 
+import errno
 import json
 
 import pytest
@@ -27,6 +28,8 @@ from page_driver import (
 from teach_page import jpegs
 
 from system.errors import UserError
+from teaching import data_set as data_set_module
+from training.status import write_status
 
 pytestmark = needs_chromium
 _ = (browser, camera, network, page, server)  # fixtures
@@ -97,6 +100,63 @@ def test_after_a_removal_the_space_bar_records_and_what_was_removed_comes_back(p
     page.send("Input.dispatchKeyEvent", type="keyDown", key="z", code="KeyZ", modifiers=2)
     page.until("document.querySelectorAll('.clip').length === 3 && $('undo').hidden")
     assert list(server.data_set.clips) == ["1", "2", "3"] and page.js(FOCUS) == "record"
+
+
+def test_an_undo_that_fails_can_be_repeated(page, server, monkeypatch):
+    fill(server, wave=2)
+    page.js("showClips()")
+    page.until(f"/wave: 2/.test({HEADINGS})")
+    press(page, "delete wave")
+    page.until("!$('undo').hidden")
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "train.csv")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_set_module, "atomic_write", full_disk)
+        page.js("$('undo').click()")
+        page.until(f"/No space left/.test({MESSAGE})")
+    assert not page.js("$('undo').hidden")
+    page.js("$('undo').click()")
+    page.until(f"/wave: 2/.test({HEADINGS}) && $('undo').hidden")
+    press(page, "delete wave")
+    page.until("!$('undo').hidden")
+    server.data_set.empty_trash()  # the disk was full
+    page.js("$('undo').click()")
+    page.until(f"/it was deleted/.test({MESSAGE}) && $('undo').hidden")
+    page.refuses = True
+
+
+def test_a_class_without_clips_keeps_a_name(page):
+    type_name(page, "拍手")
+    page.until(f"/is added/.test({MESSAGE})")
+    press(page, "rename 拍手")
+    page.js("window.field = document.querySelector('h3 input'); field.value = ' \\u3000'; 0")
+    enter = "field.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', OPTION}))"
+    page.js(enter.replace("OPTION", ""))
+    page.until(f"/Name the gesture first/.test({MESSAGE})")
+    assert page.js("[...groups.keys()]") == ["拍手"]
+    page.js("field.value = 'a\\u3000\\u00a0b'; 0")
+    page.js(enter.replace("OPTION", "isComposing: true"))  # it ends the input of a character
+    assert page.js("field.isConnected && [...groups.keys()].join()") == "拍手"
+    page.js(enter.replace("OPTION", ""))
+    page.until(f"/“拍手” is now “a b”/.test({MESSAGE})")
+    type_name(page, "A\u3000B")
+    page.until(f"/“a b” is chosen/.test({MESSAGE})")
+
+
+def test_after_a_class_is_switched_off_the_space_bar_records(page, server):
+    page.js(SHORT)
+    fill(server, wave=1)
+    page.js("showClips(); $('name').value = 'fist'; $('record').focus()")
+    page.until(f"/wave: 1/.test({HEADINGS})")
+    click(page, button("switch off wave"))
+    page.until(f"/wave: 1 \\(off\\)/.test({HEADINGS})")
+    page.key("keyDown")
+    page.until("recording")
+    page.key("keyUp")
+    page.until("!isBusy && document.querySelectorAll('.clip').length === 2")
+    assert server.data_set.disabled() == {"wave"} and clips_of(server) == ["wave", "fist"]
 
 
 def test_a_class_is_added_by_enter_and_renamed_switched_off_and_deleted(page, server):
@@ -332,6 +392,40 @@ def test_a_cell_of_the_matrix_shows_its_clips_both_ways(page, server):
     )
     assert page.js(directions) == ["normal", "reverse"]
     assert "clip 77 was removed" in page.js("$('cell').textContent")
+
+
+def test_a_network_of_a_stopped_training_is_not_shown_with_others_results(network, page, server):
+    training = server.training
+    (training.run_folder / "predictions.csv").write_text("id,label,predicted\n1,wave,fist\n")
+    training.new_run.mkdir(parents=True)
+    (training.new_run / "checkpoint.pth.tar").touch()
+    write_status(training.new_run, "stopped")
+    page.js("SECONDS.other = 0.05; poll(); 0")
+    page.until("!$('use').hidden && !$('results').hidden")
+    assert page.js("$('unfinished').hidden")
+    page.js("SECONDS.other = 1e6; $('use').click()")
+    page.until(f"/The new network is in use/.test({MESSAGE})")
+    page.until("$('results').hidden")
+    assert "Only a training that runs to its end" in page.js("$('unfinished').innerText")
+    page.js("training.state = 'running'; show()")
+    assert page.js("$('unfinished').hidden")
+
+
+RECORD_A_FILM = """new Promise(done => {
+  const recorder = new MediaRecorder(video.srcObject, {mimeType: "video/webm"}), parts = [];
+  recorder.ondataavailable = ({data}) => parts.push(data);
+  recorder.onstop = () => done(new File(parts, "film.webm", {type: "video/webm"}));
+  recorder.start(100); // in parts, so that the header, the first, cannot tell how long it is
+  setTimeout(() => recorder.stop(), 2000);
+}).then(file => { window.film = file; })"""
+
+
+def test_a_film_that_a_browser_has_recorded_is_read(page, server):
+    page.js(RECORD_A_FILM)
+    page.js("notify(''); addClips([['wave', [film]]]); 0")
+    page.until(f"/added/.test({MESSAGE})")
+    assert message(page) == "1 clip is added."
+    assert in_order(frames_of(server, "1"))
 
 
 def test_many_classes_do_not_fill_the_page(page, server):
