@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 from clips.films import FILM_SUFFIXES
 from own_clips.recipes import FEW_CLIPS
 from system.config_file import load_config
-from system.errors import UserError, message_for_user
+from system.errors import UserError, message_for_user, summarize
 from teaching.data_set import DISABLED, DataSet, DiskFullError, GoneError
 from teaching.live import LiveSession
 from teaching.pictures import MAX_FRAMES, encode_clip, frames_of_film
@@ -167,8 +167,14 @@ class Server(ThreadingHTTPServer):
         return clip_id
 
     def samples(self, query, body):
-        ids = [self._add(name, encode_clip(frames)) for name, frames in self.draw_samples()]
-        return {"ids": ids}
+        samples = [(name, encode_clip(frames)) for name, frames in self.draw_samples()]
+        names = {name for name, _ in samples} & {name for name, _ in self.data_set.clips.values()}
+        if names:  # else the same clips could be both trained on and validated with
+            raise UserError(
+                f"there are clips of {summarize(sorted(names))} already, and the sample clips are "
+                "always the same; delete these gestures to add the samples again"
+            )
+        return {"ids": [self._add(name, pictures) for name, pictures in samples]}
 
     def film(self, query, body):
         pictures = frames_of_film(query["name"], body, self.recipe)

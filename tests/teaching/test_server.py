@@ -190,6 +190,10 @@ def test_sample_gestures_are_added_by_one_request(tmp_path):
         status, answer = ask(server, "POST", "/samples", b"")
         assert status == 200 and len(answer["ids"]) == 20
         assert server.data_set.counts() == {"Moving Right": 10, "Moving Left": 10}
+        server.data_set.remove(["1"])
+        status, answer = ask(server, "POST", "/samples", b"")  # the same clips
+        assert status == 400 and "clips of Moving Left, Moving Right already" in answer["error"]
+        assert len(server.data_set.clips) == 19
 
 
 def test_a_film_that_a_browser_cannot_play_is_read(server, tmp_path):
