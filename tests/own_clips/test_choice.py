@@ -1,5 +1,6 @@
 """The choice of networks and sampling by cross-validation within the training clips."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
+from conftest import CLASSES, write_clip
 from own_folders import write_class_folders
 
 import train
 from clips.annotations import read_annotations
+from clips.packs import open_folder
 from config import FITTED_MODELS, MAP_MODELS
 from networks.ridge import KernelRidge
 from own_clips import choice, recipes, short_trainings
@@ -21,7 +23,7 @@ from own_clips import frame_maps as maps_of_frames
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
 from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
 from own_clips.short_trainings import COMPARED
-from own_clips.survey import ClipStats
+from own_clips.survey import ClipStats, survey
 from system.config_file import load_config
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -380,6 +382,51 @@ def test_a_warm_up_of_several_epochs_excludes_what_is_fitted_in_one(monkeypatch)
 def test_keys_that_exclude_each_other_end_the_choice(monkeypatch):
     """100 clips have batches of 8; the config then says what is wrong."""
     assert chosen_with(monkeypatch, accumulate_steps=8) == ({},)
+
+
+def movement(direction, num_frames, rng) -> np.ndarray:
+    """A bright square that moves right along the top, or down on the left. uint8 [T, H, W, 3]."""
+    frames = rng.integers(0, 60, (num_frames, 48, 64, 3), np.uint8)
+    start, speed = rng.integers(4, 16), rng.uniform(1, 28 / num_frames)
+    for position, frame in enumerate(frames):
+        shown = frame if direction == "right" else frame.swapaxes(0, 1)
+        place = start + int(speed * position)
+        shown[4:14, place : place + 10] = 230
+    return frames
+
+
+def two_movements(directions, rng) -> np.ndarray:
+    """One after the other, early and late in 12 to 40 frames, in most of which nothing moves."""
+    num_frames = rng.integers(12, 40, endpoint=True)
+    frames = rng.integers(0, 60, (num_frames, 48, 64, 3), np.uint8)
+    for direction, earliest in zip(directions, (0.15, 0.65), strict=True):
+        start = round(rng.uniform(earliest, earliest + 0.08) * num_frames)
+        shown = movement(direction, max(2, round(0.12 * num_frames)), rng)
+        frames[start : start + len(shown)] = shown
+    return frames
+
+
+@pytest.mark.slow
+def test_clips_that_are_one_event_are_seen_whole(tmp_path, monkeypatch):
+    """Right, then down, or down, then right: windows of 6 frames show one of the two, or none."""
+    rng, rows = np.random.default_rng(0), []
+    orders = {"Left": ("right", "down"), "Right": ("down", "right")}
+    for label, number in itertools.product(orders, range(24)):
+        rows.append(f"{label}_{number};{label}")
+        write_clip(tmp_path / "clips" / f"{label}_{number}", two_movements(orders[label], rng))
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    clips = read_annotations(tmp_path / "train.csv", tmp_path / "clips", [*orders])
+    given, found = {"clip_size": 6, "step_size": 1}, []
+    config = load_config(PRETRAINED, [f"{key}={value}" for key, value in given.items()])
+    stats = survey(open_folder(str(tmp_path / "clips")), list(clips.ids), config)
+    monkeypatch.setattr(recipes, "COMPARED", ["eco", "kernel_ridge", "linear"])
+    monkeypatch.setattr(recipes, "print_choice", lambda validated, _: found.append(validated))
+    chosen = recipes.cross_validated_keys(clips, stats, config, given, "cpu")
+    assert chosen["sampling"] == "segments"
+    best = {}
+    for each in found[0].variants:
+        best.setdefault(each.keys["sampling"], each.right.mean())
+    assert best["window"] < best["segments"] - 0.2  # 63 and 100 % when this was written
 
 
 @pytest.mark.slow
