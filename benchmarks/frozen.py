@@ -7,6 +7,8 @@ as PyTorch builds it. Epochs are of train.py, on drawn clips, with `feature_vers
 import copy
 import json
 import statistics
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from train import main as train
 from training.pretrained import load_pretrained, with_normalization
 
 NUM_CLIPS, NUM_VERSIONS = 48, 2  # of the epochs
-TIMED_CLIPS = 8
+TIMED_CLIPS, SMALL = 8, 64  # SMALL: pixels of smaller frames
 KEYS = {
     "model": "eco",
     "backbone": "efficientnet_lite0",
@@ -45,7 +47,9 @@ def measure(device, options, folder):
     config = write_clips(Path(folder) / "clips", NUM_CLIPS)
     keys = config.model_dump() | KEYS | dict(map(parse_override, options.overrides))
     keys["output_dir"] = str(folder)
-    yield from measure_ways(Config(**keys), device, options.rounds)
+    small = {"frame_height": SMALL, "crop_size": SMALL}
+    for size in ({}, small):
+        yield from measure_ways(Config(**keys | size), device, options.rounds)
     yield measure_epoch(keys, device, Path(folder))
 
 
@@ -66,6 +70,11 @@ def measure_ways(config: Config, device, rounds):
     }
     if computes_natively(torch.bfloat16, device):
         ways["and bf16"] = way_of(fold_batchnorm(model), device, config, "bf16")
+    compiled = fold_batchnorm(model)
+    compiled.backbone = torch.compile(compiled.backbone)
+    ways["and compiled"] = way_of(compiled, device, config, "fp32")
+    if device.type == "cpu" and find_spec("onnxruntime"):
+        ways["onnxruntime"] = way_of(OnnxBackbone(model, config), device, config, "fp32")
     with backbone_function(model, device, config) as compute:
         name = f"as in training, {config.eval_precision}"
         seconds = alternate(ways | {name: lambda: compute(windows)}, rounds, device)
@@ -79,6 +88,27 @@ def measure_ways(config: Config, device, rounds):
             "ours": rates[name],
             "ratio": statistics.median(ours / plain for ours, plain in pairs),
         }
+
+
+class OnnxBackbone:
+    """The backbone of a network in onnxruntime, with as many threads as PyTorch has."""
+
+    def __init__(self, model, config: Config):
+        import onnxruntime  # of requirements-export.txt
+
+        backbone = fold_batchnorm(model).backbone.to(memory_format=torch.contiguous_format)
+        frames = torch.zeros(FRAMES_AT_ONCE, 3, *config.crop)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "backbone.onnx"
+            dynamic = ({0: torch.export.Dim("frames")},)
+            torch.onnx.export(backbone, (frames,), path, dynamic_shapes=dynamic, verbose=False)
+            self.session = onnxruntime.InferenceSession(path, options)
+
+    def frame_features(self, clips):
+        frames = clips[:, :, 0].contiguous().numpy()
+        return self.session.run(None, {self.session.get_inputs()[0].name: frames})[0]
 
 
 def way_of(model, device, config: Config, precision, is_contiguous=False):

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from browser import needs_chromium
 from conftest import make_config
 from torch import nn
 
@@ -26,6 +27,7 @@ from benchmarks import (
     compare,
     drawn_mouths,
     epoch,
+    first_verdict,
     frozen,
     limit,
     loader,
@@ -205,16 +207,31 @@ def test_memory_for_the_backward_pass(measure):
     assert 0 < row["with checkpoint_activations"] < row["MiB per clip"]
 
 
+@needs_chromium
+@pytest.mark.slow
+def test_the_wait_for_a_verdict_is_measured(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(first_verdict, "SECONDS_BEFORE", (0,))
+    assert first_verdict.main(["--rounds", "1"]) == 0
+    shown = capsys.readouterr().out
+    network, verdict = map(float, re.findall(r"after ([\d.]+) s \(", shown))
+    assert 0 < network < verdict
+
+
 @pytest.mark.slow
 def test_features_of_a_frozen_backbone(results, monkeypatch):
     monkeypatch.setattr(machine, "start_process", InThisProcess)
     monkeypatch.setattr(frozen, "NUM_CLIPS", 6)
     monkeypatch.setattr(frozen, "TIMED_CLIPS", 2)
+    monkeypatch.setattr(frozen, "SMALL", 24)
     keys = {"batch_size": 4, "num_workers": 0, "crop_size": 32, "frame_height": 32, "num_epochs": 1}
+    keys["backbone_layer"] = "blocks.1"  # a few layers, since compiling takes seconds for each
     monkeypatch.setattr(frozen, "KEYS", frozen.KEYS | keys)
     *ways, epochs = frozen.measure(CPU, SimpleNamespace(overrides=[], rounds=1), results)
     names = [row["what"] for row in ways]
-    assert "channels last" in names[0] and "as in training, fp32" in names[-1]
+    assert "32 pixels, channels last" in names[0] and "as in training, fp32" in names[-1]
+    assert any("24 pixels, and compiled" in name for name in names)
+    assert any("24 pixels, onnxruntime" in name for name in names)
     assert all(row["ratio"] > 0 for row in (*ways, epochs))
 
 
