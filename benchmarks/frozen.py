@@ -47,14 +47,17 @@ def measure(device, options, folder):
     config = write_clips(Path(folder) / "clips", NUM_CLIPS)
     keys = config.model_dump() | KEYS | dict(map(parse_override, options.overrides))
     keys["output_dir"] = str(folder)
-    small = {"frame_height": SMALL, "crop_size": SMALL}
-    for size in ({}, small):
-        yield from measure_ways(Config(**keys | size), device, options.rounds)
+    yield from measure_ways(Config(**keys), device, options.rounds)
+    small = Config(**keys | {"frame_height": SMALL, "crop_size": SMALL})
+    yield from measure_ways(small, device, options.rounds, is_short=True)
     yield measure_epoch(keys, device, Path(folder))
 
 
-def measure_ways(config: Config, device, rounds):
-    """Yield frames/s of the backbone: plain, in other ways, and as `features/` computes it."""
+def measure_ways(config: Config, device, rounds, is_short=False):
+    """Yield frames/s of the backbone: plain, in other ways, and as `features/` computes it.
+
+    is_short: leave out the other ways, of which one is compiled for minutes.
+    """
     config = with_normalization(config, None)
     model = to_device(build_model(config, 2), device)
     load_pretrained(model, "classifier", config, ["one", "other"])
@@ -63,18 +66,8 @@ def measure_ways(config: Config, device, rounds):
     shape = (TIMED_CLIPS, *config.clip_shape, 3)
     windows = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     plain_model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    ways = {
-        "plain": way_of(plain_model, device, config, "fp32", is_contiguous=True),
-        "channels last": way_of(model, device, config, "fp32"),
-        "and BatchNorm folded": way_of(fold_batchnorm(model), device, config, "fp32"),
-    }
-    if computes_natively(torch.bfloat16, device):
-        ways["and bf16"] = way_of(fold_batchnorm(model), device, config, "bf16")
-    compiled = fold_batchnorm(model)
-    compiled.backbone = torch.compile(compiled.backbone)
-    ways["and compiled"] = way_of(compiled, device, config, "fp32")
-    if device.type == "cpu" and find_spec("onnxruntime"):
-        ways["onnxruntime"] = way_of(OnnxBackbone(model, config), device, config, "fp32")
+    ways = {"plain": way_of(plain_model, device, config, "fp32", is_contiguous=True)}
+    ways |= {} if is_short else other_ways(model, device, config)
     with backbone_function(model, device, config) as compute:
         name = f"as in training, {config.eval_precision}"
         seconds = alternate(ways | {name: lambda: compute(windows)}, rounds, device)
@@ -88,6 +81,22 @@ def measure_ways(config: Config, device, rounds):
             "ours": rates[name],
             "ratio": statistics.median(ours / plain for ours, plain in pairs),
         }
+
+
+def other_ways(model, device, config: Config) -> dict:
+    """Return functions that compute the features of TIMED_CLIPS clips, by their names."""
+    ways = {
+        "channels last": way_of(model, device, config, "fp32"),
+        "and BatchNorm folded": way_of(fold_batchnorm(model), device, config, "fp32"),
+    }
+    if computes_natively(torch.bfloat16, device):
+        ways["and bf16"] = way_of(fold_batchnorm(model), device, config, "bf16")
+    compiled = fold_batchnorm(model)
+    compiled.backbone = torch.compile(compiled.backbone)
+    ways["and compiled"] = way_of(compiled, device, config, "fp32")
+    if device.type == "cpu" and find_spec("onnxruntime"):
+        ways["onnxruntime"] = way_of(OnnxBackbone(model, config), device, config, "fp32")
+    return ways
 
 
 class OnnxBackbone:
