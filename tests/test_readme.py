@@ -236,6 +236,7 @@ RUN_BY_OTHER_TESTS = {
     "unzip -t": "test_any_zip_tool_tests_and_restores_it",
     "jupytext ": "test_an_old_notebook_is_found",
     "python classify.py": "test_the_folder_works_where_its_three_packages_are_alone",
+    "python -m http.server": "test_without_a_runtime_its_files_come_from_the_cdn",
     "npm pack onnxruntime-web": "test_the_hashes_of_the_cdn_are_those_of_the_package",
     "python teach.py": "test_the_command_serves_until_ctrl_c",
     "python docs/teach_picture.py": "test_two_opposing_gestures_are_taught_and_a_picture_is_drawn",
@@ -252,7 +253,8 @@ CHECKS = {
     "torchrun ": check_torchrun,
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ": check_torchrun,
     "apt-get ": check_apt_get,
-    "python -m ": check_development,
+    "python -m pytest": check_development,
+    "python -m ruff": check_development,
     "python benchmarks/": check_benchmark,
     "python pack.py": check_pack,
 } | dict.fromkeys(RUN_BY_OTHER_TESTS, check_other_test)

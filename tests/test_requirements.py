@@ -45,7 +45,7 @@ def test_every_import_is_in_a_requirements_file():
         ),
     ]
     own = {path.stem for path in PROJECT.glob("*.py")} | {package.name for package in packages}
-    own |= {"browser", "driven_browser"}  # of the tests; benchmarks drive a browser, too
+    own |= {"browser", "driven_browser", "teach_page"}  # of the tests; benchmarks use them, too
     found = set().union(*map(imported, program)) - own - set(sys.stdlib_module_names)
     found = {DISTRIBUTIONS.get(name, name) for name in found}
     assert found <= required("requirements.txt") | required("requirements-export.txt")
