@@ -88,10 +88,14 @@ def measure(rounds: int) -> None:
             )
 
 
-def main(arguments=None) -> int:
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
     return exit_status(lambda: measure(options.rounds))
 
 
