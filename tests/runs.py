@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 
 import train
+from system import processes
 
 PROJECT = Path(train.__file__).parent
 # What differs between two equal runs: the time and memory that they took, and where they lie.
@@ -145,12 +146,14 @@ def power_cut(*_):
 def train_until(arguments, epoch, step, die=power_cut) -> None:
     """Trains in this process, and dies in a step; both count from 0.
 
-    What the step had changed when it died is lost with the process, as the batch was.
+    What the step had changed when it died is lost with the process, as the batch was. Of several
+    processes the main one dies, which others have lost then: it may still be saving when they are
+    already in that step.
     """
     train_step = train.train_step
 
     def step_or_die(run, *rest):
-        if (run.state.epoch, run.state.step) == (epoch, step):
+        if (run.state.epoch, run.state.step) == (epoch, step) and processes.is_main():
             die()
         return train_step(run, *rest)
 
