@@ -70,12 +70,20 @@ class Browser:
         os.close(commands), os.close(answers)
         self.numbers, self.rest, self.session, self.complaints = itertools.count(1), b"", None, []
         self.paused = []  # requests that wait for an answer, after Fetch.enable
-        targets = self.send("Target.getTargets")["targetInfos"]
-        target = next(one["targetId"] for one in targets if one["type"] == "page")
-        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        attached = self.send("Target.attachToTarget", targetId=self._page(), flatten=True)
         self.session = attached["sessionId"]
         for domain in ("Runtime", "Page", "Log"):
             self.send(f"{domain}.enable")
+
+    def _page(self) -> str:
+        """The first page, which may open a moment later than the pipe."""
+        end = time.monotonic() + SECONDS
+        while True:
+            targets = self.send("Target.getTargets")["targetInfos"]
+            if pages := [one["targetId"] for one in targets if one["type"] == "page"]:
+                return pages[0]
+            assert time.monotonic() < end, targets
+            time.sleep(0.05)
 
     def __enter__(self):
         return self

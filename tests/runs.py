@@ -162,6 +162,20 @@ def train_until(arguments, epoch, step, die=power_cut) -> None:
         raise AssertionError(f"the run ended before it could be interrupted, with {status}")
 
 
+# `train.py` with steps of a second: long enough for what comes from outside to find it at work.
+SLOW_STEPS = """
+from system import stopping
+stopping.install()
+import sys, time, train
+train_step = train.train_step
+def slow_step(*arguments):
+    time.sleep(1)
+    return train_step(*arguments)
+train.train_step = slow_step
+sys.exit(train.main())
+"""
+
+
 class Command:
     """`python train.py` as a process of its own, in a process group of its own."""
 
@@ -188,7 +202,7 @@ class Command:
     def send(self, number, to_group=False) -> None:
         (os.killpg if to_group else os.kill)(self.process.pid, number)
 
-    def finish(self, seconds=120):
+    def finish(self, seconds=600):
         """Exit status, stdout and stderr; what is still running after `seconds` is killed."""
         try:
             rest, errors = self.process.communicate(timeout=seconds)

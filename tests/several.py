@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -55,10 +55,18 @@ def terminate(_run):
 
 def terminate_launcher(_run):
     os.kill(os.getppid(), signal.SIGTERM)
+    wait_for_signal()
 
 
 def interrupt_launcher(_run):
     os.kill(os.getppid(), signal.SIGINT)
+    wait_for_signal()
+
+
+def wait_for_signal():
+    """Until the launcher's signal has come to this process, however long it takes."""
+    while not stopping.requested():
+        time.sleep(0.01)
 
 
 def lose_a_number(run):
@@ -77,15 +85,20 @@ FAULTS = (
 
 
 def train_step_with(fault, at, rank=None):
-    """`train.train_step` with a fault in it; the steps after it are slow, so that it finds some."""
+    """`train.train_step` with a fault in it.
+
+    If a process is killed, the others first wait in this step for the launcher's SIGTERM: it would
+    else come at any moment of their end, and might be what ends them.
+    """
     (fault,) = [function for function in FAULTS if function.__name__ == fault]
     train_step = train.train_step
 
     def step(run, *rest):
-        if START == 0 and [run.state.epoch, run.state.step] >= at:
-            if [run.state.epoch, run.state.step] == at and rank in (None, processes.rank()):
+        if START == 0 and [run.state.epoch, run.state.step] == at:
+            if rank in (None, processes.rank()):
                 fault(run)
-            time.sleep(0.2)
+            elif fault is kill:
+                wait_for_signal()
         return train_step(run, *rest)
 
     return step
@@ -205,7 +218,7 @@ def run_command(flags, watch=False, **fault) -> dict:
             status = train.main(flags)
         except PowerCut:
             status = "power cut"
-    threads = names_of_threads()
+    threads = names_of_threads_that_stay()
     processes.shutdown()  # which a command that failed did not do, as its process would end
     return {
         "status": status,
@@ -218,9 +231,20 @@ def run_command(flags, watch=False, **fault) -> dict:
     }
 
 
-def names_of_threads() -> list[str]:
-    """Of this process, those of C++ included."""
-    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+def names_of_threads_that_stay() -> list[str]:
+    """Of this process, those of C++ included.
+
+    The system may list a thread for a moment after it has been joined.
+    """
+    threads = set(Path("/proc/self/task").iterdir())
+    for _ in range(20):
+        time.sleep(0.01)
+        threads &= set(Path("/proc/self/task").iterdir())
+    names = []
+    for thread in threads:
+        with suppress(OSError):  # it has ended meanwhile
+            names.append((thread / "comm").read_text().strip())
+    return names
 
 
 WRITTEN = []  # what the running command creates, opens for writing, renames or removes

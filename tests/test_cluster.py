@@ -5,10 +5,12 @@ The long form, over two nodes: `python -m pytest -m slow tests/test_cluster.py`.
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,22 @@ from training.checkpoint import load_checkpoint
 
 SLURM = PROJECT / "docs" / "cluster" / "train.slurm"
 KUBERNETES = PROJECT / "docs" / "cluster" / "pytorchjob.yaml"
+
+SECONDS = 600  # within which a job ends; a machine may be slow
+
+
+def free_port() -> int:
+    """A port that is free, of those that the job file uses.
+
+    Linux gives none of them to a process that asks for any port, so it stays free until the job
+    has started.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)  # `random` draws the same in each test
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("", port))
+            return port
+
 
 # --- Slurm -------------------------------------------------------------------------------------
 
@@ -55,9 +73,7 @@ class Slurm:
     def __init__(self, folder: Path, config: str, num_nodes: int):
         self.folder, self.config, self.num_nodes = folder, config, num_nodes
         self.num_starts = 0
-        with socket.socket() as free:  # the port is made from the job's number
-            free.bind(("", 0))
-            self.job_id = free.getsockname()[1]
+        self.job_id = free_port()  # the port is made from the job's number, and here equals it
         (folder / "bin").mkdir()
         for name, text in (FAKES | {"python": f'exec {sys.executable} "$@"'}).items():
             (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}")
@@ -104,14 +120,14 @@ def test_a_job_is_requeued_before_its_limit_and_goes_on(num_nodes, tmp_path):
         output += job.stdout.readline()
         assert job.poll() is None, output
     job.send_signal(signal.SIGUSR1)
-    output += job.communicate(timeout=120)[0]
+    output += job.communicate(timeout=SECONDS)[0]
     assert job.returncode and "stopped by SIGTERM after epoch" in output, output
     assert slurm.requeued() == f"{slurm.job_id}\n"
 
     saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
     write_config(slurm.config, settings | {"num_epochs": saved["epoch"] + 1})
     job = slurm.start()
-    output = job.communicate(timeout=120)[0]
+    output = job.communicate(timeout=SECONDS)[0]
     assert job.returncode == 0 and f"checkpoint.pth.tar: {saved['epoch']} epochs" in output, output
     assert "training is over" in output and slurm.requeued() == f"{slurm.job_id}\n"
 
@@ -121,7 +137,7 @@ def test_a_job_that_fails_is_not_requeued(tmp_path):
     settings = make_settings(tmp_path, lr=-1.0)
     slurm = Slurm(tmp_path, write_config(tmp_path / "config.json", settings), 1)
     job = slurm.start()
-    output = job.communicate(timeout=120)[0]
+    output = job.communicate(timeout=SECONDS)[0]
     assert job.returncode and "error: " in output and "lr: " in output, output
     assert slurm.requeued() == ""
 
@@ -188,9 +204,7 @@ def test_two_pods_train_together(job, tmp_path):
     """With the variables that the operator gives them."""
     settings = make_settings(tmp_path)
     config = write_config(tmp_path / "config.json", settings)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     processes = []
     for rank, pod in enumerate(pods(job)):
         environment = os.environ | {
@@ -222,7 +236,7 @@ def test_two_pods_train_together(job, tmp_path):
                 text=True,
             )
         )
-    logs = [process.communicate(timeout=120)[0] for process in processes]
+    logs = [process.communicate(timeout=SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], logs
     outputs = [
         "".join(path.read_text() for path in sorted((tmp_path / pod).rglob("std*.log")))

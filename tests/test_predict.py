@@ -141,9 +141,9 @@ def test_clips_as_videos_are_classified_as_their_folders(checkpoint, tmp_path):
     clear = [
         key
         for key, row in by_number[0].items()
-        if np.subtract(*sorted(row["scores"].values())[:-3:-1]) > 0.05
+        if np.subtract(*sorted(row["scores"].values())[:-3:-1]) > 0.1  # so no class can overtake
     ]
-    assert len(clear) >= 5
+    assert len(clear) >= 3
     for key in clear:
         assert by_number[0][key]["predicted"] == by_number[1][key]["predicted"]
 
@@ -433,7 +433,8 @@ class PlayedCamera:
     """A video file in the place of a camera, `pace` frames a second by a clock of its own.
 
     The clock goes on in `pass_time` alone, a frame at a time, once the last one was taken; and for
-    the first `num_waited_for` frames by itself, as the command waits for them.
+    the first `num_waited_for` frames by itself, as the command waits for them. At its end,
+    `pass_time` returns once the command's thread has noticed it.
     """
 
     def __init__(self, path, pace, num_waited_for):
@@ -445,6 +446,7 @@ class PlayedCamera:
         return True
 
     def read(self):
+        self.reader = threading.current_thread()
         with self.changed:
             self.num_asked += 1
             if self.num_asked <= self.num_waited_for:
@@ -465,8 +467,10 @@ class PlayedCamera:
                 self.num_shown += 1
                 self.changed.notify_all()
                 assert self.changed.wait_for(
-                    lambda: self.num_asked > self.num_shown or self.is_over, timeout=60
+                    lambda: self.num_asked > self.num_shown or self.is_over, timeout=120
                 ), "nobody takes the camera's pictures"
+            if self.is_over:
+                self.reader.join(120)
 
     def release(self):
         self.file.release()
@@ -599,7 +603,7 @@ def test_a_lost_camera_is_opened_again_and_its_pictures_are_forgotten(monkeypatc
     monkeypatch.setattr(cv2, "VideoCapture", devices)
     monkeypatch.setattr(camera_module, "RECONNECT_AFTER", (0, 0, 0))
     camera = Camera("rtsp://user:secret@host/1", seconds=60)
-    camera.thread.join(60)
+    camera.thread.join(120)
     assert devices.opened == ["rtsp://user:secret@host/1"] * 6  # and three times at the end
     assert list(camera.pictures) == [] and camera.wait_for_more(0)
     with pytest.raises(UserError, match=r"^--camera rtsp://host/1: sends no more pictures$"):
@@ -659,8 +663,11 @@ def test_changes_of_the_verdict_are_json_lines(
 
 
 def test_a_camera_may_be_at_an_address(checkpoint, brightness, tmp_path, monkeypatch, capsys):
-    """A film from a server is shown at its own speed."""
-    frames = np.concatenate([np.full((9, 32, 32, 3), value, np.uint8) for value in (0, 255)])
+    """A film from a server is shown at its own speed: each of two pictures for two seconds.
+
+    The network looks at the newest picture when it can, so a slow machine may miss a short one.
+    """
+    frames = np.concatenate([np.full((24, 32, 32, 3), value, np.uint8) for value in (0, 255)])
     write_video(tmp_path / "a.mp4", frames)
     monkeypatch.setattr(camera_module, "RECONNECT_AFTER", ())
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)

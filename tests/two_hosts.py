@@ -134,7 +134,9 @@ def show(folder) -> int:
     sys.path.insert(0, str(PROJECT))
     from runs import make_settings, write_config
 
-    config = write_config(folder / "config.json", make_settings(folder, num_epochs=6))
+    # Its epochs take long enough for the host to be killed before the last one.
+    settings = make_settings(folder, num_epochs=6, block_widths=[32, 64])
+    config = write_config(folder / "config.json", settings)
     command = ["train.py", "--config", config, "-g", "cpu", "--resume", "auto"]
     is_killed = False
     with two_hosts() as (first, second):

@@ -210,7 +210,7 @@ def test_a_forked_worker_reads_videos_as_the_main_process_did_before(tmp_path):
     path = write_video(tmp_path / "clip.mp4", frames)
     expected = list(VideoFile(path, 12, 10**6).frames_at([0, 1]))
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply_async(_read_two_frames, [path]).get(timeout=60)
+        found = pool.apply_async(_read_two_frames, [path]).get(timeout=120)
     assert np.array_equal(found, expected)
 
 

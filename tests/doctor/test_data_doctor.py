@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -582,6 +583,7 @@ def slow_run(data):
         env={**os.environ, "PYTHONPATH": str(project)},
     )
     while not workers_of(process.pid):
+        assert process.poll() is None
         time.sleep(0.1)
     yield process
     if process.poll() is None:
@@ -593,12 +595,17 @@ SLOW_PICTURE = huge_png(side=3_000)
 
 
 def workers_of(pid) -> list[int]:
-    """The children that run the same command; what the imports start runs others."""
+    """The children that ignore Ctrl-C, as workers do; the imports start others, which end soon."""
 
-    def command(number):
-        return Path(f"/proc/{number}/cmdline").read_bytes()
+    def is_worker(number):
+        try:
+            status = Path(f"/proc/{number}/status").read_text()
+        except OSError:  # it has ended
+            return False
+        ignored = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)[1], 16)
+        return ignored >> (signal.SIGINT - 1) & 1
 
-    return [child for child in children_of(pid) if command(child) == command(pid)]
+    return [child for child in children_of(pid) if is_worker(child)]
 
 
 def children_of(pid) -> list[int]:

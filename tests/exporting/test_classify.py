@@ -99,6 +99,7 @@ def test_a_camera_is_watched_at_its_own_speed(monkeypatch, capsys):
     own, opened = Untrained(frames=4, step=1, windows=1, live=live, frame_rate=8), []
     times = iter(np.arange(1000) / 16)  # when pictures come
     wanted, given = threading.Semaphore(0), threading.Semaphore(0)  # one picture for each look
+    has_ended = threading.Event()  # whose thread may live on for a moment
 
     class Film:
         def decode(self, video):
@@ -107,7 +108,7 @@ def test_a_camera_is_watched_at_its_own_speed(monkeypatch, capsys):
                 picture = np.full((2, 2, 3), 10 * number, np.uint8)
                 yield SimpleNamespace(to_ndarray=lambda format, picture=picture: picture)
                 given.release()
-            given.release(2)
+            has_ended.set(), given.release()
 
     def open_camera(address, format):
         opened.append((address, format))
@@ -115,7 +116,7 @@ def test_a_camera_is_watched_at_its_own_speed(monkeypatch, capsys):
 
     def sleep(_):
         wanted.release()
-        given.acquire()
+        has_ended.is_set() or given.acquire()
 
     monkeypatch.setattr(classify.av, "open", open_camera)
     clock = SimpleNamespace(monotonic=lambda: next(times), sleep=sleep)

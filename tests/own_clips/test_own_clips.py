@@ -556,12 +556,13 @@ def test_two_folders_of_one_name_at_once(tmp_path, capfd, monkeypatch):
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\n"
+            "import sys\nfrom pathlib import Path\n"
             "from system.files import FolderLock\nFolderLock().take(Path(sys.argv[1]))\n"
-            "print('locked', flush=True)\ntime.sleep(60)",
+            "print('locked', flush=True)\ninput()",
             str(folder),
         ],
         cwd=Path(train.__file__).parent,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     try:

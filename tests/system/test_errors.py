@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ValidationError, model_validator
-from runs import PROJECT, differences, make_settings, run_folder, write_config
+from runs import PROJECT, SLOW_STEPS, differences, make_settings, run_folder, write_config
 
 import train
 from system import processes, stopping
@@ -142,7 +142,7 @@ def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_pat
     settings = make_settings(tmp_path, print_freq=1)
     config = write_config(tmp_path / "config.json", settings)
     process = subprocess.Popen(
-        [sys.executable, "train.py", "-c", config, "-g", "cpu"],
+        [sys.executable, "-c", SLOW_STEPS, "-c", config, "-g", "cpu"],
         cwd=PROJECT,
         text=True,
         stdout=subprocess.PIPE,
@@ -151,7 +151,7 @@ def test_a_closed_pipe_stops_the_run_with_all_saved(streams, unbuffered, tmp_pat
     while "step 1/3" not in process.stdout.readline():
         pass
     process.stdout.close()
-    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.wait(600) == 128 + signal.SIGPIPE
     assert streams == "both" or process.stderr.read() == ""
     saved = load_checkpoint(run_folder(settings) / "checkpoint.pth.tar")
     assert saved["epoch"] < 2

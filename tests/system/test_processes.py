@@ -6,6 +6,7 @@ The long form: `python -m pytest -m slow tests/system/test_processes.py`.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def project(tmp_path_factory):
 
 
 def run_python(*arguments):
-    """Runs Python to its end, and ends it, with all that it has started, after five minutes."""
+    """Runs Python to its end, and ends it, with all that it has started, if it hangs."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT}/tests"}
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -139,7 +140,7 @@ def run_python(*arguments):
         stderr=subprocess.PIPE,
     )
     try:
-        output = process.communicate(timeout=300)
+        output = process.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         process.terminate()  # a launcher that is killed leaves its processes behind
         raise AssertionError(f"it hangs: {process.communicate()}") from None
@@ -177,6 +178,7 @@ SLOW_MAIN = """
 import sys, time
 from datetime import timedelta
 import torch
+from torch.distributed.nn import functional  # which `join` imports
 from system import processes
 processes.rendezvous()  # imports may take one of them longer
 processes.TIMEOUT = timedelta(seconds=4)
@@ -580,7 +582,7 @@ def test_two_hosts_of_which_one_is_killed_and_started_again(project):
     with two_hosts.two_hosts() as (first, second):
         check_ended(first.torchrun(*whole.arguments), second.torchrun(*whole.arguments))
         survivor, victim = first.torchrun(*killed.arguments), second.torchrun(*killed.arguments)
-        assert victim.wait(120) == -signal.SIGKILL
+        assert victim.wait(600) == -signal.SIGKILL
         check_ended(survivor, second.torchrun(*again.arguments))
 
     check_lost(killed.results(2)["train"][0])
@@ -597,7 +599,8 @@ def test_the_demonstration_of_two_hosts():
     assert shown.returncode == 0 and shown.stderr == "", shown.stdout + shown.stderr
     before, after = shown.stdout.split("--- the second host is killed, and starts again")
     assert before.count("\nepoch ") == 3 and "2 x CPU" in before
-    assert "checkpoint.pth.tar: 3 epochs" in after and "training is over" in after
+    # Until the signal comes, the run goes on.
+    assert re.search(r"checkpoint\.pth\.tar: [3-5] epochs", after) and "training is over" in after
     assert after.endswith("--- both hosts have finished the run\n")
 
 
@@ -609,7 +612,7 @@ def test_the_demonstration_of_two_hosts_says_what_it_needs(monkeypatch, capsys):
 
 def check_ended(*torchruns):
     """Both go on at the same time, so that neither may wait to be read."""
-    outputs = [process.communicate(timeout=300)[0] for process in torchruns]
+    outputs = [process.communicate(timeout=900)[0] for process in torchruns]
     assert [process.returncode for process in torchruns] == [0, 0], outputs
 
 

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from runs import (
+    PROJECT,
+    SLOW_STEPS,
     Command,
     PowerCut,
     differences,
@@ -97,25 +100,21 @@ MOMENTS = {
 SHORT = ["training"]
 
 
-# Long enough for the signal to find the run at work, however late this process sends it.
-SLOW_STEPS = """
-from system import stopping
-stopping.install()
-import sys, time, train
-train_step = train.train_step
-def slow_step(*arguments):
-    time.sleep(1)
-    return train_step(*arguments)
-train.train_step = slow_step
-sys.exit(train.main())
-"""
+@pytest.fixture(scope="module")
+def cpu_seconds_to_import():
+    """The CPU time that train.py's imports take, which tells how fast the machine is."""
+    before = cpu_seconds_of_children()
+    subprocess.run([sys.executable, "-c", "import train"], cwd=PROJECT, check=True)
+    return cpu_seconds_of_children() - before
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in MOMENTS],
 )
-def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slow_run, tmp_path):
+def test_a_signal_stops_a_run_that_can_be_resumed(
+    name, slow_settings, whole_slow_run, cpu_seconds_to_import, tmp_path
+):
     moment = MOMENTS[name]
     own = slow_settings | {"output_dir": str(tmp_path), "num_workers": moment.num_workers}
     if moment.slow_set:
@@ -129,7 +128,7 @@ def test_a_signal_stops_a_run_that_can_be_resumed(name, slow_settings, whole_slo
     status, output, errors = command.finish()
     assert status == 128 + moment.signal_number and not errors, output + errors
     # A loop that waits, or another epoch, would take longer; this holds beside other work, too.
-    assert cpu_seconds_of_children() - before < 60
+    assert cpu_seconds_of_children() - before < 30 * cpu_seconds_to_import
     assert not command.has_left_processes()
     assert "training is over" not in output
     if "step" in moment.text:
@@ -167,23 +166,32 @@ def slow_clips(settings, set_name, folder) -> str:
     return str(folder)
 
 
+# train.py, which tells when it begins to import PyTorch.
+TOLD_IMPORTS = """
+import runpy, sys
+class Teller:
+    def find_spec(name, *_):
+        if name == "torch":
+            print("the imports begin", flush=True)
+sys.meta_path.insert(0, Teller)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_signal_while_python_imports(number, slow_settings, whole_slow_run, tmp_path):
-    """Several starts at once, which also makes them slow: the signal comes early in them."""
+    """Of PyTorch on; Python itself handles a signal that comes before train.py's first lines."""
     shutil.copytree(whole_slow_run, tmp_path / "tiny")
     before = (tmp_path / "tiny" / CHECKPOINT).read_bytes()
     config = write_config(tmp_path / "config.json", slow_settings | {"output_dir": str(tmp_path)})
-    commands = []
-    for delay in (0.2, 0.3, 0.5, 0.9, 1.3):
-        commands.append(Command(config, "--resume", "auto"))
+    for delay in (0, 0.1, 0.2, 0.4, 0.8):
+        command = Command(config, "--resume", "auto", start=("-c", TOLD_IMPORTS))
+        command.wait_for("the imports begin")
         time.sleep(delay)
-        commands[-1].send(number, to_group=True)
-    for command in commands:
-        status, *words = command.finish()
-        # The latter where Python itself had not started.
-        assert status in (128 + number, -number) and words == ["", ""]
+        command.send(number, to_group=True)
+        assert command.finish() == (128 + number, "the imports begin\n", "")
     assert (tmp_path / "tiny" / CHECKPOINT).read_bytes() == before
 
 
@@ -193,25 +201,29 @@ stopping.install()
 import sys, torch, train
 def endless_step(*_):
     print("the step begins", flush=True)
-    matrix = torch.ones(1000, 1000)
+    matrix, is_told = torch.ones(100, 100), False
     while True:
         matrix @ matrix
+        if stopping.requested() and not is_told:
+            print("it has been asked to stop", flush=True)
+            is_told = True
 train.train_step = endless_step
 sys.exit(train.main())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pauses", [[1.5], [0.1] * 9])
+@pytest.mark.parametrize("pauses", [[0.6], [0.1] * 600], ids=["two", "many"])
 def test_a_second_ctrl_c_leaves_at_once(pauses, slow_settings, whole_slow_run, tmp_path):
     """A step that never ends, and with it what one Ctrl-C waits for, on a machine of any speed.
 
-    Python handles a signal between two operations only, so some of them come late or together.
+    Those within half a second of the first may be its echo; the next one counts.
     """
     config = write_config(tmp_path / "config.json", slow_settings | {"output_dir": str(tmp_path)})
     command = Command(config, start=("-c", ENDLESS_STEP))
     command.wait_for("the step begins")
     command.send(signal.SIGINT, to_group=True)
+    command.wait_for("it has been asked to stop")
     for pause in pauses:
         time.sleep(pause)
         if command.process.poll() is not None:

@@ -35,6 +35,8 @@ pytestmark = needs_chromium
 _ = (browser, camera, network, page, server)  # fixtures
 
 FOCUS = "document.activeElement.id || document.activeElement.className"
+# A strip is as wide as its picture, once that is there; then nothing moves any more.
+LAID_OUT = "[...document.querySelectorAll('.strip')].every(one => one.style.width)"
 HEADINGS = "[...document.querySelectorAll('h3')].map(one => one.textContent).join('; ')"
 
 
@@ -53,6 +55,7 @@ def type_name(page, text):
 def click(page, selector):
     """With the mouse, which may move the focus."""
     page.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+    page.until(LAID_OUT)
     box = page.js(
         f"{{ const b = document.querySelector({selector!r}).getBoundingClientRect(); "
         "[b.x + b.width / 2, b.y + b.height / 2]; }"
@@ -93,8 +96,8 @@ def test_after_a_removal_the_space_bar_records_and_what_was_removed_comes_back(p
     page.until("!isBusy && document.querySelectorAll('.clip').length === 2")
     assert list(server.data_set.clips) == ["2", "3"]
     press(page, "delete a")
-    page.until("!document.querySelectorAll('.clip').length")
-    assert page.js("$('undo').textContent") == "Undo: bring back all clips of “a”"
+    page.until("$('undo').textContent === 'Undo: bring back all clips of “a”'")
+    assert not page.js("document.querySelectorAll('.clip').length")
     page.js("$('undo').click()")
     page.until("document.querySelectorAll('.clip').length === 2")
     page.send("Input.dispatchKeyEvent", type="keyDown", key="z", code="KeyZ", modifiers=2)
@@ -155,8 +158,8 @@ def test_after_a_class_is_switched_off_the_space_bar_records(page, server):
     page.key("keyDown")
     page.until("recording")
     page.key("keyUp")
-    page.until("!isBusy && document.querySelectorAll('.clip').length === 2")
-    assert server.data_set.disabled() == {"wave"} and clips_of(server) == ["wave", "fist"]
+    page.until("!isBusy && document.querySelectorAll('.clip').length > 1")
+    assert server.data_set.disabled() == {"wave"} and set(clips_of(server)) == {"wave", "fist"}
 
 
 def test_a_class_is_added_by_enter_and_renamed_switched_off_and_deleted(page, server):
@@ -203,7 +206,7 @@ def test_a_countdown_is_cancelled_by_letting_go_and_by_escape(page, server):
     page.until("recording && $('record').textContent === 'Cancel'")
     page.key("keyDown", "Escape", "Escape")
     page.until(f"!isBusy && /Cancelled/.test({MESSAGE})")
-    page.js("countdown = 0; $('record').click()")
+    page.js("countdown = 0; RECORDING.frames = 120; $('record').click()")
     page.until("$('recorded').value > 0")
     page.key("keyDown", "Escape", "Escape")
     page.until(f"!isBusy && /Cancelled/.test({MESSAGE})")
@@ -226,6 +229,7 @@ def test_messages_camera_and_verdict_are_in_sight_at_every_width(page, server, m
     monkeypatch.setattr(server.training, "start", refuse)
     fill(server, wave=12, fist=12)
     page.js("showClips()")
+    page.until(f"{LAID_OUT} && document.querySelectorAll('.strip').length === 24")
     said = "[...document.querySelectorAll('.message')].find(one => one.textContent)"
     for width, height in ((400, 800), (800, 900), (1200, 800), (1366, 768)):
         page.send(
@@ -253,24 +257,31 @@ def test_messages_camera_and_verdict_are_in_sight_at_every_width(page, server, m
     page.refuses = True
 
 
+# Each verdict, however short.
+LISTEN = """window.said = [];
+new MutationObserver(() => said.push($('verdict').textContent))
+  .observe($('verdict'), {childList: true})"""
+
+
 @pytest.mark.slow
 def test_nothing_is_said_while_no_pictures_come(network, page):
     start = "if (!session) $('try').click()"
     page.js(start)
     page.until("$('verdict').textContent === 'up'")
+    page.js(LISTEN)
     page.js("video.pause()")
     page.until("$('verdict').textContent === 'paused'")
     assert message(page) == "Paused: the camera sends no pictures."
     assert page.js("$('scores').children.length") == 0 and page.js("isOff('keep')")
-    page.js("video.play(); 0")
-    page.until("$('verdict').textContent === 'Watching …'")
+    page.js("said = []; video.play(); 0")
+    page.until("said[0] === 'Watching …'")
     page.js("Object.defineProperty(document, 'hidden', {get: () => true, configurable: true})")
     page.js("document.onvisibilitychange()")
     assert page.js("$('verdict').textContent") == "paused"
     assert message(page) == "Paused: this tab is in the background."
     assert page.js("document.title").startswith("(paused)")
-    page.js("delete document.hidden; document.onvisibilitychange()")
-    page.until("$('verdict').textContent === 'Watching …'")
+    page.js("said = []; delete document.hidden; document.onvisibilitychange()")
+    page.until("said[0] === 'Watching …'")
     page.js("video.srcObject.getVideoTracks()[0].onended()")
     assert page.js("$('verdict').textContent") == "" and not page.js("session")
     assert message(page) == "The camera was disconnected; reload the page."
@@ -332,15 +343,17 @@ def test_nothing_is_offered_and_the_threshold_is_a_slider(network, page, server)
     page.until("!$('hint').hidden")
     page.js("Object.assign(RECORDING, {nothing: 20, piece: 8}); $('nothing').click()")
     page.until(f"/Clips 3 to 4 of “nothing” are saved/.test({MESSAGE})")
-    page.until("$('hint').hidden")
+    page.until("$('hint').hidden && !isOff('try')")
     assert len(frames_of(server, "4")) == 8 and in_order(frames_of(server, "4"))
     page.js("$('try').click()")
     page.until("$('verdict').textContent === 'up'")
     assert page.js("$('sure').value") == "0.8"
     page.js("$('sure').value = 0.95; $('sure').oninput()")
     assert page.js("[$('verdict').textContent, $('sure-text').textContent]") == ["…", "95\u00a0%"]
-    page.until("!isOff('keep')")
-    page.js("$('keep-as').value = 'fist'; $('keep').click()")  # while trying
+    page.js("$('keep-as').value = 'fist'; 0")
+    # While trying; and a slow machine may lack pictures of the first of the three seconds.
+    whole = "!isOff('keep') && session.kept.at(-1)[0] - session.kept[0][0] > 2600"
+    page.until(f"{whole} && ($('keep').click(), true)")
     page.until(f"/Clip 5 of “fist” is saved/.test({MESSAGE})")
     kept = frames_of(server, "5")
     assert 30 <= len(kept) <= 36 and in_order(kept) and page.js("Boolean(session)")

@@ -267,7 +267,8 @@ def test_the_command_serves_until_ctrl_c(tmp_path):
         # A process waits for the training, and leaves cores to the browser.
         flags = ["ps", "axeww", "-o", "ppid=,command="]
         lines = subprocess.run(flags, capture_output=True, text=True, check=True).stdout.split("\n")
-        (child,) = [line for line in lines if line.split()[:1] == [str(process.pid)]]
-        assert "starter.py" in child and "OMP_WAIT_POLICY=PASSIVE" in child
+        children = [line for line in lines if line.split()[:1] == [str(process.pid)]]
+        (child,) = [line for line in children if "starter.py" in line]  # imports start others
+        assert "OMP_WAIT_POLICY=PASSIVE" in child
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130 and process.stderr.read() == ""
+        assert process.wait(120) == 130 and process.stderr.read() == ""

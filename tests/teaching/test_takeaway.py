@@ -44,7 +44,7 @@ def download(page, folder):
     folder.mkdir()
     page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     page.js("$('download').click()")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (found := list(folder.glob("*.zip"))):
         assert time.monotonic() < end, list(folder.iterdir())
         time.sleep(0.05)
@@ -85,10 +85,10 @@ def test_a_trained_network_is_downloaded_and_used(page, server, tmp_path, monkey
     page.js("$('samples').click()")
     page.until("!isOff('train')")
     page.js("$('train').click()")
-    page.until("training.state === 'done'", 300)
+    page.until("training.state === 'done'", 1200)
     page.js("$('export').click()")
     page.until(f"{ZIP} === 'running' && isOff('export') && !$('exporting').hidden")
-    page.until(f"{ZIP} !== 'running'", 300)
+    page.until(f"{ZIP} !== 'running'", 600)
     assert message(page) == "mine.zip is ready: download it."
     path = download(page, tmp_path / "downloads")
     assert path.name == "mine.zip"

@@ -25,12 +25,15 @@ SCRIPT = """
 if __name__ == "__main__":
     import json, os, signal, sys, time
     from pathlib import Path
+    mode_file = Path(__file__).with_name("mode")
+    while mode_file.read_text() in ("", "say nothing"):
+        time.sleep(0.02)
+    mode = mode_file.read_text()
     config = json.loads(Path(sys.argv[2]).read_text())
     folder = Path(config["output_dir"], config["model_name"])
     folder.mkdir(parents=True, exist_ok=True)
     folder.joinpath("arguments.json").write_text(json.dumps(sys.argv[1:]))
     folder.joinpath("history.csv").write_text("epoch,seconds,top1,val_top1,loss\\n1,0.5,50.0,nan,2\\n")
-    mode = Path(__file__).with_name("mode").read_text()
     def write_status(state, message="", **steps):
         status = {"state": state, "message": message, "process_id": os.getpid(), "time": "now"}
         status |= steps
@@ -201,7 +204,8 @@ def test_a_copied_folder_goes_on_with_its_own_training(training, project, tmp_pa
 def test_how_many_features_are_computed_is_told(training, project):
     project("features")
     training.start(is_resumed=False)
-    assert until(training, has_begun)["features"] == 0.25
+    found = until(training, lambda found: found["features"] is not None and has_begun(found))
+    assert found["features"] == 0.25
     os.kill(read_status(training.current_run).process_id, signal.SIGKILL)
     found = until(training, lambda found: found["state"] != "running")
     assert found["state"] == "failed" and found["features"] is None
@@ -279,11 +283,12 @@ def test_a_network_is_kept_until_the_next_one_is_done(training, project, make_tr
     train_to(training, project, "end")
     good = training.checkpoint
     good.write_text("good")
-    project("wait")
+    project("say nothing")
     training.start(is_resumed=False)
-    found = training.progress()  # the last line of the run before is not there meanwhile
-    assert not found["history"] or found["log"]
+    found = training.progress()  # what the run before said is not there meanwhile
+    assert not found["history"] and not found["log"]
     assert found["has_network"] and not found["has_report"]
+    project("wait")
     found = until(training, has_begun)
     training.stop()
     found = until(training, lambda found: found["state"] != "running")

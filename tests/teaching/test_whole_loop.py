@@ -16,9 +16,11 @@ import demo_data
 import predict
 import train
 from docs import teach_picture
+from teaching import live
 
 GESTURES = ("Moving Right", "Moving Left")
 CLIPS_EACH = 8
+PLAYS = 5  # at most
 
 
 def camera_of(folder, gesture) -> str:
@@ -53,23 +55,30 @@ def take_pictures(page, folder, name):
             page.screenshot(folder / f"{name}-{width}-{scheme}.png", width, height, scheme)
 
 
-def recognised(page, gesture) -> str:
-    """Wait until the camera's gesture is recognised; return what is said of it backwards.
+def check_recognised(page, gesture, other) -> None:
+    """The camera's gesture is recognised, and its opposite when it is played backwards.
 
     The camera's film jumps back to its beginning, so how sure the network is depends on where in
-    the film the clips begin: a verdict needs half of the score here, not 80 %.
+    the film the clips begin: a verdict needs half of the score here, not 80 %, and one of a few
+    plays has to be right both ways.
     """
     page.js("$('sure').value = 0.5; $('sure').dataset.isSet = 1; $('try').click()")
-    page.until(f"$('verdict').textContent === '{gesture}' && !isOff('backwards')", 600)
-    page.js("$('backwards').click()")
-    page.until("$('reverse').textContent")
-    return page.js("$('reverse').textContent")
+    for _ in range(PLAYS):
+        page.until(f"$('verdict').textContent === '{gesture}' && !isOff('backwards')", 600)
+        page.js("$('reverse').textContent = ''; $('backwards').click()")
+        page.until("$('reverse').textContent")
+        text = page.js("$('reverse').textContent")
+        forwards, backwards = text.split("backwards: ")
+        if f"“{gesture}”" in forwards and f"“{other}”" in backwards:
+            return
+    raise AssertionError(text)
 
 
 @needs_chromium
 @pytest.mark.slow
 def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads than idle cores wait for each other
+    monkeypatch.setattr(live, "MAX_GAP", 1e9)  # a machine may be slow
     mine = tmp_path / "mine"
     cameras = {gesture: camera_of(tmp_path, gesture) for gesture in GESTURES}
     with served(mine, is_prepared=True) as server:
@@ -82,9 +91,7 @@ def test_two_opposing_gestures_are_taught_and_a_picture_is_drawn(tmp_path, capsy
                 if gesture == GESTURES[0]:
                     train_with_interruptions(page, server, tmp_path)
                 page.until("!isOff('try')")
-                text = recognised(page, gesture)
-                forwards, backwards = text.split("backwards: ")
-                assert f"“{gesture}”" in forwards and f"“{other}”" in backwards, text
+                check_recognised(page, gesture, other)
                 take_pictures(page, tmp_path, gesture)
                 page.js("$('try').click()")
                 assert page.complaints == []
@@ -115,7 +122,8 @@ def train_with_interruptions(page, server, folder):
     page.until(f"/was stopped; everything is saved/.test({MESSAGE})")
     epochs = page.js("training.history.length")
     page.js("$('resume').click()")
-    page.until(f"training.state === 'running' && training.history.length > {epochs + 3}", 600)
+    shown = min(epochs + 4, page.js("training.num_epochs") - 2)
+    page.until(f"training.state === 'running' && training.history.length >= {shown}", 600)
     take_pictures(page, folder, "training")
     page.until("training.state !== 'running'", 1200)
     assert page.js("training.state") == "done", page.js("training.log")

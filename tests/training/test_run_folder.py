@@ -21,7 +21,7 @@ from system.files import FolderLock
 with FolderLock() as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
