@@ -560,6 +560,11 @@ class Config(BaseModel):
         problems += self._problems_of_features()
         if self.model == "two_stream" and self.clip_size < 2:
             problems.append("clip_size: found 1; two_stream needs at least two frames")
+        if self.center_features and self.clip_size == 1:
+            problems.append(
+                "center_features: found true; a clip of one frame is its own mean, so nothing "
+                "would be left; set it to false, or clip_size to 2 or more"
+            )
         if self.model == "two_stream" and self.nviews > 1:
             problems.append(
                 f"nviews: found {self.nviews}; two_stream's optical flow cannot be rotated; set it "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import FITTED_MODELS, FRAME_MODELS
+from config import FITTED_MODELS, FRAME_MODELS, MAP_MODELS
 from networks.ridge import MAX_WINDOWS
 from own_clips.survey import ClipStats
 
@@ -61,6 +61,8 @@ def choose_settings(
         choice.value for choice in choices if choice.key == "clip_size"
     )
     num_frames = num_clips * clip_size
+    if {*networks} & {*MAP_MODELS}:
+        choices += _centering(stats, clip_size)
     if has_backbone:
         is_few = MIN_VERSIONS * num_frames * (LARGER_SIDE_2D / SIDE_2D) ** 2 <= FRAMES_TO_COMPUTE
         side = LARGER_SIDE_2D if is_few and not is_quick else SIDE_2D
@@ -200,29 +202,37 @@ def _versions(num_clips: int, clip_size: int, crop, networks, is_quick: bool) ->
 def _background(stats: ClipStats) -> Choice:
     share = float(np.median(stats.moving_shares))
     reason = f"{100 * share:.0f} % of the picture changes within a clip (median)"
-    is_fixed, num_still = share < FEW_MOVING_PIXELS, _still_clips(stats)
-    if num_still > MAX_STILL_CLIPS * len(stats.moving_shares):
+    is_fixed = share < FEW_MOVING_PIXELS
+    if still := _still_clips(stats):
         is_fixed = False
-        reason = (
-            f"nothing moves in {num_still:,} of the {len(stats.moving_shares):,} clips that "
-            "were examined: without their background, they would look the same"
-        )
+        reason = f"{still}: without their background, they would look the same"
     elif is_fixed:
         reason += ": something small moves in front of a fixed camera"
     return Choice("subtract_background", is_fixed, reason)
 
 
-def _still_clips(stats: ClipStats) -> int:
-    """Return the number of clips without movement, except those of the class with most.
+def _centering(stats: ClipStats, clip_size: int) -> list[Choice]:
+    """Keep the mean map of clips of which nothing else would be left."""
+    if clip_size == 1:
+        return [Choice("center_features", False, "a clip of one frame is its own mean")]
+    still = _still_clips(stats)
+    return [Choice("center_features", False, f"{still}: they are their own mean")] if still else []
 
-    One class may mean that nothing moves.
+
+def _still_clips(stats: ClipStats) -> str:
+    """Return a note that nothing moves in many of the clips, or an empty one.
+
+    Those of the class with most do not count: one class may mean that nothing moves.
     """
     is_still = stats.moving_shares < STILL
-    if stats.labels is None:
-        return int(is_still.sum())
-    classes = set(stats.labels[is_still]) - {""}  # of test clips
-    of_each = [int((is_still & (stats.labels == name)).sum()) for name in classes]
-    return sum(of_each) - max(of_each, default=0)
+    num_still = int(is_still.sum())
+    if stats.labels is not None:
+        classes = set(stats.labels[is_still]) - {""}  # of test clips
+        of_each = [int((is_still & (stats.labels == name)).sum()) for name in classes]
+        num_still = sum(of_each) - max(of_each, default=0)
+    if num_still <= MAX_STILL_CLIPS * len(is_still):
+        return ""
+    return f"nothing moves in {num_still:,} of the {len(is_still):,} clips that were examined"
 
 
 def training_length(num_clips: int, device_type: str, is_short: bool = False) -> list[Choice]:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import CLASSES, write_clip
 from own_folders import write_class_folders
+from runs import read_csv
 
+import demo_data
 import train
 from clips.annotations import read_annotations
 from clips.packs import open_folder
@@ -427,6 +429,21 @@ def test_clips_that_are_one_event_are_seen_whole(tmp_path, monkeypatch):
     for each in found[0].variants:
         best.setdefault(each.keys["sampling"], each.right.mean())
     assert best["window"] < best["segments"] - 0.2  # 63 and 100 % when this was written
+
+
+@pytest.mark.slow
+def test_quick_tells_a_movement_from_its_reverse(tmp_path):
+    """From eight clips of each, all with other hands before other walls."""
+    rng, root = np.random.default_rng(0), tmp_path / "clips"
+    for part, count in (("train", 8), ("validation", 20)):
+        for name, number in itertools.product(("Moving Left", "Moving Right"), range(count)):
+            write_clip(root / part / name / str(number), demo_data.draw_clip(name, rng))
+    flags = ["--data", str(root), "--quick", "-g", "cpu"]
+    for key in ("baseline_clips=0", "picture_baseline_clips=0", f"output_dir={tmp_path / 'runs'}"):
+        flags += ["--set", key]
+    assert train.main(flags) == 0
+    # With `center_features=false`, it is at chance.
+    assert float(read_csv(tmp_path / "runs" / "clips" / "history.csv")[-1]["val_top1"]) > 80
 
 
 @pytest.mark.slow

@@ -256,6 +256,14 @@ def test_the_background_is_kept_where_clips_would_be_alike_without_it():
     assert chosen(moving=0.02)["subtract_background"]
 
 
+def test_maps_keep_their_mean_where_nothing_else_would_be_left():
+    network = {"model": "average", "members": ["conv3d", "kernel_ridge"]}
+    assert "center_features" not in chosen(**network)
+    for still in ({"frames": 1}, {"clip_size": 1}, {"moving": 0.0}):
+        assert chosen(**network, **still)["center_features"] is False
+        assert "center_features" not in chosen(model="conv3d", **still)
+
+
 @pytest.mark.parametrize("num_frames", [1, 8])
 def test_pictures_and_still_scenes_keep_their_background(tmp_path, capfd, num_frames):
     rng = np.random.default_rng(0)

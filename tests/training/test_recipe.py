@@ -245,6 +245,7 @@ def test_flow_is_that_of_the_augmented_frames(tmp_path):
         ({"model": "csn", "depth": 18}, "depth: found 18; expected 26, 50, 101 or 152"),
         ({"model": "two_stream", "crop_size": 12}, "optical flow needs at least 16 pixels"),
         ({"model": "two_stream", "clip_size": 1}, "two_stream needs at least two frames"),
+        ({"model": "eco", "clip_size": 1, "center_features": True}, "is its own mean"),
         ({"model": "conv_3d"}, 'did you mean "conv3d"?'),
         ({"model": "r2plus1d"}, 'did you mean "r2plus1d_18"?'),
         ({"ncrops": 2}, "ncrops"),
