@@ -13,6 +13,7 @@ from clips.frames import natural_key
 from clips.packs import open_folder
 from clips.search import no_films
 from config import SET_PREFIXES
+from model import build_model
 from own_clips.class_folders import labelled_clips
 from own_clips.recipes import can_cross_validate, cross_validated_keys, recipe_file, recipe_of
 from own_clips.settings import choose_settings, class_balance, uneven_classes
@@ -27,6 +28,7 @@ from own_clips.survey import ClipStats, survey
 from system.config_file import load_config, parse_override
 from system.errors import UserError, summarize
 from system.files import FolderLock, write_text
+from training.freezing import freeze_stages
 from training.run_folder import CONFIG_FILE, check_unoccupied, has_run, make_run_folder
 
 
@@ -110,6 +112,7 @@ def _cross_validated(lists: dict, stats, config, given: dict, device_type: str) 
     train = read_annotations(lists["train_data_csv"], lists["train_data_folder"], names)
     if not can_cross_validate(train.labels, given):
         return {}
+    freeze_stages(build_model(config, len(names)), config)  # a mistake is said first
     if lists["group"]:
         train = replace(train, groups=groups_of(train.ids, lists["group"]))
     return cross_validated_keys(train, stats, config, given, device_type)

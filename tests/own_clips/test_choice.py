@@ -431,6 +431,14 @@ def test_clips_that_are_one_event_are_seen_whole(tmp_path, monkeypatch):
     assert best["window"] < best["segments"] - 0.2  # 63 and 100 % when this was written
 
 
+def test_stages_that_do_not_exist_are_refused_before_the_choice(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips", 9)
+    flags = data_flags(root, tmp_path, "--set", "freeze=99", "--set", "feature_versions=0")
+    assert train.main(flags) == 2
+    shown = capfd.readouterr()
+    assert "freeze: found 99" in shown.err and "cross-validation" not in shown.out
+
+
 @pytest.mark.slow
 def test_quick_tells_a_movement_from_its_reverse(tmp_path):
     """From eight clips of each, all with other hands before other walls."""
