@@ -170,9 +170,9 @@ def choose_by_cross_validation(
 
     configs: one per sampling. members: the networks to try, alone and averaged. centered: the keys
     with which those that see maps of a 2D network are tried, with and without the mean map of the
-    clip. The best variant of those that are trained by gradient descent is trained for longer,
-    since some learn more slowly. `conv3d`, which costs the most, is tried with the sampling that is
-    best for the others.
+    clip. Of several networks, the best variant of each that is trained by gradient descent is
+    trained for longer, since some learn more slowly. `conv3d`, which costs the most, is tried with
+    the sampling that is best for the others.
     """
     trials = Trials(annotations, configs[0], seed)
     todo = [
@@ -182,7 +182,7 @@ def choose_by_cross_validation(
         if member != "conv3d"
         for keys in (centered if member in MAP_MODELS else ({},))
     ]
-    trained = [member for member in members if member not in FITTED_MODELS]
+    trained = [name for name in members if name not in FITTED_MODELS] if len(members) > 1 else []
     count = len(todo) + len(trained)
     with tqdm(total=count, desc="choosing", leave=False, disable=None) as progress:
         found = trials.run(todo, STEPS, progress)

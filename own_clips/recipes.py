@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from clips.annotations import Annotations
-from config import FRAME_MODELS, IMAGENET_WEIGHTS, MODEL_OPTIONS, Config
+from config import FRAME_MODELS, IMAGENET_WEIGHTS, MAP_MODELS, MODEL_OPTIONS, Config
 from own_clips.choice import (
     CENTERED,
     NUM_FOLDS,
@@ -30,8 +31,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FEW_CLIPS = CONFIGS / "few_clips.json"  # conv3d from random weights
 PRETRAINED = CONFIGS / "pretrained.json"  # eco on a frozen backbone
 CONV3D_KEYS = ("block_widths", "head_widths")
-# For a choice that is more than noise: clips of the largest class, or of all classes together, with
-# one clip of the largest in each fold.
+# For a choice among networks that is more than noise: clips of the largest class, or of all classes
+# together, with one clip of the largest in each fold.
 MIN_CLIPS, MIN_CLIPS_IN_ALL = 6, 40
 
 
@@ -61,23 +62,29 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def cross_validated_keys(
-    train: Annotations, stats: ClipStats, config: Config, given: dict, device_type: str
+    train: Annotations,
+    stats: ClipStats,
+    config: Config,
+    given: dict,
+    device_type: str,
+    networks: list[str] = COMPARED,
+    samplings: Iterable[str] = SAMPLINGS,
 ) -> dict[str, Any]:
     """Return the keys that score highest in cross-validation within the training clips; print it.
 
-    given: the user's keys, which stay. Returns none if they exclude each other: the run then ends
-    with a message about its config.
+    given: the user's keys, which stay. networks, samplings: from `networks_to_compare`. Returns
+    none if the user's keys exclude each other: the run then ends with a message about its config.
     """
 
     def fitting(keys):
         settings = choose_settings(stats, len(train), device_type, given | keys)
         return fits(keys, given, {choice.key: choice.value for choice in settings})
 
-    possible = [keys for keys in all_keys(COMPARED, SAMPLINGS) if fitting(keys)]
-    if not possible:
-        return {}
-    samplings = [name for name in SAMPLINGS if any(keys["sampling"] == name for keys in possible)]
-    members = [name for name in COMPARED if any(name in networks_of(keys) for keys in possible)]
+    possible = [keys for keys in all_keys(networks, samplings) if fitting(keys)]
+    if len(possible) < 2:
+        return possible[0] if possible else {}
+    samplings = [name for name in samplings if any(keys["sampling"] == name for keys in possible)]
+    members = [name for name in networks if any(name in networks_of(keys) for keys in possible)]
     centered = [each for each in CENTERED if any(each.items() <= keys.items() for keys in possible)]
     configs = []
     for sampling in samplings:
@@ -136,13 +143,25 @@ def print_choice(validated: CrossValidation, seconds: float) -> None:
         print("    a linear model helps: a weighted sum of pixels tells some of these clips apart")
 
 
-def can_cross_validate(labels: np.ndarray, given: dict) -> bool:
-    """Return whether there are enough clips for a choice, and no network is given.
+def networks_to_compare(
+    labels: np.ndarray, given: dict, is_quick: bool
+) -> tuple[list[str], list[str]]:
+    """Return the networks and the samplings to compare; none, if there is nothing to choose.
 
-    Nor other weights than torchvision's: short trainings see the features of a pretrained backbone.
+    labels: of the training clips, int [N]. given: the user's keys. If a network is given, the clips
+    are few, or `is_quick`, it is only one network: with and without the mean map of the clip.
     """
-    source = given.get("pretrained", IMAGENET_WEIGHTS)
-    has_backbone = source == IMAGENET_WEIGHTS or (source is not None and is_weights_name(source))
     largest = np.bincount(labels).max(initial=0)
-    is_enough = len(labels) >= MIN_CLIPS_IN_ALL and largest >= NUM_FOLDS
-    return "model" not in given and has_backbone and (is_enough or largest >= MIN_CLIPS)
+    if largest < NUM_FOLDS or not _has_known_backbone(given):
+        return [], []
+    is_enough = len(labels) >= MIN_CLIPS_IN_ALL or largest >= MIN_CLIPS
+    if "model" not in given and is_enough and not is_quick:
+        return COMPARED, [*SAMPLINGS]
+    network = given.get("model", "eco")
+    return ([network], [given.get("sampling", "window")]) if network in MAP_MODELS else ([], [])
+
+
+def _has_known_backbone(given: dict) -> bool:
+    """Return whether the weights are torchvision's or the recipe's: short trainings use them."""
+    source = given.get("pretrained", IMAGENET_WEIGHTS)
+    return source == IMAGENET_WEIGHTS or (source is not None and is_weights_name(source))

@@ -15,7 +15,7 @@ from clips.search import no_films
 from config import SET_PREFIXES
 from model import build_model
 from own_clips.class_folders import labelled_clips
-from own_clips.recipes import can_cross_validate, cross_validated_keys, recipe_file, recipe_of
+from own_clips.recipes import cross_validated_keys, networks_to_compare, recipe_file, recipe_of
 from own_clips.settings import choose_settings, class_balance, uneven_classes
 from own_clips.splitting import (
     choose_validation,
@@ -71,9 +71,9 @@ def config_for_folder(options, device_type: str, lock: FolderLock) -> str:
     labels = clips["label"][clips["part"] == "train"].tolist()
     balance = [each for each in class_balance(labels) if each.key not in given]
     chosen = {}
-    if not (options.quick or options.check_data):
+    if not options.check_data:
         config = config.model_copy(update={each.key: each.value for each in balance})
-        chosen = _cross_validated(lists, stats, config, given, device_type)
+        chosen = _cross_validated(lists, stats, config, given, device_type, bool(options.quick))
     if chosen:
         values = recipe_of(chosen) | {"model_name": config.model_name} | chosen | given
     values |= lists
@@ -106,16 +106,19 @@ def _readable_clips(root, config) -> tuple[pd.DataFrame, ClipStats]:
     return clips, stats
 
 
-def _cross_validated(lists: dict, stats, config, given: dict, device_type: str) -> dict:
+def _cross_validated(
+    lists: dict, stats, config, given: dict, device_type: str, is_quick: bool
+) -> dict:
     """Return the keys that cross-validation within the training clips chooses, if it can."""
     names = read_labels(lists["labels_csv"])
     train = read_annotations(lists["train_data_csv"], lists["train_data_folder"], names)
-    if not can_cross_validate(train.labels, given):
+    networks, samplings = networks_to_compare(train.labels, given, is_quick)
+    if not networks:
         return {}
     freeze_stages(build_model(config, len(names)), config)  # a mistake is said first
     if lists["group"]:
         train = replace(train, groups=groups_of(train.ids, lists["group"]))
-    return cross_validated_keys(train, stats, config, given, device_type)
+    return cross_validated_keys(train, stats, config, given, device_type, networks, samplings)
 
 
 def _check_folder(options, path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from networks.ridge import KernelRidge
 from own_clips import choice, recipes, short_trainings
 from own_clips import frame_maps as maps_of_frames
 from own_clips.choice import Variant, averages, choose_by_cross_validation, format_variants
-from own_clips.recipes import PRETRAINED, can_cross_validate, fits, recipe_file, recipe_of
+from own_clips.recipes import PRETRAINED, fits, networks_to_compare, recipe_file, recipe_of
 from own_clips.short_trainings import COMPARED
 from own_clips.survey import ClipStats, survey
 from system.config_file import load_config
@@ -140,10 +141,11 @@ def test_conv3d_is_trained_once_and_for_longer_with_the_sampling_that_is_best_fo
 @pytest.mark.slow
 def test_the_best_of_each_trained_network_is_trained_for_longer(clips, very_short, monkeypatch):
     done = record_trials(monkeypatch)
-    found = validated(clips, ["eco"], "window", "segments")
+    found = validated(clips, ["eco", "linear"], "window", "segments")
     *short, (num_steps, trial, longer) = done
-    _, best, shorter = min(short, key=lambda each: each[2].rank)
-    assert (num_steps, trial, len(short)) == (3, best, 4)
+    trained = [each for each in short if each[1].member == "eco"]
+    _, best, shorter = min(trained, key=lambda each: each[2].rank)
+    assert (num_steps, trial, len(short)) == (3, best, 6)
     assert any(variant is longer for variant in found.variants)
     assert not any(variant is shorter for variant in found.variants)
 
@@ -263,13 +265,29 @@ def test_each_choice_has_a_recipe_that_loads(chosen, has, has_not, tmp_path):
     assert load_config(tmp_path / "config.json", []).model == chosen["model"]
 
 
-def test_when_there_is_no_choice():
-    assert can_cross_validate(np.repeat([0, 1], 6), {})
-    assert not can_cross_validate(np.repeat([0, 1], 2), {})  # too few clips
-    assert not can_cross_validate(np.repeat([0, 1], 6), {"model": "conv3d"})
-    assert can_cross_validate(np.repeat(range(8), 5), {})  # three folds of 40 clips
-    assert not can_cross_validate(np.repeat(range(13), 3), {})
-    assert not can_cross_validate(np.repeat(range(30), 2), {})
+@pytest.mark.parametrize(
+    "clips_per_class, num_classes, given, networks",
+    [
+        (6, 2, {}, COMPARED),
+        (5, 2, {}, ["eco"]),  # too few clips for more
+        (5, 8, {}, COMPARED),  # three folds of 40 clips
+        (3, 13, {}, ["eco"]),
+        (2, 30, {}, []),
+        (6, 2, {"model": "conv3d"}, []),
+        (6, 2, {"model": "kernel_ridge"}, ["kernel_ridge"]),
+    ],
+)
+def test_which_networks_are_compared(clips_per_class, num_classes, given, networks):
+    labels = np.repeat(range(num_classes), clips_per_class)
+    compared, samplings = networks_to_compare(labels, given, False)
+    assert compared == networks and len(samplings) == {0: 0, 1: 1}.get(len(networks), 2)
+    if "model" not in given and networks:
+        assert networks_to_compare(labels, given, True) == (["eco"], ["window"])
+        whole = {"sampling": "segments"}
+        assert networks_to_compare(labels, whole, True) == (["eco"], ["segments"])
+
+
+def test_the_recipe_is_that_of_the_network():
     assert recipe_file({}) == PRETRAINED
     assert recipe_file({"model": "conv3d"}).name == "few_clips.json"
 
@@ -295,15 +313,27 @@ def test_the_chosen_keys_are_in_the_config(tmp_path, capfd, very_short):
     assert is_on_maps == ("pretrained" in keys)
 
 
-def test_quick_takes_the_usual_network(tmp_path, capfd):
+def test_quick_takes_the_usual_network(tmp_path, capfd, very_short):
+    """And looks only whether it needs the mean map."""
     root = write_class_folders(tmp_path / "clips")
     assert train.main(data_flags(root, tmp_path, "--quick")) == 0
-    assert "cross-validation" not in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert output.count(" on windows") == 2
     keys = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
     assert keys["nviews"] == 1
     assert keys["model"] == "eco" and keys["freeze"] is True
+    assert keys["center_features"] == ("eco without the mean map, on windows: the best" in output)
     assert train.main(["--quick", "--config", "configs/config.json"]) == 2
     assert "--quick: needs --data" in capfd.readouterr().err
+
+
+def test_what_is_given_is_not_compared(tmp_path, capfd):
+    root = write_class_folders(tmp_path / "clips")
+    flags = data_flags(root, tmp_path, "--quick", "--set", "center_features=false")
+    assert train.main(flags) == 0
+    assert "cross-validation" not in capfd.readouterr().out
+    keys = json.loads((tmp_path / "runs" / "clips" / "config.json").read_text())
+    assert keys["model"] == "eco" and keys["center_features"] is False
 
 
 @pytest.mark.parametrize(
@@ -325,9 +355,9 @@ def test_what_the_user_sets_applies_to_the_choice(given, fitting):
 @pytest.mark.parametrize("source", [None, "own.pth.tar"])
 def test_with_other_weights_than_of_a_backbone_there_is_no_choice(source):
     labels = np.repeat([0, 1], 6)
-    assert not can_cross_validate(labels, {"pretrained": source})
-    assert can_cross_validate(labels, {"pretrained": "imagenet"})
-    assert can_cross_validate(labels, {"pretrained": "ResNet18_Weights.IMAGENET1K_V1"})
+    assert networks_to_compare(labels, {"pretrained": source}, False) == ([], [])
+    for known in ("imagenet", "ResNet18_Weights.IMAGENET1K_V1"):
+        assert networks_to_compare(labels, {"pretrained": known}, False)[0] == COMPARED
 
 
 def chosen_with(monkeypatch, **given) -> tuple:
@@ -439,6 +469,15 @@ def test_stages_that_do_not_exist_are_refused_before_the_choice(tmp_path, capfd)
     assert "freeze: found 99" in shown.err and "cross-validation" not in shown.out
 
 
+def validation_top1(root, tmp_path, *flags) -> float:
+    """After the last epoch of `--quick`."""
+    command = ["--data", str(root), "--quick", "-g", "cpu", *flags]
+    for key in ("baseline_clips=0", "picture_baseline_clips=0", f"output_dir={tmp_path / 'runs'}"):
+        command += ["--set", key]
+    assert train.main(command) == 0
+    return float(read_csv(tmp_path / "runs" / "clips" / "history.csv")[-1]["val_top1"])
+
+
 @pytest.mark.slow
 def test_quick_tells_a_movement_from_its_reverse(tmp_path):
     """From eight clips of each, all with other hands before other walls."""
@@ -446,12 +485,25 @@ def test_quick_tells_a_movement_from_its_reverse(tmp_path):
     for part, count in (("train", 8), ("validation", 20)):
         for name, number in itertools.product(("Moving Left", "Moving Right"), range(count)):
             write_clip(root / part / name / str(number), demo_data.draw_clip(name, rng))
-    flags = ["--data", str(root), "--quick", "-g", "cpu"]
-    for key in ("baseline_clips=0", "picture_baseline_clips=0", f"output_dir={tmp_path / 'runs'}"):
-        flags += ["--set", key]
-    assert train.main(flags) == 0
     # With `center_features=false`, it is at chance.
-    assert float(read_csv(tmp_path / "runs" / "clips" / "history.csv")[-1]["val_top1"]) > 80
+    assert validation_top1(root, tmp_path) > 80
+
+
+@pytest.mark.slow
+def test_quick_tells_what_only_pictures_show(tmp_path):
+    """A disc or a cross on the wall, before which the same movement is made."""
+    rng, root = np.random.default_rng(0), tmp_path / "clips"
+    for part, count in (("train", 8), ("validation", 20)):
+        for name, number in itertools.product(("cross", "disc"), range(count)):
+            clip = demo_data.draw_clip("Moving Left", rng)
+            for frame in clip:
+                if name == "disc":
+                    cv2.circle(frame, (30, 30), 20, (255, 255, 255), -1)
+                else:
+                    cv2.drawMarker(frame, (30, 30), (255, 255, 255), cv2.MARKER_CROSS, 40, 8)
+            write_clip(root / part / name / str(number), clip)
+    # With `center_features=true`, it is at chance.
+    assert validation_top1(root, tmp_path) > 80
 
 
 @pytest.mark.slow
