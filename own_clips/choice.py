@@ -18,7 +18,7 @@ from clips.annotations import Annotations
 from config import FITTED_MODELS, MAP_MODELS, Config
 from model import build_average
 from networks.average import combine_members
-from own_clips.frame_maps import frame_maps
+from own_clips.frame_maps import FRAMES_IN_ALL, frame_maps
 from own_clips.short_trainings import (
     LONG_STEPS,
     STEPS,
@@ -34,6 +34,7 @@ from system.device import one_core_each
 # Clips from which the choice is made; of more, a sample: MIN_SAMPLE, or more with many classes.
 MIN_SAMPLE, CLIPS_PER_CLASS, MAX_SAMPLE = 300, 20, 600
 NUM_FOLDS = 3
+FEW_FRAMES = FRAMES_IN_ALL // 3  # enough to compare variants of only one network
 NUM_SHOWN = 5
 CENTERED = ({"center_features": False}, {"center_features": True})
 SAMPLINGS = {"window": "windows", "segments": "whole clips"}
@@ -85,13 +86,16 @@ class CrossValidation(NamedTuple):
 class Trials:
     """Short trainings on some clips."""
 
-    def __init__(self, annotations: Annotations, config: Config, seed: int):
-        """Read the clips, and compute their features; config: for the size of frames."""
+    def __init__(self, annotations: Annotations, config: Config, seed: int, frames_in_all: int):
+        """Read the clips, and compute their features; config: for the size of frames.
+
+        frames_in_all: about as many frames of the clips are used.
+        """
         self.num_classes = len(annotations.class_names)
         short = short_config(config)
         network = feature_network(short, self.num_classes)
         chosen = some_clips(annotations, seed)
-        self.maps = frame_maps(annotations, chosen, network, short)
+        self.maps = frame_maps(annotations, chosen, network, short, frames_in_all)
         self.labels = annotations.labels[self.maps.indices]
         groups = annotations.groups
         self.groups = None if groups is None else groups[self.maps.indices]
@@ -174,7 +178,9 @@ def choose_by_cross_validation(
     trained for longer, since some learn more slowly. `conv3d`, which costs the most, is tried with
     the sampling that is best for the others.
     """
-    trials = Trials(annotations, configs[0], seed)
+    trials = Trials(
+        annotations, configs[0], seed, FRAMES_IN_ALL if len(members) > 1 else FEW_FRAMES
+    )
     todo = [
         Trial(member, config, keys)
         for config in configs

@@ -50,13 +50,20 @@ class FrameMaps(NamedTuple):
         return torch.stack(windows).float()
 
 
-def frame_maps(annotations: Annotations, chosen, network: Average, config: Config) -> FrameMaps:
+def frame_maps(
+    annotations: Annotations,
+    chosen,
+    network: Average,
+    config: Config,
+    frames_in_all: int = FRAMES_IN_ALL,
+) -> FrameMaps:
     """Compute the features of the clips at `chosen`, as evaluation sees their frames.
 
-    Clips that cannot be read are left out.
+    frames_in_all: about as many frames are used, MIN_FRAMES to MAX_FRAMES of a long clip. Clips
+    that cannot be read are left out.
     """
 
-    most = int(np.clip(FRAMES_IN_ALL // max(1, len(chosen)), MIN_FRAMES, MAX_FRAMES))
+    most = int(np.clip(frames_in_all // max(1, len(chosen)), MIN_FRAMES, MAX_FRAMES))
     network = merge_padding(fold_batchnorm(network))
     device = torch.device("cpu")
 

@@ -239,11 +239,11 @@ def test_only_a_sample_of_many_clips_is_used(clips, monkeypatch, least, per_clas
 
 @pytest.mark.parametrize("num_chosen, num_frames", [(1, 8), (3, 6), (6, 4), (18, 4)])
 def test_few_clips_have_more_frames_each(clips, monkeypatch, num_chosen, num_frames):
-    for key, value in {"MIN_FRAMES": 4, "MAX_FRAMES": 20, "FRAMES_IN_ALL": 18}.items():
-        monkeypatch.setattr(maps_of_frames, key, value)
+    monkeypatch.setattr(maps_of_frames, "MIN_FRAMES", 4)
+    monkeypatch.setattr(maps_of_frames, "MAX_FRAMES", 20)
     short = short_trainings.short_config(configs("window")[0])
     network = short_trainings.feature_network(short, 3)
-    maps = maps_of_frames.frame_maps(clips, range(num_chosen), network, short)
+    maps = maps_of_frames.frame_maps(clips, range(num_chosen), network, short, 18)
     assert {len(features) for features in maps.features} == {num_frames}
     assert set(maps.lengths) == {8}
 
