@@ -36,8 +36,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         **flag,
-        help="with --data: take the recipe's default network and sampling, instead of choosing "
-        "them by cross-validation",
+        help="with --data: take eco on windows, instead of choosing networks and sampling by "
+        "cross-validation",
     )
     parser.add_argument(
         "--gpus",
