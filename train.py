@@ -15,7 +15,7 @@ from contextlib import suppress
 import torch
 
 from callbacks import build_callbacks
-from clips.batches import Batch, batches_of
+from clips.batches import Batch, batches_of, end_workers
 from clips.frames import prepare_decoders
 from config import Config
 from data_loader import batch_loader, build_loader, read_data
@@ -420,7 +420,7 @@ def run_command(options, arguments, lock: FolderLock) -> int:
             run_evaluation(config, options, device, set_names[0])
         processes.wait_for_all()  # meanwhile the main one writes a report
     finally:
-        stopping.end_workers()
+        end_workers()
     return 0
 
 

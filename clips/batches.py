@@ -4,12 +4,14 @@ The order of the clips is a function of (seed, epoch), so no generator's state i
 """
 
 import math
+import weakref
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from system import processes, stopping
 
@@ -123,10 +125,35 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def batches_of(loader):
-    """Iterate over a loader's batches; a signal interrupts the wait for a slow one."""
+_iterators = weakref.WeakSet()  # over loaders whose workers `end_workers` ends
+
+
+def start_workers(loader):
+    """Return an iterator over a loader; signals are blocked in its workers, for this process."""
     with stopping.signals_blocked():
         iterator = iter(loader)
+    _iterators.add(iterator)
+    return iterator
+
+
+def end_workers() -> None:
+    """Kill the workers of all loaders, and end their iterators.
+
+    PyTorch's own way waits for workers: for one that hangs in a read, or for ever for the lock of
+    an event that a killed one held.
+    """
+    stopping.end_workers()
+    for iterator in _iterators:
+        if getattr(iterator, "_worker_pids_set", False):
+            _remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
+        iterator._shutdown = True  # there is nothing left to shut down
+    _iterators.clear()
+
+
+def batches_of(loader):
+    """Iterate over a loader's batches; a signal interrupts the wait for a slow one."""
+    iterator = start_workers(loader)
     while True:
         # Several processes must stop at the same step, so each checks only between steps.
         with nullcontext() if processes.world_size() > 1 else stopping.interruptible():

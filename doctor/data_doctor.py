@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clips.annotations import groups_of, is_clip_id, lines_without_group, read_labels, read_rows
-from clips.batches import as_it_is
+from clips.batches import as_it_is, end_workers, start_workers
 from clips.films import is_video
 from clips.folders import Clip, ClipFolder, FrameSource
 from clips.frames import (
@@ -244,8 +244,7 @@ def _examine_clips(clip_sets, config, report):
     pace = {} if sys.stderr.isatty() else {"mininterval": 60}  # fewer lines in a log
     first_seen, number = {}, 0
     try:
-        with stopping.signals_blocked():  # until they handle signals themselves
-            results = iter(loader)
+        results = start_workers(loader)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about EXIF data and the like
             for number, result in enumerate(tqdm(results, "examining", unit=" clips", **pace)):
@@ -256,7 +255,7 @@ def _examine_clips(clip_sets, config, report):
                     report.add(clip_set.name, kind, detail, clip.id, frame)
                 _find_in_other_sets(clip_set, clip.id, result.digest, first_seen, report)
     except BaseException as error:  # mainly Ctrl-C: do not wait for the workers' clips
-        stopping.end_workers()
+        end_workers()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise UserError(
                 f"{clips[number][1]}: a worker process died at this clip or one of the "

@@ -522,3 +522,47 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(
     for name, value in run.model.named_parameters():
         assert torch.equal(value, saved["state_dict"][name])
     assert path.read_bytes() == before
+
+
+KILLED_WITH_A_LOCK = """
+import os, time
+from torch.utils.data import DataLoader, dataloader
+from clips import batches
+
+class Iterator(dataloader._MultiProcessingDataLoaderIter):
+    def __setattr__(self, name, value):  # before its workers are started
+        global iterator
+        iterator = self
+        super().__setattr__(name, value)
+
+class Clips:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        with iterator._workers_done_event._cond:  # as PyTorch's own code for a moment, per batch
+            os.write(told, b".")
+            time.sleep(600)
+
+dataloader._MultiProcessingDataLoaderIter = Iterator
+heard, told = os.pipe()
+loader = DataLoader(Clips(), batch_size=None, num_workers=1, persistent_workers=True)
+running = batches.start_workers(loader)
+os.read(heard, 1)
+batches.end_workers()
+del iterator, running, loader  # as a function's end does
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_with_a_lock_keeps_nobody_waiting():
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED_WITH_A_LOCK],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
