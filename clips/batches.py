@@ -125,6 +125,7 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
+SECONDS_TO_END = 5
 _iterators = weakref.WeakSet()  # over loaders whose workers `end_workers` ends
 
 
@@ -144,11 +145,25 @@ def end_workers() -> None:
     """
     stopping.end_workers()
     for iterator in _iterators:
+        if hasattr(iterator, "_pin_memory_thread"):
+            _end_pinning(iterator)
         if getattr(iterator, "_worker_pids_set", False):
             _remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False
         iterator._shutdown = True  # there is nothing left to shut down
     _iterators.clear()
+
+
+def _end_pinning(iterator) -> None:
+    """End the thread that copies batches to pinned memory, as PyTorch does, but wait seconds only.
+
+    It may be reading what a killed worker has not finished writing.
+    """
+    iterator._pin_memory_thread_done_event.set()
+    iterator._worker_result_queue.put((None, None))  # wakes it
+    iterator._pin_memory_thread.join(SECONDS_TO_END)
+    iterator._worker_result_queue.cancel_join_thread()
+    iterator._worker_result_queue.close()
 
 
 def batches_of(loader):
