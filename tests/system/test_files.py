@@ -67,7 +67,7 @@ def test_the_second_is_told_who_writes_and_may_when_that_one_is_killed(tmp_path)
 
 
 class Clock:
-    """Stands in for `time`: only looking at it and sleeping move it, however slow the machine."""
+    """Replaces `time`: it goes on only when it is read or slept, on a machine of any speed."""
 
     strftime = staticmethod(time.strftime)
 
