@@ -143,7 +143,7 @@ def end_workers() -> None:
     PyTorch's own way waits for workers: for one that hangs in a read, or for ever for the lock of
     an event that a killed one held.
     """
-    stopping.end_workers()
+    stopping.kill_workers()
     for iterator in _iterators:
         if hasattr(iterator, "_pin_memory_thread"):
             _end_pinning(iterator)

@@ -194,8 +194,8 @@ def signals_blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_workers() -> None:
-    """Kill the loaders' workers; Python would wait for one that hangs in a read."""
+def kill_workers() -> None:
+    """Kill the loaders' workers; `clips.batches.end_workers` also ends their iterators."""
     # PyTorch's handler would raise an error for workers that die.
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
